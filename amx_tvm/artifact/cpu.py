@@ -1,0 +1,110 @@
+"""What instruction sets this CPU has, compared with what an artifact needs.
+
+LLVM, GCC and Linux spell the same extension differently (``avx512vnni`` / ``avx512_vnni``,
+``dotprod`` / ``asimddp``), so names are reduced to LLVM's spelling without ``_``, ``-``, ``.`` and
+``+``. On x86 the kernel's flags come from /proc/cpuinfo; on aarch64 from the auxiliary vector,
+because /proc/cpuinfo shows the host's CPU under user-mode emulation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+# Linux's flag -> LLVM's feature, where removing punctuation is not enough.
+_ALIASES = {
+    "pni": "sse3",
+    "abm": "lzcnt",
+    "bmi1": "bmi",
+    "shani": "sha",
+    "rdrand": "rdrnd",
+    "pclmulqdq": "pclmul",
+    "3dnowprefetch": "prfchw",
+    "lahflm": "sahf",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "atomics": "lse",
+    "asimdrdm": "rdm",
+    "pmull": "aes",
+}
+
+# Features of LLVM that no kernel flag reports, because every CPU of the architecture has them, and
+# the prefixes of those that only tune code: neither makes an artifact unloadable.
+_UNREPORTED = {"64bit", "x87", "crc32", "evex512"}
+_TUNING = ("fast", "slow", "false", "tuning", "use", "prefer", "idiv", "macrofusion", "branch")
+
+# Linux arch/arm64/include/uapi/asm/hwcap.h: (auxiliary vector entry, bit) -> LLVM's feature.
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+_ARM_BITS = {
+    (_AT_HWCAP, 0): "fparmv8",
+    (_AT_HWCAP, 1): "neon",
+    (_AT_HWCAP, 3): "aes",
+    (_AT_HWCAP, 6): "sha2",
+    (_AT_HWCAP, 7): "crc",
+    (_AT_HWCAP, 8): "lse",
+    (_AT_HWCAP, 10): "fullfp16",
+    (_AT_HWCAP, 12): "rdm",
+    (_AT_HWCAP, 17): "sha3",
+    (_AT_HWCAP, 20): "dotprod",
+    (_AT_HWCAP, 22): "sve",
+    (_AT_HWCAP, 23): "fp16fml",
+    (_AT_HWCAP2, 1): "sve2",
+    (_AT_HWCAP2, 13): "i8mm",
+    (_AT_HWCAP2, 14): "bf16",
+}
+
+
+def normalize(name: str) -> str:
+    """Return a feature's name in the reduced spelling of this module."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return _ALIASES.get(plain, plain)
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """Return the features of the CPU that runs this process, normalized; empty if unknown."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return _arm_features()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.split(":")[0].strip() in ("flags", "Features", "isa"):
+                    return frozenset(map(normalize, line.split(":", 1)[1].split()))
+    except OSError:
+        pass
+    return frozenset()
+
+
+def _arm_features() -> frozenset[str]:
+    try:
+        getauxval = ctypes.CDLL(None).getauxval
+    except (OSError, AttributeError):
+        return frozenset()
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return frozenset(
+        feature for (entry, bit), feature in _ARM_BITS.items() if getauxval(entry) >> bit & 1
+    )
+
+
+def missing_features(needed: Iterable[str], present: frozenset[str]) -> list[str]:
+    """Return the features of ``needed`` that ``present`` lacks, in the artifact's spelling.
+
+    Names with a leading ``-`` (switched off) and tuning hints are no needs. Where the machine's
+    features are unknown (``present`` empty) nothing can be said and nothing is missing.
+    """
+    if not present:
+        return []
+    missing = []
+    for name in needed:
+        plain = normalize(name)
+        if name.startswith("-") or plain in _UNREPORTED or plain.startswith(_TUNING):
+            continue
+        if re.fullmatch(r"v\d+a", plain):  # "v8.2a" is an architecture revision
+            continue
+        if plain not in present:
+            missing.append(name.lstrip("+"))
+    return missing

@@ -1,0 +1,262 @@
+"""manifest.json: the description of an artifact, as dataclasses that read and write themselves.
+
+The manifest is written last and names every other file with its size and SHA-256, so a directory
+without one is not an artifact, and one with a manifest is complete. ``digest`` is the SHA-256 of
+the manifest itself (canonical JSON without that key): an offset that changed by accident would
+otherwise read the wrong weights.
+
+Parts whose content belongs to others (the model's configuration, the quantization settings, the
+list of linears) stay plain dictionaries; only the keys that the runtime reads are required.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.errors import ArtifactError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+KINDS = ("causal_lm", "function")
+
+_REQUIRED = {
+    "model": ("family", "name", "config", "vocab_size", "context_length", "eos_token_ids"),
+    "kv_cache": ("page_size", "dtype", "layers", "kv_heads", "head_dim"),
+}
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions that built the artifact; the runtime refuses a different TVM or tvm_ffi."""
+
+    amx_tvm: str
+    tvm: str
+    tvm_ffi: str
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """The machine an artifact is for.
+
+    ``features`` are the instruction-set extensions that its code uses, in LLVM's or Linux's
+    spelling (``avx512vnni`` or ``avx512_vnni``), or for CUDA the architecture (``sm_90a``).
+    """
+
+    key: str
+    kind: str
+    triple: str
+    features: list[str] = field(default_factory=list)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class LibraryRecord:
+    """The shared library: its file name, size in bytes and SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One raw parameter file.
+
+    ``crc32`` holds one checksum for every ``block_bytes`` of the file (the last block may be
+    shorter): fast enough to check on every load, and able to say where damage lies.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    block_bytes: int
+    crc32: list[int]
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Where one tensor lies: NumPy dtype name, shape, shard index, byte offset and size."""
+
+    shape: list[int]
+    dtype: str
+    shard: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All tensors. ``order`` is the order of the tuple that the library's functions take."""
+
+    order: list[str]
+    tensors: dict[str, TensorRecord]
+    shards: list[ShardRecord]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors in bytes, without the padding between them."""
+        return sum(record.bytes for record in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that manifest.json says; see the module's docstring and ``docs``."""
+
+    versions: Versions
+    target: TargetRecord
+    library: LibraryRecord
+    parameters: Parameters
+    model: dict[str, Any]
+    quantization: dict[str, Any] = field(default_factory=dict)
+    kv_cache: dict[str, Any] = field(default_factory=dict)
+    linears: list[dict[str, Any]] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    kind: str = "causal_lm"
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON-ready data, ``digest`` included."""
+        data = asdict(self)
+        data["digest"] = _digest(data)
+        return data
+
+    def dumps(self) -> str:
+        """Return the text of manifest.json."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n"
+
+    def save(self, directory: Path | str) -> None:
+        """Write manifest.json into an existing directory (atomicity is ArtifactWriter's part)."""
+        (Path(directory) / FILE_NAME).write_text(self.dumps(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Manifest:
+        """Read and check manifest.json of an artifact directory.
+
+        Raises
+        ------
+        ArtifactError
+            No such directory or manifest, text that is not JSON, another schema version, missing
+            keys, or content that does not match its digest.
+        """
+        path = Path(directory)
+        file = path / FILE_NAME
+        if not path.is_dir():
+            raise ArtifactError(
+                f"{path}: no such artifact directory; `amx-tvm compile MODEL --output {path}` "
+                "makes one"
+            )
+        if not file.is_file():
+            raise ArtifactError(
+                f"{path} is not an artifact: it has no {FILE_NAME} (an interrupted compile leaves "
+                "none); compile the model again"
+            )
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ArtifactError(
+                f"{file} cannot be read ({error}); compile the model again"
+            ) from error
+        return cls.from_dict(data, str(file))
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = FILE_NAME) -> Manifest:
+        """Build a manifest from parsed JSON; ``source`` names it in errors."""
+        if not isinstance(data, dict) or "schema" not in data:
+            raise ArtifactError(f"{source}: not a manifest (no `schema` key); compile again")
+        if data["schema"] != SCHEMA:
+            raise ArtifactError(
+                f"{source} has schema {data['schema']}, this version of amx_tvm reads schema "
+                f"{SCHEMA}; compile the model again, or install the version that made it "
+                f"(amx_tvm {_made_by(data)})"
+            )
+        if data.get("digest") != _digest(data):
+            raise ArtifactError(
+                f"{source} does not match its own digest: it was edited or damaged; compile the "
+                "model again or copy the artifact anew"
+            )
+        try:
+            manifest = cls(
+                versions=Versions(**data["versions"]),
+                target=TargetRecord(**data["target"]),
+                library=LibraryRecord(**data["library"]),
+                parameters=_parameters(data["parameters"]),
+                **{
+                    key: data[key]
+                    for key in (
+                        "model",
+                        "quantization",
+                        "kv_cache",
+                        "linears",
+                        "functions",
+                        "files",
+                        "kind",
+                        "schema",
+                    )
+                },
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{source} lacks or misnames a field ({error}); compile the model again"
+            ) from error
+        manifest.check(source)
+        return manifest
+
+    def check(self, source: str = FILE_NAME) -> None:
+        """Raise ArtifactError unless the parts fit together; also called before writing."""
+        if self.kind not in KINDS:
+            raise ArtifactError(f"{source}: kind is {self.kind!r}, expected one of {KINDS}")
+        if self.kind == "causal_lm":
+            for section, keys in _REQUIRED.items():
+                missing = [key for key in keys if key not in getattr(self, section)]
+                if missing:
+                    raise ArtifactError(f"{source}: {section} lacks {', '.join(missing)}")
+        _check_parameters(self.parameters, source)
+
+
+def _check_parameters(parameters: Parameters, source: str) -> None:
+    """Every tensor of the order exists, lies inside its shard and has the size of its shape."""
+    for name in parameters.order:
+        record = parameters.tensors.get(name)
+        if record is None:
+            raise ArtifactError(f"{source}: parameter {name!r} of the order has no tensor")
+        if not 0 <= record.shard < len(parameters.shards):
+            raise ArtifactError(f"{source}: {name!r} lies in shard {record.shard}, which is none")
+        size = int(np.prod(record.shape, dtype=np.int64)) * np.dtype(record.dtype).itemsize
+        shard = parameters.shards[record.shard]
+        if size != record.bytes or record.offset % 64 or record.offset + size > shard.bytes:
+            raise ArtifactError(
+                f"{source}: {name!r} ({record.dtype} {record.shape}) does not fit at offset "
+                f"{record.offset} of {shard.file} ({shard.bytes} bytes)"
+            )
+
+
+def _parameters(data: dict[str, Any]) -> Parameters:
+    return Parameters(
+        order=list(data["order"]),
+        tensors={name: TensorRecord(**record) for name, record in data["tensors"].items()},
+        shards=[ShardRecord(**record) for record in data["shards"]],
+    )
+
+
+def _digest(data: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of everything but the digest itself."""
+    rest = {key: value for key, value in data.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _made_by(data: dict[str, Any]) -> str:
+    versions = data.get("versions")
+    return str(versions.get("amx_tvm", "unknown")) if isinstance(versions, dict) else "unknown"
+
+
+def artifact_bytes(directory: Path | str) -> int:
+    """Return the size in bytes of all files under an artifact directory."""
+    return sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())

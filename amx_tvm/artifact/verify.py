@@ -1,0 +1,184 @@
+"""Check that an artifact is whole and made for this machine, before any of its code is loaded.
+
+Three depths, because reading a large artifact costs time that loading it does not:
+
+======= ============================================================================ ============
+verify  what is checked                                                              cost
+======= ============================================================================ ============
+False   manifest, versions, target, every file's size                                ~ms
+"quick" and the library's SHA-256, tokenizer files, CRC-32 of every parameter block  1 to 4 GB/s
+"full"  and the SHA-256 of every parameter shard                                     0.5 to 2 GB/s
+======= ============================================================================ ============
+
+CRC-32 finds every single flipped bit or byte and any burst up to 32 bits; it does not resist
+somebody who forges weights on purpose, which "full" against a trusted manifest does. "quick" is
+the default: it also brings the weights into the page cache, which the first token needs anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from amx_tvm.artifact.cpu import cpu_features, missing_features
+from amx_tvm.artifact.manifest import Manifest, ShardRecord
+from amx_tvm.artifact.shards import map_file
+from amx_tvm.errors import ArtifactError
+
+Verify = Literal[False, "quick", "full"]
+_AGAIN = "copy the artifact anew or compile the model again"
+
+
+def verify_artifact(
+    directory: Path | str,
+    verify: Verify | bool = "quick",
+    versions: tuple[str, str] | None = None,
+    device: str | None = None,
+) -> Manifest:
+    """Read the manifest and check the artifact against it and against this machine.
+
+    Parameters
+    ----------
+    directory : Path or str
+        The artifact.
+    verify : False, "quick" or "full"
+        How deep to look; see the module's docstring. True means "quick".
+    versions : (str, str), optional
+        The TVM and tvm_ffi versions that would run it; not compared if left out.
+    device : str, optional
+        The device asked for ("cpu", "cuda"); must be the artifact's.
+
+    Raises
+    ------
+    ArtifactError
+        With the first thing that is wrong and what to do about it.
+    """
+    if verify not in (False, True, "quick", "full"):
+        raise ArtifactError(f"verify is {verify!r}, expected False, 'quick' or 'full'")
+    root = Path(directory)
+    manifest = Manifest.load(root)
+    if versions is not None:
+        _check_versions(root, manifest, versions)
+    check_target(root, manifest, device)
+    _check_sizes(root, manifest)
+    if verify:
+        _check_digests(root, manifest, "full" if verify == "full" else "quick")
+    return manifest
+
+
+def _check_versions(root: Path, manifest: Manifest, installed: tuple[str, str]) -> None:
+    """TVM promises no stable executable format between versions, so they must be equal."""
+    built = (manifest.versions.tvm, manifest.versions.tvm_ffi)
+    for package, made, here in zip(("apache-tvm", "apache-tvm-ffi"), built, installed, strict=True):
+        if made != here:
+            raise ArtifactError(
+                f"{root} was compiled with {package} {made}, installed is {here}; compile the "
+                f"model again or `pip install {package}=={made}`"
+            )
+
+
+def check_target(root: Path, manifest: Manifest, device: str | None = None) -> None:
+    """Raise ArtifactError if the artifact's code cannot run here.
+
+    A library that uses an instruction this CPU lacks would end the process with a bare SIGILL.
+    """
+    target = manifest.target
+    if device is not None and device.split(":")[0] != target.device:
+        raise ArtifactError(
+            f"{root} was compiled for device {target.device!r} ({target.key}), asked for "
+            f"{device!r}; load it without `device`, or compile with another --target"
+        )
+    built = target.triple.split("-")[0].lower() if target.triple else ""
+    here = platform.machine().lower()
+    same = {"amd64": "x86_64", "arm64": "aarch64"}
+    if built and same.get(built, built) != same.get(here, here):
+        raise ArtifactError(
+            f"{root} was compiled for {target.triple}, this machine is {here}; compile the model "
+            "with this machine's --target"
+        )
+    if target.device != "cpu":
+        return  # the driver says what the GPU is; the runtime asks it
+    missing = missing_features(target.features, cpu_features())
+    if missing:
+        raise ArtifactError(
+            f"{root} was compiled for {target.key} and needs the CPU features "
+            f"{', '.join(missing)}, which this CPU lacks; compile it with `--target llvm` here"
+        )
+
+
+def _check_sizes(root: Path, manifest: Manifest) -> None:
+    expected = {manifest.library.file: manifest.library.bytes}
+    expected.update({shard.file: shard.bytes for shard in manifest.parameters.shards})
+    for name, size in expected.items():
+        try:
+            found = os.path.getsize(root / name)
+        except OSError as error:
+            raise ArtifactError(f"{root}: {name} is missing ({error.strerror}); {_AGAIN}") from None
+        if found != size:
+            raise ArtifactError(
+                f"{root}: {name} has {found} bytes, the manifest says {size} (truncated or "
+                f"replaced); {_AGAIN}"
+            )
+    for name in manifest.files:
+        if not (root / name).is_file():
+            raise ArtifactError(f"{root}: {name} is missing; {_AGAIN}")
+
+
+def _check_digests(root: Path, manifest: Manifest, depth: str) -> None:
+    """Check all content, spread over the cores: SHA-256 and CRC-32 both release the GIL."""
+    jobs: list[Callable[[], None]] = [
+        lambda: _check_file(root, manifest.library.file, manifest.library.sha256)
+    ]
+    for name, digest in manifest.files.items():
+        jobs.append(lambda name=name, digest=digest: _check_file(root, name, digest))
+    for shard in manifest.parameters.shards:
+        if depth == "full":
+            jobs.append(lambda shard=shard: _check_file(root, shard.file, shard.sha256))
+        elif shard.bytes:
+            data = memoryview(map_file(root / shard.file))
+            for index in range(len(shard.crc32)):
+                jobs.append(
+                    lambda shard=shard, index=index, data=data: _check_block(
+                        root, manifest, shard, index, data
+                    )
+                )
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for future in [pool.submit(job) for job in jobs]:
+            future.result()
+
+
+def _check_file(root: Path, name: str, digest: str) -> None:
+    with open(root / name, "rb") as file:
+        found = hashlib.sha256()
+        while piece := file.read(4 << 20):
+            found.update(piece)
+    if found.hexdigest() != digest:
+        raise ArtifactError(
+            f"{root}: {name} is damaged: its SHA-256 is {found.hexdigest()[:12]}..., the manifest "
+            f"says {digest[:12]}...; {_AGAIN}"
+        )
+
+
+def _check_block(
+    root: Path, manifest: Manifest, shard: ShardRecord, index: int, data: memoryview
+) -> None:
+    start = index * shard.block_bytes
+    end = min(start + shard.block_bytes, shard.bytes)
+    if zlib.crc32(data[start:end]) == shard.crc32[index]:
+        return
+    number = manifest.parameters.shards.index(shard)
+    inside = [
+        name
+        for name, record in manifest.parameters.tensors.items()
+        if record.shard == number and record.offset < end and record.offset + record.bytes > start
+    ]
+    raise ArtifactError(
+        f"{root}: {shard.file} is damaged between bytes {start} and {end} (checksum differs; "
+        f"tensors there: {', '.join(inside[:3])}{'...' if len(inside) > 3 else ''}); {_AGAIN}"
+    )
