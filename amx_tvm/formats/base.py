@@ -1,0 +1,328 @@
+"""What a number format is: `Format`, the data it makes (`Quantized`) and how kernels decode it.
+
+A format cuts the last axis K into groups of `group_size`; a ragged last group behaves as if padded
+with zeros. Every value has a code of 4 or 8 bits, every group one or two stored scales, and some
+formats one float32 for the tensor (weights) or for each row (activations). For code c of group g
+
+    value = tensor_scale * sum over terms of  factor * scale[term.scale][g] * (table[c] - offset)
+
+with small unsigned tables. That sum is exact in float32 before the tensor scale enters, so every
+kernel that evaluates the same terms decodes the same weights.
+
+A format implements `group_scales` and `encode`; everything else follows from its terms. All work
+goes over blocks of groups that stay in a core's L2 cache, so memory beyond the result is bounded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.errors import FormatError
+from amx_tvm.formats import blocks
+from amx_tvm.formats.scales import ScaleType
+
+
+@dataclass(frozen=True)
+class ScaleTensor:
+    """One stored scale a group: its name within the format and its stored type."""
+
+    name: str
+    type: ScaleType = field(repr=False)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the storage type."""
+        return self.type.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one stored scale."""
+        return self.type.bytes
+
+
+@dataclass(frozen=True)
+class DecodeTerm:
+    """One summand of the decode: ``factor * scale * (table[code] - offset)``.
+
+    `table` has 16 entries of 0..127, or is None where the byte itself is the number. `scale` names
+    a scale tensor. `offset` is an integer, or the name of a scale tensor that holds a zero point.
+    """
+
+    table: tuple[int, ...] | None
+    scale: str
+    factor: float
+    offset: int | str
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized array.
+
+    codes : uint8, the array's shape [..., K], one code a byte
+    scales : name -> stored scales [..., ceil(K / group_size)]
+    format : the format that made it
+    tensor_scale : None, or float32 of shape [] (weights) or [...] (one a row of K values)
+    """
+
+    codes: np.ndarray
+    scales: dict[str, np.ndarray]
+    format: Format
+    tensor_scale: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that was quantized."""
+        return self.codes.shape
+
+
+class Format(ABC):
+    """A number format; instances are immutable and registered by name (see `registry`)."""
+
+    name: str
+    title: str  # half a line for tables
+    group_size: int = 32
+    code_bits: int = 4
+    scale_tensors: tuple[ScaleTensor, ...]
+    terms: tuple[DecodeTerm, ...]
+    row_scaled: bool = False
+
+    @property
+    def bits_per_value(self) -> float:
+        """Stored bits a value with group scales, without a tensor scale (32 bits a tensor)."""
+        return self.code_bits + 8 * sum(s.bytes for s in self.scale_tensors) / self.group_size
+
+    @property
+    def zero_code(self) -> int | str:
+        """The code of value 0, or the name of the zero-point scale tensor that holds it."""
+        term = self.terms[0]
+        if isinstance(term.offset, str):
+            return term.offset
+        return term.offset if term.table is None else term.table.index(term.offset)
+
+    def scale_tensor(self, name: str) -> ScaleTensor:
+        """Look up one of the format's scale tensors."""
+        for tensor in self.scale_tensors:
+            if tensor.name == name:
+                return tensor
+        known = ", ".join(tensor.name for tensor in self.scale_tensors)
+        raise FormatError(f"format {self.name} has no scale tensor {name!r}; it has: {known}")
+
+    def decode_scale(self, name: str, stored: np.ndarray) -> np.ndarray:
+        """float32 values of stored scales of the scale tensor `name`."""
+        return self.scale_tensor(name).type.decode(stored)
+
+    def decode_scale_tir(self, name: str, stored: Any) -> Any:
+        """TIR twin of `decode_scale`, for scalars and vectors of any lanes.
+
+        Parameters
+        ----------
+        name : the scale tensor
+        stored : PrimExpr of its storage type (uint8, float16; for float16 also its bits as uint16)
+
+        Returns
+        -------
+        float32 PrimExpr of the same lanes, equal to `decode_scale` bit for bit.
+        """
+        return self.scale_tensor(name).type.decode_tir(stored)
+
+    @abstractmethod
+    def group_scales(
+        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """Stored scales of groups from their extrema.
+
+        Parameters
+        ----------
+        high, low : float32 [R, G], max(0, largest) and min(0, smallest) value of each group
+        tensor_scale : float32 [R, 1], or None for formats without one
+
+        Returns
+        -------
+        dict of stored arrays [R, G], one for each scale tensor.
+        """
+
+    @abstractmethod
+    def encode(
+        self,
+        values: np.ndarray,
+        scales: Mapping[str, np.ndarray],
+        tensor_scale: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Codes of float32 values [R, G, group_size] under given stored scales [R, G].
+
+        Public because calibrated recipes choose the scales themselves. `tensor_scale` is [R, 1].
+        """
+
+    def tensor_scale_of(self, largest: np.ndarray) -> np.ndarray:
+        """float32 tensor scale for a largest magnitude; only formats with `row_scaled` have one."""
+        raise FormatError(f"format {self.name} has no tensor scale")
+
+    def decode(
+        self,
+        codes: np.ndarray,
+        scales: Mapping[str, np.ndarray],
+        tensor_scale: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """float32 values of codes [R, G, group_size] and stored scales [R, G], by the terms."""
+        total: np.ndarray | None = None
+        for term in self.terms:
+            if term.table is None:
+                number = codes.astype(np.float32)
+            else:
+                number = np.take(np.asarray(term.table, np.float32), codes)
+            if isinstance(term.offset, str):
+                number -= self.decode_scale(term.offset, scales[term.offset])[..., None]
+            elif term.offset:
+                number -= np.float32(term.offset)
+            scale = self.decode_scale(term.scale, scales[term.scale]) * np.float32(term.factor)
+            number *= scale[..., None]
+            total = number if total is None else np.add(total, number, out=total)
+        assert total is not None
+        if tensor_scale is not None:
+            total *= tensor_scale[..., None]
+        return np.add(total, np.float32(0), out=total)  # -0 becomes +0
+
+    def quantize(
+        self,
+        array: np.ndarray,
+        *,
+        name: str | None = None,
+        activation: bool = False,
+        tensor_scale: np.ndarray | float | None = None,
+    ) -> Quantized:
+        """Quantize an array [..., K] of any real type along its last axis.
+
+        Parameters
+        ----------
+        array : real array; values are read as float32
+        name : what error messages call it
+        activation : Inf saturates, K may be smaller than a group, and a tensor scale is one a row;
+            without it (weights) Inf is refused, K must fill a group, and a tensor scale is one
+            for the whole array. NaN has no code and is refused by both.
+        tensor_scale : float32 of shape [] or array.shape[:-1] to use instead of the format's own
+
+        Raises
+        ------
+        FormatError
+            NaN or Inf (with its first index), K smaller than a group, not a real array.
+        """
+        source = blocks.rows_of(self, array, name, activation)
+        scale = self._row_scales(source, tensor_scale)
+        codes = np.empty(source.values.shape, np.uint8)
+        groups = (source.rows, source.groups)
+        stored = {s.name: np.empty(groups, s.dtype) for s in self.scale_tensors}
+        for block in source.blocks():
+            row_scale = None if scale is None else scale[block.rows]
+            parts, block_codes = self._quantize_block(block, row_scale)
+            codes[block.rows, block.columns] = block.trimmed(block_codes)
+            for key, part in parts.items():
+                stored[key][block.rows, block.groups] = part
+        lead = source.shape[:-1]
+        return Quantized(
+            codes.reshape(source.shape),
+            {key: value.reshape(*lead, source.groups) for key, value in stored.items()},
+            self,
+            self._shaped_scale(scale, lead, activation, tensor_scale),
+        )
+
+    def dequantize(self, quantized: Quantized) -> np.ndarray:
+        """float32 array of the quantized array's shape; reserved scale bytes raise FormatError."""
+        shape, size = quantized.codes.shape, self.group_size
+        columns = shape[-1]
+        for tensor in self.scale_tensors:
+            tensor.type.check(quantized.scales[tensor.name], f"scale tensor {tensor.name!r}")
+        codes = quantized.codes.reshape(-1, columns)
+        groups = -(-columns // size)
+        stored = {k: v.reshape(-1, groups) for k, v in quantized.scales.items()}
+        scale = blocks.per_row(quantized.tensor_scale, shape[:-1])
+        out = np.empty(codes.shape, np.float32)
+        for block in blocks.walk(codes, size):
+            row_scale = None if scale is None else scale[block.rows]
+            part = {k: v[block.rows, block.groups] for k, v in stored.items()}
+            out[block.rows, block.columns] = block.trimmed(
+                self.decode(block.values, part, row_scale)
+            )
+        return out.reshape(shape)
+
+    def quantize_dequantize(
+        self, array: np.ndarray, *, name: str | None = None, activation: bool = False
+    ) -> np.ndarray:
+        """``dequantize(quantize(array))`` in one pass, without storing codes (fake quantization).
+
+        With `activation`, NaN is allowed too and makes its group NaN.
+        """
+        source = blocks.rows_of(self, array, name, activation, allow_nan=activation)
+        scale = self._row_scales(source, None)
+        out = np.empty(source.values.shape, np.float32)
+        for block in source.blocks():
+            row_scale = None if scale is None else scale[block.rows]
+            stored, codes = self._quantize_block(block, row_scale)
+            values = self.decode(codes, stored, row_scale)
+            if block.nan_groups is not None:
+                values[block.nan_groups] = np.nan
+            out[block.rows, block.columns] = block.trimmed(values)
+        return out.reshape(source.shape)
+
+    def _quantize_block(
+        self, block: blocks.Block, row_scale: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        stored = self.group_scales(block.high, block.low, row_scale)
+        return stored, self.encode(block.values, stored, row_scale)
+
+    def _row_scales(
+        self, source: blocks.Rows, given: np.ndarray | float | None
+    ) -> np.ndarray | None:
+        """Tensor scale of every row [R, 1], or None."""
+        if not self.row_scaled:
+            if given is not None:
+                raise FormatError(f"format {self.name} has no tensor scale, but one was given")
+            return None
+        if given is not None:
+            return blocks.per_row(np.asarray(given, np.float32), source.shape[:-1])
+        scale = self.tensor_scale_of(source.largest())
+        return np.broadcast_to(scale, (source.rows, 1))
+
+    @staticmethod
+    def _shaped_scale(
+        scale: np.ndarray | None,
+        lead: tuple[int, ...],
+        activation: bool,
+        given: np.ndarray | float | None,
+    ) -> np.ndarray | None:
+        if scale is None:
+            return None
+        if given is not None:
+            return np.array(given, np.float32)
+        return scale.reshape(lead).copy() if activation else scale[0, 0].reshape(())
+
+    def __repr__(self) -> str:
+        return f"<Format {self.name}: {self.bits_per_value:g} bits a value>"
+
+
+def concatenate(parts: list[Quantized]) -> Quantized:
+    """Stack quantized matrices [N_i, K] of one format along their rows (merged projections).
+
+    A tensor scale becomes one float32 a row, so that each part keeps its own.
+    """
+    fmt, columns = parts[0].format, parts[0].shape[-1]
+    for part in parts:
+        if part.format.name != fmt.name or part.shape[1:] != (columns,):
+            raise FormatError(
+                f"a {part.format.name} matrix of shape {part.shape} cannot be stacked under a "
+                f"{fmt.name} one with {columns} columns; formats and columns must agree"
+            )
+    scale: np.ndarray | None = None
+    if fmt.row_scaled:
+        given = [blocks.per_row(part.tensor_scale, part.shape[:1]) for part in parts]
+        scale = np.concatenate([rows for rows in given if rows is not None])[:, 0]
+    return Quantized(
+        np.concatenate([part.codes for part in parts]),
+        {s.name: np.concatenate([p.scales[s.name] for p in parts]) for s in fmt.scale_tensors},
+        fmt,
+        scale,
+    )
