@@ -1,0 +1,19 @@
+"""Run a compiled artifact: no compiler, no torch, only NumPy, tvm_ffi and TVM's runtime library."""
+
+from amx_tvm.runtime.engine import Engine, load
+from amx_tvm.runtime.function import FunctionEngine
+from amx_tvm.runtime.generation import TextStream
+from amx_tvm.runtime.result import GenerationResult, Timings
+from amx_tvm.runtime.sampler import Sampling
+from amx_tvm.runtime.session import Sequence
+
+__all__ = [
+    "Engine",
+    "FunctionEngine",
+    "GenerationResult",
+    "Sampling",
+    "Sequence",
+    "TextStream",
+    "Timings",
+    "load",
+]

@@ -1,0 +1,66 @@
+"""A compiled module that is no language model: called like a function, arrays in, arrays out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.artifact import Manifest
+from amx_tvm.errors import ArtifactError
+from amx_tvm.runtime.vm import VirtualMachine
+
+
+class FunctionEngine:
+    """A loaded module; ``engine(x, ...)`` runs its main function.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        What the artifact says about itself.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, machine: VirtualMachine):
+        self.path = path
+        self.manifest = manifest
+        self._machine = machine
+        names = manifest.functions or ["main"]
+        self._functions = {name: machine.function(name) for name in names}
+        self._default = "main" if "main" in names else names[0]
+        self._parameters = (
+            [machine.load_parameters(path, manifest)] if manifest.parameters.order else []
+        )
+
+    def __call__(self, *inputs: Any, function: str | None = None) -> Any:
+        """Run a function of the module.
+
+        Parameters
+        ----------
+        inputs : arrays
+            NumPy arrays or anything else that speaks DLPack, of the compiled shapes and dtypes.
+        function : str, optional
+            Which function, where the module has several; by default "main".
+
+        Returns
+        -------
+        ndarray, or tuple of ndarray where the function returns several.
+        """
+        name = function or self._default
+        if name not in self._functions:
+            raise ArtifactError(
+                f"the module has no function {name!r}, it has {', '.join(self._functions)}"
+            )
+        arguments = [
+            self._machine.to_device(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+            for x in inputs
+        ]
+        result = self._functions[name](*arguments, *self._parameters)
+        return self._host(result)
+
+    def _host(self, value: Any) -> Any:
+        if hasattr(value, "__dlpack__"):
+            return self._machine.to_host(value)
+        if hasattr(value, "__len__"):
+            return tuple(self._host(item) for item in value)
+        return value

@@ -1,0 +1,145 @@
+"""The paged KV cache: sequences, forks and rollbacks over TVM's cache object.
+
+A cache holds ``max_tokens`` tokens in pages of ``page_size``, shared by at most ``max_sequences``
+sequences. A fork shares its parent's pages (the last, partly filled one is copied), so a common
+prompt is computed and stored once. TVM's object works in transactions: `begin_forward` reserves
+positions for the tokens of one model call, the call fills them, `end_forward` closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.vm import VirtualMachine
+
+
+class KVCache:
+    """A paged KV cache with room for ``max_tokens`` tokens of ``max_sequences`` sequences."""
+
+    def __init__(
+        self,
+        machine: VirtualMachine,
+        max_sequences: int,
+        max_tokens: int,
+        prefill_chunk: int,
+        page_size: int,
+    ):
+        self.max_sequences = max_sequences
+        self.max_tokens = max_tokens
+        self.page_size = page_size
+        sizes = (max_sequences, max_tokens, prefill_chunk, page_size, 0)
+        create = machine.function("create_kv_cache")
+        self.state: Any = create(*(machine.shape([size]) for size in sizes))
+        self._shape = machine.shape
+        self._call = {
+            name: machine.builtin(f"vm.builtin.kv_state_{name}")
+            for name in (
+                "add_sequence",
+                "remove_sequence",
+                "fork_sequence",
+                "popn",
+                "begin_forward",
+                "end_forward",
+            )
+        }
+        self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
+        self._lengths: dict[int, int] = {}
+        self._free = list(range(max_sequences - 1, -1, -1))
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that exist."""
+        return len(self._lengths)
+
+    def length(self, sequence: int) -> int:
+        """Return how many tokens a sequence holds."""
+        return self._lengths[sequence]
+
+    def available_tokens(self) -> int:
+        """Return how many tokens the free pages hold."""
+        return int(self._available(self.state)) * self.page_size
+
+    def add(self) -> int:
+        """Start an empty sequence and return its id."""
+        sequence = self._take()
+        self._call["add_sequence"](self.state, sequence)
+        self._lengths[sequence] = 0
+        return sequence
+
+    def fork(self, parent: int, position: int | None = None) -> int:
+        """Start a sequence that shares a parent's first ``position`` tokens (default: all).
+
+        TVM refuses a fork at position 0; that is an empty sequence.
+        """
+        length = self._lengths[parent]
+        position = length if position is None else position
+        if not 0 <= position <= length:
+            raise GenerationError(f"fork at token {position}, the sequence holds {length}")
+        if position == 0:
+            return self.add()
+        child = self._take()
+        fork_at = -1 if position == length else position
+        self._call["fork_sequence"](self.state, parent, child, fork_at)
+        self._lengths[child] = position
+        return child
+
+    def rollback(self, sequence: int, count: int) -> None:
+        """Forget the last ``count`` tokens of a sequence."""
+        length = self._lengths[sequence]
+        if not 0 <= count <= length:
+            raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
+        if count == length and length:
+            # popn to length 0 leaves a block that TVM's prefill takes for a fork; start afresh.
+            self._call["remove_sequence"](self.state, sequence)
+            self._call["add_sequence"](self.state, sequence)
+        elif count:
+            self._call["popn"](self.state, sequence, count)
+        self._lengths[sequence] = length - count
+
+    def remove(self, sequence: int) -> None:
+        """Forget a sequence and free its pages."""
+        self._call["remove_sequence"](self.state, sequence)
+        del self._lengths[sequence]
+        self._free.append(sequence)
+
+    @contextmanager
+    def forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[Any]:
+        """Reserve ``counts[i]`` new positions in ``sequences[i]`` for one model call.
+
+        Yields the cache object for the call.
+        """
+        needed = sum(
+            -(-(self._lengths[s] + n) // self.page_size) - -(-self._lengths[s] // self.page_size)
+            for s, n in zip(sequences, counts, strict=True)
+        )
+        free = int(self._available(self.state))
+        if needed > free:
+            raise GenerationError(
+                f"the KV cache is full: {needed * self.page_size} more tokens asked for, "
+                f"{free * self.page_size} of {self.max_tokens} are free; end a sequence or load "
+                "with a larger kv_tokens"
+            )
+        self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
+        try:
+            yield self.state
+        except BaseException:
+            # Close the transaction and forget its positions: the sequences are as before.
+            self._call["end_forward"](self.state)
+            for sequence, count in zip(sequences, counts, strict=True):
+                self._lengths[sequence] += count
+                self.rollback(sequence, count)
+            raise
+        self._call["end_forward"](self.state)
+        for sequence, count in zip(sequences, counts, strict=True):
+            self._lengths[sequence] += count
+
+    def _take(self) -> int:
+        if not self._free:
+            raise GenerationError(
+                f"all {self.max_sequences} sequences of the KV cache are in use; end one, or load "
+                "with a larger max_sequences"
+            )
+        return self._free.pop()

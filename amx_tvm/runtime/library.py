@@ -1,0 +1,159 @@
+"""Load TVM's runtime library, and nothing else of TVM.
+
+`import tvm` would load the 100 MB compiler library and, through tvm_ffi, torch. Running an
+artifact needs neither: tvm_ffi (the Python binding) and libtvm_runtime (3 MB, the virtual machine
+and the KV cache) are enough. libtvm_runtime is found beside the tvm package without importing it,
+or where ``AMX_TVM_RUNTIME`` points on a device that has no tvm package at all.
+
+TVM quirks (0.27): the executable's library resolves symbols of tvm_ffi and libtvm_runtime from the
+process, so both load with RTLD_GLOBAL before it; TVM's thread pool reads ``TVM_NUM_THREADS`` when
+it starts and otherwise takes half of the logical cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from amx_tvm.errors import ArtifactError, TargetError
+
+RUNTIME_VARIABLE = "AMX_TVM_RUNTIME"
+
+
+def import_ffi() -> ModuleType:
+    """Import and return tvm_ffi without letting it import torch.
+
+    tvm_ffi imports torch where it is installed, one to two seconds for something that it needs only
+    if torch tensors come along. A None in sys.modules makes that import fail, which it allows for.
+    """
+    if "tvm_ffi" in sys.modules:
+        return sys.modules["tvm_ffi"]
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise ArtifactError(
+            f"tvm_ffi cannot be imported ({error}); `pip install apache-tvm-ffi==0.1.14.post1`"
+        ) from error
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return tvm_ffi
+
+
+def installed_versions() -> tuple[str, str]:
+    """Return the versions of TVM and tvm_ffi that are installed.
+
+    Without the tvm package (only libtvm_runtime, through ``AMX_TVM_RUNTIME``) the first is "".
+    """
+    return _version("apache-tvm"), _version("apache-tvm-ffi")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def find_library(name: str = "tvm_runtime") -> Path:
+    """Return the path of ``lib<name>.so``.
+
+    Raises
+    ------
+    ArtifactError
+        Neither ``AMX_TVM_RUNTIME`` (a folder or the runtime library's path) nor the tvm package
+        has it.
+    """
+    places: list[Path] = []
+    if value := os.environ.get(RUNTIME_VARIABLE):
+        given = Path(value)
+        places.append(given if given.is_dir() else given.parent)
+    spec = importlib.util.find_spec("tvm")
+    if spec is not None and spec.submodule_search_locations:
+        places.extend(Path(place) / "lib" for place in spec.submodule_search_locations)
+    for place in places:
+        if (place / f"lib{name}.so").is_file():
+            return (place / f"lib{name}.so").resolve()
+    looked = ", ".join(map(str, places)) or "nowhere: there is no tvm package"
+    raise ArtifactError(
+        f"lib{name}.so was not found (looked in {looked}); `pip install apache-tvm==0.27.0.post1` "
+        f"or set {RUNTIME_VARIABLE} to the folder that holds it"
+    )
+
+
+@lru_cache(maxsize=8)
+def load_runtime(device: str = "cpu") -> ModuleType:
+    """Load tvm_ffi and TVM's runtime (for CUDA also libtvm_runtime_cuda) and return tvm_ffi."""
+    tvm_ffi = import_ffi()
+    names = ["tvm_runtime"] + (["tvm_runtime_cuda"] if device == "cuda" else [])
+    for name in names:
+        path = find_library(name)
+        try:
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # a second load returns the first
+        except OSError as error:
+            if device == "cuda":
+                raise TargetError(
+                    f"the CUDA runtime cannot be loaded ({error}); this artifact needs an NVIDIA "
+                    "driver and libcudart (pip install nvidia-cuda-runtime)"
+                ) from error
+            raise ArtifactError(
+                f"{path} cannot be loaded ({error}); reinstall apache-tvm"
+            ) from None
+    return tvm_ffi
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use.
+
+    Hyperthreads of one core count once (they share the vector units); the affinity mask and a
+    cgroup's CPU quota (containers) are respected.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not allowed:
+        return max(1, (os.cpu_count() or 2) // 2)
+    cores = set()
+    for cpu in allowed:
+        try:
+            path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+            cores.add(Path(path).read_text(encoding="ascii").strip())
+        except OSError:
+            cores.add(str(cpu))
+    count = len(cores)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, count)
+
+
+def set_threads(threads: int | None) -> int:
+    """Choose the number of threads of TVM's pool and return it.
+
+    Parameters
+    ----------
+    threads : int, optional
+        The count; by default ``TVM_NUM_THREADS`` if it is set, else the physical cores.
+
+    Notes
+    -----
+    Each Python thread that calls an engine has its own pool, started with the value at its first
+    call. A pool that runs already can be made smaller, never larger.
+    """
+    if threads is not None and threads < 1:
+        raise TargetError(f"threads is {threads}, expected at least 1")
+    if threads is None:
+        given = os.environ.get("TVM_NUM_THREADS", "")
+        threads = int(given) if given.isdigit() and int(given) > 0 else physical_cores()
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    return threads

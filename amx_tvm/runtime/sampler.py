@@ -1,0 +1,179 @@
+"""Choose the next token from logits, in NumPy.
+
+The steps and their order are those of Hugging Face's generation: repetition penalty, temperature,
+top-k, top-p, min-p, then one draw. Every step works on as few candidates as it can: a full sort of
+128256 logits takes 10 ms, a threshold and a sort of what passes it 0.1 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amx_tvm.errors import GenerationError
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes
+    ----------
+    temperature : float
+        0 takes the most likely token (greedy; the limits below are then without effect).
+    top_k : int
+        Keep the k most likely tokens; 0 keeps all.
+    top_p : float
+        Keep the smallest set of most likely tokens whose probabilities reach p; 1 keeps all.
+    min_p : float
+        Drop tokens less likely than min_p times the most likely one; 0 keeps all.
+    repetition_penalty : float
+        Divide positive logits of tokens seen before by this, multiply negative ones; 1 is off.
+    seed : int or None
+        Same seed, same choices; None draws one from the system.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self):
+        checks = {
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 keeps all)"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is off)"),
+            "seed": (self.seed is None or self.seed >= 0, "at least 0"),
+        }
+        for name, (fits, expected) in checks.items():
+            if not fits:
+                raise GenerationError(f"{name} is {getattr(self, name)}, expected {expected}")
+
+
+class Sampler:
+    """The sampling state of one sequence: its random generator and the tokens it has seen.
+
+    Parameters
+    ----------
+    options : Sampling
+        What to do.
+    tokens : sequence of int
+        The prompt; the repetition penalty counts it as seen.
+    stream : int
+        Sequences of one batch with the same seed draw from different streams.
+    """
+
+    def __init__(self, options: Sampling, tokens: Sequence[int] = (), stream: int = 0):
+        self.options = options
+        entropy = None if options.seed is None else [options.seed, stream]
+        self._random = np.random.default_rng(entropy)
+        self._seen: set[int] = set(tokens) if options.repetition_penalty != 1.0 else set()
+
+    def __call__(self, logits: np.ndarray) -> int:
+        """Return the next token for float32 logits [vocab]; the input is not changed."""
+        options = self.options
+        if self._seen:
+            logits = self._penalize(logits)
+        token = int(np.argmax(logits))
+        if not np.isfinite(logits[token]):
+            raise GenerationError(
+                "the model's logits hold NaN or infinity; its weights or its kernels are broken: "
+                "check the model with quantization 'none', and report the kernel otherwise"
+            )
+        if options.temperature > 0.0:
+            token = self._draw(logits)
+        if options.repetition_penalty != 1.0:
+            self._seen.add(token)
+        return token
+
+    def _penalize(self, logits: np.ndarray) -> np.ndarray:
+        penalty = np.float32(self.options.repetition_penalty)
+        seen = np.fromiter(self._seen, np.int64, len(self._seen))
+        values = logits[seen]
+        logits = logits.copy()
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        return logits
+
+    def _draw(self, logits: np.ndarray) -> int:
+        options = self.options
+        top = logits.max()
+        tokens: np.ndarray | None = None  # None: all tokens, in order
+        if 0 < options.top_k < logits.size:
+            tokens = _largest(logits, options.top_k)
+            logits = logits[tokens]
+        weights = np.exp((logits - top) * np.float32(1.0 / options.temperature))
+        if options.top_p < 1.0:
+            kept = _nucleus(weights, options.top_p)
+            weights = weights[kept]
+            tokens = kept if tokens is None else tokens[kept]
+        if options.min_p > 0.0:
+            kept = np.flatnonzero(weights >= np.float32(options.min_p))  # the largest weight is 1
+            weights = weights[kept]
+            tokens = kept if tokens is None else tokens[kept]
+        index = _pick(weights, self._random.random())
+        return index if tokens is None else int(tokens[index])
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the ``count`` largest values, largest first, ties by lower index.
+
+    A lower bound of the count-th largest comes from the maxima of blocks: the count-th largest
+    block maximum has at least ``count`` values at or above it. Few values pass it.
+    """
+    blocks = values.size // _BLOCK
+    candidates: np.ndarray | None = None
+    if blocks > 2 * count:
+        maxima = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        candidates = np.flatnonzero(values >= bound)
+    elif count < values.size:
+        bound = np.partition(values, values.size - count)[values.size - count]
+        candidates = np.flatnonzero(values >= bound)
+    if candidates is None:
+        candidates = np.arange(values.size)
+    order = np.argsort(-values[candidates], kind="stable")
+    return candidates[order[:count]]
+
+
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Return the indices of the smallest set of largest weights that holds ``top_p`` of the sum.
+
+    Weights are relative to the largest, which is 1. Thresholds fall until what passes one holds
+    the mass; only that is sorted.
+    """
+    goal = float(weights.sum(dtype=np.float64)) * top_p
+    for threshold in (1e-2, 1e-3, 1e-4, 1e-6, 0.0):
+        candidates = np.flatnonzero(weights >= np.float32(threshold))
+        chosen = weights[candidates]
+        if threshold == 0.0 or float(chosen.sum(dtype=np.float64)) >= goal:
+            break
+    order = np.argsort(-chosen, kind="stable")
+    mass = np.cumsum(chosen[order], dtype=np.float64)
+    count = int(np.searchsorted(mass, goal)) + 1
+    return candidates[order[:count]]
+
+
+def _pick(weights: np.ndarray, uniform: float) -> int:
+    """Return the index where the running sum passes ``uniform`` times the total.
+
+    Two levels, blocks and then one block, so that only a block is summed up one by one.
+    """
+    starts = np.arange(0, weights.size, _BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    point = uniform * sums[-1]
+    block = min(int(np.searchsorted(sums, point, side="right")), len(starts) - 1)
+    before = sums[block - 1] if block else 0.0
+    inside = weights[starts[block] : starts[block] + _BLOCK]
+    index = int(np.searchsorted(before + np.cumsum(inside, dtype=np.float64), point, side="right"))
+    index = min(index, inside.size - 1)
+    while index and inside[index] == 0.0:  # rounding never picks what has no weight
+        index -= 1
+    return int(starts[block]) + index

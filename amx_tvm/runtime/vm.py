@@ -1,0 +1,100 @@
+"""One loaded executable: its functions, its parameters on the device, arrays in and out.
+
+The virtual machine takes DLPack arrays. On the CPU nothing is copied: NumPy arrays go in and the
+results are viewed as NumPy arrays. On CUDA, inputs and parameters are copied to the device and
+results back to the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.artifact import Manifest, open_parameters
+from amx_tvm.errors import ArtifactError
+from amx_tvm.runtime.library import load_runtime
+
+POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
+_DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+
+
+class VirtualMachine:
+    """TVM's virtual machine on one device.
+
+    Parameters
+    ----------
+    library : Path
+        The artifact's shared library.
+    device : str
+        "cpu", "cuda" or "cuda:<index>".
+    """
+
+    def __init__(self, library: Path, device: str = "cpu"):
+        name, _, index = device.partition(":")
+        self.is_cpu = name == "cpu"
+        ffi = self._ffi = load_runtime(name)
+        self._device = ffi.device(name, int(index or 0))
+        try:
+            executable = ffi.load_module(str(Path(library).resolve()))
+            self._machine = executable["vm_load_executable"]()
+            arguments = [_DLPACK_DEVICES[name], int(index or 0), POOLED_ALLOCATOR]
+            if not self.is_cpu:  # shape functions run on the host
+                arguments += [_DLPACK_DEVICES["cpu"], 0, POOLED_ALLOCATOR]
+            self._machine["vm_initialization"](*arguments)
+        except (RuntimeError, OSError, AttributeError) as error:
+            reason = (str(error).splitlines() or [""])[-1]
+            raise ArtifactError(
+                f"{library} cannot be loaded ({reason}); compile the model again"
+            ) from error
+        self._allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        self._from_bytes = ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
+        self._to_bytes = ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+
+    def function(self, name: str) -> Any:
+        """Return a compiled function; ArtifactError if the library has none of that name."""
+        try:
+            return self._machine[name]
+        except (AttributeError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the library has no function {name!r}; compile the model again"
+            ) from error
+
+    def builtin(self, name: str) -> Any:
+        """Return a global function of TVM's runtime, such as ``vm.builtin.kv_state_popn``."""
+        return self._ffi.get_global_func(name)
+
+    def shape(self, values: Iterable[int]) -> Any:
+        """Return a tvm_ffi Shape."""
+        return self._ffi.Shape(tuple(values))
+
+    def to_device(self, array: np.ndarray) -> Any:
+        """Return an array as a tensor of the device: a view on the CPU, a copy elsewhere."""
+        if self.is_cpu:
+            return self._ffi.from_dlpack(array)
+        array = np.ascontiguousarray(array)
+        dtype = self._ffi.dtype(array.dtype.name)
+        tensor = self._allocate(self.shape(array.shape), dtype, self._device, None)
+        self._from_bytes(tensor, self._pointer(array), array.nbytes)
+        return tensor
+
+    def to_host(self, tensor: Any) -> np.ndarray:
+        """Return a result as a NumPy array: a view on the CPU, a copy elsewhere."""
+        if self.is_cpu:
+            return np.from_dlpack(tensor)
+        array = np.empty(tuple(tensor.shape), str(tensor.dtype))
+        self._to_bytes(tensor, self._pointer(array), array.nbytes)
+        return array
+
+    @staticmethod
+    def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+        return ctypes.c_void_p(array.ctypes.data)
+
+    def load_parameters(self, directory: Path, manifest: Manifest) -> Any:
+        """Map the shards and return the parameter tuple that every function takes last."""
+        arrays = open_parameters(directory, manifest.parameters)
+        tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
+        return self._ffi.convert(tensors)
