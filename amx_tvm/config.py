@@ -1,0 +1,127 @@
+"""What the user chooses about numbers: weight format, activations, exceptions per layer.
+
+``QuantizationConfig.parse("amxfp4-w4a4")`` reads the short names that ``compile`` and the command
+line take; the dataclass itself gives full control.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
+
+from amx_tvm.errors import FormatError
+from relax_passes.policy import LinearPolicy
+
+W4A4_SUFFIX = "-w4a4"
+ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a model's linears, embedding and head are quantized.
+
+    Parameters
+    ----------
+    format : str
+        Weight format of the linears: a name of ``amx_tvm.formats.names()`` or "none".
+    activation : str
+        "auto" (int8 a group of 32 on CPUs, the compute type on GPUs), "float32" (exact products:
+        the strict mode), "int8", "float16" or "w4a4" (inputs quantized to ``format`` as well).
+    head : str
+        Format of the LM head, and of the embedding table where the two are tied. The paper leaves
+        them alone; "int8" (8.5 bits) is lossless for a GGUF that stores them as Q8_0.
+    ignored : tuple of str
+        Glob patterns of linears left in float32, such as ``"model.layers.0.*"``.
+    overrides : dict of str to str
+        Glob pattern to format, first match wins.
+    """
+
+    format: str = "amxfp4"
+    activation: str = "auto"
+    head: str = "int8"
+    ignored: tuple[str, ...] = ()
+    overrides: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(given: str | QuantizationConfig, strict: bool = False) -> QuantizationConfig:
+        """Read a short name ("amxfp4", "nvfp4-w4a4", "none") or take a config as it is.
+
+        Raises
+        ------
+        FormatError
+            For an unknown format or scheme; the message lists the known ones.
+        """
+        from amx_tvm import formats
+
+        if isinstance(given, QuantizationConfig):
+            config = given
+        elif given == "none":
+            config = QuantizationConfig(format="none", activation="float32", head="none")
+        elif given.endswith(W4A4_SUFFIX):
+            config = QuantizationConfig(format=given.removesuffix(W4A4_SUFFIX), activation="w4a4")
+        else:
+            config = QuantizationConfig(format=given)
+        if strict:
+            if config.activation == "w4a4":
+                raise FormatError(
+                    "strict mode computes with float32 activations and cannot be combined with "
+                    f"{given!r}; drop strict or use {config.format!r}"
+                )
+            config = replace(config, activation="float32")
+        known = (*formats.names(), "none")
+        for name in (config.format, config.head, *config.overrides.values()):
+            if name not in known:
+                raise FormatError(
+                    f"unknown number format {name!r}; known are {', '.join(known)}, each 4-bit one "
+                    f"also as NAME{W4A4_SUFFIX}"
+                )
+        if config.activation not in ("auto", *ACTIVATIONS):
+            raise FormatError(
+                f"unknown activation scheme {config.activation!r}; known are auto, "
+                + ", ".join(ACTIVATIONS)
+            )
+        return config
+
+    @property
+    def strict(self) -> bool:
+        """Whether products are computed with unrounded float32 activations."""
+        return self.activation == "float32"
+
+    def resolve(self, device: str) -> QuantizationConfig:
+        """Replace "auto" by what the device's kernels compute with."""
+        if self.activation != "auto":
+            return self
+        return replace(self, activation="int8" if device == "cpu" else "float16")
+
+    def linear(self, name: str) -> LinearPolicy:
+        """Answer the passes: format and activation of the linear of this name."""
+        if any(fnmatch(name, pattern) for pattern in self.ignored):
+            return LinearPolicy()
+        for pattern, chosen in self.overrides.items():
+            if fnmatch(name, pattern):
+                return self._policy(chosen)
+        if _is_head(name):
+            head = self.head
+            scheme = "int8" if self.activation == "w4a4" else self.activation
+            return LinearPolicy(head, scheme) if head != "none" else LinearPolicy()
+        return self._policy(self.format)
+
+    def table(self, name: str) -> str:
+        """Answer the passes: format of the embedding table of this name."""
+        return self.linear(name).format if _is_head(name) else "none"
+
+    def _policy(self, chosen: str) -> LinearPolicy:
+        if chosen == "none":
+            return LinearPolicy()
+        if self.activation == "w4a4":
+            return LinearPolicy(chosen, f"fp4:{chosen}")
+        return LinearPolicy(chosen, self.activation)
+
+    def describe(self) -> dict:
+        """Return the configuration as JSON-ready values, for the manifest."""
+        return {**asdict(self), "ignored": list(self.ignored), "strict": self.strict}
+
+
+def _is_head(name: str) -> bool:
+    """The LM head or the token embedding: the two ends of the residual stream, maybe tied."""
+    return name.rsplit(".", 1)[-1] in ("lm_head", "embed_tokens")

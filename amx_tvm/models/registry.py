@@ -1,0 +1,87 @@
+"""The model family registry: architecture name -> configuration reader and Relax module.
+
+One file a family registers itself here; ``find`` is the only way in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amx_tvm.errors import ModelError
+from amx_tvm.models.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """A family of models.
+
+    Attributes
+    ----------
+    name : str
+        Short name, as shown by ``amx-tvm inspect``.
+    architectures : tuple of str
+        Class names in a config's ``architectures`` that this family answers for.
+    model_types : tuple of str
+        Values of ``model_type``, used where ``architectures`` is missing.
+    configure : callable
+        Config dictionary -> DecoderConfig; raises ModelError for what the family cannot do.
+    build : callable
+        (DecoderConfig, device, dtype) -> the nn.Module of ``amx_tvm.models.decoder``.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    configure: Callable[[dict[str, Any]], DecoderConfig]
+    build: Callable[..., Any]
+
+
+_FAMILIES: dict[str, ModelFamily] = {}
+
+
+def register(family: ModelFamily) -> ModelFamily:
+    """Add a family; its name must be new."""
+    if family.name in _FAMILIES:
+        raise ValueError(f"model family {family.name!r} is registered twice")
+    _FAMILIES[family.name] = family
+    return family
+
+
+def families() -> list[ModelFamily]:
+    """Return all families by name."""
+    return [_FAMILIES[name] for name in sorted(_FAMILIES)]
+
+
+def find(config: dict[str, Any]) -> ModelFamily:
+    """Return the family of a config dictionary.
+
+    Raises
+    ------
+    ModelError
+        For an unknown architecture, with the nearest supported one.
+    """
+    wanted = list(config.get("architectures") or [])
+    for family in families():
+        if any(name in family.architectures for name in wanted):
+            return family
+    if not wanted:
+        for family in families():
+            if config.get("model_type") in family.model_types:
+                return family
+    given = wanted[0] if wanted else config.get("model_type")
+    if not given:
+        raise ModelError(
+            "the configuration names neither 'architectures' nor 'model_type'; expected one of "
+            + ", ".join(a for f in families() for a in f.architectures)
+        )
+    known = [a for f in families() for a in f.architectures + f.model_types]
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.3)
+    hint = f"; the nearest supported one is {near[0]}" if near else ""
+    raise ModelError(
+        f"architecture {given!r} is not supported{hint} (supported: "
+        + ", ".join(a for f in families() for a in f.architectures)
+        + ")"
+    )

@@ -1,0 +1,1 @@
+"""The compiler: Relax passes from ordinary linears to scheduled TensorIR for quantized products."""

@@ -1,0 +1,79 @@
+"""The parameter plan: how each parameter of the compiled module is made from the model's weights.
+
+Passes rename, merge and quantize weights symbolically; nothing is loaded while they run. What has
+to happen to the numbers is written down here, one :class:`Recipe` a parameter, and carried as the
+module attribute ``amx.parameters``. Afterwards the compiler streams: for each recipe it loads the
+sources, joins, quantizes, packs and writes, so that only one layer is ever in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+import tvm
+
+ATTRIBUTE = "amx.parameters"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one parameter comes to be.
+
+    Parameters
+    ----------
+    sources : tuple of str
+        Weights of the model, joined along axis 0 in this order.
+    transpose : bool
+        The sources are [K, N] and are transposed first.
+    interleave : int
+        0, or the tile height: the two equal halves of the rows alternate in tiles of this many.
+    format, layout, part : str
+        For quantized weights: the number format, the packed layout and which of its arrays.
+        An empty format is a float32 parameter.
+    """
+
+    sources: tuple[str, ...]
+    transpose: bool = False
+    interleave: int = 0
+    format: str = ""
+    layout: str = ""
+    part: str = ""
+
+    @property
+    def origin(self) -> Recipe:
+        """The recipe without its part: parameters of one origin are packed together."""
+        return replace(self, part="")
+
+
+def read(module: tvm.IRModule) -> dict[str, Recipe]:
+    """Return the plan of a module; a parameter that is not in it is a weight as it is."""
+    attrs = module.attrs
+    if attrs is None or ATTRIBUTE not in attrs:
+        return {}
+    plan = json.loads(str(attrs[ATTRIBUTE]))
+    return {k: Recipe(**{**v, "sources": tuple(v["sources"])}) for k, v in plan.items()}
+
+
+def write(module: tvm.IRModule, plan: dict[str, Recipe]) -> tvm.IRModule:
+    """Return the module with this plan attached."""
+    text = json.dumps({k: asdict(v) for k, v in sorted(plan.items())})
+    return module.with_attr(ATTRIBUTE, text)
+
+
+def recipe_of(plan: dict[str, Recipe], name: str) -> Recipe:
+    """Return the recipe of a parameter; the identity where the plan has none."""
+    return plan.get(name, Recipe((name,)))
+
+
+def join_names(names: list[str]) -> str:
+    """Name a merged parameter: the common prefix, the differing parts joined by "+", the suffix."""
+    if len(names) == 1:
+        return names[0]
+    parts = [n.split(".") for n in names]
+    if len({len(p) for p in parts}) > 1:
+        return "+".join(names)
+    joined = []
+    for column in zip(*parts, strict=True):
+        joined.append(column[0] if len(set(column)) == 1 else "+".join(column))
+    return ".".join(joined)

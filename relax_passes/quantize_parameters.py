@@ -1,0 +1,63 @@
+"""Replace the float weight of every annotated linear by its packed parts, symbolically.
+
+The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``row_scale``) become
+parameters of their own; the plan says how each is made. An embedding table that the policy
+quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tvm
+from tvm import relax
+
+from amx_tvm.formats import packing
+from amx_tvm.formats import get as get_format
+from relax_passes import parameters
+from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
+from relax_passes.policy import Policy
+from relax_passes.rewriting import Context, rewrite
+
+
+def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
+    """Make the pass for a policy and the packed layout that the target's kernels read."""
+
+    @tvm.transform.module_pass(opt_level=0, name="QuantizeParameters")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        plan = parameters.read(module)
+
+        def packed(ctx: Context, param: relax.Var, format_name: str) -> list[relax.Var]:
+            n, k = (int(v) for v in param.ty.shape.values)
+            recipe = parameters.recipe_of(plan, param.name)
+            stem = param.name.removesuffix(".T")
+            parts = []
+            shapes = packing.part_shapes(get_format(format_name), (n, k), layout)
+            for part, (shape, dtype) in shapes.items():
+                name = f"{stem}.{part}"
+                plan[name] = replace(recipe, format=format_name, layout=layout, part=part)
+                parts.append(ctx.parameter(name, relax.TensorType(shape, dtype)))
+            return parts
+
+        def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if is_op(value, "amx.linear"):
+                linear = Linear.of(value)
+                if linear.attrs.format == "none" or linear.attrs.layout:
+                    return None
+                parts = packed(ctx, linear.weights[0], linear.attrs.format)
+                attrs = replace(linear.attrs, layout=layout)
+                return replace(linear, attrs=attrs, weights=tuple(parts)).call()
+            if is_op(value, "relax.take") and ctx.is_weight(value.args[0]):
+                table, ids = value.args
+                format_name = policy.table(table.name.removesuffix(".weight"))
+                axis = value.attrs.axis
+                shape = [int(v) for v in table.ty.shape.values]
+                if format_name == "none" or len(shape) != 2 or axis is None or int(axis) != 0:
+                    return None
+                attrs = EmbeddingAttrs(*shape, format_name, layout, str(value.ty.dtype))
+                return embedding(ids, packed(ctx, table, format_name), attrs)
+            return None
+
+        return parameters.write(rewrite(module, rule), plan)
+
+    return run

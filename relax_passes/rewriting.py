@@ -1,0 +1,208 @@
+"""Rebuild Relax functions binding by binding: the one mechanism behind every rewriting pass here.
+
+A pass gives a *rule*: a function that sees one bound expression and the :class:`Context`, and
+returns the expression to bind instead, or None to leave it. Variables keep their identity as long
+as their type stays the same, so a rule never has to track renamed variables; a variable whose type
+changes is replaced everywhere below. Rules may emit new bindings in front (``Context.emit``) and
+add or replace function parameters (``Context.parameter``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+Rule = Callable[["Context", relax.Var, relax.Expr], "relax.Expr | None"]
+
+
+class Context:
+    """What a rule may ask and do while one function is rebuilt.
+
+    Attributes
+    ----------
+    function : relax.Function
+        The function as it was before the rewrite.
+    inputs : int
+        How many leading parameters are inputs; the rest are weights.
+    """
+
+    def __init__(self, module: tvm.IRModule, function: relax.Function) -> None:
+        self.module = module
+        self.function = function
+        self.inputs = num_inputs(function)
+        self._builder = relax.BlockBuilder(module)
+        self._values: dict[relax.Var, relax.Expr] = {}
+        self._replaced: dict[relax.Var, relax.Expr] = {}
+        self._uses = count_uses(function)
+        self._pending: list[relax.Binding] = []
+        self._params: dict[str, relax.Var] = {
+            p.name: p for p in list(function.params)[self.inputs :]
+        }
+        self._serial = 0
+
+    def value(self, expr: relax.Expr) -> relax.Expr:
+        """Follow a variable to the expression bound to it, through plain aliases."""
+        while isinstance(expr, relax.Var) and expr in self._values:
+            expr = self._values[expr]
+        return expr
+
+    def uses(self, var: relax.Expr) -> int:
+        """How often a variable is read in the function as it was."""
+        return self._uses.get(var, 0) if isinstance(var, relax.Var) else 0
+
+    def is_weight(self, expr: relax.Expr) -> bool:
+        """Whether the expression is a weight parameter of the function."""
+        known = self._params.get(expr.name) if isinstance(expr, relax.Var) else None
+        return known is not None and known.same_as(expr)
+
+    def parameter(self, name: str, type_: relax.TensorType) -> relax.Var:
+        """Return the weight parameter of this name, adding it to the function if it is new."""
+        if name not in self._params:
+            self._params[name] = relax.Var(name, type_)
+        return self._params[name]
+
+    def emit(self, expr: relax.Expr, hint: str = "lv") -> relax.Var:
+        """Bind an expression in front of the one being rewritten; return its variable."""
+        expr = self._builder.normalize(expr)
+        if isinstance(expr, relax.Var):
+            return expr
+        self._serial += 1
+        var = relax.DataflowVar(f"{hint}_{self._serial}", expr.ty)
+        self._pending.append(relax.VarBinding(var, expr))
+        self._values[var] = expr
+        return var
+
+    def replace(self, var: relax.Var, by: relax.Expr) -> None:
+        """Read ``by`` wherever ``var`` is read below this point."""
+        self._replaced[var] = by
+
+    def run(self, rule: Rule) -> relax.Function:
+        """Rebuild the function under the rule."""
+        blocks = []
+        for block in self.function.body.blocks:
+            bindings: list[relax.Binding] = []
+            for binding in block.bindings:
+                if not isinstance(binding, relax.VarBinding):
+                    bindings.append(binding)
+                    continue
+                value = self._substitute(binding.value)
+                new = rule(self, binding.var, value)
+                bindings.extend(self._pending)
+                self._pending.clear()
+                value = value if new is None else self._builder.normalize(new)
+                var = binding.var
+                if not tvm_ffi.structural_equal(var.ty, value.ty):
+                    kind = relax.DataflowVar if isinstance(var, relax.DataflowVar) else relax.Var
+                    fresh = kind(var.name, value.ty)
+                    self._replaced[var] = fresh
+                    var = fresh
+                self._values[var] = value
+                bindings.append(relax.VarBinding(var, value))
+            kind = type(block)
+            blocks.append(kind(bindings))
+        body = self._substitute(self.function.body.body)
+        params = list(self.function.params)[: self.inputs] + list(self._params.values())
+        result = relax.Function(
+            params,
+            relax.SeqExpr(blocks, body),
+            self._builder.normalize(body).ty,
+            is_pure=self.function.is_pure,
+            attrs=self.function.attrs,
+        )
+        return result.with_attr("num_input", self.inputs)
+
+    def _substitute(self, expr: relax.Expr) -> relax.Expr:
+        if not self._replaced:
+            return expr
+
+        def final(var: relax.Expr) -> relax.Expr:
+            while isinstance(var, relax.Var) and var in self._replaced:
+                var = self._replaced[var]
+            return var
+
+        if isinstance(expr, relax.Var):
+            return final(expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._substitute(f) for f in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self._substitute(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call):
+            args = [self._substitute(a) for a in expr.args]
+            if all(a.same_as(b) for a, b in zip(args, expr.args, strict=True)):
+                return expr
+            return self._builder.normalize(relax.Call(expr.op, args, expr.attrs, expr.ty_args))
+        return expr
+
+
+def num_inputs(function: relax.Function) -> int:
+    """Count the leading parameters that are inputs; all of them where the function does not say."""
+    attrs = function.attrs
+    if attrs is not None and "num_input" in attrs:
+        return int(attrs["num_input"])
+    return len(function.params)
+
+
+def count_uses(function: relax.Function) -> Counter:
+    """Count how often each variable is read in a function."""
+    uses: Counter = Counter()
+
+    def visit(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Var):
+            uses[expr] += 1
+
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            relax.analysis.post_order_visit(binding.value, visit)
+    relax.analysis.post_order_visit(function.body.body, visit)
+    return uses
+
+
+def relax_functions(module: tvm.IRModule) -> Iterator[tuple[tvm.ir.GlobalVar, relax.Function]]:
+    """Yield the Relax functions of a module in the order of their names."""
+    for gvar in sorted(module.get_global_vars(), key=lambda g: g.name_hint):
+        function = module[gvar]
+        if isinstance(function, relax.Function):
+            yield gvar, function
+
+
+def rewrite(module: tvm.IRModule, rule: Rule) -> tvm.IRModule:
+    """Apply a rule to every Relax function of a module, then drop what nothing reads any more."""
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for gvar, function in relax_functions(module):
+        updated[gvar] = drop_dead(Context(module, function).run(rule))
+    return relax.transform.Normalize()(updated)
+
+
+def drop_dead(function: relax.Function) -> relax.Function:
+    """Remove dataflow bindings and weight parameters that nothing reads."""
+    inputs = num_inputs(function)
+    live: set[relax.Var] = set()
+
+    def mark(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Var):
+            live.add(expr)
+
+    relax.analysis.post_order_visit(function.body.body, mark)
+    blocks = []
+    for block in reversed(list(function.body.blocks)):
+        dataflow = isinstance(block, relax.DataflowBlock)
+        kept = []
+        for binding in reversed(list(block.bindings)):
+            if dataflow and isinstance(binding, relax.VarBinding) and binding.var not in live:
+                continue
+            kept.append(binding)
+            relax.analysis.post_order_visit(binding.value, mark)
+        blocks.append(type(block)(kept[::-1]))
+    params = [p for i, p in enumerate(function.params) if i < inputs or p in live]
+    result = relax.Function(
+        params,
+        relax.SeqExpr(blocks[::-1], function.body.body),
+        function.ret_ty,
+        is_pure=function.is_pure,
+        attrs=function.attrs,
+    )
+    return result
