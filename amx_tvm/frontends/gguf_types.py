@@ -1,0 +1,68 @@
+"""ggml's block types: to float32, and to codes and scales where a format of ours is the same.
+
+Blocks that pass through without another rounding (``d`` is a little-endian float16)::
+
+    MXFP4  1 byte E8M0 scale, 16 bytes: low nibbles = values 0..15, high nibbles = values 16..31
+    Q8_0   2 bytes d, 32 int8
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGMLQuantizationType as GgmlType
+
+from amx_tvm.frontends.source import RawTensor
+
+# The types that are read; each is tested against ggml's own C code.
+SUPPORTED = frozenset(
+    {
+        GgmlType.F32, GgmlType.F16, GgmlType.BF16,
+        GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1,
+        GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K,
+        GgmlType.IQ4_NL, GgmlType.IQ4_XS, GgmlType.MXFP4,
+    }
+)  # fmt: skip
+
+CHUNK_VALUES = 1 << 22  # values a step: the dequantizers' temporaries are several times as large
+
+
+def dequantize(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the float32 values of a tensor.
+
+    Parameters
+    ----------
+    stored : numpy.ndarray
+        uint8 [rows..., bytes of a row].
+    kind : GGMLQuantizationType
+        One of SUPPORTED.
+    shape : tuple of int
+        The tensor's shape in values.
+
+    Notes
+    -----
+    Works through the rows in steps, so that memory stays at the result plus a few MiB.
+    """
+    rows = stored.reshape(-1, stored.shape[-1])
+    values = np.empty((rows.shape[0], shape[-1]), np.float32)
+    step = max(1, CHUNK_VALUES // shape[-1])
+    for start in range(0, rows.shape[0], step):
+        part = slice(start, start + step)
+        values[part] = quants.dequantize(rows[part], kind)
+    return values.reshape(shape)
+
+
+def raw_tensor(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> RawTensor | None:
+    """Return the codes and scales of an MXFP4 or Q8_0 tensor, None for other types."""
+    if kind not in (GgmlType.MXFP4, GgmlType.Q8_0):
+        return None
+    groups = (*shape[:-1], shape[-1] // 32)
+    if kind == GgmlType.MXFP4:
+        blocks = stored.reshape(*groups, 17)
+        packed = blocks[..., 1:]
+        codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
+        return RawTensor("mxfp4", codes.reshape(shape), {"scale": blocks[..., 0].copy()})
+    blocks = stored.reshape(*groups, 34)
+    scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
+    codes = blocks[..., 2:] ^ np.uint8(128)  # int8 q to the byte q + 128
+    return RawTensor("int8", codes.reshape(shape), {"scale": scale})

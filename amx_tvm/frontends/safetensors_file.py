@@ -1,0 +1,140 @@
+"""The safetensors container: header, bounds checks, one tensor at a time.
+
+Layout (https://huggingface.co/docs/safetensors)::
+
+    8 bytes   length H of the header, little endian
+    H bytes   JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}}
+    the rest  tensor data; offsets count from its first byte
+
+NumPy has no bfloat16: its bits are the upper half of a float32, so a shift widens it exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from amx_tvm.errors import ModelError
+from amx_tvm.frontends.mapped_file import MappedFile
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+
+# Bytes of one element of each type that the format defines.
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+LOADABLE = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: stored type ("BF16"), shape, its bytes [begin, end) in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """One safetensors file, checked completely when it is opened.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Raises
+    ------
+    ModelError
+        When it is missing, no safetensors file, shorter than its header says, or holds a tensor of
+        an unknown type or with offsets that do not fit its shape.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = MappedFile(path)
+        self.path = self.file.path
+        self.tensors = self._read_header()
+
+    def _read_header(self) -> dict[str, TensorEntry]:
+        size = self.file.size
+        if size < 8:
+            raise ModelError(f"{self.path} is truncated: {size} bytes, no safetensors header")
+        header_bytes = int.from_bytes(self.file.buffer[:8], "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ModelError(
+                f"{self.path} is not a safetensors file: its first 8 bytes announce a header of "
+                f"{header_bytes} bytes, at most {MAX_HEADER_BYTES} were expected"
+            )
+        start = 8 + header_bytes
+        if start > size:
+            raise ModelError(
+                f"{self.path} is truncated: its header ends at byte {start}, the file has {size}; "
+                "download or copy it again"
+            )
+        try:
+            header = json.loads(bytes(self.file.buffer[8:start]))
+            entries = {
+                name: self._entry(name, fields, start)
+                for name, fields in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{self.path} is not a safetensors file: its header cannot be read ({error!r})"
+            ) from None
+        needed = max((entry.end for entry in entries.values()), default=start)
+        if needed > size:
+            raise ModelError(
+                f"{self.path} is truncated: its header describes {needed} bytes, the file has "
+                f"{size}; download or copy it again"
+            )
+        return entries
+
+    def _entry(self, name: str, fields: dict, start: int) -> TensorEntry:
+        dtype, shape = fields["dtype"], tuple(int(size) for size in fields["shape"])
+        begin, end = (int(offset) for offset in fields["data_offsets"])
+        if dtype not in ITEM_BYTES:
+            raise ModelError(
+                f"tensor {name!r} in {self.path} has the unknown type {dtype!r}; known are "
+                + ", ".join(ITEM_BYTES)
+            )
+        expected = math.prod(shape) * ITEM_BYTES[dtype]
+        if begin < 0 or min(shape, default=0) < 0 or end - begin != expected:
+            raise ModelError(
+                f"tensor {name!r} in {self.path} has the bytes {begin}..{end}, but its shape "
+                f"{list(shape)} of {dtype} takes {expected}; the file is damaged"
+            )
+        return TensorEntry(dtype, shape, start + begin, start + end)
+
+    def load(self, name: str) -> np.ndarray:
+        """Return a BF16, F16 or F32 tensor as a new float32 array.
+
+        Raises
+        ------
+        ModelError
+            For a tensor of another type.
+        """
+        entry = self.tensors[name]
+        if entry.dtype not in LOADABLE:
+            raise ModelError(
+                f"tensor {name!r} in {self.path} is stored as {entry.dtype}; weights were expected "
+                f"in one of {', '.join(LOADABLE)}"
+            )
+        stored = self.file.view(entry.begin, entry.end - entry.begin)
+        if entry.dtype == "BF16":
+            values = stored.view("<u2").astype(np.uint32)
+            values <<= 16
+            values = values.view(np.float32)
+        else:
+            values = stored.view("<f2" if entry.dtype == "F16" else "<f4").astype(np.float32)
+        self.file.release(entry.begin, entry.end - entry.begin)
+        return values.reshape(entry.shape)

