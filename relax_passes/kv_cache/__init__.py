@@ -1,0 +1,14 @@
+"""The paged KV cache of CPU targets and its attention kernels, in TensorIR."""
+
+from .cache import CpuPagedKVCache, attention, kernels
+from .config import PAGE_SIZE, KVCacheConfig
+from .vector import VectorTarget
+
+__all__ = [
+    "PAGE_SIZE",
+    "CpuPagedKVCache",
+    "KVCacheConfig",
+    "VectorTarget",
+    "attention",
+    "kernels",
+]

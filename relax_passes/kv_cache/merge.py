@@ -1,0 +1,55 @@
+"""Merge two attention results over disjoint keys, in place.
+
+With outputs o1, o2 and log-sum-exps s1, s2 (log2), the result over all keys is
+(o1 2^s1 + o2 2^s2) / (2^s1 + 2^s2) and its log-sum-exp log2(2^s1 + 2^s2).
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from . import vector as v
+from .config import KVCacheConfig
+
+_SERIAL_TOKENS = 8
+
+
+def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
+    """Build the kernel: o1 [n, heads, d], lse1 [n, heads], o2, lse2; o1 and lse1 are updated."""
+    heads, d = config.num_heads, config.head_dim
+
+    def token(t: Expr, o1, s1, o2, s2) -> None:  # noqa: ANN001
+        with T.serial(0, heads) as h:
+            a = v.bind(v.splat(s1[t, h]), "a")
+            b = v.bind(v.splat(s2[t, h]), "b")
+            top = v.bind(tirx.max(a, b), "top")
+            a = v.bind(v.exp2(a - top), "a")
+            b = v.bind(v.exp2(b - top), "b")
+            total = v.bind(a + b, "total")
+            a = v.bind(a / total, "a")
+            b = v.bind(b / total, "b")
+            for j in range(0, d, v.LANES):
+                row = v.load(o1, [t, h, j]) * a + v.load(o2, [t, h, j]) * b
+                v.store(o1, row, [t, h, j])
+            merged = v.bind(v.log2(total) + top, "merged")
+            T.buffer_store(s1, v.first_lane(merged), [t, h])
+
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name("cpu_merge_state")
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            handles = [T.arg(n, T.handle()) for n in ("o1", "lse1", "o2", "lse2")]
+            n = T.int32()
+            o1 = T.match_buffer(handles[0], (n, heads, d), config.dtype)
+            s1 = T.match_buffer(handles[1], (n, heads), "float32")
+            o2 = T.match_buffer(handles[2], (n, heads, d), config.dtype)
+            s2 = T.match_buffer(handles[3], (n, heads), "float32")
+            with T.If(n <= _SERIAL_TOKENS):
+                with T.Then(), T.serial(0, n) as t:
+                    token(t, o1, s1, o2, s2)
+                with T.Else(), T.parallel(0, n) as t:
+                    token(t, o1, s1, o2, s2)
+        return builder.get()

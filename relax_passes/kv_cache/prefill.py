@@ -1,0 +1,335 @@
+"""Attention of many new tokens: among themselves (ragged), and over the paged cache.
+
+Work items are (query head, block of 48 queries).  An item walks the keys it may see in blocks of
+64 and keeps a running maximum, sum and unnormalized output for every query (flash attention):
+
+    scores    48 x 64 tile = Q K^T   register tiles of rows x two panels of 16 keys
+    softmax   mask, new maximum, scores -> 2^(s - max), rescale
+    values    48 x d += P V          register tiles of rows x column vectors
+
+The ragged kernel first packs the new keys into the transposed panels that pages hold anyway, so
+both kernels read K alike.  Scores are in log2 units.  A slot's number is its index among the slots
+of a sequence's page list (ragged: among its new tokens); which slots a query sees is an interval.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from . import vector as v
+from .config import PANEL, KVCacheConfig
+from .pages import match_pages, view_pages
+
+_ROWS = 48  # queries of an item; a multiple of every register tile below
+_KEYS = 64  # keys of a block; a multiple of the page size or divided by it
+
+
+def ragged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFunc:
+    """Build the kernel, with the arguments of TVM's ``batch_prefill_ragged_kv``.
+
+    Arguments: q [n, heads, d], q_indptr int32 [b + 1], k and v [m, kv_heads, d], kv_indptr
+    int32 [b + 1], two unused position arrays, output [n, heads, d], lse float32 [n, heads],
+    causal, rotary_mode (must be 0), two unused rope scalars, sm_scale.  A negative sm_scale says
+    that the layer slides: its magnitude is the scale, and queries see ``config.window`` keys.
+    """
+    return _Prefill(config, target, paged=False, sliding=False).build()
+
+
+def paged_prefill(
+    config: KVCacheConfig, target: v.VectorTarget, sliding: bool = False
+) -> tirx.PrimFunc:
+    """Build the kernel, with the arguments of TVM's ``batch_prefill_paged_kv``.
+
+    Arguments: q [n, heads, d], q_indptr int32 [b + 1], pages, page_indptr int32 [b + 1],
+    page_values int32 [pages], length_info (as in decode), two unused position arrays, output
+    [n, heads, d], lse float32 [n, heads], causal, rotary_mode (must be 0), two unused rope
+    scalars, sm_scale.  With sliding and causal, query i of a chunk sees the last window - i - 1
+    of the cached keys.
+    """
+    return _Prefill(config, target, paged=True, sliding=sliding).build()
+
+
+class _Prefill:
+    """Emits both kernels; the attributes are buffers and the variables of the current item."""
+
+    def __init__(
+        self, config: KVCacheConfig, target: v.VectorTarget, paged: bool, sliding: bool
+    ) -> None:
+        self.config, self.paged, self.sliding = config, paged, sliding
+        self.d, self.page = config.head_dim, config.page_size
+        self.columns = self.d // v.LANES
+        # (rows, vectors) of the two register tiles; rows divide _ROWS.
+        if target.vectors >= 32:
+            self.score_tile, value_rows, column_tile = (12, 2), 6, 4
+        elif target.vectors >= 8:
+            self.score_tile, value_rows, column_tile = (6, 1), 6, 1
+        else:
+            self.score_tile, value_rows, column_tile = (2, 1), 2, 1
+        while self.columns % column_tile:
+            column_tile -= 1
+        self.value_tile = (value_rows, column_tile)
+
+    def build(self) -> tirx.PrimFunc:
+        config, d = self.config, self.d
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        with IRBuilder() as builder:
+            with T.prim_func():
+                kind = "paged" if self.paged else "ragged"
+                T.func_name(f"cpu_prefill_{kind}" + ("_sliding" if self.sliding else ""))
+                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                keys = ("pages", "page_indptr", "page_values", "length_info")
+                names = ("q", "q_indptr", *(keys if self.paged else ("k", "v", "kv_indptr")))
+                positions = ("q_rope_position", "k_rope_pos_offset")
+                names += (*(positions[::-1] if self.paged else positions), "output", "lse")
+                handles = {n: T.arg(n, T.handle()) for n in names}
+                self.causal = T.arg("causal", T.int32())
+                rotary_mode = T.arg("rotary_mode", T.int32())
+                T.arg("rope_scale", T.float32())
+                T.arg("rope_theta", T.float32())
+                sm_scale = T.arg("sm_scale", T.float32())
+                batch, n = T.int32(), T.int32()
+
+                def index(name: str, *size):  # noqa: ANN002, ANN202
+                    return T.match_buffer(handles[name], size, "int32", elem_offset=T.int32())
+
+                self.q = T.match_buffer(handles["q"], (n, heads, d), config.dtype)
+                self.q_indptr = index("q_indptr", batch + 1)
+                if self.paged:
+                    self.pages = match_pages(config, handles["pages"])
+                    self.kv_indptr = index("page_indptr", batch + 1)
+                    self.page_values = index("page_values", T.int32())
+                    info = (3, batch) if self.sliding else (batch,)
+                    self.length_info = index("length_info", *info)
+                else:
+                    m = T.int32()
+                    self.k = T.match_buffer(handles["k"], (m, kv_heads, d), config.dtype)
+                    self.v = T.match_buffer(handles["v"], (m, kv_heads, d), config.dtype)
+                    self.kv_indptr = index("kv_indptr", batch + 1)
+                index("q_rope_position", n)
+                index("k_rope_pos_offset", batch)
+                self.output = T.match_buffer(handles["output"], (n, heads, d), config.dtype)
+                self.lse = T.match_buffer(handles["lse"], (n, heads), "float32")
+                if self.paged:
+                    self.pages = view_pages(config, self.pages)
+                v.require(rotary_mode == 0, v.NO_INLINE_ROPE)
+                log2e = tirx.const(math.log2(math.e), "float32")
+                self.scale = v.bind(tirx.abs(sm_scale) * log2e, "scale")
+                self.slides = sm_scale < 0
+                if not self.paged:
+                    panels = v.bind(tirx.indexdiv(m + _KEYS - 1, _KEYS) * (_KEYS // PANEL))
+                    shape = (kv_heads, panels, d * PANEL)
+                    self.packed = IRBuilder.name("packed", T.alloc_buffer(shape, "float32"))
+                with T.serial(0, batch) as b:
+                    self._sequence(b)
+            return builder.get()
+
+    def _sequence(self, b: Expr) -> None:
+        """Attend with all queries of one sequence."""
+        config = self.config
+        self.q_begin = v.bind(self.q_indptr[b], "q_begin")
+        self.q_len = v.bind(self.q_indptr[b + 1] - self.q_begin, "q_len")
+        self.kv_begin = v.bind(self.kv_indptr[b], "kv_begin")
+        count = v.bind(self.kv_indptr[b + 1] - self.kv_begin, "count")
+        self.start: Expr | int = 0
+        if self.paged:
+            self.last_page = v.bind(tirx.max(count - 1, 0), "last_page")
+            info = self.length_info[0, b] if self.sliding else self.length_info[b]
+            slots = (count - 1) * self.page + info
+            self.stop = v.bind(tirx.Select(count > 0, slots, 0), "stop")
+            if self.sliding:
+                self.start = v.bind(self.length_info[1, b], "start")
+        else:
+            self.stop = count
+            panels = tirx.indexdiv(count + PANEL - 1, PANEL)
+            with T.parallel(0, config.num_kv_heads * panels) as i:
+                self._pack(tirx.indexdiv(i, panels), tirx.indexmod(i, panels))
+        blocks = v.bind(tirx.indexdiv(self.q_len + _ROWS - 1, _ROWS), "blocks")
+        with T.parallel(0, config.num_heads * blocks) as item:
+            self._item(tirx.indexdiv(item, blocks), tirx.indexmod(item, blocks))
+
+    def _pack(self, h: Expr, panel: Expr) -> None:
+        """Transpose 16 new keys of one head; lanes beyond the sequence stay undefined."""
+        first = v.bind(panel * PANEL, "first")
+        with T.serial(0, tirx.min(self.stop - first, PANEL)) as t, T.serial(0, self.d) as i:
+            key = v.load_scalar(self.k, [self.kv_begin + first + t, h, i])
+            T.buffer_store(self.packed, key, [h, panel, i * PANEL + t])
+
+    def _visible(self, row: Expr) -> tuple[Expr, Expr]:
+        """First and one past the last slot that a query sees (an empty interval for none)."""
+        if self.paged and self.sliding:
+            past = tirx.max(self.config.window - row - 1, 0)
+            low = tirx.max(self.start, self.stop - past)
+            return tirx.Select(self.causal > 0, low, self.start), self.stop
+        high = tirx.Select(self.causal > 0, self.stop - self.q_len + row + 1, self.stop)
+        if self.paged or not self.config.window:
+            return tirx.const(0, "int32"), high
+        return tirx.Select(self.slides, tirx.max(high - self.config.window, 0), 0), high
+
+    def _item(self, head: Expr, block: Expr) -> None:
+        """Attend with one block of queries of one head."""
+        d = self.d
+        self.head = v.bind(head, "head")
+        self.h = v.bind(tirx.indexdiv(self.head, self.config.group), "h")
+        self.row0 = v.bind(block * _ROWS, "row0")
+        rows = v.bind(tirx.min(self.q_len - self.row0, _ROWS), "rows")
+        self.score_tiles = v.bind(
+            tirx.indexdiv(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
+        )
+        self.value_tiles = v.bind(
+            tirx.indexdiv(rows + self.value_tile[0] - 1, self.value_tile[0]), "value_tiles"
+        )
+        padded = v.bind(self.score_tiles * self.score_tile[0], "padded")
+        self.qs = v.scratch(_ROWS * d, "q")
+        self.o = v.scratch(_ROWS * d, "o")
+        self.s = v.scratch(_ROWS * _KEYS, "s")
+        self.m, self.l = v.scratch(_ROWS, "m"), v.scratch(_ROWS, "l")
+        self.alpha = v.scratch(_ROWS, "alpha")
+        for r in range(0, _ROWS, v.LANES):
+            v.store(self.m, v.const(v.EMPTY_LSE), [r])
+            v.store(self.l, v.const(0.0), [r])
+        with T.serial(0, padded) as r:
+            # Rows that pad the last tile repeat the last query; nothing of them is stored.
+            row = v.bind(self.q_begin + self.row0 + tirx.min(r, rows - 1), "row")
+            for j in range(0, d, v.LANES):
+                value = v.load(self.q, [row, self.head, j]) * v.splat(self.scale)
+                v.store(self.qs, value, [r * d + j])
+                v.store(self.o, v.const(0.0), [r * d + j])
+        low, _ = self._visible(self.row0)
+        _, high = self._visible(self.row0 + rows - 1)
+        self.high = v.bind(high, "high")
+        first = v.bind(tirx.indexdiv(low, _KEYS), "first")
+        last = tirx.indexdiv(self.high + _KEYS - 1, _KEYS)
+        with T.serial(0, tirx.max(last - first, 0)) as i:
+            self.slot0 = v.bind((first + i) * _KEYS, "slot0")
+            self.keys = v.bind(tirx.min(self.high - self.slot0, _KEYS), "keys")
+            width = self.score_tile[1] * PANEL
+            self.groups = v.bind(tirx.indexdiv(self.keys + width - 1, width), "groups")
+            with T.serial(0, self.groups) as group, T.serial(0, self.score_tiles) as tile:
+                self._scores(group, tile)
+            with T.serial(0, padded) as r:
+                self._softmax(r)
+            with T.serial(0, self.value_tiles) as tile:
+                for c in range(0, self.columns, self.value_tile[1]):
+                    self._values(tile, c)
+        self._finish(rows)
+
+    def _page(self, slot: Expr) -> Expr:
+        """Page of a slot; slots beyond the list read the last page and are masked."""
+        index = tirx.min(tirx.indexdiv(slot, self.page), self.last_page)
+        return v.bind(self.page_values[self.kv_begin + index].astype("int64"), "page")
+
+    def _scores(self, group: Expr, tile: Expr) -> None:
+        """One register tile of Q K^T: rows x panels, channels in the loop."""
+        rows, panels = self.score_tile
+        row0 = v.bind(tile * rows, "row0")
+        places = []
+        for p in range(panels):
+            slot = v.bind(self.slot0 + (group * panels + p) * PANEL, "slot")
+            if self.paged:
+                inside = tirx.indexdiv(tirx.indexmod(slot, self.page), PANEL)
+                place = (self.pages, [self._page(slot), 0, self.h], inside * (PANEL * self.d))
+            else:
+                place = (self.packed, [self.h, tirx.indexdiv(slot, PANEL)], 0)
+            places.append((place[0], place[1], v.bind(tirx.convert(place[2]), "at")))
+        acc = [[v.Register(v.const(0.0), "acc") for _ in range(panels)] for _ in range(rows)]
+        with T.serial(0, self.d) as i:
+            keys = [v.bind(v.load(b, [*at, off + i * PANEL]), "key") for b, at, off in places]
+            for r in range(rows):
+                value = v.bind(v.splat(self.qs[(row0 + r) * self.d + i]), "value")
+                for p in range(panels):
+                    acc[r][p].set(v.fma(value, keys[p], acc[r][p].get()))
+        for r in range(rows):
+            for p in range(panels):
+                at = (row0 + r) * _KEYS + (group * panels + p) * PANEL
+                v.store(self.s, acc[r][p].get(), [at])
+
+    def _softmax(self, r: Expr) -> None:
+        """Turn one row of scores into weights relative to the new maximum."""
+        low, high = self._visible(self.row0 + r)
+        low = v.bind(v.splat(low - self.slot0), "low")
+        high = v.bind(v.splat(tirx.min(high, self.high) - self.slot0), "high")
+        vectors = v.bind(self.groups * self.score_tile[1], "vectors")
+        top = v.Register(v.const(v.NEG_INF), "top")
+        with T.serial(0, vectors) as i:
+            lanes = T.Ramp(i * v.LANES, 1, v.LANES)
+            seen = tirx.And(lanes < high, lanes >= low)
+            score = v.load(self.s, [r * _KEYS + i * v.LANES])
+            score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
+            v.store(self.s, score, [r * _KEYS + i * v.LANES])
+            top.set(tirx.max(top.get(), score))
+        m_old = v.bind(v.splat(self.m[r]), "m_old")
+        m_new = v.bind(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
+        alpha = v.bind(v.exp2(m_old - m_new), "alpha")
+        total = v.Register(v.const(0.0), "total")
+        with T.serial(0, vectors) as i:
+            weight = v.exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
+            weight = v.bind(weight, "weight")
+            v.store(self.s, weight, [r * _KEYS + i * v.LANES])
+            total.set(total.get() + weight)
+        added = v.reduce_lanes(total.get(), lambda a, b: a + b)
+        T.buffer_store(self.m, v.first_lane(m_new), [r])
+        T.buffer_store(self.alpha, v.first_lane(alpha), [r])
+        sum_new = v.bind(v.splat(self.l[r]) * alpha + added, "sum_new")
+        T.buffer_store(self.l, v.first_lane(sum_new), [r])
+
+    def _values(self, tile: Expr, c0: int) -> None:
+        """One register tile of O = alpha O + P V: rows x column vectors, tokens in the loop.
+
+        The loop ends with the last visible token: slots beyond it may hold anything, NaN too.
+        """
+        rows, columns = self.value_tile
+        row0 = v.bind(tile * rows, "row0")
+        acc = []
+        for r in range(rows):
+            alpha = v.bind(v.splat(self.alpha[row0 + r]), "alpha")
+            at = [(row0 + r) * self.d + (c0 + c) * v.LANES for c in range(columns)]
+            acc.append([v.Register(v.load(self.o, [a]) * alpha, "acc") for a in at])
+
+        def token(t: Expr, buffer, outer: list, base) -> None:  # noqa: ANN001
+            values = [
+                v.bind(v.load(buffer, [*outer, base + (c0 + c) * v.LANES]), "value")
+                for c in range(columns)
+            ]
+            for r in range(rows):
+                weight = v.bind(v.splat(self.s[(row0 + r) * _KEYS + t]), "weight")
+                for c in range(columns):
+                    acc[r][c].set(v.fma(weight, values[c], acc[r][c].get()))
+
+        if self.paged:
+            step = min(self.page, _KEYS)
+            with T.serial(0, tirx.indexdiv(self.keys + step - 1, step)) as part:
+                slot = v.bind(self.slot0 + part * step, "slot")
+                page = self._page(slot)
+                inside = v.bind(tirx.indexmod(slot, self.page), "inside")
+                with T.serial(0, tirx.min(self.keys - part * step, step)) as t:
+                    outer = [page, 1, self.h]
+                    token(part * step + t, self.pages, outer, (inside + t) * self.d)
+        else:
+            with T.serial(0, self.keys) as t:
+                token(t, self.v, [self.kv_begin + self.slot0 + t, self.h], 0)
+        for r in range(rows):
+            for c in range(columns):
+                at = (row0 + r) * self.d + (c0 + c) * v.LANES
+                v.store(self.o, acc[r][c].get(), [at])
+
+    def _finish(self, rows: Expr) -> None:
+        """Normalize and store outputs and log-sum-exps; EMPTY_LSE and 0 where no key was seen."""
+        for r in range(0, _ROWS, v.LANES):
+            total = v.bind(v.load(self.l, [r]), "total")
+            safe = v.bind(tirx.max(total, v.const(1e-30)), "safe")
+            lse = v.bind(v.load(self.m, [r]) + v.log2(safe), "lse")
+            lse = tirx.Select(total <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
+            v.store(self.alpha, lse, [r])
+            v.store(self.l, v.const(1.0) / safe, [r])
+        with T.serial(0, rows) as r:
+            row = v.bind(self.q_begin + self.row0 + r, "row")
+            inverse = v.bind(v.splat(self.l[r]), "inverse")
+            for j in range(0, self.d, v.LANES):
+                value = v.load(self.o, [r * self.d + j]) * inverse
+                v.store(self.output, value, [row, self.head, j])
+            T.buffer_store(self.lse, self.alpha[r], [row, self.head])

@@ -1,0 +1,93 @@
+"""Split a fused qkv into q, k and v, and rotate q and k.
+
+Cosine and sine are computed once a token, for all heads: positions times constant frequencies,
+rounded to float32 as a torch model rounds them, then reduced in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from . import vector as v
+from .config import KVCacheConfig
+from .frequencies import inverse_frequencies
+
+_SERIAL_TOKENS = 4  # up to this many, waking the other threads costs more than it saves
+
+
+def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
+    """Build the kernel.
+
+    Arguments of the kernel: qkv [n, heads + 2 kv_heads, d], position_map int32 [n], then the
+    outputs q [n, heads, d], k [n, kv_heads, d] and v [n, kv_heads, d], and apply_rope (int64; 0
+    copies without rotating).
+    """
+    heads, kv_heads, d = config.num_heads, config.num_kv_heads, config.head_dim
+    half = config.rotary // 2
+    width = math.gcd(half, v.LANES)
+    inv_freq, factor = inverse_frequencies(config)
+
+    def token(t, qkv, positions, outputs, apply_rope) -> None:  # noqa: ANN001
+        cos, sin = v.scratch(half, "cos"), v.scratch(half, "sin")
+        padded = -(-half // v.LANES) * v.LANES
+        with T.If(apply_rope > 0):
+            with T.Then():
+                position = v.bind(positions[t].astype("float32"), "position")
+                for j in range(0, padded, v.LANES):
+                    lanes = [float(inv_freq[min(j + i, half - 1)]) for i in range(v.LANES)]
+                    freq = T.Shuffle(
+                        [tirx.const(f, "float32") for f in lanes], list(range(v.LANES))
+                    )
+                    s, c = v.sincos(v.bind(v.splat(position) * freq, "angle"))
+                    n = min(v.LANES, half - j)
+                    for value, buffer in ((c, cos), (s, sin)):
+                        scaled = v.bind(value * v.const(factor) if factor != 1.0 else value)
+                        if n == v.LANES:
+                            v.store(buffer, scaled, [j])
+                        else:
+                            for i in range(n):
+                                T.buffer_store(buffer, T.Shuffle([scaled], [i]), [j + i])
+            with T.Else():
+                for j in range(0, half, width):
+                    v.store(cos, v.const(1.0, width), [j], width)
+                    v.store(sin, v.const(0.0, width), [j], width)
+        first = 0
+        for name, buffer, count in outputs:
+            with T.serial(0, count) as h:
+                rotated = name != "v"
+                start = config.rotary if rotated else 0
+                for j in range(0, half if rotated else 0, width):
+                    low = v.bind(v.load(qkv, [t, h + first, j], width), "low")
+                    high = v.bind(v.load(qkv, [t, h + first, half + j], width), "high")
+                    c = v.bind(v.load(cos, [j], width), "c")
+                    s = v.bind(v.load(sin, [j], width), "s")
+                    v.store(buffer, low * c - high * s, [t, h, j], width)
+                    v.store(buffer, high * c + low * s, [t, h, half + j], width)
+                step = math.gcd(d - start, v.LANES) if start < d else v.LANES
+                for j in range(start, d, step):
+                    v.store(buffer, v.load(qkv, [t, h + first, j], step), [t, h, j], step)
+            first += count
+
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name("cpu_split_rotary")
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            handles = [T.arg(n, T.handle()) for n in ("qkv", "position_map", "q", "k", "v")]
+            apply_rope = T.arg("apply_rope", T.int64())
+            n, offset = T.int32(), T.int32()
+            qkv = T.match_buffer(handles[0], (n, heads + 2 * kv_heads, d), config.dtype)
+            positions = T.match_buffer(handles[1], (n,), "int32", elem_offset=offset)
+            q = T.match_buffer(handles[2], (n, heads, d), config.dtype)
+            k = T.match_buffer(handles[3], (n, kv_heads, d), config.dtype)
+            value = T.match_buffer(handles[4], (n, kv_heads, d), config.dtype)
+            outputs = (("q", q, heads), ("k", k, kv_heads), ("v", value, kv_heads))
+            with T.If(n <= _SERIAL_TOKENS):
+                with T.Then(), T.serial(0, n) as t:
+                    token(t, qkv, positions, outputs, apply_rope)
+                with T.Else(), T.parallel(0, n) as t:
+                    token(t, qkv, positions, outputs, apply_rope)
+        return builder.get()
