@@ -5,6 +5,6 @@ installed package; :class:`~amx_tvm.frontends.relax_module.RelaxModuleSource` wr
 Everything that can be wrong with the files is found when they are opened, before any work.
 """
 
-from amx_tvm.frontends.source import ModelSource, RawTensor, open_model
+from amx_tvm.frontends.source import ModelSource, open_model
 
-__all__ = ["ModelSource", "RawTensor", "open_model"]
+__all__ = ["ModelSource", "open_model"]

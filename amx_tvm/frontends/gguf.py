@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.formats.base import Quantized
 from amx_tvm.frontends.gguf_config import find_architecture, read_config
 from amx_tvm.frontends.gguf_file import GgufFile, GgufTensor
 from amx_tvm.frontends.gguf_tokenizer import end_of_generation_ids, write_gguf_tokenizer
-from amx_tvm.frontends.gguf_types import SUPPORTED, dequantize, raw_tensor
-from amx_tvm.frontends.source import ModelSource, RawTensor, sample_digest
+from amx_tvm.frontends.gguf_types import SUPPORTED, dequantize, quantized_blocks
+from amx_tvm.frontends.source import ModelSource, sample_digest
 
 ROPE_FACTORS = "rope_freqs.weight"
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -125,18 +126,19 @@ class GgufSource(ModelSource):
             values -= np.float32(stored.offset)
         return deinterleave(values, stored.interleaved_heads)
 
-    def load_raw(self, name: str) -> RawTensor | None:
+    def load_raw(self, name: str) -> Quantized | None:
         """Return the stored codes and scales of an MXFP4 or Q8_0 tensor, rows in HF order."""
         stored = self._stored(name)
         if stored.offset:
             return None
-        raw = raw_tensor(stored.file.data(stored.tensor), stored.tensor.type, stored.tensor.shape)
-        stored.file.release(stored.tensor)
-        if raw is None or not stored.interleaved_heads:
-            return raw
+        data, tensor = stored.file.data(stored.tensor), stored.tensor
+        raw = quantized_blocks(data, tensor.type, tensor.shape)
+        stored.file.release(tensor)
+        if raw is None:
+            return None
         heads = stored.interleaved_heads
         scales = {key: deinterleave(value, heads) for key, value in raw.scales.items()}
-        return RawTensor(raw.format, deinterleave(raw.codes, heads), scales)
+        return Quantized(deinterleave(raw.codes, heads), scales, raw.format)
 
     @property
     def nbytes(self) -> int:

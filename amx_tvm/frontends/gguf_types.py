@@ -12,7 +12,8 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGMLQuantizationType as GgmlType
 
-from amx_tvm.frontends.source import RawTensor
+from amx_tvm import formats
+from amx_tvm.formats.base import Quantized
 
 # The types that are read; each is tested against ggml's own C code.
 SUPPORTED = frozenset(
@@ -52,17 +53,23 @@ def dequantize(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> np
     return values.reshape(shape)
 
 
-def raw_tensor(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> RawTensor | None:
-    """Return the codes and scales of an MXFP4 or Q8_0 tensor, None for other types."""
-    if kind not in (GgmlType.MXFP4, GgmlType.Q8_0):
-        return None
+def quantized_blocks(
+    stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]
+) -> Quantized | None:
+    """Return an MXFP4 tensor as "mxfp4", a Q8_0 one as "int8", and None for other types.
+
+    The arguments are those of :func:`dequantize`; codes and scale bits are the stored ones.
+    """
     groups = (*shape[:-1], shape[-1] // 32)
     if kind == GgmlType.MXFP4:
         blocks = stored.reshape(*groups, 17)
         packed = blocks[..., 1:]
         codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
-        return RawTensor("mxfp4", codes.reshape(shape), {"scale": blocks[..., 0].copy()})
-    blocks = stored.reshape(*groups, 34)
-    scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
-    codes = blocks[..., 2:] ^ np.uint8(128)  # int8 q to the byte q + 128
-    return RawTensor("int8", codes.reshape(shape), {"scale": scale})
+        scales = {"scale": blocks[..., 0].copy()}
+        return Quantized(codes.reshape(shape), scales, formats.get("mxfp4"))
+    if kind == GgmlType.Q8_0:
+        blocks = stored.reshape(*groups, 34)
+        scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
+        codes = blocks[..., 2:] ^ np.uint8(128)  # the int8 q becomes the byte q + 128
+        return Quantized(codes.reshape(shape), {"scale": scale}, formats.get("int8"))
+    return None

@@ -12,7 +12,6 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,10 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.formats.base import Quantized
 
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class RawTensor:
-    """A stored tensor whose numbers are already those of a format of ``amx_tvm.formats``.
-
-    Attributes
-    ----------
-    format : str
-        Name of that format: "mxfp4" or "int8".
-    codes : numpy.ndarray
-        uint8 [..., K], one code a value (mxfp4: E2M1 bits 0..15; int8: the value + 128).
-    scales : dict of str to numpy.ndarray
-        The format's scale tensors in stored form, [..., K / 32] (mxfp4: E8M0 bytes; int8:
-        float16).
-    """
-
-    format: str
-    codes: np.ndarray
-    scales: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class ModelSource(ABC):
@@ -81,10 +61,11 @@ class ModelSource(ABC):
     def load(self, name: str) -> np.ndarray:
         """Read one tensor as a new float32 array; nothing is cached."""
 
-    def load_raw(self, name: str) -> RawTensor | None:
+    def load_raw(self, name: str) -> Quantized | None:
         """Return a tensor's stored codes and scales, or None where they are no format of ours.
 
-        It is for formats that pass through without another rounding.
+        ``raw.format.dequantize(raw)`` equals ``load(name)``: a compiler that wants this format
+        takes it as it is, without another rounding.
         """
         return None
 
