@@ -74,7 +74,7 @@ class ArtifactWriter:
         shutil.rmtree(self.directory, ignore_errors=True)
         if error is None:
             raise ArtifactError(f"{self.output}: the artifact was left without finish()")
-        if isinstance(error, OSError) and _is_about(error, self.output.parent):
+        if isinstance(error, OSError) and _is_about(error, self.directory):
             raise self._explain(error) from error
         if full and isinstance(error, Exception) and not isinstance(error, AmxError):
             # A linker that ran out of space says so in its own words.

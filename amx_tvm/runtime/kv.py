@@ -70,18 +70,14 @@ class KVCache:
         return sequence
 
     def fork(self, parent: int, position: int | None = None) -> int:
-        """Start a sequence that shares a parent's first ``position`` tokens (default: all).
-
-        TVM refuses a fork at position 0; that is an empty sequence.
-        """
+        """Start a sequence that shares a parent's first ``position`` tokens (default: all)."""
         length = self._lengths[parent]
         position = length if position is None else position
         if not 0 <= position <= length:
             raise GenerationError(f"fork at token {position}, the sequence holds {length}")
-        if position == 0:
-            return self.add()
+        self._check_pages(int(position % self.page_size > 0))  # the copy of a partly shared page
         child = self._take()
-        fork_at = -1 if position == length else position
+        fork_at = -1 if position == length else position  # -1: TVM's "at the end"
         self._call["fork_sequence"](self.state, parent, child, fork_at)
         self._lengths[child] = position
         return child
@@ -91,11 +87,7 @@ class KVCache:
         length = self._lengths[sequence]
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
-        if count == length and length:
-            # popn to length 0 leaves a block that TVM's prefill takes for a fork; start afresh.
-            self._call["remove_sequence"](self.state, sequence)
-            self._call["add_sequence"](self.state, sequence)
-        elif count:
+        if count:
             self._call["popn"](self.state, sequence, count)
         self._lengths[sequence] = length - count
 
@@ -105,16 +97,15 @@ class KVCache:
         del self._lengths[sequence]
         self._free.append(sequence)
 
-    @contextmanager
-    def forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[Any]:
-        """Reserve ``counts[i]`` new positions in ``sequences[i]`` for one model call.
-
-        Yields the cache object for the call.
-        """
+    def check_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
+        """Raise GenerationError unless the free pages hold ``counts[i]`` more tokens each."""
         needed = sum(
             -(-(self._lengths[s] + n) // self.page_size) - -(-self._lengths[s] // self.page_size)
             for s, n in zip(sequences, counts, strict=True)
         )
+        self._check_pages(needed)
+
+    def _check_pages(self, needed: int) -> None:
         free = int(self._available(self.state))
         if needed > free:
             raise GenerationError(
@@ -122,6 +113,14 @@ class KVCache:
                 f"{free * self.page_size} of {self.max_tokens} are free; end a sequence or load "
                 "with a larger kv_tokens"
             )
+
+    @contextmanager
+    def forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[Any]:
+        """Reserve ``counts[i]`` new positions in ``sequences[i]`` for one model call.
+
+        Yields the cache object for the call.
+        """
+        self.check_room(sequences, counts)
         self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
         try:
             yield self.state

@@ -75,11 +75,11 @@ def find_library(name: str = "tvm_runtime") -> Path:
     """
     places: list[Path] = []
     if value := os.environ.get(RUNTIME_VARIABLE):
-        given = Path(value)
-        places.append(given if given.is_dir() else given.parent)
-    spec = importlib.util.find_spec("tvm")
-    if spec is not None and spec.submodule_search_locations:
-        places.extend(Path(place) / "lib" for place in spec.submodule_search_locations)
+        places.append(Path(value).parent if Path(value).is_file() else Path(value))
+    else:
+        spec = importlib.util.find_spec("tvm")
+        if spec is not None and spec.submodule_search_locations:
+            places.extend(Path(place) / "lib" for place in spec.submodule_search_locations)
     for place in places:
         if (place / f"lib{name}.so").is_file():
             return (place / f"lib{name}.so").resolve()

@@ -128,6 +128,7 @@ class Sequence:
                 f"{ids.size} tokens after {len(self)} exceed the context of {limit} tokens; "
                 "shorten the prompt, or load with a larger context_length if the model allows it"
             )
+        self._cache.check_room([self.handle], [ids.size])
         chunk = self._model.chunk
         rows = []
         for start in range(0, ids.size, chunk):

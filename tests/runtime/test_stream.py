@@ -1,0 +1,143 @@
+"""Text pieces: whole characters, spaces where they belong, and no part of a stop string."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
+from amx_tvm.runtime.stream import Detokenizer, StopFilter
+from tests.runtime import toy
+
+
+@pytest.fixture(scope="module")
+def byte_level():
+    return toy.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def byte_fallback():
+    """A SentencePiece-like vocabulary: pieces with U+2581 for spaces, and <0x..> bytes."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    for piece in ("\u2581the", "\u2581cat", "s", "\u2581", "\u2581\u20ac"):
+        vocab[piece] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+def pieces(tokenizer, tokens, prompt=()):
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return [detokenizer.add(token) for token in tokens] + [detokenizer.flush()]
+
+
+@given(st.text(max_size=40))
+def test_byte_level_pieces_join_to_the_text(text):
+    tokenizer = toy_tokenizer()
+    tokens = tokenizer.encode(text).ids
+    parts = pieces(tokenizer, tokens)
+    assert "".join(parts) == text
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
+
+
+_CACHE = []
+
+
+def toy_tokenizer():
+    if not _CACHE:
+        _CACHE.append(toy.tokenizer())
+    return _CACHE[0]
+
+
+@given(st.text(max_size=12))
+def test_byte_fallback_pieces_join_to_the_text(text):
+    tokenizer = fallback_tokenizer()
+    tokens = list(text.encode("utf-8"))
+    assert "".join(pieces(tokenizer, tokens, prompt=[256])) == text
+
+
+def fallback_tokenizer():
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"x": 256}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def test_a_character_of_four_tokens_appears_once(byte_level):
+    tokens = byte_level.encode("a\N{GRINNING FACE}b").ids
+    assert pieces(byte_level, tokens) == ["a", "", "", "", "\N{GRINNING FACE}", "b", ""]
+
+
+def test_broken_character_at_the_end_is_shown(byte_level):
+    tokens = byte_level.encode("a\N{GRINNING FACE}").ids[:-1]
+    assert pieces(byte_level, tokens)[-1] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_leading_space_after_a_prompt_survives(byte_fallback):
+    the, cat = 256, 257
+    assert "".join(pieces(byte_fallback, [cat], prompt=[the])) == " cat"
+    assert "".join(pieces(byte_fallback, [the, cat])) == "the cat"
+
+
+def test_two_byte_characters_in_a_row(byte_fallback):
+    tokens = list("\u20ac\N{GRINNING FACE}".encode())
+    parts = pieces(byte_fallback, tokens, prompt=[256])
+    assert "".join(parts) == "\u20ac\N{GRINNING FACE}"
+    assert parts[2] == "\u20ac"
+
+
+def test_special_tokens_are_left_out(byte_level):
+    assert "".join(pieces(byte_level, [0, *byte_level.encode("the").ids])) == "the"
+
+
+def feed(stops, parts):
+    stop = StopFilter(stops)
+    shown = []
+    for part in parts:
+        shown.append(stop.add(part))
+        if stop.stopped is not None:
+            return shown, stop.stopped
+    return [*shown, stop.flush()], None
+
+
+def test_stop_string_across_pieces():
+    assert feed(["\n\nUser:"], ["Hi", "\n", "\nUs", "er:", "x"]) == (
+        ["Hi", "", "", ""],
+        "\n\nUser:",
+    )
+
+
+def test_what_only_began_a_stop_string_is_shown_later():
+    assert feed(["abc"], ["xab", "abd"]) == (["x", "ababd", ""], None)
+    assert feed(["abc"], ["xab"]) == (["x", "ab"], None)
+
+
+def test_the_first_stop_string_wins():
+    assert feed(["cd", "bc"], ["abcd"]) == (["a"], "bc")
+    assert feed(["ab", "abc"], ["xabc"]) == (["x"], "abc")
+
+
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(1, 4),
+)
+def test_stop_filter_equals_a_search_in_the_whole_text(text, stops, size):
+    parts = [text[i : i + size] for i in range(0, len(text), size)]
+    shown, stopped = feed(stops, parts)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert "".join(shown) == text and stopped is None
+    else:
+        assert stopped is not None
+        assert text.startswith("".join(shown) + stopped)
+        assert not any(stop in "".join(shown) for stop in stops)
