@@ -1,0 +1,234 @@
+"""CUDA text that decodes one format's fragments: the only part of the schedules that knows formats.
+
+For code c of row n and group g, the plain value is a sum of at most two chains with a coefficient each
+
+    value(c) = FACTOR * (alpha[n, g] * first(c) + beta[n, g] * second(c))
+
+    formats                      first              second            alpha          beta
+    E2M1, two scales (AMXFP4)    q * 2^-14          |q| * 2^-14       (s+ + s-)/2    (s+ - s-)/2
+    E2M1, one scale              q * 2^-14                            s
+    int4                         c * 2^-24          2^-24 (ones)      s              -s * zero
+    int8                         c - 128                              s
+    float16                      w                                    1 (no scales)
+
+Both chains are exact in float16 (subnormals included), and the tensor cores multiply them exactly, so
+alpha and beta are applied to float32 sums of whole groups: the form for M <= 8, where the second product
+costs less than touching every weight. For larger M the coefficients are applied in float16 registers
+instead and one chain is left (`half` functions), with
+
+    alpha * 2^E in float16,  so that the registers hold value / HALF_FACTOR.
+
+E is 7 for E5M2 (and 8 or less elsewhere): products stay exact down to 2^-17 and scales may reach 448.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amx_tvm.formats.cuda_layout import FragmentShape, shape_of
+
+# E of the docstring, by scale type; E2M1 codes add 2^-14.
+_HALF_EXPONENT = {"E5M2": 7, "E4M3": 5, "E8M0": 8, "float16": 0}
+
+_SCALE_FLOAT = {
+    # the byte is the upper half of a float16
+    "E5M2": "__half2float(__ushort_as_half((unsigned short)(({b}) << 8)))",
+    # exponent and mantissa at a float16's place: the value times 2^-8, subnormals included
+    "E4M3": "(__half2float(__ushort_as_half((unsigned short)(({b}) << 7))) * 256.0f)",
+    "E8M0": "__uint_as_float(({b}) << 23)",
+}
+
+_SCALE_HALF2 = {
+    # times 2^0, 2^-8, 2^E: what HALF2_GAIN multiplies away
+    "E5M2": "amx_pair_of(({b}) << 8)",
+    "E4M3": "amx_pair_of(({b}) << 7)",
+    "E8M0": "amx_pair_of((unsigned)(min(max((int)({b}) - 104, 0), 30) << 10))",
+}
+_HALF2_GAIN = {"E5M2": 7, "E4M3": 13, "E8M0": 0}
+
+COMMON = r"""
+#ifndef AMX_COMMON
+#define AMX_COMMON
+#include <cuda_fp16.h>
+__device__ __forceinline__ unsigned amx_pair_of(unsigned h) { return h * 0x10001u; }
+__device__ __forceinline__ __half2 amx_h2(unsigned v) { return *reinterpret_cast<__half2*>(&v); }
+__device__ __forceinline__ unsigned amx_u32(__half2 v) { return *reinterpret_cast<unsigned*>(&v); }
+__device__ __forceinline__ unsigned amx_byte(const unsigned* r, int i) {
+  return (r[i >> 2] >> (8 * (i & 3))) & 0xffu;
+}
+__device__ __forceinline__ unsigned amx_short(const unsigned* r, int i) {
+  return (r[i >> 1] >> (16 * (i & 1))) & 0xffffu;
+}
+#endif
+"""
+
+
+@dataclass(frozen=True)
+class FragmentDecode:
+    """The CUDA functions of one format.
+
+    Attributes
+    ----------
+    shape : FragmentShape
+    ident : str
+        Part of the C names, unique for what the text does.
+    chains : int
+        1 or 2.
+    factor, half_factor : float
+        What sums of the two forms are multiplied by at the end.
+    words : int
+        32-bit words a lane holds for one step of 16 columns.
+    text : str
+        Definitions of ``amx_first_<ident>(w, q, r)`` (a step's chains: 4 words each),
+        ``amx_coef_<ident>(rec, j, alpha, beta)``, ``amx_hcoef_<ident>(rec, j, a, b)`` (float16 pairs)
+        and ``amx_half_<ident>(w, a, b, out)`` (a step's scaled registers; a, b for h = 0, 1).
+        ``rec`` holds stored scales; j counts (group, h) pairs in it.
+    """
+
+    shape: FragmentShape
+    ident: str
+    chains: int
+    factor: float
+    half_factor: float
+    words: int
+    text: str
+
+
+def _e2m1_chains(name: str, two: bool) -> str:
+    """Write the chains of a step of E2M1 codes: shifts and masks only."""
+    lines = [f"__device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q, unsigned* r) {{"]
+    for i in range(4):
+        magnitude = f"(w[0] << {3 * i}) & 0x0E000E00u" if i else "w[0] & 0x0E000E00u"
+        lines.append(f"  unsigned m{i} = {magnitude};")
+        lines.append(f"  q[{i}] = ((w[0] << {i}) & 0x80008000u) | m{i};")
+        if two:
+            lines.append(f"  r[{i}] = m{i};")
+    return "\n".join([*lines, "}"])
+
+
+def _coefficients(name: str, types: tuple[str, ...]) -> str:
+    """Write alpha and beta as floats and as pairs of float16, for formats with 8-bit scales."""
+    kind, n = types[0], len(types)
+    first, second = (f"amx_byte(rec, {n} * j{' + 1' if i else ''})" for i in range(2))
+    gain = float(2 ** _HALF2_GAIN[kind])
+    if n == 2:
+        as_float = f"""  float p = {_SCALE_FLOAT[kind].format(b=first)}, n = {_SCALE_FLOAT[kind].format(b=second)};
+  alpha = 0.5f * (p + n); beta = 0.5f * (p - n);"""
+        as_half = f"""  __half2 p = amx_h2({_SCALE_HALF2[kind].format(b=first)});
+  __half2 n = __hmul2(amx_h2({_SCALE_HALF2[kind].format(b=second)}), __float2half2_rn({gain / 2}f));
+  a = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), n));
+  b = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), __hneg2(n)));"""
+    else:
+        as_float = f"  alpha = {_SCALE_FLOAT[kind].format(b=first)};"
+        as_half = f"""  a = amx_u32(__hmul2(amx_h2({_SCALE_HALF2[kind].format(b=first)}), __float2half2_rn({gain}f)));
+  b = 0u;"""
+    return f"""
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
+{as_float}
+}}
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
+{as_half}
+}}"""
+
+
+def _e2m1(shape: FragmentShape) -> FragmentDecode:
+    """Decode E2M1 with one or two 8-bit scales."""
+    kind, two = shape.scale_types[0], len(shape.scale_types) == 2
+    name = f"e2m1_{'x'.join(shape.scale_types).lower()}_g{shape.group}"
+    scaled = "__hmul2(amx_h2(a[h]), amx_h2(q[i]))"
+    if two:
+        scaled = "__hfma2(amx_h2(a[h]), amx_h2(q[i]), __hmul2(amx_h2(b[h]), amx_h2(r[i])))"
+    text = f"""{_e2m1_chains(name, two)}
+{_coefficients(name, shape.scale_types)}
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
+                                                unsigned* out) {{
+  unsigned q[4], r[4];
+  amx_first_{name}(w, q, r);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {{
+    const int h = i & 1;
+    out[i] = amx_u32({scaled});
+  }}
+}}"""
+    half_factor = 2.0 ** (14 - _HALF_EXPONENT[kind])
+    return FragmentDecode(shape, name, 1 + two, 2.0**14, half_factor, 1, text)
+
+
+def _int4(shape: FragmentShape) -> FragmentDecode:
+    """Decode 4-bit integers with a float16 scale and a zero point (stored as float16)."""
+    name = f"int4_g{shape.group}"
+    text = f"""
+__device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q, unsigned* r) {{
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {{ q[i] = (w[0] >> (4 * i)) & 0x000F000Fu; r[i] = 0x00010001u; }}
+}}
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
+  float zero = __half2float(__ushort_as_half((unsigned short)amx_short(rec, 2 * j + 1)));
+  alpha = __half2float(__ushort_as_half((unsigned short)amx_short(rec, 2 * j)));
+  beta = -alpha * zero;
+}}
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
+  a = amx_pair_of(amx_short(rec, 2 * j));
+  b = amx_u32(__hadd2(amx_h2(amx_pair_of(amx_short(rec, 2 * j + 1))), __float2half2_rn(1024.0f)));
+}}
+// 0x6400 | c is 1024 + c; minus 1024 + zero is exact.
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
+                                                unsigned* out) {{
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {{
+    const int h = i & 1;
+    unsigned c = ((w[0] >> (4 * i)) & 0x000F000Fu) | 0x64006400u;
+    out[i] = amx_u32(__hmul2(amx_h2(a[h]), __hsub2(amx_h2(c), amx_h2(b[h]))));
+  }}
+}}"""
+    return FragmentDecode(shape, name, 2, 2.0**24, 1.0, 1, text)
+
+
+def _int8(shape: FragmentShape) -> FragmentDecode:
+    """Decode bytes with offset 128 and a float16 scale."""
+    name = f"int8_g{shape.group}"
+    text = f"""
+// A byte under 0x64 is 1024 + byte; 0xE480 is -1152.
+__device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q, unsigned* r) {{
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {{
+    unsigned c = __byte_perm(w[i >> 1], 0x64646464u, (i & 1) ? 0x4342 : 0x4140);
+    q[i] = amx_u32(__hadd2(amx_h2(c), amx_h2(0xE480E480u)));
+  }}
+}}
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
+  alpha = __half2float(__ushort_as_half((unsigned short)amx_short(rec, j)));
+}}
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
+  a = amx_pair_of(amx_short(rec, j)); b = 0u;
+}}
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
+                                                unsigned* out) {{
+  unsigned q[4];
+  amx_first_{name}(w, q, q);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = amx_u32(__hmul2(amx_h2(a[i & 1]), amx_h2(q[i])));
+}}"""
+    return FragmentDecode(shape, name, 1, 1.0, 1.0, 2, text)
+
+
+def _float16(shape: FragmentShape) -> FragmentDecode:
+    """Plain float16 fragments: nothing to decode."""
+    text = """
+__device__ __forceinline__ void amx_first_float16(const unsigned* w, unsigned* q, unsigned* r) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) q[i] = w[i];
+}
+__device__ __forceinline__ void amx_half_float16(const unsigned* w, const unsigned* a, const unsigned* b,
+                                                 unsigned* out) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = w[i];
+}"""
+    return FragmentDecode(shape, "float16", 1, 1.0, 1.0, 4, text)
+
+
+def decode_of(fmt) -> FragmentDecode:
+    """CUDA text for a format of the registry, or for None: plain float16 weights."""
+    shape = shape_of(fmt)
+    make = {"e2m1": _e2m1, "int4": _int4, "int8": _int8, "float16": _float16}[shape.element]
+    return make(shape)

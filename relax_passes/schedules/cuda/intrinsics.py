@@ -1,0 +1,139 @@
+"""The instructions that TensorIR has no statement for, as CUDA functions called from the IR.
+
+TVM 0.27 emits the text of ``T.cuda.func_call(name, ..., source_code=text)`` once a name, above the
+kernel. All functions are forced inline and touch arrays by constant indices once loops are unrolled, so
+local buffers stay in registers. Shared memory is addressed by 32-bit shared-window addresses: the IR sees
+no access, so TVM inserts no barriers of its own and the kernels place theirs.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .decode_text import COMMON, FragmentDecode
+
+_MEMORY = r"""
+#ifndef AMX_MEMORY
+#define AMX_MEMORY
+// Weights are read once: keep them out of L1.
+__device__ __forceinline__ void amx_ldg_words4(unsigned* d, const void* p) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p));
+}
+__device__ __forceinline__ void amx_ldg_words2(unsigned* d, const void* p) {
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(p));
+}
+__device__ __forceinline__ void amx_ldg_words1(unsigned* d, const void* p) {
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(d[0]) : "l"(p));
+}
+// Activations are written by the kernel before: plain loads, after griddepcontrol.wait.
+__device__ __forceinline__ unsigned amx_load_x(const void* p, bool inside) {
+  unsigned v = 0u;
+  if (inside) asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ unsigned amx_smem(const void* p) {
+  return (unsigned)__cvta_generic_to_shared(p);
+}
+__device__ __forceinline__ void amx_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void amx_wait_prerequisites() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ float amx_shuffle_add(float v, int mask) {
+  return v + __shfl_xor_sync(0xffffffffu, v, mask);
+}
+__device__ __forceinline__ float amx_silu(float v) { return v / (1.0f + __expf(-v)); }
+#endif
+"""
+
+_MMA = r"""
+#ifndef AMX_MMA
+#define AMX_MMA
+__device__ __forceinline__ void amx_mma(float* c, const unsigned* a, unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+               "{%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif
+"""
+
+TEXT = COMMON + _MEMORY + _MMA
+
+
+def call(name: str, *args, returns: str = "void", text: str = TEXT):
+    """Call a CUDA function; an expression when it returns something, else a statement."""
+    expression = T.cuda.func_call(name, *args, source_code=text, return_type=returns)
+    if returns == "void":
+        T.evaluate(expression)
+        return None
+    return expression
+
+
+def at(buffer: tirx.Buffer, *index) -> tirx.Expr:
+    """Address of an element."""
+    return T.address_of(buffer[index if len(index) > 1 else index[0]])
+
+
+def local(size: int, dtype: str = "float32") -> tirx.Buffer:
+    """Allocate registers of the current block.
+
+    TVM shrinks a buffer to the elements whose addresses it sees, and a function that is given the
+    address of element i may write i + 1: a (dead) store to the last element keeps the size.
+    """
+    size = max(size, 1)
+    buffer = T.sblock_alloc_buffer((size,), dtype, scope="local")
+    T.buffer_store(buffer, tirx.const(0, dtype), [size - 1])
+    return buffer
+
+
+def format_text(decode: FragmentDecode) -> str:
+    """All CUDA text that a kernel of a format may call."""
+    name = decode.ident
+    second = f"amx_mma(acc + 4, r, b0, b1);" if decode.chains == 2 else ""
+    scaling = ""
+    if decode.shape.group:
+        beta = " + beta * acc[{0}]" if decode.chains == 2 else ""
+        scaling = f"""
+// out[4] += sums of one group of the lane: c0, c1 in row g, c2, c3 in row g + 8 (M <= 8, plain form)
+__device__ __forceinline__ void amx_scale_plain_{name}(float* out, const float* acc, const unsigned* rec,
+                                                       int group) {{
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {{
+    float alpha = 0.f, beta = 0.f;
+    amx_coef_{name}(rec, 2 * group + h, alpha, beta);
+    out[2 * h] += alpha * acc[2 * h]{beta.format("4 + 2 * h")};
+    out[2 * h + 1] += alpha * acc[2 * h + 1]{beta.format("5 + 2 * h")};
+  }}
+}}
+// out[2] += sums of two groups of the lane: c0 is group 0, c1 group 1 (block-diagonal form)
+__device__ __forceinline__ void amx_scale_diagonal_{name}(float* out, const float* acc,
+                                                          const unsigned* rec) {{
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {{
+    const int group = j >> 1, h = j & 1;
+    float alpha = 0.f, beta = 0.f;
+    amx_coef_{name}(rec, j, alpha, beta);
+    out[h] += alpha * acc[2 * h + group]{beta.format("4 + 2 * h + group")};
+  }}
+}}"""
+    return f"""{TEXT}
+#ifndef AMX_FORMAT_{name}
+#define AMX_FORMAT_{name}
+{decode.text}
+// one step of 16 columns into the chains' accumulators
+__device__ __forceinline__ void amx_step_{name}(float* acc, const unsigned* w, unsigned b0, unsigned b1) {{
+  unsigned q[4], r[4];
+  amx_first_{name}(w, q, r);
+  amx_mma(acc, q, b0, b1);
+  {second}
+}}{scaling}
+#endif
+"""
