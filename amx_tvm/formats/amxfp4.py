@@ -49,14 +49,15 @@ class AMXFP4(Format):
         return self.rule.tensor_scale(largest)
 
     def group_scales(
-        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+        self, high: np.ndarray, depth: np.ndarray, tensor_scale: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """Stored scale pair of groups with extrema `high` >= 0 >= `low`."""
+        """Stored scale pair of groups with extrema `high` and -`depth`."""
         return {
             "positive": self.rule.stored(high, tensor_scale),
-            "negative": self.rule.stored(-low, tensor_scale),
+            "negative": self.rule.stored(depth, tensor_scale),
         }
 
+    @np.errstate(over="ignore")  # a quotient beyond float32 is Inf and saturates
     def encode(
         self,
         values: np.ndarray,
@@ -88,6 +89,7 @@ class AMXFP4(Format):
         out += other
         if tensor_scale is not None:
             out *= tensor_scale[..., None]
+            out += np.float32(0)  # a product that underflows to -0
         return out
 
 

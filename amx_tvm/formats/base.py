@@ -132,13 +132,13 @@ class Format(ABC):
 
     @abstractmethod
     def group_scales(
-        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+        self, high: np.ndarray, depth: np.ndarray, tensor_scale: np.ndarray | None
     ) -> dict[str, np.ndarray]:
         """Stored scales of groups from their extrema.
 
         Parameters
         ----------
-        high, low : float32 [R, G], max(0, largest) and min(0, smallest) value of each group
+        high, depth : float32 [R, G] >= +0, max(0, largest) and |min(0, smallest)| of each group
         tensor_scale : float32 [R, 1], or None for formats without one
 
         Returns
@@ -271,7 +271,7 @@ class Format(ABC):
     def _quantize_block(
         self, block: blocks.Block, row_scale: np.ndarray | None
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        stored = self.group_scales(block.high, block.low, row_scale)
+        stored = self.group_scales(block.high, block.depth, row_scale)
         return stored, self.encode(block.values, stored, row_scale)
 
     def _row_scales(

@@ -32,15 +32,16 @@ class Int4(Format):
     terms = (DecodeTerm(tuple(range(16)), "scale", 1.0, "zero"),)
 
     def group_scales(
-        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+        self, high: np.ndarray, depth: np.ndarray, tensor_scale: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """Stored scale and zero point of groups with extrema `high` >= 0 >= `low`."""
+        """Stored scale and zero point of groups with extrema `high` and -`depth`."""
         with np.errstate(over="ignore"):  # a range beyond float32 saturates like one beyond float16
-            scale = scale_types.FLOAT16.encode((high - low) / np.float32(LARGEST_CODE))
-        steps = quotient(-low, scale_types.FLOAT16.decode(scale))
+            scale = scale_types.FLOAT16.encode((high + depth) / np.float32(LARGEST_CODE))
+        steps = quotient(depth, scale_types.FLOAT16.decode(scale))
         zero = scale_types.round_away(np.minimum(steps, np.float32(LARGEST_CODE)))
         return {"scale": scale, "zero": zero.astype(np.uint8)}
 
+    @np.errstate(over="ignore")  # a quotient beyond float32 is Inf and clips
     def encode(
         self,
         values: np.ndarray,

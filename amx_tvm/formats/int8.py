@@ -32,12 +32,13 @@ class Int8(Format):
     terms = (DecodeTerm(None, "scale", 1.0, BYTE_OFFSET),)
 
     def group_scales(
-        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+        self, high: np.ndarray, depth: np.ndarray, tensor_scale: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """Stored scale of groups with extrema `high` >= 0 >= `low`."""
-        largest = np.maximum(high, -low)
+        """Stored scale of groups with extrema `high` and -`depth`."""
+        largest = np.maximum(high, depth)
         return {"scale": scale_types.FLOAT16.encode(largest / np.float32(LARGEST))}
 
+    @np.errstate(over="ignore")  # a quotient beyond float32 is Inf and clips
     def encode(
         self,
         values: np.ndarray,

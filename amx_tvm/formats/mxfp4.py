@@ -35,11 +35,12 @@ class SymmetricE2M1(Format):
         return self.rule.tensor_scale(largest)
 
     def group_scales(
-        self, high: np.ndarray, low: np.ndarray, tensor_scale: np.ndarray | None
+        self, high: np.ndarray, depth: np.ndarray, tensor_scale: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """Stored scale of groups with extrema `high` >= 0 >= `low`."""
-        return {"scale": self.rule.stored(np.maximum(high, -low), tensor_scale)}
+        """Stored scale of groups with extrema `high` and -`depth`."""
+        return {"scale": self.rule.stored(np.maximum(high, depth), tensor_scale)}
 
+    @np.errstate(over="ignore")  # a quotient beyond float32 is Inf and saturates
     def encode(
         self,
         values: np.ndarray,

@@ -81,7 +81,9 @@ def pack(fmt: str | Format, quantized: Quantized, layout: str = "plain") -> Arra
     if quantized.format.name != fmt.name:
         raise FormatError(f"data of format {quantized.format.name} cannot be packed as {fmt.name}")
     _check_scales(fmt, quantized)
-    return get_layout(layout).pack(fmt, quantized)
+    # A concatenation of transposed views keeps their order of axes: make all arrays C-ordered.
+    arrays = get_layout(layout).pack(fmt, quantized)
+    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
 
 
 def unpack(
