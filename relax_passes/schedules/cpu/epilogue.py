@@ -1,0 +1,93 @@
+"""What happens to a tile's sums before they are stored: scale, bias, silu(gate) * up, residual.
+
+The sums of one row of x arrive as float32 vectors of ``lanes`` outputs.  Only the last tile can be
+ragged (N is no multiple of 16); it is detoured through a small stack buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+
+from ..spec import TILE_ROWS, LinearSpec
+from . import emit as e
+from .emit import Expr
+from .math import silu
+
+
+class Epilogue:
+    """Finishes and stores the outputs of one row of x and one tile (or pair of tiles)."""
+
+    def __init__(self, spec: LinearSpec, buffers: Mapping[str, Any], lanes: int, factor: float):
+        self.spec, self.buffers, self.lanes, self.factor = spec, buffers, lanes, factor
+        self.ragged = spec.n % TILE_ROWS
+
+    def _partial(self, tile: Expr) -> Expr:
+        return tile == self.spec.tiles - 1
+
+    def finish(self, sums: Expr, tile: Expr, first: int) -> Expr:
+        """Apply the format's common factor, the row scale and the bias."""
+        lanes = self.lanes
+        at = tile * TILE_ROWS + first
+        if self.factor != 1.0:
+            sums = sums * e.const(self.factor, "float32", lanes)
+        if "row_scale" in self.buffers:
+            sums = sums * e.load(self.buffers["row_scale"], at, lanes=lanes)
+        if self.spec.bias:
+            sums = sums + self._load(self.buffers["bias"], (), tile, first)
+        return e.let(sums)
+
+    def _load(self, buffer: Any, row: tuple, tile: Expr, first: int) -> Expr:
+        """Load 16-row data of true length N; lanes beyond N are zero."""
+        at = tile * TILE_ROWS + first
+        if not self.ragged:
+            return e.load(buffer, *row, at, lanes=self.lanes)
+        value = e.Register("float32", self.lanes, e.const(0.0, "float32", self.lanes))
+        with e.when(self._partial(tile)):
+            with e.then():
+                for i in range(max(0, min(self.lanes, self.ragged - first))):
+                    e.store(value.buffer, e.load(buffer, *row, at + i), i)
+            with e.otherwise():
+                value.set(e.load(buffer, *row, at, lanes=self.lanes))
+        return e.let(value.get())
+
+    def store(self, value: Expr, row: Expr, tile: Expr, first: int) -> None:
+        """Add the residual and store the outputs of a tile."""
+        y, at = self.buffers["y"], tile * TILE_ROWS + first
+        if self.spec.residual:
+            value = e.let(value + self._load(self.buffers["residual"], (row,), tile, first))
+        if not self.ragged:
+            e.store(y, value, row, at, lanes=self.lanes)
+            return
+        with e.when(self._partial(tile)):
+            with e.then():
+                spill = e.Register("float32", self.lanes, value)
+                for i in range(max(0, min(self.lanes, self.ragged - first))):
+                    e.store(y, e.load(spill.buffer, i), row, at + i)
+                e.I.evaluate(tirx.const(0, "int32"))
+            with e.otherwise():
+                e.store(y, value, row, at, lanes=self.lanes)
+
+    def store_gated(self, gate: Expr, up: Expr, row: Expr, pair: Expr, first: int) -> None:
+        """Store silu(gate) * up for tiles 2 * pair and 2 * pair + 1 (never ragged)."""
+        y, at = self.buffers["y"], pair * TILE_ROWS + first
+        value = silu(gate, self.lanes) * up
+        if self.spec.residual:
+            value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
+        e.store(y, value, row, at, lanes=self.lanes)
+
+    def rows(self, sums: list[list[list[e.Register]]], t: Expr, row: Expr) -> None:
+        """Finish and store [tile of the pair][row][part] registers of tile (or pair) ``t``."""
+        span, lanes = len(sums), self.lanes
+        for r in range(len(sums[0])):
+            for part in range(TILE_ROWS // lanes):
+                first = part * lanes
+                done = [
+                    self.finish(sums[s][r][part].get(), t * span + s, first) for s in range(span)
+                ]
+                if span == 2:
+                    self.store_gated(done[0], done[1], row + r, t, first)
+                else:
+                    self.store(done[0], row + r, t, first)

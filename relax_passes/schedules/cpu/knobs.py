@@ -1,0 +1,56 @@
+"""What a tuner may turn in the CPU kernels, with defaults that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..spec import LinearSpec
+from . import emit as e
+
+
+@dataclass(frozen=True)
+class CpuKnobs:
+    """Parameters of the CPU linears; none changes the result beyond the order of float32 sums.
+
+    Attributes
+    ----------
+    prefetch : int
+        Software prefetch distance in bytes of codes; 0 is none.
+    rows : int
+        Most rows of x per block of the kernel; 0 takes the instruction set's own sizes.
+    """
+
+    prefetch: int = 4096
+    rows: int = 0
+
+    @staticmethod
+    def of(knobs: Mapping[str, Any] | CpuKnobs | None) -> CpuKnobs:
+        """Read a mapping; names that this kernel does not have are an error."""
+        if knobs is None:
+            return CpuKnobs()
+        if isinstance(knobs, CpuKnobs):
+            return knobs
+        known = {f.name for f in fields(CpuKnobs)}
+        unknown = set(knobs) - known
+        if unknown:
+            raise ValueError(f"unknown CPU kernel knobs {sorted(unknown)}; known: {sorted(known)}")
+        return CpuKnobs(**knobs)
+
+    def prefetch_tile(self, spec: LinearSpec, buffers: Mapping[str, Any], tile: Any, group: Any):  # noqa: ANN201
+        """Emit the prefetches of one group: codes ``prefetch`` bytes ahead and their scales."""
+        if not self.prefetch:
+            return
+        size = spec.tile_code_bytes
+        for line in range(0, size, 64):
+            e.prefetch(buffers["w_codes"], tile, group, self.prefetch + line)
+        ahead = self.prefetch * spec.tile_scale_bytes // size
+        e.prefetch(buffers["w_scales"], tile, group, ahead)
+
+    def blocks(self, sizes: Sequence[int], m: int | None) -> tuple[int, ...]:
+        """Choose the row-block sizes out of an instruction set's list."""
+        limit = self.rows or max(sizes)
+        if m is not None:
+            limit = min(limit, m)
+        return tuple(s for s in sizes if s <= limit) or (1,)

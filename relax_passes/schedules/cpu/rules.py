@@ -1,0 +1,48 @@
+"""The CPU rules: which instruction set a target gets, and the kernel for each activation type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+
+from ..base import TargetInfo
+from ..spec import LinearSpec
+from .isa import Isa
+from .isa_avx512 import Avx512
+from .knobs import CpuKnobs
+from .linear_dense import linear_dense
+from .linear_float32 import linear_float32
+from .linear_int8 import linear_int8
+
+BUILDERS = {"int8": linear_int8, "float32": linear_float32}
+
+
+class CpuRule:
+    """One instruction set; applies when the target has its features."""
+
+    def __init__(self, isa: Isa, arch: str, features: tuple[str, ...]):
+        self.isa, self.arch, self.features = isa, arch, features
+        self.name = isa.name
+
+    def apply(
+        self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
+    ) -> tvm.tirx.PrimFunc | None:
+        """Build the kernel, or None when the target lacks the features."""
+        arch_fits = self.arch in ("", target.arch)
+        if target.kind != "llvm" or not arch_fits or not target.has(*self.features):
+            return None
+        build = linear_dense if spec.format == "none" else BUILDERS.get(spec.activation)
+        return None if build is None else build(spec, self.isa, CpuKnobs.of(knobs))
+
+    def why(self, spec: LinearSpec) -> str:
+        """Say what was chosen and for which features."""
+        needs = ", ".join(self.features) or "no special features"
+        return f"{self.isa.doc} ({needs}); activations {spec.activation}"
+
+
+CPU_RULES = (
+    CpuRule(Avx512(), "x86-64", ("avx512bw", "avx512vnni", "avx512vbmi")),
+    CpuRule(Isa(), "", ()),
+)

@@ -1,0 +1,74 @@
+"""The ordered list of schedule rules; the first that answers makes the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.target import Target
+
+from amx_tvm.errors import TargetError
+
+from .base import Rule, TargetInfo
+from .cpu.rules import CPU_RULES
+from .spec import LinearSpec
+
+_RULES: list[Rule] = list(CPU_RULES)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A chosen kernel: its function, the rule's name and the reason in words."""
+
+    func: tvm.tirx.PrimFunc
+    rule: str
+    why: str
+
+
+def register_rule(rule: Rule, first: bool = True) -> Rule:
+    """Add a rule, by default in front of the others."""
+    _RULES.insert(0 if first else len(_RULES), rule)
+    return rule
+
+
+def rules() -> tuple[Rule, ...]:
+    """List the rules in the order in which they are asked."""
+    return tuple(_RULES)
+
+
+def linear_kernel(
+    spec: LinearSpec,
+    target: Target | TargetInfo,
+    knobs: Mapping[str, Any] | None = None,
+    rule: str | None = None,
+) -> Kernel:
+    """Build the kernel of a linear.
+
+    Parameters
+    ----------
+    spec : LinearSpec
+        What to compute.
+    target : tvm.target.Target or TargetInfo
+        Where it will run.
+    knobs : mapping, optional
+        Parameters of the rule's schedule; its defaults otherwise.
+    rule : str, optional
+        Ask only the rule of this name.
+
+    Raises
+    ------
+    TargetError
+        No rule answers for this target and activation type.
+    """
+    info = TargetInfo.of(target)
+    asked = [r for r in _RULES if rule in (None, r.name)]
+    for candidate in asked:
+        func = candidate.apply(spec, info, knobs)
+        if func is not None:
+            return Kernel(func, candidate.name, candidate.why(spec))
+    raise TargetError(
+        f"no kernel for a {spec.format} linear with {spec.activation} activations on target kind "
+        f"{info.kind!r} ({info.arch}); rules asked: {', '.join(r.name for r in asked) or 'none'}"
+    )

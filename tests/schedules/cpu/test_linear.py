@@ -1,0 +1,92 @@
+"""Linears against float64: every format, activation type, epilogue and awkward size."""
+
+from __future__ import annotations
+
+import pytest
+import tvm
+from cpu_oracle import HOST, HOST_INFO, Case, kernel_func
+
+from amx_tvm import formats
+from amx_tvm.errors import TargetError
+from relax_passes.schedules.base import TargetInfo
+from relax_passes.schedules.cpu.knobs import CpuKnobs
+from relax_passes.schedules.cpu.rules import CPU_RULES
+from relax_passes.schedules.registry import linear_kernel
+from relax_passes.schedules.spec import LinearSpec
+
+ROWS = (1, 2, 3, 7, 8, 9, 33)
+TOLERANCE = 2e-6  # float32 sums in another order
+EPILOGUES = {
+    "none": {},
+    "bias+residual": {"bias": True, "residual": True},
+    "silu_mul": {"silu_mul": True, "bias": True},
+}
+RUNNABLE = [r.name for r in CPU_RULES if r.arch in ("", HOST_INFO.arch)]
+
+
+def check(spec, rule, rows=ROWS):
+    if linear_or_none(spec, rule) is None:
+        pytest.skip(f"rule {rule} needs features that this machine lacks")
+    case, func = Case(spec), kernel_func(spec, rule)
+    for m in rows:
+        assert case.error(func, m) < TOLERANCE, f"M={m}"
+
+
+def linear_or_none(spec, rule):
+    found = next(r for r in CPU_RULES if r.name == rule)
+    return found.apply(spec, HOST_INFO)
+
+
+@pytest.mark.parametrize("activation", ["int8", "float32"])
+@pytest.mark.parametrize("name", formats.names())
+def test_every_format_on_the_best_rule(name, activation):
+    spec = LinearSpec(name, 57, 100, activation, bias=True, residual=True)
+    case, func = Case(spec), kernel_func(spec)
+    for m in ROWS:
+        assert case.error(func, m) < TOLERANCE, f"M={m}"
+
+
+@pytest.mark.parametrize("activation", ["int8", "float32"])
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("rule", RUNNABLE)
+def test_epilogues(rule, epilogue, activation):
+    check(LinearSpec("amxfp4", 64, 96, activation, **EPILOGUES[epilogue]), rule, (1, 9))
+
+
+@pytest.mark.parametrize("n,k", [(16, 32), (1, 33), (17, 63), (100, 257)])
+def test_ragged_sizes(n, k):
+    for activation in ("int8", "float32"):
+        check(LinearSpec("amxfp4", n, k, activation, residual=True), RUNNABLE[0], (1, 5))
+
+
+@pytest.mark.parametrize("name", ["amxfp4", "int4", "int8", "nvfp4"])
+def test_plain_rule(name):
+    for activation in ("int8", "float32"):
+        check(LinearSpec(name, 25, 70, activation), "plain", (1, 6))
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 12])
+def test_static_rows(m):
+    for activation in ("int8", "float32"):
+        check(LinearSpec("amxfp4", 48, 64, activation, m=m), RUNNABLE[0], (m,))
+
+
+def test_knobs_change_the_schedule_not_the_result():
+    spec = LinearSpec("amxfp4", 48, 64, "int8")
+    case = Case(spec)
+    for knobs in ({"prefetch": 0}, {"rows": 2}, {"rows": 4, "prefetch": 512}):
+        assert case.error(kernel_func(spec, knobs=knobs), 9) < TOLERANCE
+    with pytest.raises(ValueError, match="prefetch"):
+        CpuKnobs.of({"prefetsch": 1})
+
+
+def test_unknown_target_is_refused():
+    spec = LinearSpec("amxfp4", 64, 64, "int8")
+    with pytest.raises(TargetError, match="rules asked"):
+        linear_kernel(spec, TargetInfo("opencl", "opencl", frozenset()), rule="plain")
+
+
+def test_a_kernel_says_why():
+    kernel = linear_kernel(LinearSpec("amxfp4", 64, 64, "int8"), HOST)
+    assert kernel.rule in RUNNABLE and kernel.rule in kernel.why.lower().replace("-", "")
+    assert isinstance(kernel.func, tvm.tirx.PrimFunc)
