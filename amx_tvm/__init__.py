@@ -1,1 +1,40 @@
-"""AMXFP4 large language models, compiled with TVM for the machine at hand."""
+"""AMXFP4 large language models, compiled with TVM for the machine at hand.
+
+    artifact = amx_tvm.compile("path/or/hub-id", target="llvm", quantization="amxfp4")
+    engine = amx_tvm.load(artifact.path)
+    print(engine.generate("The capital of France is", max_new_tokens=64).text)
+
+Names are imported when they are first used, so that loading an artifact imports no compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from amx_tvm.version import __version__, guard
+
+guard()
+
+_LAZY = {
+    "Artifact": "amx_tvm.compiler",
+    "Engine": "amx_tvm.runtime",
+    "QuantizationConfig": "amx_tvm.config",
+    "compile": "amx_tvm.compiler",
+    "load": "amx_tvm.runtime",
+}
+_MODULES = ("formats",)
+
+__all__ = ["__version__", *_LAZY, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"amx_tvm.{name}")
+    raise AttributeError(f"module 'amx_tvm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,9 @@
-"""Replace the float weight of every annotated linear by its packed parts, symbolically.
+"""Replace the weight of every annotated linear by the arrays that kernels read, symbolically.
 
 The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``row_scale``) become
 parameters of their own; the plan says how each is made. An embedding table that the policy
-quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts.
+quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
+linear that stays in float32 gets the layout ``dense16``, [N/16, K, 16].
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from relax_passes import parameters
 from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
 from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
+
+
+DENSE_LAYOUT = "dense16"
+
+
+def _dense(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
+    n, k = (int(v) for v in param.ty.shape.values)
+    name = f"{param.name.removesuffix('.T')}.{DENSE_LAYOUT}"
+    recipe = parameters.recipe_of(plan, param.name)
+    plan[name] = replace(recipe, layout=DENSE_LAYOUT, part="w_dense")
+    return ctx.parameter(name, relax.TensorType((-(-n // 16), k, 16), "float32"))
 
 
 def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
@@ -42,8 +54,12 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
         def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
             if is_op(value, "amx.linear"):
                 linear = Linear.of(value)
-                if linear.attrs.format == "none" or linear.attrs.layout:
+                if linear.attrs.layout or linear.attrs.out_dtype != "float32":
                     return None
+                if linear.attrs.format == "none":
+                    dense = _dense(ctx, linear.weights[0], plan)
+                    attrs = replace(linear.attrs, layout=DENSE_LAYOUT)
+                    return replace(linear, attrs=attrs, weights=(dense,)).call()
                 parts = packed(ctx, linear.weights[0], linear.attrs.format)
                 attrs = replace(linear.attrs, layout=layout)
                 return replace(linear, attrs=attrs, weights=tuple(parts)).call()

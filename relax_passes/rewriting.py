@@ -30,11 +30,10 @@ class Context:
         How many leading parameters are inputs; the rest are weights.
     """
 
-    def __init__(self, module: tvm.IRModule, function: relax.Function) -> None:
-        self.module = module
+    def __init__(self, builder: relax.BlockBuilder, function: relax.Function) -> None:
         self.function = function
         self.inputs = num_inputs(function)
-        self._builder = relax.BlockBuilder(module)
+        self._builder = builder
         self._values: dict[relax.Var, relax.Expr] = {}
         self._replaced: dict[relax.Var, relax.Expr] = {}
         self._uses = count_uses(function)
@@ -75,6 +74,10 @@ class Context:
         self._pending.append(relax.VarBinding(var, expr))
         self._values[var] = expr
         return var
+
+    def add_function(self, function: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
+        """Add a TensorIR function to the module under a fresh name."""
+        return self._builder.add_func(function.without_attr("global_symbol"), name)
 
     def replace(self, var: relax.Var, by: relax.Expr) -> None:
         """Read ``by`` wherever ``var`` is read below this point."""
@@ -171,9 +174,14 @@ def relax_functions(module: tvm.IRModule) -> Iterator[tuple[tvm.ir.GlobalVar, re
 
 def rewrite(module: tvm.IRModule, rule: Rule) -> tvm.IRModule:
     """Apply a rule to every Relax function of a module, then drop what nothing reads any more."""
-    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    for gvar, function in relax_functions(module):
-        updated[gvar] = drop_dead(Context(module, function).run(rule))
+    builder = relax.BlockBuilder(module)
+    rebuilt = {
+        gvar: drop_dead(Context(builder, function).run(rule))
+        for gvar, function in relax_functions(module)
+    }
+    updated = builder.get()
+    for gvar, function in rebuilt.items():
+        updated[gvar] = function
     return relax.transform.Normalize()(updated)
 
 

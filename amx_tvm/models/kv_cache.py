@@ -1,19 +1,34 @@
 """The paged KV cache that models attend through, for the target that is being compiled for.
 
-CPU targets get this project's parallel, vectorized functions; GPU targets TVM's own kernels.
+CPU targets get this project's parallel, vectorized kernels; GPU targets TVM's own.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from tvm import relax
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 from tvm.target import Target
-from tvm import relax
 
 from amx_tvm.models.config import DecoderConfig
+from relax_passes.kv_cache import CpuPagedKVCache, KVCacheConfig
 
-__all__ = ["PagedKVCache", "create_kv_cache"]
+__all__ = ["PagedKVCache", "cache_config", "create_kv_cache"]
+
+
+def cache_config(config: DecoderConfig) -> KVCacheConfig:
+    """Return the cache's shape, rotary embedding and storage for a model."""
+    return KVCacheConfig(
+        layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rope_theta=config.rope_theta,
+        rope_scaling=config.rope_scaling or None,
+        max_position_embeddings=config.context_length,
+        context_length=config.context_length,
+    )
 
 
 def create_kv_cache(
@@ -26,6 +41,10 @@ def create_kv_cache(
 ) -> PagedKVCache:
     """Create the cache of a model under the current target."""
     target = Target.current(allow_none=False)
+    if target.kind.name == "llvm":
+        return CpuPagedKVCache(
+            cache_config(config), max_batch_size, max_total_seq_len, prefill_chunk_size, target
+        )
     return TIRPagedKVCache(
         attn_kind="mha",
         max_batch_size=max_batch_size,
@@ -48,6 +67,6 @@ def create_kv_cache(
         rope_ext_factors=relax.prim_value(0),
         rotary_dim=config.head_dim,
         enable_disaggregation=False,
-        dtype="float32",
+        dtype="float16",
         target=target,
     )

@@ -29,14 +29,17 @@ class ModelFamily:
     configure : callable
         Config dictionary -> DecoderConfig; raises ModelError for what the family cannot do.
     build : callable
-        (DecoderConfig, device, dtype) -> the nn.Module of ``amx_tvm.models.decoder``.
+        DecoderConfig -> the nn.Module, such as ``amx_tvm.models.decoder.CausalLM``.
+    weight_names : callable
+        Parameter name of the module -> weight name of the checkpoint; the same by default.
     """
 
     name: str
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
     configure: Callable[[dict[str, Any]], DecoderConfig]
-    build: Callable[..., Any]
+    build: Callable[[DecoderConfig], Any]
+    weight_names: Callable[[str], str] = str
 
 
 _FAMILIES: dict[str, ModelFamily] = {}

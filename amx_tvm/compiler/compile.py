@@ -1,0 +1,156 @@
+"""compile(): model in, artifact directory out.
+
+    open the model -> Relax module of its family -> passes -> library
+                   -> recipes -> packed parameters, streamed into shards
+                   -> manifest, tokenizer, atomic rename
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
+from amx_tvm.compiler.lowered import LoweredModel, lower_source
+from amx_tvm.compiler.parameters import NO_OVERRIDES, Materializer, Overrides, parameters
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.frontends import ModelSource, open_model
+from amx_tvm.targets import ResolvedTarget, resolve
+from amx_tvm.version import versions
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model on disk: its directory and manifest."""
+
+    path: str
+    manifest: Manifest
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the quantized and plain weights per weight, scales included."""
+        return float(self.manifest.quantization["bits_per_weight"])
+
+
+def compile(  # noqa: A001 - the verb that users know
+    model: str | os.PathLike[str] | ModelSource | Any,
+    target: str = "llvm",
+    quantization: str | QuantizationConfig = "amxfp4",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    strict: bool = False,
+    overwrite: bool = False,
+    overrides: Overrides = NO_OVERRIDES,
+    records: Any = None,
+    dump_ir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a model to an artifact.
+
+    Parameters
+    ----------
+    model : path, hub id or ModelSource
+        A Hugging Face directory, a GGUF file, a hub id, or an opened source.
+    target : str
+        "llvm" (this CPU), "cuda" (this GPU), "llvm:CPU", "cuda:sm_90a" or a row of
+        ``amx_tvm.targets``.
+    quantization : str or QuantizationConfig
+        "amxfp4" (weights), "amxfp4-w4a4" (weights and activations), another format, or "none".
+    output : path, optional
+        Directory of the artifact; by default ``dist/NAME-QUANTIZATION`` here.
+    strict : bool
+        Compute with unrounded float32 activations.
+    overwrite : bool
+        Replace an existing artifact at ``output``.
+    overrides : Overrides
+        Weights from a calibration, which replace the model's own.
+    records : callable, optional
+        Tuning records: LinearSpec -> knobs or None.
+    dump_ir : path, optional
+        Write the module after each phase into this directory.
+    progress : callable, optional
+        Called with (stage, done, total, detail); stages are "lower", "weights", "build".
+
+    Returns
+    -------
+    Artifact
+
+    Raises
+    ------
+    AmxError
+        For anything wrong with the model, target, format or output; nothing is left behind.
+    """
+    config = QuantizationConfig.parse(quantization, strict)
+    resolved = resolve(target)
+    config = config.resolve(resolved.device)
+    source = open_model(model)
+    tell = progress or (lambda *_: None)
+    label = config.format + ("-strict" if strict else "")
+    place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
+    with ArtifactWriter(place, overwrite=overwrite) as writer:
+        tell("lower", 0, 1, source.name)
+        lowered = lower_source(source, resolved, config, records=records, dump_ir=dump_ir)
+        tell("lower", 1, 1, "")
+        materializer = Materializer(source, lowered.rename, overrides)
+        for name, array in parameters(
+            lowered.order, lowered.plan, materializer, lambda d, t, n: tell("weights", d, t, n)
+        ):
+            writer.parameters.add(name, array)
+        tell("build", 0, 1, str(resolved.key))
+        write_library(lowered, resolved, writer.path("lib.so"))
+        tell("build", 1, 1, "")
+        files = source.write_tokenizer(writer.directory) if source.kind == "causal_lm" else []
+        manifest = _manifest(source, lowered, resolved, config, writer, files)
+        manifest = writer.finish(manifest)
+    return Artifact(str(place), manifest)
+
+
+def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> None:
+    """Compile the lowered module to machine code and link it as a shared library."""
+    from relax_passes import pipeline
+
+    scope = nullcontext()
+    if target.device == "cuda":
+        from amx_tvm.cuda_build import machine_code
+
+        scope = machine_code(target.tvm)
+    with scope, tempfile.TemporaryDirectory() as scratch:
+        executable = pipeline.build(lowered.module, target.tvm)
+        executable.export_library(
+            str(path), fcompile=lowered.linker(target), workspace_dir=scratch
+        )
+
+
+def _manifest(
+    source: ModelSource,
+    lowered: LoweredModel,
+    target: ResolvedTarget,
+    config: QuantizationConfig,
+    writer: ArtifactWriter,
+    files: list[str],
+) -> Manifest:
+    kept = writer.parameters.finish(lowered.order)
+    weights = lowered.weight_count
+    return Manifest(
+        versions=Versions(**versions()),
+        target=target.record(),
+        library=writer.library("lib.so"),
+        parameters=kept,
+        model={**lowered.model, "source_digest": source.digest()},
+        quantization={
+            **config.describe(),
+            "weights": weights,
+            "bits_per_weight": 8 * kept.bytes / weights,
+        },
+        kv_cache=lowered.kv_cache,
+        linears=lowered.linears,
+        functions=lowered.functions,
+        kind=source.kind,
+    )

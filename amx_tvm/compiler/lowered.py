@@ -1,0 +1,143 @@
+"""From an opened model to a module that is ready to build, with all that the manifest says of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import ModelError
+from amx_tvm.frontends import ModelSource
+from amx_tvm.models import find
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.targets import ResolvedTarget
+from relax_passes import bundle_parameters, legalize, pipeline
+from relax_passes import parameters as plans
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """A module after all passes, and what is known about the model it came from."""
+
+    module: Any
+    order: list[str]
+    plan: dict[str, plans.Recipe]
+    linears: list[dict[str, Any]]
+    model: dict[str, Any]
+    kv_cache: dict[str, Any]
+    functions: list[str]
+    weight_count: int
+    rename: Callable[[str], str] = field(default=lambda name: name)
+
+    def linker(self, target: ResolvedTarget) -> Any:
+        """Return the function that links the library, or None for this machine's compiler."""
+        import platform
+
+        arch = target.triple.split("-")[0] if target.triple else platform.machine()
+        if arch.replace("_", "-") == platform.machine().replace("_", "-"):
+            return None
+        from tvm.support import cc
+
+        return cc.cross_compiler(f"{arch}-linux-gnu-g++", options=["-O2"])
+
+
+def lower_source(
+    source: ModelSource,
+    target: ResolvedTarget,
+    config: QuantizationConfig,
+    *,
+    records: Any = None,
+    dump_ir: str | os.PathLike[str] | None = None,
+) -> LoweredModel:
+    """Build the Relax module of a model and run the passes on it.
+
+    Raises
+    ------
+    ModelError
+        When the architecture is unknown, or the checkpoint's weights are not those of its
+        configuration.
+    """
+    family = find(source.config)
+    decoder = family.configure(source.config)
+    check_weights(source, decoder, family.weight_names)
+    dtype = "float32" if target.device == "cpu" else "float16"
+    with target.tvm:
+        network = family.build(decoder)
+        network.to(dtype)
+        module, weights = network.export_tvm(network.export_spec())
+    expected = {name: tuple(int(v) for v in p.shape) for name, p in weights}
+    check_shapes(source, expected, family.weight_names)
+    functions = sorted(g.name_hint for g in module.get_global_vars())
+    functions = [f for f in functions if f in PUBLIC_FUNCTIONS]
+    dump = pipeline.dump_to(dump_ir) if dump_ir is not None else None
+    module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
+    return LoweredModel(
+        module=module,
+        order=bundle_parameters.order_of(module),
+        plan=plans.read(module),
+        linears=legalize.kernels_of(module),
+        model=describe(source, decoder, family.name),
+        kv_cache={
+            "page_size": 16,
+            "dtype": dtype,
+            "layers": decoder.num_layers,
+            "kv_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+        },
+        functions=functions,
+        weight_count=sum(prod(shape) for shape in expected.values()),
+        rename=family.weight_names,
+    )
+
+
+PUBLIC_FUNCTIONS = ("prefill", "score", "decode", "decode_batch", "create_kv_cache")
+
+
+def check_weights(
+    source: ModelSource, decoder: DecoderConfig, rename: Callable[[str], str]
+) -> None:
+    """Refuse a checkpoint that has fewer layers than its configuration says."""
+    last = rename(f"model.layers.{decoder.num_layers - 1}.input_layernorm.weight")
+    if last not in source.names():
+        raise ModelError(
+            f"{source.name} says it has {decoder.num_layers} layers but holds no {last!r}; the "
+            "checkpoint is incomplete or of another architecture"
+        )
+
+
+def check_shapes(
+    source: ModelSource, expected: dict[str, tuple[int, ...]], rename: Callable[[str], str]
+) -> None:
+    """Refuse a checkpoint whose weights are missing or of other shapes, naming the first."""
+    present = set(source.names())
+    for name, shape in expected.items():
+        stored = rename(name)
+        if stored not in present:
+            raise ModelError(
+                f"{source.name} holds no weight {stored!r}, which its configuration asks for; the "
+                "checkpoint is incomplete or of another architecture"
+            )
+        if tuple(source.shape(stored)) != shape:
+            raise ModelError(
+                f"{source.name}: {stored} has shape {list(source.shape(stored))}, the "
+                f"configuration asks for {list(shape)}"
+            )
+
+
+def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[str, Any]:
+    """Return the manifest's "model" section."""
+    generation = source.generation_config
+    eos = generation.get("eos_token_id", [])
+    return {
+        "family": family,
+        "name": source.name,
+        "config": source.config,
+        "vocab_size": decoder.vocab_size,
+        "context_length": decoder.context_length,
+        "eos_token_ids": list(eos) if isinstance(eos, (list, tuple)) else [eos],
+        "bos_token_id": generation.get("bos_token_id"),
+        "add_bos": bool(generation.get("add_bos", False)),
+    }

@@ -1,0 +1,59 @@
+"""Give every exported function its weights as one tuple, the same one for all.
+
+The runtime then passes a single handle a step. The tuple's order is the sorted order of all
+weight names over all functions and is written to the module attribute ``amx.order``.
+"""
+
+from __future__ import annotations
+
+import json
+
+import tvm
+from tvm import relax
+
+from relax_passes.rewriting import num_inputs, relax_functions
+
+ATTRIBUTE = "amx.order"
+
+
+@tvm.transform.module_pass(opt_level=0, name="BundleParameters")
+def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+    """Replace the weight parameters of all functions by one tuple; see the module's docstring."""
+    types: dict[str, relax.Type] = {}
+    for _, function in relax_functions(module):
+        for param in list(function.params)[num_inputs(function) :]:
+            types[param.name] = param.ty
+    order = sorted(types)
+    tuple_type = relax.TupleType([types[name] for name in order])
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for gvar, function in relax_functions(module):
+        inputs = num_inputs(function)
+        weights = list(function.params)[inputs:]
+        if not weights:
+            continue
+        bundle = relax.Var("params", tuple_type)
+        index = {name: i for i, name in enumerate(order)}
+        unpack = [
+            relax.VarBinding(w, relax.TupleGetItem(bundle, index[w.name])) for w in weights
+        ]
+        blocks = list(function.body.blocks)
+        first = blocks[0]
+        if isinstance(first, relax.DataflowBlock):
+            blocks[0] = relax.DataflowBlock([*unpack, *first.bindings])
+        else:
+            blocks.insert(0, relax.BindingBlock(unpack))
+        updated[gvar] = relax.Function(
+            [*list(function.params)[:inputs], bundle],
+            relax.SeqExpr(blocks, function.body.body),
+            function.ret_ty,
+            is_pure=function.is_pure,
+            attrs=function.attrs,
+        ).with_attr("num_input", inputs)
+    updated = relax.transform.Normalize()(updated)
+    return updated.with_attr(ATTRIBUTE, json.dumps(order))
+
+
+def order_of(module: tvm.IRModule) -> list[str]:
+    """Return the names of the weights in the order of the tuple."""
+    attrs = module.attrs
+    return json.loads(str(attrs[ATTRIBUTE])) if attrs is not None and ATTRIBUTE in attrs else []

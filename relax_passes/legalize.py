@@ -1,0 +1,217 @@
+"""Lower the project's operators to TensorIR: each call becomes ``call_tir`` of a scheduled kernel.
+
+Kernels come from the schedule registry and are built once for each distinct specification; what
+was chosen, and why, is collected in the module attribute ``amx.kernels`` for the manifest.
+Operators see M = the product of the leading axes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import reduce
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from relax_passes import ops
+from relax_passes.ops import is_op
+from relax_passes.rewriting import Context, rewrite
+from relax_passes.schedules import activations
+from relax_passes.schedules.registry import linear_kernel
+from relax_passes.schedules.spec import LinearSpec
+
+ATTRIBUTE = "amx.kernels"
+
+
+def legalize(target: Any, records: Any = None) -> tvm.transform.Pass:
+    """Make the pass for a target.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        What the kernels are made for.
+    records : callable, optional
+        LinearSpec -> knobs of a tuning record, or None where there is none.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="LegalizeQuantized")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        lowering = _Lowering(target, records)
+        module = rewrite(module, lowering.rule)
+        return module.with_attr(ATTRIBUTE, json.dumps(lowering.report))
+
+    return run
+
+
+def kernels_of(module: tvm.IRModule) -> list[dict[str, Any]]:
+    """Return the kernel report of a legalized module: one entry a linear and M bucket."""
+    attrs = module.attrs
+    return json.loads(str(attrs[ATTRIBUTE])) if attrs is not None and ATTRIBUTE in attrs else []
+
+
+class _Lowering:
+    """State of one run: the functions built so far and the report."""
+
+    def __init__(self, target: Any, records: Any) -> None:
+        self.target, self.records = target, records
+        self.functions: dict[Any, tvm.ir.GlobalVar] = {}
+        self.chosen: dict[LinearSpec, dict[str, Any]] = {}
+        self.report: list[dict[str, Any]] = []
+        self.reported: set[tuple] = set()
+
+    def rule(self, ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if is_op(value, "amx.linear"):
+            return self.linear(ctx, ops.Linear.of(value), value.ty)
+        if is_op(value, "amx.quantize_activation"):
+            return self.quantize(ctx, value)
+        if is_op(value, "amx.embedding"):
+            return self.embedding(ctx, value)
+        if is_op(value, "relax.nn.rms_norm") and self.target.kind.name == "llvm":
+            return self.rms_norm(ctx, value)
+        return None
+
+    def function(self, ctx: Context, key: Any, name: str, build: Any) -> tvm.ir.GlobalVar:
+        if key not in self.functions:
+            self.functions[key] = ctx.add_function(build(), name)
+        return self.functions[key]
+
+    def linear(self, ctx: Context, linear: ops.Linear, type_: Any) -> relax.Expr | None:
+        attrs = linear.attrs
+        if not attrs.layout:
+            return None  # an unquantized linear of another type: Relax's own matmul
+        m, static = rows_of(linear.x[0])
+        spec = LinearSpec(
+            format=attrs.format,
+            n=attrs.n,
+            k=attrs.k,
+            activation=attrs.activation if attrs.format != "none" else "float32",
+            m=static,
+            bias=linear.bias is not None,
+            residual=linear.residual is not None,
+            silu_mul=attrs.silu_mul,
+            out_dtype=attrs.out_dtype,
+        )
+        gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
+        self.note(attrs.name, spec)
+        args = [flat(ctx, a, m) for a in linear.x] + list(linear.weights)
+        if linear.bias is not None:
+            args.append(linear.bias)
+        if linear.residual is not None:
+            args.append(flat(ctx, linear.residual, m))
+        out = relax.TensorType([m, spec.out_features], spec.out_dtype)
+        return shaped(ctx, relax.call_tir(gvar, args, out), type_)
+
+    def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:
+        knobs = self.records(spec) if self.records is not None else None
+        kernel = linear_kernel(spec, self.target, knobs)
+        self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": knobs}
+        return kernel.func
+
+    def note(self, name: str, spec: LinearSpec) -> None:
+        if (name, spec.m) in self.reported:
+            return
+        self.reported.add((name, spec.m))
+        self.report.append(
+            {
+                "name": name,
+                "format": spec.format,
+                "shape": [spec.n, spec.k],
+                "activation": spec.activation,
+                "epilogue": spec.epilogue,
+                "bucket": "M >= 1" if spec.m is None else f"M = {spec.m}",
+                **self.chosen[spec],
+            }
+        )
+
+    def quantize(self, ctx: Context, call: relax.Call) -> relax.Expr:
+        attrs = ops.quantize_attrs(call)
+        m, static = rows_of(call.args[0])
+        key = (attrs, static)
+        name = f"{attrs.prologue}_quantize_{attrs.scheme.replace(':', '_')}".removeprefix("none_")
+        gvar = self.function(
+            ctx,
+            key,
+            f"{name}_k{attrs.k}_{bucket(static)}",
+            lambda: activations.quantize(static, **asdict(attrs)),
+        )
+        args = [flat(ctx, a, m) if len(a.ty.shape.values) > 1 else a for a in call.args]
+        parts = ops.activation_parts(attrs)
+        outs = [relax.TensorType([m, *shape], dtype) for _, shape, dtype in parts]
+        result = relax.call_tir(gvar, args, outs)
+        if len(call.args[0].ty.shape.values) == 2:
+            return result
+        both = ctx.emit(result)
+        pieces = [
+            ctx.emit(shaped(ctx, relax.TupleGetItem(both, i), field))
+            for i, field in enumerate(call.ty.fields)
+        ]
+        return relax.Tuple(pieces)
+
+    def embedding(self, ctx: Context, call: relax.Call) -> relax.Expr:
+        attrs = ops.embedding_attrs(call)
+        ids = call.args[0]
+        count = reduce(lambda a, b: a * b, ids.ty.shape.values, tirx.const(1, "int64"))
+        static = int(count) if isinstance(count, tirx.IntImm) else None
+        gvar = self.function(
+            ctx,
+            (attrs, static),
+            f"embedding_{attrs.format}_k{attrs.k}_{bucket(static)}".replace("-", "_"),
+            lambda: activations.embedding(
+                attrs.rows, attrs.k, attrs.format, static, attrs.out_dtype
+            ),
+        )
+        if len(ids.ty.shape.values) != 1:
+            ids = ctx.emit(relax.op.reshape(ids, [count]))
+        out = relax.TensorType([count, attrs.k], attrs.out_dtype)
+        return shaped(ctx, relax.call_tir(gvar, [ids, *call.args[1:]], out), call.ty)
+
+    def rms_norm(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
+        x, weight = call.args[:2]
+        shape = x.ty.shape.values
+        axes = [int(a) for a in call.attrs.axes]
+        fits = axes in ([-1], [len(shape) - 1]) and x.ty.dtype == "float32"
+        if not fits or not isinstance(shape[-1], tirx.IntImm):
+            return None
+        m, static = rows_of(x)
+        k, eps = int(shape[-1]), float(call.attrs.epsilon)
+        gvar = self.function(
+            ctx,
+            ("rms_norm", k, static, eps),
+            f"rms_norm_k{k}_{bucket(static)}",
+            lambda: activations.rms_norm(k, static, eps),
+        )
+        out = relax.TensorType([m, k], "float32")
+        return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
+
+
+def rows_of(x: relax.Expr) -> tuple[Any, int | None]:
+    """Return M, the product of the leading axes, and its value where it is a constant."""
+    m = reduce(lambda a, b: a * b, list(x.ty.shape.values)[:-1], tirx.const(1, "int64"))
+    m = tvm.sym.Analyzer().simplify(m) if not isinstance(m, tirx.IntImm) else m
+    return m, int(m) if isinstance(m, tirx.IntImm) else None
+
+
+def flat(ctx: Context, x: relax.Expr, m: Any) -> relax.Expr:
+    """View [.., K] as [M, K]."""
+    shape = list(x.ty.shape.values)
+    return x if len(shape) == 2 else ctx.emit(relax.op.reshape(x, [m, shape[-1]]))
+
+
+def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
+    """View a two-dimensional result in the shape that the operator had."""
+    shape = list(type_.shape.values)
+    return value if len(shape) == 2 else relax.op.reshape(ctx.emit(value), shape)
+
+
+def bucket(m: int | None) -> str:
+    """Name the rows that a function is for."""
+    return "any" if m is None else f"m{m}"
+
+
+def spec_name(spec: LinearSpec) -> str:
+    """Name a linear's function after what it computes."""
+    words = ["linear", spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
+    name = "_".join([*words, spec.epilogue] if spec.epilogue else words)
+    return "".join(c if c.isalnum() else "_" for c in name)

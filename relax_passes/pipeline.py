@@ -1,0 +1,129 @@
+"""The one ordered pipeline, in named phases.
+
+    find       ordinary products with a weight become amx.linear; biases fold in
+    merge      linears of one input become one; residuals and silu(gate) * up fold in
+    quantize   weights become packed parameters, activations are quantized in front
+    legalize   operators become scheduled TensorIR kernels
+    lower      Relax's own operators: legalization, fusion, schedules for what is left
+    plan       weights as one tuple, memory planning, lowering to the virtual machine
+
+Merging comes after annotation, not before: one rule then covers every orientation of the weight
+and linears with and without bias. ``dump`` sees the module after each phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from relax_passes.annotate_linears import annotate_linears
+from relax_passes.bundle_parameters import bundle_parameters
+from relax_passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.legalize import legalize
+from relax_passes.merge_projections import merge_projections
+from relax_passes.policy import Policy
+from relax_passes.quantize_activations import quantize_activations
+from relax_passes.quantize_parameters import quantize_parameters
+from relax_passes.schedule_rest import schedule_rest
+
+Dump = Callable[[str, tvm.IRModule], None]
+
+
+def phases(
+    target: Any, policy: Policy, layout: str, records: Any = None
+) -> list[tuple[str, list[tvm.transform.Pass]]]:
+    """Return the phases up to memory planning, in order, each with its passes.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        What is compiled for.
+    policy : Policy
+        Which linear gets which format.
+    layout : str
+        Packed weight layout of the target's kernels.
+    records : callable, optional
+        LinearSpec -> knobs from tuning records.
+    """
+    from tvm.relax import pipeline as stock
+
+    return [
+        ("find", [annotate_linears(policy), fuse_bias()]),
+        ("merge", [merge_projections, fuse_residual_and_gate()]),
+        ("quantize", [quantize_parameters(policy, layout), quantize_activations]),
+        ("legalize", [legalize(target, records)]),
+        (
+            "lower",
+            [
+                *stock.library_dispatch_passes(target),
+                # A reshape stays an operator: the virtual machine makes it a view.
+                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                schedule_rest(target),
+            ],
+        ),
+        ("bundle", [bundle_parameters]),
+    ]
+
+
+def run(
+    module: tvm.IRModule,
+    target: Any,
+    policy: Policy,
+    layout: str,
+    records: Any = None,
+    dump: Dump | None = None,
+) -> tvm.IRModule:
+    """Run all phases; the result is ready for :func:`build`."""
+    if dump is not None:
+        dump("input", module)
+    with target:
+        for name, passes in phases(target, policy, layout, records):
+            for one in passes:
+                module = one(module)
+            if dump is not None:
+                dump(name, module)
+    return module
+
+
+def build(module: tvm.IRModule, target: Any) -> Any:
+    """Plan memory and compile to a Relax VM executable."""
+    backend = "cuda" if target.kind.name == "cuda" else "cpu_generic"
+    stock = import_module(f"tvm.relax.backend.{backend}.pipeline")
+    # TVM's RewriteDataflowReshape is left out: reshapes were never legalized, and it aborts on
+    # scheduled functions that have no root block.
+    final = tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            *stock.finalize_passes(target),
+        ]
+    )
+    return tvm.compile(module, target=target, relax_pipeline=final)
+
+
+def dump_to(directory: str | Path) -> Dump:
+    """Return a dump function that writes NN-phase.py files into a directory."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def write(phase: str, module: tvm.IRModule) -> None:
+        nonlocal count
+        path = folder / f"{count:02d}-{phase}.py"
+        path.write_text(module.script(show_meta=False), encoding="utf-8")
+        count += 1
+
+    return write
+
+
+__all__ = ["build", "dump_to", "phases", "run"]
