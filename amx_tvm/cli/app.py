@@ -1,0 +1,276 @@
+"""Options and help of every command, and what happens to errors.
+
+An AmxError is one red line on stderr and exit code 2, like a wrong option; Ctrl-C is exit code
+130; anything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amx_tvm.errors import AmxError
+
+app = typer.Typer(
+    name="amx-tvm",
+    help="Compile language models to 4 bits with TVM, and run them on the machine at hand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Verify(str, Enum):
+    """How deep an artifact's files are checked before they are used."""
+
+    none = "none"
+    quick = "quick"
+    full = "full"
+
+
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Directory that `compile` made.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default the artifact's.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default the physical cores.")]
+Context = Annotated[
+    int | None,
+    typer.Option(help="Longest prompt and answer in tokens; by default at most 4096."),
+]
+VerifyOption = Annotated[
+    Verify, typer.Option(help="Check sizes only, checksums of all bytes, or SHA-256 of all bytes.")
+]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Keep the K most likely tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the most likely tokens that make up P.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below P times the most likely one.")]
+Penalty = Annotated[float, typer.Option(help="Above 1 makes repetition less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the text.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "amx-tvm compile models/SmolLM2-135M-Instruct --output dist/smollm2\n\n"
+    "amx-tvm compile model.Q8_0.gguf --quantization mxfp4 --target llvm:x86-64-v3\n\n"
+    "amx-tvm compile models/Llama-3-8B --target cuda:sm_90a --quantization amxfp4-w4a4"
+)
+def compile(  # noqa: A001 - the verb that users know
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Hugging Face directory, .gguf file or hub id."),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="llvm and cuda mean this machine; llvm:CPU, cuda:sm_NN or a TVM tag name another."
+        ),
+    ] = "llvm",
+    quantization: Annotated[
+        str,
+        typer.Option(help="amxfp4, mxfp4, nvfp4, int4, none, ...; with -w4a4 activations too."),
+    ] = "amxfp4",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory to make; by default dist/MODEL-FORMAT."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Compute with unrounded float32 activations.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an artifact at the output.")
+    ] = False,
+    dump_ir: Annotated[
+        Path | None, typer.Option(help="Write the IR after every phase into this directory.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Compile a model to an artifact directory."""
+    from amx_tvm.cli import compile_command
+
+    compile_command.run(
+        model, target, quantization, output, strict, overwrite, dump_ir, show=not quiet
+    )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    'amx-tvm generate dist/smollm2 "The capital of France is" -n 32\n\n'
+    'amx-tvm generate dist/smollm2 "Write a haiku." --chat --temperature 0.8 --seed 1\n\n'
+    "cat story.txt | amx-tvm generate dist/smollm2 - --quiet"
+)
+def generate(
+    artifact: ArtifactPath,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Tokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
+    ] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after EOS.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    quiet: Quiet = False,
+    device: Device = None,
+    context_length: Context = None,
+    threads: Threads = None,
+    verify: VerifyOption = Verify.quick,
+) -> None:
+    """Continue a prompt; the text streams to stdout, the timings follow on stderr."""
+    from amx_tvm.cli import generate_command
+
+    generate_command.run(
+        artifact,
+        prompt,
+        chat=chat,
+        as_json=json,
+        quiet=quiet,
+        load={
+            "device": device,
+            "context_length": context_length,
+            "threads": threads,
+            "verify": _depth(verify),
+        },
+        options={
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": tuple(stop or ()),
+            "ignore_eos": ignore_eos,
+        },
+    )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "amx-tvm chat dist/smollm2\n\n"
+    'amx-tvm chat dist/smollm2 --system "Answer in one sentence." --temperature 0.7\n\n'
+    "In the chat: /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts an answer."
+)
+def chat(
+    artifact: ArtifactPath,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_new_tokens: Tokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    device: Device = None,
+    context_length: Context = None,
+    threads: Threads = None,
+    verify: VerifyOption = Verify.quick,
+) -> None:
+    """Talk to a model over several turns; what was said stays in the KV cache."""
+    from amx_tvm.cli import chat_command
+
+    chat_command.run(
+        artifact,
+        system=system,
+        quiet=quiet,
+        load={
+            "device": device,
+            "context_length": context_length,
+            "threads": threads,
+            "verify": _depth(verify),
+        },
+        options={
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+    )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "amx-tvm inspect dist/smollm2\n\n"
+    "amx-tvm inspect dist/smollm2 --all\n\n"
+    "amx-tvm inspect dist/smollm2 --json | jq .linears"
+)
+def inspect(
+    artifact: ArtifactPath,
+    every: Annotated[
+        bool, typer.Option("--all", help="One row a linear, instead of equal layers together.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest and sizes.")] = False,
+    verify: VerifyOption = Verify.none,
+) -> None:
+    """Show what an artifact holds: its linears and their kernels, sizes, target, versions."""
+    from amx_tvm.cli import inspect_command
+
+    inspect_command.run(artifact, every=every, as_json=json, verify=_depth(verify))
+
+
+@app.command(epilog="Examples:\n\namx-tvm devices\n\namx-tvm devices --json")
+def devices(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the CPU and the GPUs of this machine and the targets that name them."""
+    from amx_tvm.cli import devices_command
+
+    devices_command.run(as_json=json)
+
+
+def _depth(verify: Verify) -> str | bool:
+    return False if verify is Verify.none else verify.value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?"
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(arguments, prog_name="amx-tvm", standalone_mode=False)
+        sys.stdout.flush()
+    except AmxError as error:
+        fail(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        sys.stdout = None
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a wrong option or argument (click)
+            raise
+        if message := error.format_message():  # empty: the help was printed
+            fail(f"{message} Try `{_command(error)} --help`.")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "amx-tvm"
+
+
+def fail(message: str) -> None:
+    """Print one line to stderr, red where it is a terminal."""
+    line = "error: " + " ".join(message.split())
+    if sys.stderr.isatty():
+        line = f"\x1b[31m{line}\x1b[0m"
+    print(line, file=sys.stderr)

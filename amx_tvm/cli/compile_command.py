@@ -1,0 +1,106 @@
+"""`amx-tvm compile`: progress bars over the compiler, and what came out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+_STAGES = {
+    "lower": "Passes and kernels",
+    "weights": "Quantize and pack",
+    "build": "Machine code",
+    "calibrate": "Calibrate",
+    "tune": "Tune",
+}
+
+
+class StageProgress:
+    """One progress bar a stage; the object is the callback that `compile` calls.
+
+    Called with (stage, done, total, detail). A stage's bar appears at its first call.
+    """
+
+    def __init__(self, console: Console, show: bool = True):
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+            disable=not show,
+            transient=False,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> StageProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Show that ``done`` of ``total`` steps of a stage are finished."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(
+                _STAGES.get(stage, stage), total=total, detail=detail
+            )
+        self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)
+
+
+def run(
+    model: str,
+    target: str,
+    quantization: str,
+    output: Path | None,
+    strict: bool,
+    overwrite: bool,
+    dump_ir: Path | None,
+    show: bool,
+) -> None:
+    """Compile and print what was made; see `amx_tvm.compiler.compile`."""
+    console = Console(stderr=True)
+    start = time.perf_counter()
+    with StageProgress(console, show) as progress:
+        import amx_tvm.compiler
+
+        artifact = amx_tvm.compiler.compile(
+            model,
+            target=target,
+            quantization=quantization,
+            output=output,
+            strict=strict,
+            overwrite=overwrite,
+            dump_ir=dump_ir,
+            progress=progress,
+        )
+    manifest = artifact.manifest
+    if show:
+        bits = manifest.quantization.get("bits_per_weight")
+        console.print(
+            f"[green]{manifest.model['name']}[/] for {manifest.target.key}: "
+            f"{manifest.parameters.bytes / 1e6:.1f} MB of parameters"
+            + (f", {bits:.2f} bits per weight" if bits else "")
+            + f", {time.perf_counter() - start:.1f} s",
+            highlight=False,
+        )
+    print(artifact.path)

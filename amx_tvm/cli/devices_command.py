@@ -1,0 +1,112 @@
+"""`amx-tvm devices`: the CPU and GPUs here, and the names of targets.
+
+Nothing is compiled and TVM is not imported: the CPU speaks through /proc and /sys, GPUs through
+the driver library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.artifact.cpu import cpu_features, normalize
+from amx_tvm.runtime.library import physical_cores
+
+# What decides which CPU kernels can be used, with the names that people know.
+_KERNEL_FEATURES = {
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "avx512f": "AVX-512",
+    "avx512vnni": "AVX-512 VNNI",
+    "avx512vbmi": "AVX-512 VBMI",
+    "avx512bf16": "AVX-512 BF16",
+    "avxvnni": "AVX-VNNI",
+    "amxtile": "AMX tiles",
+    "neon": "NEON",
+    "dotprod": "dot product",
+    "i8mm": "int8 matrix",
+    "sve": "SVE",
+}
+_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
+
+
+def run(as_json: bool) -> None:
+    """Print the devices of this machine as text, or as JSON."""
+    cpu, gpus = describe_cpu(), describe_gpus()
+    if as_json:
+        print(json.dumps({"cpu": cpu, "gpus": gpus}, indent=1))
+        return
+    print(f"CPU   {cpu['name']} ({cpu['architecture']})")
+    print(f"      {cpu['cores']} cores for TVM of {cpu['logical']} logical, ", end="")
+    print(f"{cpu['memory'] / 2**30:.1f} GiB memory")
+    if cpu["features"]:
+        print(f"      {', '.join(cpu['features'])}")
+    print("      --target llvm")
+    for gpu in gpus:
+        print(f"GPU   {gpu['index']}: {gpu['name']}, {gpu['memory'] / 2**30:.1f} GiB")
+        print(f"      compute capability {gpu['capability']}, ", end="")
+        print(f"{gpu['multiprocessors']} multiprocessors")
+        print("      --target cuda")
+    if not gpus:
+        print("GPU   none that CUDA sees; --target cuda:sm_NN compiles for another machine's")
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return name, architecture, cores, memory in bytes and the features that kernels use."""
+    text = ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        pass
+    name = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0
+    present = cpu_features()
+    return {
+        "name": name.group(1).strip() if name else platform.processor() or "unknown",
+        "architecture": platform.machine(),
+        "cores": physical_cores(),
+        "logical": os.cpu_count(),
+        "memory": memory,
+        "features": [text for key, text in _KERNEL_FEATURES.items() if normalize(key) in present],
+    }
+
+
+def describe_gpus() -> list[dict[str, Any]]:
+    """Return the GPUs that the NVIDIA driver lists; empty without a driver."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    return [_describe_gpu(cuda, index) for index in range(count.value)]
+
+
+def _describe_gpu(cuda: Any, index: int) -> dict[str, Any]:
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    return {
+        "index": index,
+        "name": name.value.decode(),
+        "capability": f"{attribute(_COMPUTE_MAJOR)}.{attribute(_COMPUTE_MINOR)}",
+        "multiprocessors": attribute(_MULTIPROCESSORS),
+        "memory": memory.value,
+    }

@@ -1,0 +1,121 @@
+"""`amx-tvm inspect`: what an artifact holds, from its manifest alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.artifact import Manifest, artifact_bytes, verify_artifact
+from amx_tvm.artifact.verify import Verify
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_COLUMNS = ("name", "format", "shape", "bucket", "kernel", "why")
+
+
+def run(artifact: Path, every: bool, as_json: bool, verify: Verify | str | bool) -> None:
+    """Print the manifest as tables, or as JSON.
+
+    Without ``verify`` the files are not looked at, so artifacts for other machines are shown too.
+    """
+    manifest = verify_artifact(artifact, verify) if verify else Manifest.load(artifact)
+    if as_json:
+        data = manifest.to_dict()
+        data["bytes"] = {
+            "artifact": artifact_bytes(artifact),
+            "parameters": manifest.parameters.bytes,
+            "library": manifest.library.bytes,
+        }
+        print(json.dumps(data, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:  # wide enough that no cell of a file or pipe is cut
+        console = Console(width=220)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, value in _facts(artifact, manifest):
+        facts.add_row(name, value)
+    console.print(facts, highlight=False)
+    if not manifest.linears:
+        return
+    table = Table(title="Linears", title_justify="left", header_style="bold")
+    for column in (*_COLUMNS, "count")[: None if not every else -1]:
+        justify = "right" if column in ("shape", "count") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row, count in rows(manifest.linears, every):
+        table.add_row(*row, *([] if every else [str(count)]))
+    console.print(table, highlight=False)
+
+
+def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
+    model, target, versions = manifest.model, manifest.target, manifest.versions
+    yield "artifact", f"{artifact} ({manifest.kind}, schema {manifest.schema})"
+    if model:
+        context = model.get("context_length")
+        text = f"{model.get('name', '?')} ({model.get('family', '?')})"
+        yield "model", text + (f", context {context} tokens" if context else "")
+    yield "target", f"{target.key} on {target.device}"
+    if target.features:
+        yield "needs", " ".join(target.features)
+    settings = manifest.quantization
+    if settings:
+        shown = {k: v for k, v in settings.items() if k not in ("bits_per_weight", "weights") and v}
+        yield "quantization", ", ".join(f"{key} {_text(value)}" for key, value in shown.items())
+    if "bits_per_weight" in settings:
+        yield "bits per weight", f"{settings['bits_per_weight']:.3f}, scales included"
+    kept = manifest.parameters
+    held = f"{len(kept.order)} tensors in {len(kept.shards)} shards"
+    yield "parameters", f"{kept.bytes / 1e6:.1f} MB, {held}"
+    yield "library", f"{manifest.library.bytes / 1e6:.2f} MB"
+    yield "on disk", f"{artifact_bytes(artifact) / 1e6:.1f} MB"
+    cache = manifest.kv_cache
+    if cache:
+        width = 2 * cache["layers"] * cache["kv_heads"] * cache["head_dim"]
+        size = width * (2 if cache["dtype"] in ("float16", "bfloat16") else 4)
+        yield "KV cache", f"{cache['dtype']}, {size / 1024:.1f} KiB a token"
+    yield "made by", f"amx_tvm {versions.amx_tvm}, TVM {versions.tvm}, tvm_ffi {versions.tvm_ffi}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def rows(linears: list[dict[str, Any]], every: bool) -> list[tuple[list[str], int]]:
+    """Return table rows and how many linears each stands for.
+
+    Linears that differ only in the layer number share a row: ``model.layers.{0..29}.mlp.down``.
+    """
+    grouped: dict[tuple[str, ...], list[int | None]] = {}
+    for linear in linears:
+        name = str(linear["name"])
+        layer = _LAYER.search(name)
+        if layer and not every:
+            name = name[: layer.start(1)] + "{}" + name[layer.end(1) :]
+        shape = " x ".join(map(str, linear["shape"]))
+        key = (name, *(shape if c == "shape" else str(linear.get(c, "")) for c in _COLUMNS[1:]))
+        grouped.setdefault(key, []).append(int(layer.group(1)) if layer else None)
+    result = []
+    for (name, *rest), layers in grouped.items():
+        numbers = sorted({layer for layer in layers if layer is not None})
+        if "{}" in name:
+            name = name.replace("{}", _ranges(numbers))
+        result.append(([name, *rest], len(layers)))
+    return result
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return sorted numbers as text: 3, {0..29} or {0..3,5}."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)
+    return text if len(numbers) == 1 else "{" + text + "}"
