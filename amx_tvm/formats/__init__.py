@@ -23,7 +23,8 @@ from amx_tvm.formats import (  # isort: skip
     packing,
     tile16x32,  # noqa: F401
 )
-from amx_tvm.formats.base import DecodeTerm, Format, Quantized, ScaleTensor, concatenate
+from amx_tvm.formats.base import Format
+from amx_tvm.formats.data import DecodeTerm, Quantized, ScaleTensor, concatenate
 from amx_tvm.formats.registry import FormatSummary, get, names, register, summary
 
 __all__ = [

@@ -22,7 +22,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from amx_tvm.formats import e2m1, rules
-from amx_tvm.formats.base import DecodeTerm, Format, ScaleTensor
+from amx_tvm.formats.base import Format
+from amx_tvm.formats.data import DecodeTerm, ScaleTensor
 from amx_tvm.formats.registry import register
 
 

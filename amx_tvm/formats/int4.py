@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from amx_tvm.formats import scales as scale_types
-from amx_tvm.formats.base import DecodeTerm, Format, ScaleTensor
+from amx_tvm.formats.base import Format
+from amx_tvm.formats.data import DecodeTerm, ScaleTensor
 from amx_tvm.formats.registry import register
 from amx_tvm.formats.rules import quotient
 

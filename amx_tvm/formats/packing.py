@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from amx_tvm.errors import FormatError
-from amx_tvm.formats.base import Format, Quantized
+from amx_tvm.formats.base import Format
 from amx_tvm.formats.blocks import per_row
+from amx_tvm.formats.data import Quantized
 from amx_tvm.formats.registry import get
 
 COLUMNS = 32  # every layout is made of 32-column units, whatever the format's group size

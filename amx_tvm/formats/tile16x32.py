@@ -22,7 +22,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from amx_tvm.formats.base import Format, Quantized
+from amx_tvm.formats.base import Format
+from amx_tvm.formats.data import Quantized
 from amx_tvm.formats.packing import (
     COLUMNS,
     Arrays,

@@ -39,14 +39,16 @@ def test_temporaries_are_bounded(name):
 def test_a_4096_by_14336_weight_quantizes_in_two_seconds_on_one_core(name):
     weight = np.random.default_rng(0).standard_normal((4096, 14336), np.float32)
     fmt = formats.get(name)
-    seconds = []
+    best = float("inf")
     for _ in range(
         3
-    ):  # processor time of this one thread: other work on the machine is not counted
+    ):  # processor time of this thread, the best of up to three: machines are shared
         start = time.thread_time()
         quantized = fmt.quantize(weight)
-        seconds.append(time.thread_time() - start)
-    assert min(seconds) < 2, f"{name} took {seconds} s"
+        best = min(best, time.thread_time() - start)
+        if best < 2:
+            break
+    assert best < 2, f"{name} took {best:.2f} s"
     start = time.thread_time()
     packing.pack(fmt, quantized, "tile16x32")
     assert time.thread_time() - start < 2
