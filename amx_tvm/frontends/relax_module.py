@@ -82,29 +82,30 @@ class RelaxModuleSource(ModelSource):
                     f"the weight {key!r} is no parameter of {entry!r}; its parameters are: "
                     + ", ".join(variables)
                 )
-            _check(key, array, variables[key].struct_info)
+            _check(key, array, variables[key].ty)
         self.inputs = [key for key in variables if key not in self._arrays]
 
     def names(self) -> list[str]:
         """Return the names of the weights."""
         return list(self._arrays)
 
-    def _array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
+        """Return a weight in its own type, without a copy."""
         if name not in self._arrays:
             raise self.missing(name)
         return self._arrays[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight."""
-        return self._array(name).shape
+        return self.array(name).shape
 
     def dtype(self, name: str) -> str:
         """Return the weight's type as NumPy calls it."""
-        return str(self._array(name).dtype)
+        return str(self.array(name).dtype)
 
     def load(self, name: str) -> np.ndarray:
         """Return a weight as a new float32 array."""
-        return np.array(self._array(name), dtype=np.float32)
+        return np.array(self.array(name), dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
@@ -133,10 +134,10 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def _check(name: str, array: np.ndarray, declared: Any) -> None:
-    """Compare a value with the parameter's struct info; symbolic sizes fit anything."""
+    """Compare a value with the parameter's declared type; symbolic sizes fit anything."""
     from tvm import relax, tirx
 
-    if not isinstance(declared, relax.TensorStructInfo):
+    if not isinstance(declared, relax.TensorType):
         raise ModelError(f"the parameter {name!r} is no tensor, so it cannot be a weight")
     if declared.dtype and declared.dtype != str(array.dtype):
         raise ModelError(
