@@ -184,7 +184,7 @@ def compile_source(code: str, arch: str, *, flags: tuple[str, ...] = ()) -> byte
         source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
         source.write_text(code)
         gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
-        command = [nvcc, "-std=c++17", "-O3", gencode, "-cubin", *flags, "-o", out, source]
+        command = [nvcc, "-std=c++17", "-O3", "-w", gencode, "-cubin", *flags, "-o", out, source]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = "\n".join(x for x in done.stderr.splitlines() if "error" in x) or done.stderr

@@ -124,7 +124,7 @@ class _Warp:
                 unit = chunk * self.plan.units + part * self.part_units + u
                 word = (c * self.part_units + u) * 4
                 source = at(self.linear.codes, self.tile, unit, self.lane * 16)
-                call("amx_ldg_words4", at(self.words, word), source, text=self.text)
+                call("amx_ldg_words4", at(self.words, word), source)
 
     def load_scales(self, batch) -> None:
         """Request the stored scales of a batch."""
@@ -156,7 +156,7 @@ class _Warp:
         source = at(
             self.linear.scales, self.tile, unit, self.g * self.linear.decode.shape.record + byte
         )
-        call(f"amx_ldg_words{count}", at(self.records, word), source, text=self.text)
+        call(f"amx_ldg_words{count}", at(self.records, word), source)
 
     def load_x(self, batch) -> None:
         """Load the lane's column of the x operand for a batch."""
@@ -183,7 +183,6 @@ class _Warp:
                             at(self.linear.x, safe_row, column),
                             inside,
                             returns="uint32",
-                            text=self.text,
                         )
                         T.buffer_store(self.x, loaded, [word])
 
@@ -238,7 +237,7 @@ class _Warp:
         """Walk all batches."""
         plan = self.plan
         if dependent:
-            call("amx_launch_dependents", text=self.text)
+            call("amx_launch_dependents")
         for i in range(2 if plan.gp > 1 else 4):
             T.buffer_store(self.out, tirx.const(0.0, "float32"), [i])
         if not self.scaled:
@@ -246,7 +245,7 @@ class _Warp:
         self.load_weights(0, 0)
         self.load_scales(0)
         if dependent:
-            call("amx_wait_prerequisites", text=self.text)
+            call("amx_wait_prerequisites")
         with T.serial(plan.rounds, annotations={"disable_unroll": True}) as batch:
             self.load_x(batch)
             if plan.parts == 1:
@@ -281,7 +280,7 @@ class _Warp:
             if mask * 2 < plan.gp:
                 for h in range(2):
                     total = call(
-                        "amx_shuffle_add", self.out[h], mask, returns="float32", text=self.text
+                        "amx_shuffle_add", self.out[h], mask, returns="float32"
                     )
                     T.buffer_store(self.out, total, [h])
         row = 2 * self.t // plan.gp

@@ -1,0 +1,97 @@
+"""Compile the kernels of a benchmark run to libraries that hold machine code; needs no GPU.
+
+    python -m benchmarks.gpu.build --out build/gpu --arch sm_90a            the default kernels
+    python -m benchmarks.gpu.build --out build/gpu --sweep sweep.txt        one "shape rows knobs" a line
+
+Writes one library a variant and manifest.json, which benchmarks.gpu.linears reads on the machine with
+the GPU (another one, if need be: nothing is compiled there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import asdict
+from pathlib import Path
+
+from .shapes import ROWS, SHAPES, Variant
+
+
+def parse_knobs(text: str, arch: str):  # noqa: ANN201
+    """Turn a knob text (see Variant) into (schedule knobs or None for the defaults, dependent)."""
+    from relax_passes.schedules.cuda.buckets import Device
+    from relax_passes.schedules.cuda.gemv import GemvKnobs
+    from relax_passes.schedules.cuda.tile import TileKnobs
+
+    dependent = text.endswith("p")
+    kind, _, numbers = text.removesuffix("p").partition(":")
+    if kind == "default":
+        return None, dependent
+    values = [int(v) for v in numbers.split(",")]
+    if kind == "gemv":
+        return GemvKnobs(*values), dependent
+    return TileKnobs(*values, wgmma=Device(arch).wgmma and kind != "mma"), dependent
+
+
+def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = False) -> dict:
+    """Compile one variant; returns its manifest entry."""
+    import tvm
+
+    from amx_tvm import cuda_build
+    from relax_passes.schedules.cuda import linear
+    from relax_passes.schedules.cuda.buckets import Bucket
+    from relax_passes.schedules.spec import LinearSpec
+
+    cuda_build.enable()
+    n, k, _ = SHAPES[variant.shape]
+    spec = LinearSpec(
+        variant.format, n, k, "float16", m=None, m_max=variant.rows, out_dtype="float16"
+    )
+    knobs, dependent = parse_knobs(variant.knobs, arch)
+    if knobs is None:
+        buckets = None
+    else:
+        buckets = [Bucket(variant.rows, knobs)]
+        if variant.rows == 1:
+            spec = LinearSpec(variant.format, n, k, "float16", m=1, out_dtype="float16")
+    func = linear.build(spec, arch, buckets, dependent=dependent)
+    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
+    path = out / f"{variant.key}.so"
+    built.export_library(str(path))
+    return {**asdict(variant), "n": n, "k": k, "library": path.name, "arch": arch}
+
+
+def _job(args):  # noqa: ANN001, ANN202
+    variant, arch, out = args
+    try:
+        return build_variant(variant, arch, out)
+    except Exception as error:  # one bad knob must not lose the others
+        return {**asdict(variant), "error": str(error)[-2000:]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument("--sweep", type=Path, help='lines of "shape rows knobs [format]"')
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.sweep:
+        lines = [x.split("#")[0].split() for x in args.sweep.read_text().splitlines()]
+        variants = [Variant(x[0], int(x[1]), *x[2:]) for x in lines if x]
+    else:
+        variants = [Variant(shape, rows) for shape in SHAPES for rows in ROWS]
+    jobs = [(v, args.arch, args.out) for v in dict.fromkeys(variants)]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        entries = list(pool.imap(_job, jobs))
+    (args.out / "manifest.json").write_text(json.dumps(entries, indent=1))
+    failed = [e for e in entries if "error" in e]
+    for entry in failed:
+        print(f"{entry['shape']} m={entry['rows']} {entry['knobs']}: {entry['error'][-400:]}")
+    print(f"{len(entries) - len(failed)} libraries in {args.out}, {len(failed)} refused")
+
+
+if __name__ == "__main__":
+    main()

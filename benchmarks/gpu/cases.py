@@ -1,0 +1,184 @@
+"""Numeric cases for every format and epilogue: made on one machine, run on another that has the GPU.
+
+    python -m benchmarks.gpu.cases build --out build/cases --arch sm_90a
+    python -m benchmarks.gpu.cases run --out build/cases [--runtime FOLDER]
+
+A case is a library with the default buckets (so every schedule runs), packed weights, x, and the result
+in float64 from the format's own dequantization. It is run for numbers of rows on both sides of every
+bucket's edge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 100, 128, 129, 300)
+TOLERANCE = 1.5e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A linear to compute; sizes include ragged ones."""
+
+    format: str
+    n: int
+    k: int
+    bias: bool = False
+    residual: bool = False
+    silu_mul: bool = False
+    dependent: bool = False
+
+    @property
+    def key(self) -> str:
+        flags = "".join(c for c, on in zip("brsp", (self.bias, self.residual, self.silu_mul, self.dependent), strict=True) if on)
+        return f"{self.format}-{self.n}x{self.k}-{flags or 'plain'}"
+
+
+CASES = (
+    Case("amxfp4", 256, 1024, bias=True, residual=True),
+    Case("amxfp4", 208, 576),
+    Case("amxfp4", 512, 2048, silu_mul=True),
+    Case("amxfp4", 512, 4096, residual=True, dependent=True),
+    Case("amxfp4", 70, 136),
+    Case("amxfp4-e4m3", 256, 1024),
+    Case("amxfp4-e4m3-tensor", 256, 1024, bias=True),
+    Case("amxfp4-pot", 256, 1024),
+    Case("mxfp4", 256, 1024, residual=True),
+    Case("nvfp4", 192, 1088),
+    Case("int4", 256, 1024, bias=True),
+    Case("int8", 256, 1056),
+    Case("none", 256, 1040, residual=True),
+)
+
+
+def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
+    """Inputs, packed weights and the exact result of a case."""
+    from amx_tvm import formats
+    from amx_tvm.formats import cuda_layout
+
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((case.n, case.k)) * 0.05).astype(np.float32)
+    x = rng.standard_normal((max(ROWS), case.k)).astype(np.float16)
+    if case.format == "none":
+        packed = cuda_layout.pack_float16(weight)
+        dense = weight.astype(np.float16).astype(np.float64)
+    else:
+        fmt = formats.get(case.format)
+        quantized = fmt.quantize(weight)
+        packed = cuda_layout.pack(fmt, quantized)
+        dense = fmt.dequantize(quantized).astype(np.float64)
+    y = x.astype(np.float64) @ dense.T
+    arrays = {"x": x, **packed}
+    if case.bias:
+        arrays["bias"] = rng.standard_normal(case.n).astype(np.float32)
+        y = y + arrays["bias"]
+    if case.silu_mul:
+        tiles = y.reshape(len(y), -1, 2, 16)
+        gate, up = (tiles[:, :, i].reshape(len(y), -1) for i in range(2))
+        y = gate / (1 + np.exp(-gate)) * up
+    if case.residual:
+        arrays["residual"] = rng.standard_normal(y.shape).astype(np.float16)
+        y = y + arrays["residual"]
+    arrays["expected"] = y
+    return arrays
+
+
+def build_function(case: Case, arch: str):  # noqa: ANN201
+    """The PrimFunc of a case with the default buckets."""
+    from relax_passes.schedules.cuda import linear
+    from relax_passes.schedules.spec import LinearSpec
+
+    spec = LinearSpec(
+        case.format,
+        case.n,
+        case.k,
+        "float16",
+        bias=case.bias,
+        residual=case.residual,
+        silu_mul=case.silu_mul,
+        out_dtype="float16",
+    )
+    return linear.build(spec, arch, dependent=case.dependent)
+
+
+def build(out: Path, arch: str) -> None:
+    """Write library and data of every case."""
+    import tvm
+
+    from amx_tvm import cuda_build
+
+    cuda_build.enable()
+    out.mkdir(parents=True, exist_ok=True)
+    older = cuda_build.ARCHITECTURES and not arch.startswith(("sm_9", "sm_1"))
+    for seed, case in enumerate(CASES):
+        case = replace(case, dependent=case.dependent and not older)
+        module = tvm.IRModule({"main": build_function(case, arch)})
+        tvm.compile(module, target=cuda_build.target(arch)).export_library(str(out / f"{case.key}.so"))
+        np.savez(out / f"{case.key}.npz", **reference(case, seed))
+    (out / "cases.json").write_text(json.dumps([c.key for c in CASES]))
+
+
+ORDER = ("codes", "scales", "row_scale", "bias", "residual")
+
+
+def run_case(function, arrays: dict[str, np.ndarray]) -> dict[int, float]:
+    """Relative error by number of rows, on the GPU that is here."""
+    import torch
+
+    device = {k: torch.from_numpy(v).cuda() for k, v in arrays.items() if k != "expected"}
+    errors = {}
+    for rows in ROWS:
+        args = [device["x"][:rows].contiguous()]
+        for name in ORDER:
+            if name in device:
+                args.append(device[name][:rows].contiguous() if name == "residual" else device[name])
+        expected = arrays["expected"][:rows]
+        y = torch.full(expected.shape, float("nan"), dtype=torch.float16, device="cuda")
+        function(*args, y)
+        torch.cuda.synchronize()
+        difference = y.cpu().numpy().astype(np.float64) - expected
+        errors[rows] = float(np.linalg.norm(difference) / np.linalg.norm(expected))
+    return errors
+
+
+def run(out: Path, runtime: str | None) -> int:
+    """Run all cases; returns the number of wrong results."""
+    from . import harness
+
+    harness.load_runtime(runtime)
+    wrong = 0
+    for key in json.loads((out / "cases.json").read_text()):
+        with np.load(out / f"{key}.npz") as data:
+            arrays = dict(data)
+        try:
+            errors = run_case(harness.load_function(out / f"{key}.so"), arrays)
+        except Exception as error:
+            print(f"{key}: FAILED {str(error)[-300:]}")
+            wrong += 1
+            continue
+        bad = {r: e for r, e in errors.items() if not e < TOLERANCE}
+        wrong += len(bad)
+        print(f"{key}: worst {max(errors.values()):.1e}" + (f" WRONG {bad}" if bad else ""))
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("action", choices=("build", "run"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument("--runtime")
+    args = parser.parse_args()
+    if args.action == "build":
+        build(args.out, args.arch)
+    else:
+        raise SystemExit(1 if run(args.out, args.runtime) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Loading kernels without a compiler, making weights on the GPU, and timing with CUDA graphs.
+
+Weights are random packed bytes: every code is legal and scales are drawn from a realistic range, so that
+nothing has to be quantized on the benchmark machine; the dense product they are checked against comes
+from unpacking the very same bytes. Timing replays a graph that walks copies of the weights, more than
+256 MB together, so that they come from device memory and not from the L2 cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+L2_FACTOR_BYTES = 256 << 20
+
+
+def load_runtime(folder: str | None) -> None:
+    """Load TVM's runtime and its CUDA part from a folder, or from the installed package."""
+    if folder is None:
+        import tvm  # noqa: F401  loads both
+
+        return
+    import tvm_ffi  # noqa: F401  its library first
+
+    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
+        ctypes.CDLL(str(Path(folder) / name), ctypes.RTLD_GLOBAL)
+
+
+def load_function(path: Path):  # noqa: ANN201
+    """Return the kernel function "main" of a library."""
+    import tvm_ffi
+
+    return tvm_ffi.load_module(os.fspath(path.resolve()))["main"]
+
+
+def random_weights(n: int, k: int, copies: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random AMXFP4 weights in layout cuda-fragment: codes and scales, `copies` times each."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    tiles, units = -(-n // 16), -(-k // 64)
+    codes = torch.randint(
+        0, 256, (tiles, units, 512), dtype=torch.uint8, device="cuda", generator=generator
+    )
+    # E5M2 bytes 0x18..0x27: 2^-9 .. 2^-6 * 1.75
+    scales = torch.randint(
+        0x18, 0x28, (tiles, units, 64), dtype=torch.uint8, device="cuda", generator=generator
+    )
+    repeat = (copies, 1, 1, 1)
+    return codes[None].repeat(repeat), scales[None].repeat(repeat)
+
+
+def unpack(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Dense float32 [N, K] of one AMXFP4 weight; written apart from the packer, from its picture."""
+    tiles, units, _ = codes.shape
+    words = codes.view(torch.int32).view(tiles, units, 8, 4, 4)  # g t step
+    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device=codes.device)
+    dense = torch.empty(tiles, 2, 8, units, 4, 2, 4, 2, device=codes.device)  # h g unit step kh t e
+    pairs = scales.view(tiles, units, 8, 2, 2, 2).to(torch.int16) << 8  # g group h sign
+    values = pairs.view(torch.float16).float()
+    for kh in range(2):
+        for h in range(2):
+            i = 2 * kh + h
+            for e in range(2):
+                magnitude = grid[((words >> (16 * e + 9 - 3 * i)) & 7).long()]
+                negative = ((words >> (16 * e + 15 - i)) & 1).bool()
+                by_group = values[:, :, :, :, h].repeat_interleave(2, dim=3)  # step -> group
+                scale = torch.where(negative, -by_group[:, :, :, None, :, 1], by_group[:, :, :, None, :, 0])
+                # tiles units g t step -> tiles g units step t
+                dense[:, h, :, :, :, kh, :, e] = (magnitude * scale).permute(0, 2, 1, 4, 3)
+    return dense.view(tiles * 16, units * 64)
+
+
+def graph_time(launch, count: int, budget_ms: float = 60.0) -> float:
+    """Median microseconds of one launch, from replays of a graph of `count` launches."""
+    import tvm_ffi
+
+    launch(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with tvm_ffi.use_torch_stream(torch.cuda.graph(graph)):
+        for i in range(count):
+            launch(i)
+    for _ in range(2):
+        graph.replay()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times: list[float] = []
+    spent = 0.0
+    while len(times) < 5 or (spent < budget_ms and len(times) < 40):
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+        spent += times[-1]
+    return sorted(times)[len(times) // 2] * 1000 / count
