@@ -8,6 +8,7 @@ their scores. A character without a piece becomes its UTF-8 bytes, tokens "<0x00
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,14 @@ def end_of_generation_ids(metadata: Metadata) -> list[int]:
     """Return the ids of all tokens that end a generation, the declared EOS first."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     kinds = metadata.get("tokenizer.ggml.token_type", [])
-    ids = [
-        metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for key in ("eos", "eot", "eom")
-        if metadata.get(f"tokenizer.ggml.{key}_token_id") is not None
-    ]
+    declared = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    ids = [int(index) for index in declared if index is not None]
     ids += [
         index
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
         if kind in (CONTROL, USER_DEFINED) and token in END_TOKENS
     ]
-    return list(dict.fromkeys(int(index) for index in ids))
+    return list(dict.fromkeys(ids))
 
 
 def build_tokenizer(metadata: Metadata, path: object) -> Tokenizer:
@@ -134,8 +132,7 @@ def _tokens(metadata: Metadata, path: object) -> list[str]:
         raise ModelError(f"{path} has no key 'tokenizer.ggml.tokens': it carries no vocabulary")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        twice = next(t for t in tokens if t in seen or seen.add(t))
+        twice = collections.Counter(tokens).most_common(1)[0][0]
         raise ModelError(f"{path} has the token {twice!r} twice in its vocabulary")
     return tokens
 
@@ -146,6 +143,8 @@ def _byte_level(metadata: Metadata, tokens: list[str], path: object) -> Tokenize
         raise ModelError(f"{path} has no key 'tokenizer.ggml.merges'; a gpt2 vocabulary needs it")
     kind = find_kind(metadata.get("tokenizer.ggml.pre", "default"))
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ModelError(f"the merges in {path} are damaged: two tokens and a space make one")
     try:
         model = models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
@@ -155,7 +154,7 @@ def _byte_level(metadata: Metadata, tokens: list[str], path: object) -> Tokenize
             ignore_merges=kind.ignore_merges,
         )
     except Exception as error:  # the library raises a bare Exception
-        raise ModelError(f"the merges in {path} do not fit its vocabulary: {error}") from None
+        raise ModelError(f"the merges in {path} do not fit its vocabulary: {error}") from error
     tokenizer = Tokenizer(model)
     if kind.nfc:
         tokenizer.normalizer = normalizers.NFC()

@@ -75,7 +75,7 @@ class RelaxModuleSource(ModelSource):
         self.config = {"model_type": "relax", "architectures": ["IRModule"]}
         self.generation_config = {"eos_token_id": []}
         self._arrays = {key: _to_numpy(key, value) for key, value in (params or {}).items()}
-        variables = {var.name_hint: var for var in function.params}
+        variables = {var.name: var for var in function.params}
         for key, array in self._arrays.items():
             if key not in variables:
                 raise ModelError(

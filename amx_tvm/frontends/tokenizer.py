@@ -63,7 +63,8 @@ def copy_tokenizer(source: Path, directory: Path) -> list[str]:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises a bare Exception
-        raise ModelError(f"{path} is no tokenizer that can be read: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} is no tokenizer that can be read: {reason}") from None
     config = read_json(source / CONFIG_FILE, optional=True)
     for key in SPECIAL_TOKENS:
         config[key] = _token_text(config.get(key))

@@ -2,8 +2,8 @@
 
 A template is a Jinja program that the model ships, so it runs in Jinja's sandbox, with the names
 and settings that Hugging Face's ``apply_chat_template`` gives it: ``raise_exception``,
-``strftime_now``, a ``tojson`` that does not escape HTML, ``{% generation %}`` blocks, loop controls,
-and blocks trimmed. Needs jinja2 only.
+``strftime_now``, a ``tojson`` that does not escape HTML, ``{% generation %}`` blocks, loop
+controls, and trimmed blocks. Needs jinja2 only.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ class ChatTemplate:
                 **{**self._tokens, **variables},
             )
         except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
+            reason = " ".join(str(error).split())
             raise GenerationError(
-                f"the model's chat template refuses this conversation: {error}"
+                f"the model's chat template refuses this conversation: {reason}"
             ) from None
 
 
