@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import toy_artifact as toy
 
 import amx_tvm.runtime
-from tests.runtime import toy
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
-    path = tmp_path_factory.mktemp("toy") / "artifact"
-    toy.build(path)
-    return path
+    return toy.shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

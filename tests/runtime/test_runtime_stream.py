@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import toy_artifact as toy
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from amx_tvm.runtime.stream import Detokenizer, StopFilter
-from tests.runtime import toy
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +41,12 @@ def pieces(tokenizer, tokens, prompt=()):
 
 @given(st.text(max_size=40))
 def test_byte_level_pieces_join_to_the_text(text):
-    tokenizer = toy_tokenizer()
+    tokenizer = toy.tokenizer()
     tokens = tokenizer.encode(text).ids
     parts = pieces(tokenizer, tokens)
     assert "".join(parts) == text
     if "\N{REPLACEMENT CHARACTER}" not in text:
         assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
-
-
-_CACHE = []
-
-
-def toy_tokenizer():
-    if not _CACHE:
-        _CACHE.append(toy.tokenizer())
-    return _CACHE[0]
 
 
 @given(st.text(max_size=12))

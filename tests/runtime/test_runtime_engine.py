@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import toy_artifact as toy
 
 import amx_tvm.runtime
 from amx_tvm.errors import GenerationError
-from tests.runtime import toy
 
 # Logits are about 30 in size; TVM's attention sums in another order where the chunks differ.
 TOLERANCE = 2e-4

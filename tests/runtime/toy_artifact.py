@@ -7,6 +7,7 @@ runtime is tested against a real executable without the compiler of this project
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def _build_module(vocab: int):
     return module, params, target
 
 
+@cache
 def tokenizer():
     """A byte-level BPE tokenizer: 256 bytes, <eos> = 0 and a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -213,3 +215,11 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
                 functions=["create_kv_cache", "prefill", "score", "decode", "decode_batch"],
             )
         )
+
+
+@cache
+def shared(factory) -> Path:
+    """Build the toy once a session, whichever folder's tests ask first."""
+    path = factory.mktemp("toy") / "artifact"
+    build(path)
+    return path

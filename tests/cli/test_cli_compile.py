@@ -1,0 +1,108 @@
+"""compile: what reaches the compiler, what is printed, and that failures leave nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import amx_tvm.compiler
+from amx_tvm.artifact import ArtifactWriter, Manifest
+from amx_tvm.compiler import Artifact
+from amx_tvm.errors import FormatError
+
+
+@pytest.fixture
+def compiler(monkeypatch, artifact):
+    """Replace the compiler by one that calls back, writes a shard and then does ``end``."""
+    calls = []
+
+    class Fake:
+        end = staticmethod(lambda: None)
+
+    def compile(model, **options):
+        calls.append((model, options))
+        progress = options["progress"]
+        with ArtifactWriter(options["output"], options["overwrite"]) as writer:
+            progress("lower", 0, 1, "name")
+            (writer.path("lib.so")).write_bytes((artifact / "lib.so").read_bytes())
+            for index in range(3):
+                writer.parameters.add(f"w{index}", __import__("numpy").ones(5, "f4"))
+                progress("weights", index + 1, 3, f"w{index}")
+            Fake.end()
+            manifest = writer.finish(
+                dataclasses.replace(
+                    Manifest.load(artifact),
+                    library=writer.library(),
+                    parameters=writer.parameters.finish(),
+                )
+            )
+        return Artifact(str(options["output"]), manifest)
+
+    monkeypatch.setattr(amx_tvm.compiler, "compile", compile)
+    Fake.calls = calls
+    return Fake
+
+
+def test_compile_passes_the_options_and_prints_the_path(run, compiler, tmp_path):
+    output = tmp_path / "out"
+    code, out, err = run(
+        "compile", "model.gguf", "--target", "llvm:x86-64-v3", "--quantization", "mxfp4",
+        "--output", output, "--strict", "--dump-ir", tmp_path / "ir",
+    )  # fmt: skip
+    assert code == 0 and out == f"{output}\n"
+    assert "bits per weight" in err and "3/3" in err and "toy" in err
+    model, options = compiler.calls[0]
+    assert model == "model.gguf"
+    assert options["target"] == "llvm:x86-64-v3" and options["quantization"] == "mxfp4"
+    assert options["strict"] is True and options["overwrite"] is False
+    assert options["dump_ir"] == tmp_path / "ir"
+    assert Manifest.load(output).parameters.order == ["w0", "w1", "w2"]
+
+
+def test_quiet(run, compiler, tmp_path):
+    code, out, err = run("compile", "m", "-o", tmp_path / "out", "-q")
+    assert (code, out, err) == (0, f"{tmp_path / 'out'}\n", "")
+
+
+@pytest.mark.parametrize("error", [FormatError("layer 3 holds NaN"), KeyboardInterrupt()])
+def test_failure_leaves_nothing(run, compiler, tmp_path, error):
+    def end():
+        raise error
+
+    compiler.end = staticmethod(end)
+    code, out, err = run("compile", "m", "-o", tmp_path / "out")
+    assert out == "" and list(tmp_path.iterdir()) == []
+    if isinstance(error, KeyboardInterrupt):
+        assert code == 130
+    else:
+        assert code == 2 and err.endswith("error: layer 3 holds NaN\n")
+
+
+def test_existing_output_needs_overwrite(run, compiler, tmp_path):
+    output = tmp_path / "out"
+    assert run("compile", "m", "-o", output)[0] == 0
+    code, _, err = run("compile", "m", "-o", output)
+    assert code == 2 and "--overwrite" in err
+    assert run("compile", "m", "-o", output, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing-here.gguf"], ["nothing-here.gguf"]),
+        (["MODEL", "--quantization", "fp3"], ["fp3", "amxfp4"]),
+        (["MODEL", "--target", "abacus"], ["abacus"]),
+    ],
+    ids=str,
+)
+def test_bad_input_of_the_real_compiler(run, tmp_path, arguments, words):
+    model = tmp_path / "model"
+    model.mkdir()
+    arguments = [str(model) if word == "MODEL" else word for word in arguments]
+    code, out, err = run("compile", *arguments, "-o", tmp_path / "out", "-q")
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["model"]
