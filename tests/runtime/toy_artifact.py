@@ -217,9 +217,13 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
         )
 
 
-@cache
+_SHARED: list[Path] = []
+
+
 def shared(factory) -> Path:
     """Build the toy once a session, whichever folder's tests ask first."""
-    path = factory.mktemp("toy") / "artifact"
-    build(path)
-    return path
+    if not _SHARED:
+        path = factory.mktemp("toy") / "artifact"
+        build(path)
+        _SHARED.append(path)
+    return _SHARED[0]
