@@ -25,7 +25,7 @@ SUPPORTED = frozenset(
     }
 )  # fmt: skip
 
-CHUNK_VALUES = 1 << 22  # values a step: the dequantizers' temporaries are several times as large
+CHUNK_VALUES = 1 << 18  # a step: the dequantizers' temporaries are several times as large
 
 
 def dequantize(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> np.ndarray:

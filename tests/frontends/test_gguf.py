@@ -192,7 +192,7 @@ def test_streaming_holds_one_tensor_at_a_time(smollm2):
     output = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
     grown, largest, total = (int(number) for number in output[:3])
     assert total == 134_515_008 * 4  # every parameter, as float32
-    assert grown < largest + 96 * 2**20, "the largest tensor, its stored bytes and one step's work"
+    assert grown < largest + 64 * 2**20, "the largest tensor, its stored bytes, one step's work"
     assert output[3:] == ["False", "False"]
 
 
