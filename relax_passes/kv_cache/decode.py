@@ -107,15 +107,16 @@ class _Decode:
         width = 2 if self.config.dtype == "float16" else 4
         page_bytes = 2 * kv_heads * self.config.block * width
         by_items = -(-_ITEMS // kv_heads)
-        wanted = tirx.indexdiv(tirx.max(batch, by_items) + batch - 1, batch)
-        longest = tirx.indexdiv(nnz * self.page, batch * _SPLIT_TOKENS)
-        self.splits = v.bind(tirx.max(tirx.min(wanted, longest), 1), "splits")
+        wanted = v.ceil_div(tirx.const(by_items, "int32"), batch)
+        longest = v.div(nnz * self.page, batch * _SPLIT_TOKENS)
+        self.splits = v.opaque(tirx.max(tirx.min(wanted, longest), 1), "splits")
         self.scale = v.bind(tirx.abs(sm_scale) * tirx.const(math.log2(math.e), "float32"), "scale")
         self.items = v.bind(batch * (kv_heads * self.splits), "items")
-        name = IRBuilder.name
-        self.part_o = name("part_o", T.alloc_buffer((self.items, self.group, self.d), "float32"))
-        self.part_m = name("part_m", T.alloc_buffer((self.items, self.group), "float32"))
-        self.part_l = name("part_l", T.alloc_buffer((self.items, self.group), "float32"))
+        # Sized by a bound of the items: TVM moves allocations up, before `splits` is known.
+        most = (batch + by_items) * kv_heads
+        self.part_o = v.scratch("part_o", most, self.group, self.d)
+        self.part_m = v.scratch("part_m", most, self.group)
+        self.part_l = v.scratch("part_l", most, self.group)
         with T.If(nnz * page_bytes <= _SERIAL_BYTES):
             with T.Then(), T.serial(0, self.items) as item:
                 self._item(item)
@@ -126,58 +127,60 @@ class _Decode:
 
     def _item(self, item: Expr) -> None:
         """Attend to one split of one sequence with one group of heads."""
-        kv_heads, page, d = self.config.num_kv_heads, self.page, self.d
-        b = v.bind(tirx.indexdiv(item, self.splits * kv_heads), "b")
-        self.h = v.bind(tirx.indexmod(tirx.indexdiv(item, self.splits), kv_heads), "h")
-        split = tirx.indexmod(item, self.splits)
+        group, page, d = self.group, self.page, self.d
+        kv_heads = self.config.num_kv_heads
+        b = v.bind(v.div(item, self.splits * kv_heads), "b")
+        self.h = v.opaque(v.mod(v.div(item, self.splits), kv_heads), "h")
+        split = v.mod(item, self.splits)
         self.begin = v.bind(self.indptr[b], "begin")
         count = v.bind(self.indptr[b + 1] - self.begin, "count")
-        per_split = v.bind(tirx.indexdiv(count + self.splits - 1, self.splits), "per_split")
-        first = v.bind(tirx.min(split * per_split, count), "first")
-        self.last = v.bind(tirx.min(first + per_split, count), "last")
+        per_split = v.opaque(v.ceil_div(count, self.splits), "per_split")
+        first = v.opaque(tirx.min(split * per_split, count), "first")
+        self.last = v.opaque(tirx.min(first + per_split, count), "last")
         last_page_len = self.length_info[0, b] if self.sliding else self.length_info[b]
-        self.stop = v.bind((count - 1) * page + last_page_len, "stop")  # slots of the sequence
+        self.stop = v.opaque((count - 1) * page + last_page_len, "stop")  # slots of the sequence
         self.start = v.bind(self.length_info[1, b], "start") if self.sliding else None
 
-        self.qs = [v.scratch(d, "q") for _ in range(self.group)]
-        self.s = [v.scratch(self.chunk, "s") for _ in range(self.group)]
-        self.o = [v.scratch(d, "o") for _ in range(self.group)]
-        self.m = [v.Register(v.const(v.EMPTY_LSE), "m") for _ in range(self.group)]
-        self.l = [v.Register(v.const(0.0), "l") for _ in range(self.group)]
-        self.alpha = [v.Register(v.const(0.0), "alpha") for _ in range(self.group)]
-        for g in range(self.group):
-            for j in range(0, d, v.LANES):
-                row = v.load(self.q, [b, self.h * self.group + g, j])
-                v.store(self.qs[g], row * v.splat(self.scale), [j])
-                v.store(self.o[g], v.const(0.0), [j])
+        self.qs, self.o = v.scratch("qs", group, d), v.scratch("o", group, d)
+        self.s = v.scratch("s", group, self.chunk)
+        # Maximum, sum (of 16 interleaved parts) and the chunk's maximum, as vectors.
+        self.m, self.l, self.top = (v.scratch(n, group, v.LANES) for n in ("m", "l", "top"))
+        with T.serial(0, group) as g:
+            v.store(self.m, v.const(v.EMPTY_LSE), [g, 0])
+            v.store(self.l, v.const(0.0), [g, 0])
+            with T.serial(0, self.columns) as c:
+                row = v.load(self.q, [b, self.h * group + g, c * v.LANES])
+                v.store(self.qs, row * v.splat(self.scale), [g, c * v.LANES])
+                v.store(self.o, v.const(0.0), [g, c * v.LANES])
 
-        chunks = tirx.indexdiv(self.last - first + self.chunk_pages - 1, self.chunk_pages)
-        with T.serial(0, chunks) as c:
-            self.base = v.bind(first + c * self.chunk_pages, "base")
-            here = v.bind(tirx.min(self.last - self.base, self.chunk_pages), "here")
-            top = [v.Register(v.const(v.NEG_INF), "top") for _ in range(self.group)]
+        with T.serial(0, v.ceil_div(self.last - first, self.chunk_pages)) as c:
+            self.base = v.opaque(first + c * self.chunk_pages, "base")
+            here = v.opaque(tirx.min(self.last - self.base, self.chunk_pages), "here")
+            with T.serial(0, group) as g:
+                v.store(self.top, v.const(v.NEG_INF), [g, 0])
             with T.serial(0, here) as j:
-                self._scores(j, top)
-            for g in range(self.group):
-                self._softmax(g, here, top[g])
+                self._scores(j)
+            with T.serial(0, group) as g:
+                self._softmax(g, here)
             with T.serial(0, here) as j:
                 self._values(j)
 
-        for g in range(self.group):
-            for j in range(0, d, v.LANES):
-                v.store(self.part_o, v.load(self.o[g], [j]), [item, g, j])
-            T.buffer_store(self.part_m, v.first_lane(self.m[g].get()), [item, g])
-            total = v.reduce_lanes(self.l[g].get(), lambda a, b: a + b)
+        with T.serial(0, group) as g:
+            with T.serial(0, self.columns) as c:
+                v.store(self.part_o, v.load(self.o, [g, c * v.LANES]), [item, g, c * v.LANES])
+            T.buffer_store(self.part_m, self.m[g, 0], [item, g])
+            total = v.reduce_lanes(v.load(self.l, [g, 0]), lambda a, b: a + b)
             T.buffer_store(self.part_l, v.first_lane(total), [item, g])
 
     def _page(self, index: Expr) -> Expr:
         """Number of the page at an index of the sequence's page list."""
         return v.bind(self.values[self.begin + index].astype("int64"), "page")
 
-    def _scores(self, j: Expr, top: list[v.Register]) -> None:
+    def _scores(self, j: Expr) -> None:
         """Scores of one page's keys for all heads of the group; fetch the page's values."""
         page = self._page(self.base + j)
-        for panel in range(self.page // PANEL):
+        with T.serial(0, self.page // PANEL) as panel:
+            slot = v.opaque((self.base + j) * self.page + panel * PANEL, "slot")
             for g0 in range(0, self.group, self.heads_tile):
                 heads = range(g0, min(g0 + self.heads_tile, self.group))
                 sums = {
@@ -188,79 +191,76 @@ class _Decode:
                 with T.serial(0, self.d // self.partial) as i:
                     for p in range(self.partial):
                         channel = i * self.partial + p
-                        at = panel * PANEL * self.d + channel * PANEL
+                        at = panel * (PANEL * self.d) + channel * PANEL
                         if g0 == 0:
                             v.prefetch(self.pages, [page, 1, self.h, at])
                         key = v.bind(v.load(self.pages, [page, 0, self.h, at]), "key")
                         for g in heads:
                             acc = sums[g, p]
-                            acc.set(v.fma(v.splat(self.qs[g][channel]), key, acc.get()))
-                slot = v.bind((self.base + j) * self.page + panel * PANEL, "slot")
-                lanes = T.Ramp(slot, 1, v.LANES)
-                seen = lanes < v.splat(self.stop)
-                if self.sliding:
-                    seen = tirx.And(seen, lanes >= v.splat(self.start))
+                            acc.set(v.fma(v.splat(self.qs[g, channel]), key, acc.get()))
                 for g in heads:
                     score = sums[g, 0].get()
                     for p in range(1, self.partial):
                         score = score + sums[g, p].get()
+                    seen = T.Ramp(slot, 1, v.LANES) < v.splat(self.stop)
+                    if self.sliding:
+                        seen = tirx.And(seen, T.Ramp(slot, 1, v.LANES) >= v.splat(self.start))
                     score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
-                    v.store(self.s[g], score, [j * self.page + panel * PANEL])
-                    top[g].set(tirx.max(top[g].get(), score))
+                    v.store(self.s, score, [g, j * self.page + panel * PANEL])
+                    v.store(self.top, tirx.max(v.load(self.top, [g, 0]), score), [g, 0])
 
-    def _softmax(self, g: int, here: Expr, top: v.Register) -> None:
+    def _softmax(self, g: Expr, here: Expr) -> None:
         """Turn one head's scores of the chunk into weights relative to the new maximum."""
-        m_old = v.bind(self.m[g].get(), "m_old")
-        m_new = v.bind(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
+        m_old = v.bind(v.load(self.m, [g, 0]), "m_old")
+        top = v.reduce_lanes(v.load(self.top, [g, 0]), tirx.max)
+        m_new = v.bind(tirx.max(m_old, top), "m_new")
         alpha = v.bind(v.exp2(m_old - m_new), "alpha")
-        self.alpha[g].set(alpha)
-        self.m[g].set(m_new)
-        self.l[g].set(self.l[g].get() * alpha)
+        v.store(self.m, m_new, [g, 0])
+        total = v.Register(v.load(self.l, [g, 0]) * alpha, "total")
         with T.serial(0, here * (self.page // v.LANES)) as i:
-            weight = v.bind(v.exp2(v.load(self.s[g], [i * v.LANES]) - m_new), "weight")
-            v.store(self.s[g], weight, [i * v.LANES])
-            self.l[g].set(self.l[g].get() + weight)
-        for j in range(0, self.d, v.LANES):
-            v.store(self.o[g], v.load(self.o[g], [j]) * alpha, [j])
+            weight = v.bind(v.exp2(v.load(self.s, [g, i * v.LANES]) - m_new), "weight")
+            v.store(self.s, weight, [g, i * v.LANES])
+            total.set(total.get() + weight)
+        v.store(self.l, total.get(), [g, 0])
+        with T.serial(0, self.columns) as c:
+            v.store(self.o, v.load(self.o, [g, c * v.LANES]) * alpha, [g, c * v.LANES])
 
     def _values(self, j: Expr) -> None:
         """Add one page's weighted values; fetch the keys of the page one chunk further on."""
         page = self._page(self.base + j)
         ahead = tirx.min(self.base + j + self.chunk_pages, self.last - 1)
         next_page = self._page(ahead)
-        slot = v.bind((self.base + j) * self.page, "slot")
-        end = v.bind(tirx.min(self.stop - slot, self.page), "end")
-        low = v.bind(tirx.max(self.start - slot, 0), "low") if self.sliding else 0
+        slot = v.opaque((self.base + j) * self.page, "slot")
+        # Slots that hold no token may hold NaN, so the loop ends with the tokens.
+        end = v.opaque(tirx.min(self.stop - slot, self.page), "end")
+        low = v.opaque(tirx.max(self.start - slot, 0), "low") if self.sliding else 0
         for g0 in range(0, self.group, self.heads_tile):
             heads = range(g0, min(g0 + self.heads_tile, self.group))
             for c0 in range(0, self.columns, self.column_tile):
                 columns = range(c0, c0 + self.column_tile)
                 acc = {
-                    (g, c): v.Register(v.load(self.o[g], [c * v.LANES]), "acc")
+                    (g, c): v.Register(v.load(self.o, [g, c * v.LANES]), "acc")
                     for g in heads
                     for c in columns
                 }
-                # Slots that hold no token may hold NaN, so the loop ends with the tokens.
                 with T.serial(0, end - low) as i:
                     t = i + low
-                    rows = [
-                        v.bind(v.load(self.pages, [page, 1, self.h, t * self.d + c * v.LANES]))
-                        for c in columns
-                    ]
-                    if g0 == 0:
-                        for c in columns:
-                            at = [next_page, 0, self.h, t * self.d + c * v.LANES]
-                            v.prefetch(self.pages, at)
+                    rows = []
+                    for c in columns:
+                        at = t * self.d + c * v.LANES
+                        rows.append(v.bind(v.load(self.pages, [page, 1, self.h, at]), "row"))
+                        if g0 == 0:
+                            v.prefetch(self.pages, [next_page, 0, self.h, at])
                     for g in heads:
-                        weight = v.bind(v.splat(self.s[g][j * self.page + t]), "weight")
+                        weight = v.bind(v.splat(self.s[g, j * self.page + t]), "weight")
                         for c, row in zip(columns, rows, strict=True):
                             acc[g, c].set(v.fma(weight, row, acc[g, c].get()))
                 for (g, c), register in acc.items():
-                    v.store(self.o[g], register.get(), [c * v.LANES])
+                    v.store(self.o, register.get(), [g, c * v.LANES])
 
     def _merge(self, b: Expr, h: Expr, g: Expr, output, lse) -> None:  # noqa: ANN001
         """Combine the splits of one head: o = sum o_i 2^(m_i - m) / sum l_i 2^(m_i - m)."""
-        item = v.bind((b * self.config.num_kv_heads + h) * self.splits, "item")
+        item = v.opaque((b * self.config.num_kv_heads + h) * self.splits, "item")
         top = v.Register(v.const(v.EMPTY_LSE), "top")
         with T.serial(0, self.splits) as i:
             top.set(tirx.max(top.get(), v.splat(self.part_m[item + i, g])))

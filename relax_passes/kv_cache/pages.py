@@ -27,8 +27,8 @@ def view_pages(config: KVCacheConfig, pages):  # noqa: ANN001, ANN201 - Buffer
 
 def key_offset(config: KVCacheConfig, slot: Expr, channel: Expr | int) -> Expr:
     """Offset of one K element in the block of its page and head."""
-    panel = tirx.indexdiv(slot, PANEL) * (PANEL * config.head_dim)
-    return panel + channel * PANEL + tirx.indexmod(slot, PANEL)
+    panel = v.div(slot, PANEL) * (PANEL * config.head_dim)
+    return panel + channel * PANEL + v.mod(slot, PANEL)
 
 
 def _function(name: str):  # noqa: ANN202
@@ -47,8 +47,8 @@ def append(config: KVCacheConfig) -> tirx.PrimFunc:
     def token(t, pages, k, value, positions) -> None:  # noqa: ANN001
         position = v.bind(positions[t], "position")
         with T.If(position >= 0), T.Then():
-            page = v.bind(tirx.indexdiv(position, config.page_size).astype("int64"), "page")
-            slot = v.bind(tirx.indexmod(position, config.page_size), "slot")
+            page = v.bind(v.div(position, config.page_size).astype("int64"), "page")
+            slot = v.bind(v.mod(position, config.page_size), "slot")
             with T.serial(0, kv_heads) as h:
                 with T.serial(0, d) as i:
                     T.buffer_store(pages, k[t, h, i], [page, 0, h, key_offset(config, slot, i)])
@@ -115,8 +115,8 @@ def debug_get_kv(config: KVCacheConfig) -> tirx.PrimFunc:
             value = T.match_buffer(handles[3], shape, config.dtype)
             pages = view_pages(config, pages)
             with T.serial(0, n) as t:
-                page = v.bind(tirx.indexdiv(positions[t], config.page_size).astype("int64"), "page")
-                slot = v.bind(tirx.indexmod(positions[t], config.page_size), "slot")
+                page = v.bind(v.div(positions[t], config.page_size).astype("int64"), "page")
+                slot = v.bind(v.mod(positions[t], config.page_size), "slot")
                 with T.serial(0, kv_heads) as h, T.serial(0, d) as i:
                     key = pages[page, 0, h, key_offset(config, slot, i)]
                     T.buffer_store(k, key, [layer, t, h, i])
@@ -144,8 +144,8 @@ def compact_copy(config: KVCacheConfig) -> tirx.PrimFunc:
                 place = []
                 for row in (0, 1):
                     position = v.bind(copies[row, i], "position")
-                    page = tirx.indexdiv(position, config.page_size).astype("int64")
-                    slot = tirx.indexmod(position, config.page_size)
+                    page = v.div(position, config.page_size).astype("int64")
+                    slot = v.mod(position, config.page_size)
                     place.append((v.bind(page, "page"), v.bind(slot, "slot")))
                 (from_page, from_slot), (to_page, to_slot) = place
                 with T.serial(0, kv_heads) as h, T.serial(0, d) as c:

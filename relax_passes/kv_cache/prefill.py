@@ -1,14 +1,14 @@
 """Attention of many new tokens: among themselves (ragged), and over the paged cache.
 
 Work items are (query head, block of 48 queries).  An item walks the keys it may see in blocks of
-64 and keeps a running maximum, sum and unnormalized output for every query (flash attention):
+128 and keeps a running maximum, sum and unnormalized output for every query (flash attention):
 
-    scores    48 x 64 tile = Q K^T   register tiles of rows x two panels of 16 keys
+    scores    48 x 128 tile = Q K^T   register tiles of rows x two panels of 16 keys
     softmax   mask, new maximum, scores -> 2^(s - max), rescale
     values    48 x d += P V          register tiles of rows x column vectors
 
-The ragged kernel first packs the new keys into the transposed panels that pages hold anyway, so
-both kernels read K alike.  Scores are in log2 units.  A slot's number is its index among the slots
+The ragged kernel first packs the new keys into the transposed panels that pages hold anyway, and
+the values head by head (their rows would fall into few sets of the cache otherwise).  Scores are in log2 units.  A slot's number is its index among the slots
 of a sequence's page list (ragged: among its new tokens); which slots a query sees is an interval.
 """
 
@@ -26,7 +26,7 @@ from .config import PANEL, KVCacheConfig
 from .pages import match_pages, view_pages
 
 _ROWS = 48  # queries of an item; a multiple of every register tile below
-_KEYS = 64  # keys of a block; a multiple of the page size or divided by it
+_KEYS = 128  # keys of a block; a multiple of the page size or divided by it
 
 
 def ragged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFunc:
@@ -121,9 +121,9 @@ class _Prefill:
                 self.scale = v.bind(tirx.abs(sm_scale) * log2e, "scale")
                 self.slides = sm_scale < 0
                 if not self.paged:
-                    panels = v.bind(tirx.indexdiv(m + _KEYS - 1, _KEYS) * (_KEYS // PANEL))
-                    shape = (kv_heads, panels, d * PANEL)
-                    self.packed = IRBuilder.name("packed", T.alloc_buffer(shape, "float32"))
+                    panels = v.ceil_div(m, _KEYS) * (_KEYS // PANEL)
+                    self.packed_k = v.scratch("packed_k", kv_heads, panels, PANEL * d)
+                    self.packed_v = v.scratch("packed_v", kv_heads, m, d)
                 with T.serial(0, batch) as b:
                     self._sequence(b)
             return builder.get()
@@ -140,24 +140,29 @@ class _Prefill:
             self.last_page = v.bind(tirx.max(count - 1, 0), "last_page")
             info = self.length_info[0, b] if self.sliding else self.length_info[b]
             slots = (count - 1) * self.page + info
-            self.stop = v.bind(tirx.Select(count > 0, slots, 0), "stop")
+            self.stop = v.opaque(tirx.Select(count > 0, slots, 0), "stop")
             if self.sliding:
                 self.start = v.bind(self.length_info[1, b], "start")
         else:
             self.stop = count
-            panels = tirx.indexdiv(count + PANEL - 1, PANEL)
+            panels = v.opaque(v.ceil_div(count, PANEL), "panels")
             with T.parallel(0, config.num_kv_heads * panels) as i:
-                self._pack(tirx.indexdiv(i, panels), tirx.indexmod(i, panels))
-        blocks = v.bind(tirx.indexdiv(self.q_len + _ROWS - 1, _ROWS), "blocks")
+                self._pack(v.div(i, panels), v.mod(i, panels))
+        blocks = v.opaque(v.ceil_div(self.q_len, _ROWS), "blocks")
         with T.parallel(0, config.num_heads * blocks) as item:
-            self._item(tirx.indexdiv(item, blocks), tirx.indexmod(item, blocks))
+            self._item(v.div(item, blocks), v.mod(item, blocks))
 
     def _pack(self, h: Expr, panel: Expr) -> None:
-        """Transpose 16 new keys of one head; lanes beyond the sequence stay undefined."""
+        """Pack 16 new tokens of one head; panel lanes beyond the sequence stay undefined."""
         first = v.bind(panel * PANEL, "first")
-        with T.serial(0, tirx.min(self.stop - first, PANEL)) as t, T.serial(0, self.d) as i:
-            key = v.load_scalar(self.k, [self.kv_begin + first + t, h, i])
-            T.buffer_store(self.packed, key, [h, panel, i * PANEL + t])
+        with T.serial(0, tirx.min(self.stop - first, PANEL)) as t:
+            row = v.bind(self.kv_begin + first + t, "row")
+            with T.serial(0, self.d) as i:
+                key = v.load_scalar(self.k, [row, h, i])
+                T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+            with T.serial(0, self.columns) as c:
+                value = v.load(self.v, [row, h, c * v.LANES])
+                v.store(self.packed_v, value, [h, first + t, c * v.LANES])
 
     def _visible(self, row: Expr) -> tuple[Expr, Expr]:
         """First and one past the last slot that a query sees (an empty interval for none)."""
@@ -174,41 +179,41 @@ class _Prefill:
         """Attend with one block of queries of one head."""
         d = self.d
         self.head = v.bind(head, "head")
-        self.h = v.bind(tirx.indexdiv(self.head, self.config.group), "h")
-        self.row0 = v.bind(block * _ROWS, "row0")
-        rows = v.bind(tirx.min(self.q_len - self.row0, _ROWS), "rows")
+        self.h = v.bind(v.div(self.head, self.config.group), "h")
+        self.row0 = v.opaque(block * _ROWS, "row0")
+        rows = v.opaque(tirx.min(self.q_len - self.row0, _ROWS), "rows")
         self.score_tiles = v.bind(
-            tirx.indexdiv(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
+            v.div(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
         )
         self.value_tiles = v.bind(
-            tirx.indexdiv(rows + self.value_tile[0] - 1, self.value_tile[0]), "value_tiles"
+            v.div(rows + self.value_tile[0] - 1, self.value_tile[0]), "value_tiles"
         )
-        padded = v.bind(self.score_tiles * self.score_tile[0], "padded")
-        self.qs = v.scratch(_ROWS * d, "q")
-        self.o = v.scratch(_ROWS * d, "o")
-        self.s = v.scratch(_ROWS * _KEYS, "s")
-        self.m, self.l = v.scratch(_ROWS, "m"), v.scratch(_ROWS, "l")
-        self.alpha = v.scratch(_ROWS, "alpha")
+        padded = v.opaque(self.score_tiles * self.score_tile[0], "padded")
+        self.qs = v.scratch("q", _ROWS * d)
+        self.o = v.scratch("o", _ROWS * d)
+        self.s = v.scratch("s", _ROWS * _KEYS)
+        self.m, self.alpha = v.scratch("m", _ROWS), v.scratch("alpha", _ROWS)
+        self.l = v.scratch("l", _ROWS, v.LANES)  # sums, in 16 interleaved parts
         for r in range(0, _ROWS, v.LANES):
             v.store(self.m, v.const(v.EMPTY_LSE), [r])
-            v.store(self.l, v.const(0.0), [r])
         with T.serial(0, padded) as r:
             # Rows that pad the last tile repeat the last query; nothing of them is stored.
             row = v.bind(self.q_begin + self.row0 + tirx.min(r, rows - 1), "row")
+            v.store(self.l, v.const(0.0), [r, 0])
             for j in range(0, d, v.LANES):
                 value = v.load(self.q, [row, self.head, j]) * v.splat(self.scale)
                 v.store(self.qs, value, [r * d + j])
                 v.store(self.o, v.const(0.0), [r * d + j])
         low, _ = self._visible(self.row0)
         _, high = self._visible(self.row0 + rows - 1)
-        self.high = v.bind(high, "high")
-        first = v.bind(tirx.indexdiv(low, _KEYS), "first")
-        last = tirx.indexdiv(self.high + _KEYS - 1, _KEYS)
+        self.high = v.opaque(high, "high")
+        first = v.opaque(v.div(low, _KEYS), "first")
+        last = v.div(self.high + _KEYS - 1, _KEYS)
         with T.serial(0, tirx.max(last - first, 0)) as i:
-            self.slot0 = v.bind((first + i) * _KEYS, "slot0")
-            self.keys = v.bind(tirx.min(self.high - self.slot0, _KEYS), "keys")
+            self.slot0 = v.opaque((first + i) * _KEYS, "slot0")
+            self.keys = v.opaque(tirx.min(self.high - self.slot0, _KEYS), "keys")
             width = self.score_tile[1] * PANEL
-            self.groups = v.bind(tirx.indexdiv(self.keys + width - 1, width), "groups")
+            self.groups = v.opaque(v.div(self.keys + width - 1, width), "groups")
             with T.serial(0, self.groups) as group, T.serial(0, self.score_tiles) as tile:
                 self._scores(group, tile)
             with T.serial(0, padded) as r:
@@ -220,21 +225,21 @@ class _Prefill:
 
     def _page(self, slot: Expr) -> Expr:
         """Page of a slot; slots beyond the list read the last page and are masked."""
-        index = tirx.min(tirx.indexdiv(slot, self.page), self.last_page)
+        index = tirx.min(v.div(slot, self.page), self.last_page)
         return v.bind(self.page_values[self.kv_begin + index].astype("int64"), "page")
 
     def _scores(self, group: Expr, tile: Expr) -> None:
         """One register tile of Q K^T: rows x panels, channels in the loop."""
         rows, panels = self.score_tile
-        row0 = v.bind(tile * rows, "row0")
+        row0 = v.opaque(tile * rows, "row0")
         places = []
         for p in range(panels):
             slot = v.bind(self.slot0 + (group * panels + p) * PANEL, "slot")
             if self.paged:
-                inside = tirx.indexdiv(tirx.indexmod(slot, self.page), PANEL)
+                inside = v.div(v.mod(slot, self.page), PANEL)
                 place = (self.pages, [self._page(slot), 0, self.h], inside * (PANEL * self.d))
             else:
-                place = (self.packed, [self.h, tirx.indexdiv(slot, PANEL)], 0)
+                place = (self.packed_k, [self.h, v.div(slot, PANEL)], 0)
             places.append((place[0], place[1], v.bind(tirx.convert(place[2]), "at")))
         acc = [[v.Register(v.const(0.0), "acc") for _ in range(panels)] for _ in range(rows)]
         with T.serial(0, self.d) as i:
@@ -251,31 +256,32 @@ class _Prefill:
     def _softmax(self, r: Expr) -> None:
         """Turn one row of scores into weights relative to the new maximum."""
         low, high = self._visible(self.row0 + r)
-        low = v.bind(v.splat(low - self.slot0), "low")
-        high = v.bind(v.splat(tirx.min(high, self.high) - self.slot0), "high")
-        vectors = v.bind(self.groups * self.score_tile[1], "vectors")
+        low = v.opaque(low - self.slot0, "low")
+        high = v.opaque(tirx.min(high, self.high) - self.slot0, "high")
+        vectors = v.opaque(self.groups * self.score_tile[1], "vectors")
         top = v.Register(v.const(v.NEG_INF), "top")
-        with T.serial(0, vectors) as i:
-            lanes = T.Ramp(i * v.LANES, 1, v.LANES)
-            seen = tirx.And(lanes < high, lanes >= low)
-            score = v.load(self.s, [r * _KEYS + i * v.LANES])
-            score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
-            v.store(self.s, score, [r * _KEYS + i * v.LANES])
-            top.set(tirx.max(top.get(), score))
+        with T.If(tirx.And(low <= 0, high >= vectors * v.LANES)):
+            with T.Then(), T.serial(0, vectors) as i:
+                top.set(tirx.max(top.get(), v.load(self.s, [r * _KEYS + i * v.LANES])))
+            with T.Else(), T.serial(0, vectors) as i:
+                lanes = T.Ramp(i * v.LANES, 1, v.LANES)
+                seen = tirx.And(lanes < v.splat(high), lanes >= v.splat(low))
+                score = v.load(self.s, [r * _KEYS + i * v.LANES])
+                score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
+                v.store(self.s, score, [r * _KEYS + i * v.LANES])
+                top.set(tirx.max(top.get(), score))
         m_old = v.bind(v.splat(self.m[r]), "m_old")
         m_new = v.bind(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
         alpha = v.bind(v.exp2(m_old - m_new), "alpha")
-        total = v.Register(v.const(0.0), "total")
+        T.buffer_store(self.m, v.first_lane(m_new), [r])
+        T.buffer_store(self.alpha, v.first_lane(alpha), [r])
+        total = v.Register(v.load(self.l, [r, 0]) * alpha, "total")
         with T.serial(0, vectors) as i:
             weight = v.exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
             weight = v.bind(weight, "weight")
             v.store(self.s, weight, [r * _KEYS + i * v.LANES])
             total.set(total.get() + weight)
-        added = v.reduce_lanes(total.get(), lambda a, b: a + b)
-        T.buffer_store(self.m, v.first_lane(m_new), [r])
-        T.buffer_store(self.alpha, v.first_lane(alpha), [r])
-        sum_new = v.bind(v.splat(self.l[r]) * alpha + added, "sum_new")
-        T.buffer_store(self.l, v.first_lane(sum_new), [r])
+        v.store(self.l, total.get(), [r, 0])
 
     def _values(self, tile: Expr, c0: int) -> None:
         """One register tile of O = alpha O + P V: rows x column vectors, tokens in the loop.
@@ -283,7 +289,7 @@ class _Prefill:
         The loop ends with the last visible token: slots beyond it may hold anything, NaN too.
         """
         rows, columns = self.value_tile
-        row0 = v.bind(tile * rows, "row0")
+        row0 = v.opaque(tile * rows, "row0")
         acc = []
         for r in range(rows):
             alpha = v.bind(v.splat(self.alpha[row0 + r]), "alpha")
@@ -302,16 +308,16 @@ class _Prefill:
 
         if self.paged:
             step = min(self.page, _KEYS)
-            with T.serial(0, tirx.indexdiv(self.keys + step - 1, step)) as part:
+            with T.serial(0, v.div(self.keys + step - 1, step)) as part:
                 slot = v.bind(self.slot0 + part * step, "slot")
                 page = self._page(slot)
-                inside = v.bind(tirx.indexmod(slot, self.page), "inside")
+                inside = v.bind(v.mod(slot, self.page), "inside")
                 with T.serial(0, tirx.min(self.keys - part * step, step)) as t:
                     outer = [page, 1, self.h]
                     token(part * step + t, self.pages, outer, (inside + t) * self.d)
         else:
             with T.serial(0, self.keys) as t:
-                token(t, self.v, [self.kv_begin + self.slot0 + t, self.h], 0)
+                token(t, self.packed_v, [self.h, self.slot0 + t], 0)
         for r in range(rows):
             for c in range(columns):
                 at = (row0 + r) * self.d + (c0 + c) * v.LANES
@@ -319,16 +325,20 @@ class _Prefill:
 
     def _finish(self, rows: Expr) -> None:
         """Normalize and store outputs and log-sum-exps; EMPTY_LSE and 0 where no key was seen."""
+        total = v.scratch("total", _ROWS)
+        with T.serial(0, rows) as r:
+            row_sum = v.reduce_lanes(v.load(self.l, [r, 0]), lambda a, b: a + b)
+            T.buffer_store(total, v.first_lane(row_sum), [r])
         for r in range(0, _ROWS, v.LANES):
-            total = v.bind(v.load(self.l, [r]), "total")
-            safe = v.bind(tirx.max(total, v.const(1e-30)), "safe")
-            lse = v.bind(v.load(self.m, [r]) + v.log2(safe), "lse")
-            lse = tirx.Select(total <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
+            sums = v.bind(v.load(total, [r]), "sums")
+            safe = v.bind(tirx.max(sums, v.const(1e-30)), "safe")
+            lse = v.load(self.m, [r]) + v.log2(safe)
+            lse = tirx.Select(sums <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
             v.store(self.alpha, lse, [r])
-            v.store(self.l, v.const(1.0) / safe, [r])
+            v.store(total, v.const(1.0) / safe, [r])
         with T.serial(0, rows) as r:
             row = v.bind(self.q_begin + self.row0 + r, "row")
-            inverse = v.bind(v.splat(self.l[r]), "inverse")
+            inverse = v.bind(v.splat(total[r]), "inverse")
             for j in range(0, self.d, v.LANES):
                 value = v.load(self.o, [r * self.d + j]) * inverse
                 v.store(self.output, value, [row, self.head, j])

@@ -32,7 +32,7 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
     inv_freq, factor = inverse_frequencies(config)
 
     def token(t, qkv, positions, outputs, apply_rope) -> None:  # noqa: ANN001
-        cos, sin = v.scratch(half, "cos"), v.scratch(half, "sin")
+        cos, sin = v.scratch("cos", half), v.scratch("sin", half)
         padded = -(-half // v.LANES) * v.LANES
         with T.If(apply_rope > 0):
             with T.Then():

@@ -77,6 +77,31 @@ def cast(value: Expr, dtype: str, lanes: int = LANES) -> Expr:
     return tirx.Cast(f"{dtype}x{lanes}" if lanes > 1 else dtype, value)
 
 
+def opaque(value: Expr, name: str = "x") -> Expr:
+    """Evaluate an integer once and hide how it was made from TVM's analysis.
+
+    Bounds proofs over divisions by a computed number take seconds; LLVM removes the detour.
+    """
+    buffer = T.alloc_buffer((1,), "int32")
+    T.buffer_store(buffer, value, [0])
+    return bind(tirx.BufferLoad(buffer, [0]), name)
+
+
+def div(a: Expr, b: Expr | int) -> Expr:
+    """Quotient of non-negative integers (floor division costs TVM's passes a proof each time)."""
+    return tirx.truncdiv(a, b)
+
+
+def mod(a: Expr, b: Expr | int) -> Expr:
+    """Remainder of non-negative integers."""
+    return tirx.truncmod(a, b)
+
+
+def ceil_div(a: Expr, b: Expr | int) -> Expr:
+    """Quotient of non-negative integers, rounded up."""
+    return tirx.truncdiv(a + (b - 1), b)
+
+
 def load(buffer, indices: Sequence, lanes: int = LANES) -> Expr:  # noqa: ANN001
     """Load consecutive elements along the last axis, as float32."""
     *outer, last = indices
@@ -99,7 +124,7 @@ def load_scalar(buffer, indices: Sequence) -> Expr:  # noqa: ANN001
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
-    """a * b + c; LLVM fuses it where the target has the instruction (TVM allows contraction)."""
+    """Multiply and add; LLVM fuses it where the target has the instruction (TVM allows contraction)."""
     return a * b + c
 
 
@@ -140,9 +165,9 @@ class Register:
         T.buffer_store(self.buffer, value, [T.Ramp(0, 1, LANES)])
 
 
-def scratch(size: int, name: str, dtype: str = "float32"):  # noqa: ANN201 - tirx.Buffer
-    """Allocate a small array for the current scope (on the stack below 1 KiB)."""
-    return IRBuilder.name(name, T.alloc_buffer((size,), dtype))
+def scratch(name: str, *shape: Expr | int):  # noqa: ANN201 - tirx.Buffer
+    """Allocate a float32 array for the current scope: below 1 KiB on the stack."""
+    return IRBuilder.name(name, T.alloc_buffer(shape, "float32"))
 
 
 def reduce_lanes(value: Expr, op: Callable[[Expr, Expr], Expr]) -> Expr:
