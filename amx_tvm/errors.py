@@ -31,3 +31,11 @@ class ArtifactError(AmxError):
 
 class GenerationError(AmxError):
     """A generation request that cannot be carried out, such as a prompt beyond the context."""
+
+
+class CalibrationError(AmxError):
+    """A recipe, a calibration text or a model that calibration cannot work with."""
+
+
+class EvaluationError(AmxError):
+    """A text, a reference or an option that an evaluation cannot work with."""

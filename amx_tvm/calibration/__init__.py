@@ -1,0 +1,30 @@
+"""Calibrated recipes: better 4-bit weights in a format's own bits, from a little text.
+
+    calibration = calibrate(source, config, windows, "gptq")
+    compile(source, quantization=calibration.config, overrides=calibration.overrides)
+
+Needs torch; compiled models and their evaluation do not.
+"""
+
+from amx_tvm.calibration.api import Calibration, calibrate
+from amx_tvm.calibration.recipes import (
+    RECIPES,
+    Gptq,
+    MixedPrecision,
+    Plain,
+    Recipe,
+    RotateValues,
+    Smooth,
+)
+
+__all__ = [
+    "RECIPES",
+    "Calibration",
+    "Gptq",
+    "MixedPrecision",
+    "Plain",
+    "Recipe",
+    "RotateValues",
+    "Smooth",
+    "calibrate",
+]

@@ -1,0 +1,150 @@
+"""`calibrate`: a model, a configuration, calibration text and a recipe in; parameters out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amx_tvm import formats
+from amx_tvm.calibration import recipes
+from amx_tvm.calibration.block import read_config
+from amx_tvm.calibration.recipes import MixedPrecision, Recipe
+from amx_tvm.calibration.sensitivity import Sensitivity, allocate, sensitivities, with_formats
+from amx_tvm.calibration.store import Store
+from amx_tvm.calibration.stream import Progress, Stream
+from amx_tvm.calibration.texts import calibration_windows
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import CalibrationError
+from amx_tvm.formats import Quantized
+from amx_tvm.frontends import ModelSource
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a recipe made of a model.
+
+    Attributes
+    ----------
+    config : QuantizationConfig
+        The configuration to compile with; mixed precision has added overrides.
+    recipe : Recipe
+    quantized : mapping of weight name to Quantized
+        Rounded weights, read from disk at each access.
+    floats : mapping of name to float32 array
+        Float parameters that changed (norm weights, weights that stay unquantized).
+    errors : dict of str to float
+        Relative squared output error of each rounded linear on the calibration text.
+    units : list of Sensitivity
+        What mixed precision measured; empty without it.
+    """
+
+    config: QuantizationConfig
+    recipe: Recipe
+    quantized: Mapping[str, Quantized]
+    floats: Mapping[str, np.ndarray]
+    errors: dict[str, float] = field(default_factory=dict)
+    units: list[Sensitivity] = field(default_factory=list)
+    _keep: Any = field(default=None, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the recipe as JSON-ready values, for the manifest."""
+        return self.recipe.describe()
+
+
+def calibrate(
+    source: ModelSource,
+    config: QuantizationConfig | str,
+    text: Iterable[str] | Tensor | np.ndarray,
+    recipe: str | Recipe = "gptq",
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Round a model's linears by a recipe, layer by layer.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The float model. Weights that the file already holds in the format asked for pass through.
+    config : QuantizationConfig or str
+        Formats and activations, as for ``compile``; "auto" activations count as exact.
+    text : documents, or integer token ids [windows, tokens]
+        Calibration text, other than what the result is tested on. Documents are tokenized by the
+        model's own tokenizer and cut into the recipe's windows.
+    recipe : str or Recipe
+        A name of ``RECIPES``, or steps of your own.
+    directory : path, optional
+        An empty directory for the results; by default a temporary one that lives as long as the
+        returned object.
+    progress : callable, optional
+        Called with (stage, done, total, detail).
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    CalibrationError
+        For a model, recipe or text that does not fit; the message says what does.
+    """
+    config = QuantizationConfig.parse(config)
+    chosen = recipes.get(recipe)
+    if config.format == "none" and not config.overrides:
+        raise CalibrationError(
+            "quantization 'none' rounds nothing, so there is nothing to calibrate; choose a "
+            f"format: {', '.join(n for n in formats.names() if formats.get(n).code_bits == 4)}"
+        )
+    decoder = read_config(source.config)
+    windows = _windows(source, text, chosen, decoder.vocab_size)
+    keep = None if directory is not None else tempfile.TemporaryDirectory(prefix="amx-calibration-")
+    store = Store(directory if directory is not None else keep.name)
+    units: list[Sensitivity] = []
+    step = chosen.find(MixedPrecision)
+    if step is not None:
+        names = (config.format, step.better)
+        units = list(sensitivities(Stream(source, config, windows, chosen), names, progress))
+        config = with_formats(config, allocate(units, config.format, step), step.better)
+    errors: dict[str, float] = {}
+    for result in Stream(source, config, windows, chosen).run(progress):
+        store.put(result.name, result.value)
+        if isinstance(result.value, Quantized):
+            errors[result.name] = result.error
+    return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
+
+
+def _windows(
+    source: ModelSource, text: Iterable[str] | Tensor | np.ndarray, recipe: Recipe, vocab_size: int
+) -> Tensor:
+    """Token ids int64 [windows, tokens] of either kind of input."""
+    if isinstance(text, str):
+        text = [text]
+    if isinstance(text, np.ndarray | Tensor):
+        ids = torch.as_tensor(text).long()
+        if ids.dim() != 2 or not ids.numel():
+            raise CalibrationError(
+                f"calibration token ids have shape {tuple(ids.shape)}; expected [windows, tokens]"
+            )
+        if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+            raise CalibrationError(
+                f"calibration token ids reach from {int(ids.min())} to {int(ids.max())}, but the "
+                f"model's vocabulary has {vocab_size} entries; use the model's own tokenizer"
+            )
+        return ids
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        source.write_tokenizer(folder)
+        tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+
+    def encode(document: str) -> list[int]:
+        return tokenizer.encode(document, add_special_tokens=False).ids
+
+    return calibration_windows(text, encode, recipe, vocab_size)

@@ -1,0 +1,219 @@
+"""The storable numbers of a format as torch grids: what GPTQ and the scale search round to.
+
+A `Grid` knows, for a block of one group of every row [N, group], which stored scales are worth
+trying, and rounds single columns under chosen scales. Scales are handled in stored form (bytes),
+so whatever a search chooses is what the file holds; nothing is rounded a second time.
+
+    E2M1 formats   candidates are the neighbours of the plain rule's byte: an 8-bit float's byte
+                   order is its value's order. A pair's two signs are searched apart, because a
+                   positive value never meets the negative scale.
+    int4           candidates shrink the range at either end; scale and zero point go together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amx_tvm import formats
+from amx_tvm.errors import CalibrationError
+from amx_tvm.formats import Format, Quantized, e2m1
+
+MIDPOINTS = torch.tensor(e2m1.MIDPOINTS)
+MAGNITUDES = torch.tensor(e2m1.MAGNITUDES)
+Scales = tuple[Tensor, ...]
+
+
+def round_e2m1(magnitude: Tensor) -> Tensor:
+    """Nearest E2M1 magnitude, ties away from zero, saturating at 6; float32 >= 0 of any shape."""
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    return (torch.floor(magnitude / step + 0.5) * step).clamp(max=e2m1.LARGEST)
+
+
+class Grid(ABC):
+    """Scale candidates and rounding of one format for the weight that `prepare` was given."""
+
+    def __init__(self, fmt: Format) -> None:
+        self.format = fmt
+        self.group_size = fmt.group_size
+        self.tensor_scale: np.ndarray | None = None
+
+    def prepare(self, weight: Tensor) -> None:
+        """Fix the tensor scale, where the format has one, from a weight [N, K]."""
+        if self.format.row_scaled:
+            largest = np.asarray(weight.abs().max().item(), np.float32)
+            self.tensor_scale = np.asarray(self.format.tensor_scale_of(largest), np.float32)
+
+    @abstractmethod
+    def plain(self, block: Tensor) -> Scales:
+        """Stored scales [N] of a block [N, group] by the format's own rule."""
+
+    @abstractmethod
+    def search(self, block: Tensor, weight: Tensor) -> Scales:
+        """Stored scales [N] that minimize the squared error weighted by `weight` [group]."""
+
+    @abstractmethod
+    def joint(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
+        """Promising scale sets [C, N] for a search that measures every one of them itself."""
+
+    @abstractmethod
+    def round(self, column: Tensor, scales: Scales) -> Tensor:
+        """Round values to the grid; `scales` broadcast against them. Returns values."""
+
+    def quantized(self, values: Tensor, scales: list[Scales]) -> Quantized:
+        """Pack rounded values [N, K] and their groups' scales into the format's own object."""
+        names = [tensor.name for tensor in self.format.scale_tensors]
+        stored = {
+            name: np.stack([group[i].numpy() for group in scales], axis=1).astype(
+                self.format.scale_tensor(name).dtype
+            )
+            for i, name in enumerate(names)
+        }
+        rows, columns = values.shape
+        padded = np.zeros((rows, len(scales) * self.group_size), np.float32)
+        padded[:, :columns] = values.numpy()
+        scale = None
+        if self.tensor_scale is not None:
+            scale = np.broadcast_to(self.tensor_scale, (rows, 1))
+        codes = self.format.encode(padded.reshape(rows, len(scales), -1), stored, scale)
+        codes = np.ascontiguousarray(codes.reshape(rows, -1)[:, :columns])
+        return Quantized(codes, stored, self.format, self.tensor_scale)
+
+
+class E2M1Grid(Grid):
+    """The E2M1 formats, with a scale pair or one scale."""
+
+    def __init__(self, fmt: Format, below: int, above: int) -> None:
+        super().__init__(fmt)
+        kind = fmt.scale_tensors[0].type
+        self.table = torch.from_numpy(kind.decode(np.arange(kind.largest + 1, dtype=np.uint8)))
+        self.largest = kind.largest
+        self.pair = len(fmt.scale_tensors) == 2
+        self.deltas = torch.arange(-below, above + 1)
+
+    def prepare(self, weight: Tensor) -> None:
+        """Fix the tensor scale and with it the values of all stored scales."""
+        super().prepare(weight)
+        self.values = self.table
+        if self.tensor_scale is not None:
+            self.values = self.table * float(self.tensor_scale)
+
+    def plain(self, block: Tensor) -> Scales:
+        """Stored scales by the format's rule."""
+        high, depth = (part.amax(1) for part in (block.clamp(min=0), (-block).clamp(min=0)))
+        scale = None
+        if self.tensor_scale is not None:
+            scale = np.broadcast_to(self.tensor_scale, (len(block), 1))
+        stored = self.format.group_scales(high.numpy()[:, None], depth.numpy()[:, None], scale)
+        return tuple(
+            torch.from_numpy(stored[t.name][:, 0].astype(np.int64))
+            for t in self.format.scale_tensors
+        )
+
+    def _parts(self, block: Tensor) -> list[Tensor]:
+        """Magnitudes that each scale is responsible for."""
+        return [block.clamp(min=0), (-block).clamp(min=0)] if self.pair else [block.abs()]
+
+    def _ranked(self, block: Tensor, weight: Tensor, keep: int) -> list[Tensor]:
+        """For each scale tensor the `keep` best stored scales [N, keep], best first."""
+        ranked = []
+        for base, part in zip(self.plain(block), self._parts(block), strict=True):
+            stored = (base[:, None] + self.deltas).clamp(0, self.largest)
+            stored = torch.where(base[:, None] > 0, stored.clamp(min=1), stored * 0)
+            scale = self.values[stored][..., None]
+            rounded = round_e2m1(_quotient(part[:, None], scale)) * scale
+            error = ((rounded - part[:, None]).square() * weight).sum(-1)
+            ranked.append(stored.gather(1, error.argsort(dim=1, stable=True)[:, :keep]))
+        return ranked
+
+    def search(self, block: Tensor, weight: Tensor) -> Scales:
+        """Best neighbour of the plain rule's byte, each sign by itself."""
+        return tuple(best[:, 0] for best in self._ranked(block, weight, 1))
+
+    def joint(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
+        """All combinations of the `keep` best scales of each sign."""
+        ranked = [best.T for best in self._ranked(block, weight, keep)]
+        if not self.pair:
+            return (ranked[0].contiguous(),)
+        first = ranked[0].repeat_interleave(len(ranked[1]), dim=0)
+        return first, ranked[1].repeat(len(ranked[0]), 1)
+
+    def round(self, column: Tensor, scales: Scales) -> Tensor:
+        """Round to E2M1 times the scale of the value's sign."""
+        positive, negative = self.values[scales[0]], self.values[scales[-1]]
+        scale = torch.where(column > 0, positive, negative)
+        rounded = round_e2m1(_quotient(column.abs(), scale)) * scale
+        return torch.where(column > 0, rounded, -rounded)
+
+
+class IntGrid(Grid):
+    """int4: a float16 scale and an integer zero point."""
+
+    SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
+
+    @staticmethod
+    def _range(block: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each row reaches over and under 0, [N] each."""
+        return block.amax(1).clamp(min=0), (-block).amax(1).clamp(min=0)
+
+    def _of_range(self, high: Tensor, depth: Tensor) -> Scales:
+        stored = self.format.group_scales(high.numpy(), depth.numpy(), None)
+        return tuple(torch.from_numpy(stored[t.name]) for t in self.format.scale_tensors)
+
+    def plain(self, block: Tensor) -> Scales:
+        """Scale and zero point of the block's range."""
+        return self._of_range(*self._range(block))
+
+    def _ranked(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
+        high, depth = self._range(block)
+        sets = [self._of_range(high * a, depth * b) for a in self.SHRINK for b in self.SHRINK]
+        errors = [
+            ((self.round(block, (s[:, None], z[:, None])) - block).square() * weight).sum(1)
+            for s, z in sets
+        ]
+        order = torch.stack(errors).argsort(dim=0, stable=True)[:keep]
+        return tuple(torch.stack(part).gather(0, order) for part in zip(*sets, strict=True))
+
+    def search(self, block: Tensor, weight: Tensor) -> Scales:
+        """Best of 36 shrunken ranges."""
+        return tuple(part[0] for part in self._ranked(block, weight, 1))
+
+    def joint(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
+        """The `keep` squared best ranges."""
+        return self._ranked(block, weight, keep * keep)
+
+    def round(self, column: Tensor, scales: Scales) -> Tensor:
+        """Round to the integers 0..15 around the zero point."""
+        scale, zero = scales[0].float(), scales[1].float()
+        steps = torch.round(_quotient(column, scale)) + zero
+        return (steps.clamp(0, 15) - zero) * scale
+
+
+def _quotient(value: Tensor, scale: Tensor) -> Tensor:
+    """True division, and 0 where the scale is 0."""
+    return torch.where(scale > 0, value / torch.where(scale > 0, scale, 1.0), 0.0)
+
+
+# How many stored scales under and over the plain rule's are tried: as far as about 0.6 and 1.25
+# times its value (E5M2 has 4 steps an octave, E4M3 8, a power of two 1).
+REACH = {"E5M2": (3, 1), "E4M3": (6, 2), "E8M0": (1, 1)}
+
+
+def grid_of(name: str) -> Grid:
+    """Make the grid of a registered 4-bit format.
+
+    Raises
+    ------
+    CalibrationError
+        For a format that has no grid (int8 needs no calibration); FormatError for an unknown name.
+    """
+    fmt = formats.get(name)
+    kind = fmt.scale_tensors[0].type.name
+    if fmt.code_bits == 4 and kind in REACH:
+        return E2M1Grid(fmt, *REACH[kind])
+    if name == "int4":
+        return IntGrid(fmt)
+    raise CalibrationError(f"format {name} cannot be calibrated; recipes are for the 4-bit formats")
