@@ -121,7 +121,13 @@ class LinearSpec:
 
     @property
     def needs_sums(self) -> bool:
-        """Whether activations come with the sums of their codes (a term of W has an offset)."""
+        """Whether activations come with the sums of their codes.
+
+        Always with int8, where kernels for many rows use offsets of their own; with four bits
+        only if a term of W has an offset.
+        """
+        if self.activation == "int8":
+            return True
         from .cpu.terms import kernel_terms
 
         return self.activation != "float32" and any(t.offset != 0 for t in kernel_terms(self.fmt))

@@ -90,6 +90,16 @@ def scratch(size: int, dtype: str) -> Any:
     return I.alloc_buffer((size,), dtype)
 
 
+def workspace(shape: tuple[int, ...], dtype: str) -> Any:
+    """Allocate a larger buffer from the runtime's pool."""
+    return I.alloc_buffer(shape, dtype)
+
+
+def clamped(value: Expr, largest: int) -> Expr:
+    """Limit an index."""
+    return tirx.min(value, tirx.const(largest, "int32"))
+
+
 def scratch_rows(rows: int, size: int) -> list[Any]:
     """Allocate one small float32 stack buffer a row."""
     return [scratch(size, "float32") for _ in range(rows)]

@@ -78,15 +78,13 @@ class Epilogue:
             value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
         e.store(y, value, row, at, lanes=self.lanes)
 
-    def rows(self, sums: list[list[list[e.Register]]], t: Expr, row: Expr) -> None:
-        """Finish and store [tile of the pair][row][part] registers of tile (or pair) ``t``."""
+    def rows(self, sums: list[list[list[Expr]]], t: Expr, row: Expr) -> None:
+        """Finish and store the sums [tile of the pair][row][part] of tile (or pair) ``t``."""
         span, lanes = len(sums), self.lanes
         for r in range(len(sums[0])):
             for part in range(TILE_ROWS // lanes):
                 first = part * lanes
-                done = [
-                    self.finish(sums[s][r][part].get(), t * span + s, first) for s in range(span)
-                ]
+                done = [self.finish(sums[s][r][part], t * span + s, first) for s in range(span)]
                 if span == 2:
                     self.store_gated(done[0], done[1], row + r, t, first)
                 else:

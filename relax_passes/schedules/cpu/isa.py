@@ -33,6 +33,7 @@ class Isa:
     name = "plain"
     rows = 16
     block: Sequence[int] = (4, 1)
+    panels = False  # whether the panel kernel applies
     doc = "vectorized TensorIR for any LLVM target"
 
     @property
@@ -100,14 +101,20 @@ class Isa:
         """Load four int8 activations in the form that ``dot`` takes."""
         return e.let(e.load(codes, row, column, lanes=4))
 
-    def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
+    def prepare(self, weights: Expr) -> Any:
+        """Bring a vector of unsigned bytes into the form that ``dot`` takes, for several dots."""
+        lane = e.let(e.bits(weights, "int32", self.rows))
+        byte = e.const(255, "int32", self.rows)
+        return [
+            e.let((lane >> e.const(8 * j, "int32", self.rows) if j else lane) & byte)
+            for j in range(4)
+        ]
+
+    def dot(self, acc: Expr, weights: Any, activation: Expr) -> Expr:
         """Add to each int32 lane the sum of its four bytes times the four activations."""
-        lane = e.let(e.bits(weights, "uint32", self.rows))
-        words = e.let(e.cast(activation, "int32", 4))
         for j in range(4):
-            byte = (lane >> e.const(8 * j, "uint32", self.rows)) & e.const(255, "uint32", self.rows)
-            a = e.let(tirx.Shuffle([words], [tirx.const(j, "int32")]))
-            acc = acc + e.cast(byte, "int32", self.rows) * e.splat(a, self.rows)
+            a = e.cast(tirx.Shuffle([activation], [tirx.const(j, "int32")]), "int32")
+            acc = acc + weights[j] * e.splat(a, self.rows)
         return acc
 
     # float32 arithmetic: a four-bit code becomes a float32 lane

@@ -21,6 +21,7 @@ class Avx512(Isa):
     name = "avx512"
     rows = 16
     block: Sequence[int] = (8, 4, 2, 1)
+    panels = True
     doc = "AVX-512 VNNI+VBMI: vpermb tables, vpdpbusd"
 
     def low(self, packed: Expr) -> Expr:
@@ -44,6 +45,10 @@ class Avx512(Isa):
         """Broadcast four int8 to every lane (a memory operand of vpdpbusd)."""
         word = e.bits(e.load(codes, row, column, lanes=4), "int32")
         return e.let(e.bits(e.splat(word, 16), "int8", 64))
+
+    def prepare(self, weights: Expr) -> Expr:
+        """Take the bytes as they are."""
+        return weights
 
     def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
         """Unsigned weights times signed activations, without saturation."""

@@ -20,10 +20,17 @@ class CpuKnobs:
         Software prefetch distance in bytes of codes; 0 is none.
     rows : int
         Most rows of x per block of the kernel; 0 takes the instruction set's own sizes.
+    panel_rows : int
+        Rows of x from which on a panel of W is decoded first and then used for all of them.
+    panel_tiles, panel_block : int
+        Row tiles of W and rows of x whose sums are held in registers at once.
     """
 
     prefetch: int = 4096
     rows: int = 0
+    panel_rows: int = 16
+    panel_tiles: int = 2
+    panel_block: int = 8
 
     @staticmethod
     def of(knobs: Mapping[str, Any] | CpuKnobs | None) -> CpuKnobs:
@@ -54,3 +61,7 @@ class CpuKnobs:
         if m is not None:
             limit = min(limit, m)
         return tuple(s for s in sizes if s <= limit) or (1,)
+
+    def panel_blocks(self) -> tuple[int, ...]:
+        """Choose the row-block sizes of the panel kernel."""
+        return (self.panel_block, *(s for s in (4, 2, 1) if s < self.panel_block))

@@ -15,7 +15,8 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
-from .linear_int8 import row_blocks
+from .linear_int8 import tile_pair
+from .rows import row_blocks
 from .terms import ScaleReader, common_factor
 
 
@@ -27,14 +28,12 @@ def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     tvm.tirx.PrimFunc
     """
     with e.function("linear_float32", spec.buffers(), spec.m) as (buffers, m):
-        span = 2 if spec.silu_mul else 1
-        with e.parallel(0, -(-spec.tiles // span)) as t:
+        with e.parallel(0, spec.tiles // 2 if spec.silu_mul else spec.tiles) as t:
             kernel = _Tile(spec, isa, knobs, buffers)
 
             def body(row: Expr, rows: int) -> None:
-                row = e.let(row) if not isinstance(row, int) else row
-                sums = [kernel.product(t * span + s, row, rows) for s in range(span)]
-                kernel.epilogue.rows(sums, t, row)
+                row = e.let(row)
+                tile_pair(spec, kernel, t, row, rows)
 
             row_blocks(m, knobs.blocks(isa.block, spec.m), body)
     return buffers["func"]

@@ -13,44 +13,18 @@ M > 1 runs the same text on blocks of rows of x, so that decoded bytes are used 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
-from ..spec import GROUP, LinearSpec
+from ..spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
+from . import panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
+from .linear_panel import emit_panel
+from .rows import either, row_blocks
 from .terms import ScaleReader, Term, common_factor
-
-
-def row_blocks(m: Expr, sizes: tuple[int, ...], body: Callable[[Expr, int], None]) -> None:
-    """Run ``body(first row, rows)`` over M rows: big blocks first, then smaller ones to the end."""
-    if isinstance(m, tirx.IntImm):
-        done, total = 0, int(m)
-        for size in sizes:
-            count = (total - done) // size
-            if count:
-                first = done
-                with e.serial(0, count) as i:
-                    body(first + i * size, size)
-                done += count * size
-        return
-    done = tirx.const(0, "int32")
-    for i, size in enumerate(sizes):
-        start, left = done, m - done
-        count = e.let(tirx.truncdiv(left, tirx.const(size, "int32")))
-        single = i > 0 and sizes[i - 1] == 2 * size  # then at most one block of this size is left
-        if single:
-            with e.when(count > 0), e.then():
-                body(start, size)
-        else:
-            with e.serial(0, count) as block:
-                body(start + block * size, size)
-        done = e.let(start + count * size)
 
 
 def linear_int8(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
@@ -70,19 +44,56 @@ def linear_int8(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     tvm.tirx.PrimFunc
     """
     with e.function("linear_int8", spec.buffers(), spec.m) as (buffers, m):
-        terms = isa.terms(spec.fmt)
-        span = 2 if spec.silu_mul else 1
-        blocks = knobs.blocks(isa.block, spec.m)
-        with e.parallel(0, -(-spec.tiles // span)) as t:
-            kernel = _Tile(spec, isa, knobs, buffers, terms)
 
-            def body(row: Expr, rows: int) -> None:
-                row = e.let(row) if not isinstance(row, int) else row
-                sums = [kernel.product(t * span + s, row, rows) for s in range(span)]
-                kernel.epilogue.rows(sums, t, row)
+        def few() -> None:
+            _emit_direct(spec, isa, knobs, buffers, m)
 
-            row_blocks(m, blocks, body)
+        def many() -> None:
+            emit_panel(spec, isa, knobs, buffers, m)
+
+        if isa.panels and panel.supports(spec.fmt):
+            either(m, spec, knobs.panel_rows, few, many)
+        else:
+            few()
     return buffers["func"]
+
+
+def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+    """Emit the kernel that decodes a tile again for every block of rows of x."""
+    terms = isa.terms(spec.fmt)
+    with e.parallel(0, spec.tiles // 2 if spec.silu_mul else spec.tiles) as t:
+        kernel = _Tile(spec, isa, knobs, buffers, terms)
+
+        def body(row: Expr, rows: int) -> None:
+            row = e.let(row)
+            tile_pair(spec, kernel, t, row, rows)
+
+        row_blocks(m, knobs.blocks(isa.block, spec.m), body)
+
+
+def tile_pair(spec: LinearSpec, kernel: Any, t: Expr, row: Expr, rows: int) -> None:
+    """Emit product and epilogue of tile t, or of the tiles 2t and 2t + 1 of silu * up.
+
+    The pair is a loop, not two copies: lowering time grows with the text. Its sums wait on the
+    stack for the epilogue.
+    """
+    if not spec.silu_mul:
+        kernel.epilogue.rows([[[p.get() for p in r] for r in kernel.product(t, row, rows)]], t, row)
+        return
+    lanes, parts = kernel.isa.rows, kernel.isa.parts
+    kept = e.scratch_rows(rows, 2 * TILE_ROWS)
+    with e.serial(0, 2) as s:
+        for r, registers in enumerate(kernel.product(t * 2 + s, row, rows)):
+            for p, register in enumerate(registers):
+                e.store(kept[r], register.get(), s * TILE_ROWS + p * lanes, lanes=lanes)
+    sums = [
+        [
+            [e.load(buffer, s * TILE_ROWS + p * lanes, lanes=lanes) for p in range(parts)]
+            for buffer in kept
+        ]
+        for s in range(2)
+    ]
+    kernel.epilogue.rows(sums, t, row)
 
 
 class _Tile:
@@ -134,23 +145,25 @@ class _Tile:
         per_sub = vectors // self.reader.sub_groups
         totals: list[Expr | None] = [None] * rows
         for sub in range(self.reader.sub_groups):
-            acc = [[self._start(t, x_sums, r) for t in self.terms] for r in range(rows)]
-            for v in range(sub * per_sub, (sub + 1) * per_sub):
-                packed = e.let(
-                    e.load(
-                        self.buffers["w_codes"], tile, group, v * 64 + part * isa.bytes,
-                        lanes=isa.bytes,
-                    )
-                )  # fmt: skip
+            acc = [
+                [e.Register("int32", lanes, self._start(t, x_sums, r)) for t in self.terms]
+                for r in range(rows)
+            ]
+            with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
+                at = v * 64 + part * isa.bytes
+                packed = e.let(e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes))
                 for half, decoded in enumerate(self._decode(packed)):
-                    column = group * GROUP + (4 * v if self.eight_bit else 8 * v + 4 * half)
+                    column = group * GROUP + (v * 4 if self.eight_bit else v * 8 + 4 * half)
+                    prepared = [isa.prepare(w) for w in decoded]
                     for r in range(rows):
                         a = isa.activation(self.buffers["codes"], row + r, column)
-                        for i, w in enumerate(decoded):
-                            acc[r][i] = e.let(isa.dot(acc[r][i], w, a))
+                        for i, w in enumerate(prepared):
+                            acc[r][i].set(isa.dot(acc[r][i].get(), w, a))
             weights = self._weights(tile, group, sub, part)
             for r in range(rows):
-                totals[r] = self._combine(acc[r], weights, x_sums[r] if x_sums else None, totals[r])
+                totals[r] = self._combine(
+                    [a.get() for a in acc[r]], weights, x_sums[r] if x_sums else None, totals[r]
+                )
         for r in range(rows):
             register = out[r][part]
             register.set(e.fma(e.splat(x_scales[r], lanes), totals[r], register.get(), lanes))

@@ -82,7 +82,11 @@ class Case:
 
     def __init__(self, spec: LinearSpec, seed: int = 0):
         self.spec, self.rng = spec, np.random.default_rng(seed)
-        weight = self.rng.standard_normal((spec.n, spec.k)).astype(np.float32)
+        self.set_weight(self.rng.standard_normal((spec.n, spec.k)).astype(np.float32))
+
+    def set_weight(self, weight):
+        """Quantize and pack a float32 weight [N, K]."""
+        spec = self.spec
         quantized = spec.fmt.quantize(weight)
         self.dense = spec.fmt.dequantize(quantized).astype(np.float64)
         self.packed = list(packing.pack(spec.fmt, quantized, "tile16x32").values())
