@@ -13,7 +13,7 @@ from amx_tvm.errors import ModelError
 from amx_tvm.formats.base import Quantized
 from amx_tvm.frontends.gguf_config import find_architecture, read_config
 from amx_tvm.frontends.gguf_file import GgufFile, GgufTensor
-from amx_tvm.frontends.gguf_tokenizer import end_of_generation_ids, write_gguf_tokenizer
+from amx_tvm.frontends.gguf_tokenizer import adds, end_of_generation_ids, write_gguf_tokenizer
 from amx_tvm.frontends.gguf_types import SUPPORTED, dequantize, quantized_blocks
 from amx_tvm.frontends.source import ModelSource, sample_digest
 
@@ -83,6 +83,7 @@ class GgufSource(ModelSource):
             "bos_token_id": self.config["bos_token_id"],
             "eos_token_id": end_of_generation_ids(self.metadata),
             "pad_token_id": self.metadata.get("tokenizer.ggml.padding_token_id"),
+            "add_bos": adds(self.metadata, "bos"),
         }
 
     def _mark_interleaved(self) -> None:
@@ -136,6 +137,9 @@ class GgufSource(ModelSource):
         stored.file.release(tensor)
         if raw is None:
             return None
+        for key, scale in raw.scales.items():
+            if not np.isfinite(raw.format.decode_scale(key, scale)).all():
+                raise ModelError(f"tensor {name!r} in {self.path} holds NaN or Inf; it is damaged")
         heads = stored.interleaved_heads
         scales = {key: deinterleave(value, heads) for key, value in raw.scales.items()}
         return Quantized(deinterleave(raw.codes, heads), scales, raw.format)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.hf_config import read_config, read_generation_config, read_json
 from amx_tvm.frontends.safetensors_file import SafetensorsFile
 from amx_tvm.frontends.source import ModelSource, sample_digest
-from amx_tvm.frontends.tokenizer import copy_tokenizer
+from amx_tvm.frontends.tokenizer import adds_bos, copy_tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -39,7 +41,6 @@ class HuggingFaceSource(ModelSource):
         self.directory = Path(directory)
         self.name = name or self.directory.resolve().name
         self.config = read_config(self.directory)
-        self.generation_config = read_generation_config(self.directory, self.config)
         self._files = [SafetensorsFile(path) for path in self._weight_files()]
         self._where = {name: file for file in self._files for name in file.tensors}
         self._check_index()
@@ -51,6 +52,12 @@ class HuggingFaceSource(ModelSource):
                 )
         if "tie_word_embeddings" not in self.config:
             self.config["tie_word_embeddings"] = "lm_head.weight" not in self._where
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
+        """The generation configuration; a large tokenizer.json takes a second to read."""
+        add_bos = adds_bos(self.directory)
+        return {**read_generation_config(self.directory, self.config), "add_bos": add_bos}
 
     def _weight_files(self) -> list[Path]:
         if (self.directory / INDEX_FILE).is_file():

@@ -37,7 +37,8 @@ class ModelSource(ABC):
     config : dict
         Keys of a Hugging Face ``config.json``.
     generation_config : dict
-        "eos_token_id" (a list), "bos_token_id" and whatever else the model ships.
+        "eos_token_id" (a list), "bos_token_id", "add_bos" (a text starts with BOS) and whatever
+        else the model ships.
     """
 
     name: str

@@ -53,15 +53,33 @@ def copy_tokenizer(source: Path, directory: Path) -> list[str]:
     ModelError
         When tokenizer.json is missing or the library cannot read it.
     """
+    tokenizer, config = _read(source)
+    template = _chat_template(source, config)
+    config.pop("chat_template", None)
+    if template:
+        config["chat_template"] = template
+    text = (source / TOKENIZER_FILE).read_text(encoding="utf-8")
+    return write_tokenizer_files(directory, text, config)
+
+
+def adds_bos(source: Path) -> bool:
+    """Return whether the tokenizer of a Hugging Face directory starts a text with BOS.
+
+    A directory without a tokenizer adds nothing.
+    """
+    return (source / TOKENIZER_FILE).is_file() and _read(source)[1]["add_bos_token"]
+
+
+def _read(source: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return the tokenizer and its completed configuration."""
     path = source / TOKENIZER_FILE
     if not path.is_file():
         raise ModelError(
             f"{source} has no {TOKENIZER_FILE}; expected the fast tokenizer's file (make it with "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers)"
         )
-    text = path.read_text(encoding="utf-8")
     try:
-        tokenizer = Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         reason = " ".join(str(error).split())
         raise ModelError(f"{path} is no tokenizer that can be read: {reason}") from None
@@ -70,14 +88,10 @@ def copy_tokenizer(source: Path, directory: Path) -> list[str]:
         config[key] = _token_text(config.get(key))
     _fill_from_ids(config, source, tokenizer)
     for key in ("bos", "eos"):
-        token = config[f"{key}_token"]
         if not isinstance(config.get(f"add_{key}_token"), bool):
+            token = config[f"{key}_token"]
             config[f"add_{key}_token"] = _adds(tokenizer, token, last=key == "eos")
-    template = _chat_template(source, config)
-    config.pop("chat_template", None)
-    if template:
-        config["chat_template"] = template
-    return write_tokenizer_files(directory, text, config)
+    return tokenizer, config
 
 
 def _token_text(value: Any) -> str | None:

@@ -126,6 +126,7 @@ def test_smollm2_configuration(smollm2):
         "bos_token_id": 1,
         "eos_token_id": [2, 0],
         "pad_token_id": 2,
+        "add_bos": False,
     }
     assert len(smollm2.names()) == 272 and smollm2.nbytes == 96_576_768
     assert smollm2.dtype("model.layers.0.mlp.up_proj.weight") == "q4_1"
@@ -203,6 +204,13 @@ def test_raw_rows_follow_the_loaded_rows(tmp_path, tiny):
         raw = source.load_raw(name)
         assert raw.format.name == kind
         np.testing.assert_array_equal(raw.format.dequantize(raw), source.load(name))
+
+
+def test_stored_scale_that_is_nan_is_refused(tmp_path, tiny):
+    tiny["blk.0.attn_v.weight"][0].reshape(-1, 17)[5, 0] = 255  # E8M0 NaN
+    source = open_model(write_gguf(tmp_path / "tiny.gguf", tiny))
+    with pytest.raises(ModelError, match="v_proj.weight.*NaN"):
+        source.load_raw("model.layers.0.self_attn.v_proj.weight")
 
 
 def test_alignment_of_the_file_is_used(tmp_path, tiny):

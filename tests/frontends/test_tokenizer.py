@@ -241,6 +241,9 @@ def test_added_bos_is_found_in_the_post_processor(model_dir, tmp_path, hf_tokeni
     hf_tokenizer.save(str(model_dir / "tokenizer.json"))
     written = copied(model_dir, tmp_path, {"bos_token": "<s>", "eos_token": "</s>"})
     assert written["add_bos_token"] is True and written["add_eos_token"] is False
+    assert open_model(model_dir).generation_config["add_bos"] is True
+    copied(model_dir, tmp_path, {"bos_token": "<s>", "add_bos_token": False})  # the file's word
+    assert open_model(model_dir).generation_config["add_bos"] is False
 
 
 @pytest.mark.parametrize("place", ["config", "list", "jinja", "json"])
