@@ -77,8 +77,8 @@ class Materializer:
                 )
             return given
         raw = None if recipe.transpose else self.source.load_raw(stored)
-        if raw is not None and raw.format == fmt.name:
-            return Quantized(raw.codes, dict(raw.scales), fmt, None)
+        if raw is not None and raw.format.name == fmt.name:
+            return raw
         array = self.load(name)
         return fmt.quantize(array.T if recipe.transpose else array, name=stored)
 
