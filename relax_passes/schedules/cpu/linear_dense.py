@@ -44,8 +44,8 @@ def linear_dense(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
 
 def _product(
     spec: LinearSpec, isa: Isa, buffers: dict[str, Any], tile: Expr, row: Expr, rows: int
-) -> list[list[e.Register]]:
-    """Emit the loop over K for one tile; returns registers [row][part]."""
+) -> list[list[Expr]]:
+    """Emit the loop over K for one tile; returns the sums [row][part]."""
     lanes, tile = isa.rows, e.let(tile)
     zero = e.const(0.0, "float32", lanes)
     sums = [[e.Register("float32", lanes, zero) for _ in range(isa.parts)] for _ in range(rows)]
@@ -62,4 +62,4 @@ def _product(
             column(block * UNROLL + j)
     for k in range(spec.k // UNROLL * UNROLL, spec.k):
         column(e.const(k))
-    return sums
+    return [[part.get() for part in row] for row in sums]
