@@ -1,8 +1,7 @@
 """Calibration text: from strings or files to windows of token ids, checked before hours are spent.
 
 Windows are cut evenly out of all the text that is given, so that every document takes part
-whatever its place, and none of them overlap. `overlap` measures how much of a test text a
-calibration text contains, by runs of equal tokens.
+whatever its place, and none of them overlap.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from amx_tvm.calibration.recipes import Recipe
 from amx_tvm.errors import CalibrationError
 
 Encode = Callable[[str], Sequence[int]]
-RUN = 32  # equal consecutive tokens that count as the same passage
 
 
 def calibration_windows(
@@ -61,12 +59,3 @@ def cut_windows(ids: Sequence[int], windows: int, window: int, vocab_size: int) 
         )
     stride = len(tokens) // windows
     return torch.stack([tokens[i * stride : i * stride + window] for i in range(windows)])
-
-
-def overlap(calibration: Sequence[int], test: Sequence[int]) -> float:
-    """Share of the test's runs of 32 tokens that also occur in the calibration text (0 to 1)."""
-    if len(calibration) < RUN or len(test) < RUN:
-        return 0.0
-    seen = {tuple(calibration[i : i + RUN]) for i in range(len(calibration) - RUN + 1)}
-    starts = range(0, len(test) - RUN + 1, RUN)
-    return sum(tuple(test[i : i + RUN]) in seen for i in starts) / len(starts)

@@ -1,0 +1,140 @@
+"""Multiple-choice and other standard tasks: an engine as a model of the `lm-eval` package.
+
+    from amx_tvm.evaluation.harness import run_tasks
+    run_tasks(engine, ["arc_easy", "hellaswag"], limit=100)
+
+`EngineModel` implements the three requests of lm-eval's `LM` (0.4): log-likelihood of a
+continuation, rolling log-likelihood of a text, and greedy generation until a stop text. The package
+is imported only by `run_tasks`, so the model can be used, and tested, without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.errors import EvaluationError
+from amx_tvm.evaluation.metrics import log_softmax
+from amx_tvm.evaluation.windows import Protocol, Window, cut
+
+
+class EngineModel:
+    """An engine that answers lm-eval's requests, one at a time.
+
+    Parameters
+    ----------
+    engine : Engine
+    max_new_tokens : most tokens that a generation may add where the task sets no limit
+    """
+
+    def __init__(self, engine: Any, max_new_tokens: int = 256) -> None:
+        self.engine, self.max_new_tokens = engine, max_new_tokens
+        self.rank, self.world_size = 0, 1
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """For each (context, continuation): its log-likelihood, and whether it is the greedy one.
+
+        A context that is empty stands for the beginning of a text: the BOS or EOS token.
+        """
+        return [self._continuation(*request.args[:2]) for request in requests]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """For each text: the log-likelihood of all of it, in windows of the engine's context."""
+        return [self._rolling(request.args[0]) for request in requests]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """For each (prompt, options): the greedy continuation up to a stop text."""
+        results = []
+        for request in requests:
+            prompt, options = request.args[:2]
+            until = options.get("until") or ()
+            result = self.engine.generate(
+                prompt,
+                max_new_tokens=int(options.get("max_gen_toks", self.max_new_tokens)),
+                temperature=float(options.get("temperature", 0.0)),
+                stop=(until,) if isinstance(until, str) else tuple(until),
+            )
+            results.append(result.text)
+        return results
+
+    def _first(self) -> int:
+        model = self.engine.manifest.model
+        first = model.get("bos_token_id")
+        return int(first if first is not None else model["eos_token_ids"][0])
+
+    def _continuation(self, context: str, continuation: str) -> tuple[float, bool]:
+        # Trailing spaces belong to the continuation: tokenizers glue them to the next word.
+        kept = context.rstrip()
+        whole = self.engine.encode(context + continuation)
+        before = self.engine.encode(kept) if kept else []
+        start = _common(before, whole) if kept else 0
+        if start == 0:
+            whole, start = [self._first(), *whole], 1
+        if start >= len(whole):
+            raise EvaluationError(
+                f"the continuation {continuation!r} adds no token to its context; the task does "
+                "not fit this tokenizer"
+            )
+        ids = whole[-self.engine.context_length :]
+        start -= len(whole) - len(ids)
+        if start < 1:
+            raise EvaluationError(
+                f"a continuation of {len(whole) - start} tokens does not fit the context of "
+                f"{self.engine.context_length}; load the engine with a longer one"
+            )
+        targets = np.asarray(ids[start:])
+        logp = log_softmax(self.engine.logits(ids)[start - 1 : -1])
+        total = float(np.take_along_axis(logp, targets[:, None], axis=-1).sum())
+        return total, bool((logp.argmax(axis=-1) == targets).all())
+
+    def _rolling(self, text: str) -> float:
+        ids = [self._first(), *self.engine.encode(text)]
+        size = self.engine.context_length
+        total = 0.0
+        # Windows overlap by one token: the last of one is the first of the next.
+        step = Protocol(window=size, stride=size - 1)
+        windows = cut(ids, step) if len(ids) >= size else []
+        done = windows[-1].ids.size + (len(windows) - 1) * step.step if windows else 1
+        if done < len(ids):
+            windows.append(Window(np.asarray(ids[done - 1 :]), 1))
+        for window in windows:
+            logp = log_softmax(self.engine.logits(window.ids.tolist())[:-1])
+            total += float(np.take_along_axis(logp, window.ids[1:, None], axis=-1).sum())
+        return total
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Run tasks of the lm-eval package; returns its results by task.
+
+    Parameters
+    ----------
+    engine : Engine
+    tasks : names that lm-eval knows
+    options : passed to ``lm_eval.simple_evaluate``, such as num_fewshot and limit
+
+    Raises
+    ------
+    EvaluationError
+        When lm-eval is not installed.
+    """
+    try:
+        import lm_eval
+        from lm_eval.api.model import LM
+    except ImportError:
+        raise EvaluationError(
+            "standard tasks need the lm-eval package; install it with 'pip install lm-eval'"
+        ) from None
+    adapter = type("EngineLM", (EngineModel, LM), {})
+    return lm_eval.simple_evaluate(model=adapter(engine), tasks=list(tasks), **options)["results"]

@@ -1,0 +1,119 @@
+"""Results for people and programs: a table, JSON, and a plot of bits against perplexity."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.errors import EvaluationError
+from amx_tvm.evaluation.measure import Result
+
+COLUMNS = ("name", "bits", "perplexity", "+-", "above", "KL", "top-1", "accuracy", "seconds")
+
+
+def rows(results: Sequence[Result], baseline: float | None = None) -> list[tuple[str, ...]]:
+    """Return the cells of a comparison, one row a result, in the order of COLUMNS.
+
+    baseline : perplexity that "above" refers to; without it the column stays empty
+    """
+    return [
+        (
+            r.name,
+            _number(r.bits, "{:.2f}"),
+            f"{r.perplexity:.3f}",
+            _number(r.stderr, "{:.2f}"),
+            "" if baseline is None else f"{100 * (r.perplexity / baseline - 1):+.1f} %",
+            _number(r.kl, "{:.4f}"),
+            _number(r.top1, "{:.4f}"),
+            f"{r.accuracy:.4f}",
+            f"{r.seconds:.1f}",
+        )
+        for r in results
+    ]
+
+
+def table(results: Sequence[Result], baseline: float | None = None) -> str:
+    """Return a plain text table; columns without any value are left out."""
+    body = [COLUMNS, *rows(results, baseline)]
+    kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in body[1:])]
+    widths = [max(len(row[i]) for row in body) for i in kept]
+    lines = []
+    for row in body:
+        cells = [
+            row[i].ljust(w) if i == 0 else row[i].rjust(w)
+            for i, w in zip(kept, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def to_json(
+    results: Sequence[Result], settings: Mapping[str, Any], layers: Sequence[Any] = ()
+) -> str:
+    """Return a JSON document: the settings, the results, and layer errors where measured."""
+    document = {
+        "settings": dict(settings),
+        "results": [result.to_dict() for result in results],
+        "layers": [vars(layer) for layer in layers],
+    }
+    return json.dumps(document, indent=1)
+
+
+def plot(
+    results: Sequence[Result],
+    path: str | os.PathLike[str],
+    layers: Mapping[str, Sequence[float]] | None = None,
+    baseline: float | None = None,
+) -> None:
+    """Draw bits against perplexity, and errors by layer where they are given.
+
+    Parameters
+    ----------
+    results : those with known `bits` are drawn
+    path : .png, .svg or .pdf
+    layers : format or model name -> one error for each layer
+    baseline : perplexity drawn as a line
+
+    Raises
+    ------
+    EvaluationError
+        When matplotlib is missing, there is nothing to draw, or the suffix is unknown.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise EvaluationError(
+            "a plot needs matplotlib; install it, or leave the plot out"
+        ) from None
+    known = [r for r in results if r.bits is not None]
+    if not known and not layers:
+        raise EvaluationError("there is nothing to draw: no result with known bits, no layers")
+    if Path(path).suffix not in (".png", ".svg", ".pdf"):
+        raise EvaluationError(f"{path} should end in .png, .svg or .pdf")
+    panels = bool(known) + bool(layers)
+    figure = Figure(figsize=(6 * panels, 4.5), layout="constrained")
+    axes = iter(figure.subplots(1, panels, squeeze=False)[0])
+    if known:
+        axis = next(axes)
+        for r in known:
+            axis.errorbar([r.bits], [r.perplexity], yerr=[r.stderr], fmt="o", capsize=3)
+            axis.annotate(r.name, (r.bits, r.perplexity), xytext=(6, 4), textcoords="offset points")
+        if baseline is not None:
+            axis.axhline(baseline, linestyle="--", linewidth=1, color="gray", label="reference")
+            axis.legend()
+        axis.set(xlabel="stored bits a weight", ylabel="perplexity")
+        axis.margins(x=0.25)
+    if layers:
+        axis = next(axes)
+        for name, errors in layers.items():
+            axis.plot(range(len(errors)), errors, marker=".", label=name)
+        axis.set(xlabel="layer", ylabel="relative output error", yscale="log")
+        axis.legend()
+    figure.savefig(path, dpi=150)
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "" if value is None or value != value else pattern.format(value)
