@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
-import toy_artifact as toy
 
 import amx_tvm.runtime
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
-    return toy.shared(tmp_path_factory)
+    import toy_artifact
+
+    return toy_artifact.shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -59,19 +59,21 @@ def test_largest_equals_a_full_sort(size, count, seed, ties):
     values = random.standard_normal(size).astype(np.float32)
     values = np.round(values) if ties else values
     expected = np.argsort(-values, kind="stable")[:count]
-    np.testing.assert_array_equal(_largest(values, count), expected)
+    np.testing.assert_array_equal(_largest(values, count), np.sort(expected))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 5000), st.floats(0.01, 0.999), st.floats(0.1, 20), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 20000), st.floats(0.01, 0.999), st.floats(0.1, 20), st.integers(0, 2**32 - 1))
 def test_nucleus_is_the_smallest_set_that_holds_the_mass(size, top_p, spread, seed):
     logits = np.random.default_rng(seed).standard_normal(size).astype(np.float32) * spread
+    logits = np.round(logits) if seed % 2 else logits  # with and without equal weights
     weights = np.exp(logits - logits.max())
     chosen = _nucleus(weights, top_p)
     goal = top_p * weights.sum(dtype=np.float64)
     mass = weights[chosen].sum(dtype=np.float64)
-    assert mass >= goal * (1 - 1e-12)
-    assert mass - weights[chosen].min() < goal
+    assert mass >= goal * (1 - 1e-5)  # sums are float32
+    assert mass - weights[chosen].min() < goal * (1 + 1e-5)
+    assert (np.diff(chosen) > 0).all()
     rest = np.delete(weights, chosen)
     assert not rest.size or rest.max() <= weights[chosen].min()
 
