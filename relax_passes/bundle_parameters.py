@@ -33,9 +33,7 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
             continue
         bundle = relax.Var("params", tuple_type)
         index = {name: i for i, name in enumerate(order)}
-        unpack = [
-            relax.VarBinding(w, relax.TupleGetItem(bundle, index[w.name])) for w in weights
-        ]
+        unpack = [relax.VarBinding(w, relax.TupleGetItem(bundle, index[w.name])) for w in weights]
         blocks = list(function.body.blocks)
         first = blocks[0]
         if isinstance(first, relax.DataflowBlock):

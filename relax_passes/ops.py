@@ -11,9 +11,10 @@ one frozen dataclass each; ``of(call)`` reads it back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -71,13 +72,13 @@ class EmbeddingAttrs:
     out_dtype: str = "float32"
 
 
-def _node(attrs: object) -> tvm.ir.Attrs:
+def _node(attrs: Any) -> tvm.ir.Attrs:
     values = {k: int(v) if isinstance(v, bool) else v for k, v in asdict(attrs).items()}
     return make_node("ir.DictAttrs", **values)
 
 
-def _read(kind: type, call: relax.Call):  # noqa: ANN202 - the dataclass given
-    casts = {"bool": bool, "int": int, "float": float, "str": str}
+def _read(kind: Any, call: relax.Call) -> Any:
+    casts: dict[Any, Callable] = {"bool": bool, "int": int, "float": float, "str": str}
     return kind(**{f.name: casts[f.type](call.attrs[f.name]) for f in fields(kind)})
 
 
@@ -132,9 +133,7 @@ class Linear:
             }
         )
         extra = [a for a in (self.bias, self.residual) if a is not None]
-        return relax.Call(
-            _operator("amx.linear"), [*self.x, *self.weights, *extra], _node(attrs)
-        )
+        return relax.Call(_operator("amx.linear"), [*self.x, *self.weights, *extra], _node(attrs))
 
 
 def quantize_activation(args: Sequence[relax.Expr], attrs: QuantizeAttrs) -> relax.Call:
@@ -180,10 +179,7 @@ def _infer_quantize(call: relax.Call, _ctx: object) -> relax.Type:
     attrs = quantize_attrs(call)
     lead = _lead(call.args[0])
     return relax.TupleType(
-        [
-            relax.TensorType([*lead, *shape], dtype)
-            for _, shape, dtype in activation_parts(attrs)
-        ]
+        [relax.TensorType([*lead, *shape], dtype) for _, shape, dtype in activation_parts(attrs)]
     )
 
 

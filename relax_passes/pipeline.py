@@ -13,6 +13,7 @@ and linears with and without bias. ``dump`` sees the module after each phase.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -111,7 +112,7 @@ def build(module: tvm.IRModule, target: Any) -> Any:
     return tvm.compile(module, target=target, relax_pipeline=final)
 
 
-def dump_to(directory: str | Path) -> Dump:
+def dump_to(directory: str | os.PathLike[str]) -> Dump:
     """Return a dump function that writes NN-phase.py files into a directory."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,12 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from amx_tvm.formats import packing
 from amx_tvm.formats import get as get_format
+from amx_tvm.formats import packing
 from relax_passes import parameters
 from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
 from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
-
 
 DENSE_LAYOUT = "dense16"
 
@@ -70,8 +69,9 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 shape = [int(v) for v in table.ty.shape.values]
                 if format_name == "none" or len(shape) != 2 or axis is None or int(axis) != 0:
                     return None
-                attrs = EmbeddingAttrs(*shape, format_name, layout, str(value.ty.dtype))
-                return embedding(ids, packed(ctx, table, format_name), attrs)
+                rows, k = shape
+                lookup = EmbeddingAttrs(rows, k, format_name, layout, str(value.ty.dtype))
+                return embedding(ids, packed(ctx, table, format_name), lookup)
             return None
 
         return parameters.write(rewrite(module, rule), plan)

@@ -179,7 +179,8 @@ def rewrite(module: tvm.IRModule, rule: Rule) -> tvm.IRModule:
         gvar: drop_dead(Context(builder, function).run(rule))
         for gvar, function in relax_functions(module)
     }
-    updated = builder.get()
+    # A copy: the builder hands out the very module that it was given.
+    updated = tvm.IRModule(dict(builder.get().functions_items()), attrs=module.attrs)
     for gvar, function in rebuilt.items():
         updated[gvar] = function
     return relax.transform.Normalize()(updated)

@@ -1,8 +1,8 @@
 """compile(): model in, artifact directory out.
 
-    open the model -> Relax module of its family -> passes -> library
-                   -> recipes -> packed parameters, streamed into shards
-                   -> manifest, tokenizer, atomic rename
+open the model -> Relax module of its family -> passes -> library
+               -> recipes -> packed parameters, streamed into shards
+               -> manifest, tokenizer, atomic rename
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> 
         scope = machine_code(target.tvm)
     with scope, tempfile.TemporaryDirectory() as scratch:
         executable = pipeline.build(lowered.module, target.tvm)
-        executable.export_library(
-            str(path), fcompile=lowered.linker(target), workspace_dir=scratch
-        )
+        executable.export_library(str(path), fcompile=lowered.linker(target), workspace_dir=scratch)
 
 
 def _manifest(

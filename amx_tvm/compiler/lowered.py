@@ -1,4 +1,4 @@
-"""From an opened model to a module that is ready to build, with all that the manifest says of it."""
+"""From an opened model to a module that is ready to build, and what the manifest says of it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def quantize(m: int | None, *, scheme: str, k: int, sums: bool, prologue: str, e
     m : int or None
         Rows; None compiles for any.
     scheme : str
-        "int8".
+        "int8" or "fp4:<format>".
     k, sums, prologue, eps
         As ``relax_passes.ops.QuantizeAttrs``.
 
@@ -31,6 +31,4 @@ def quantize(m: int | None, *, scheme: str, k: int, sums: bool, prologue: str, e
     -------
     tvm.tirx.PrimFunc
     """
-    if scheme == "int8":
-        return cpu.quantize_int8(k, m, sums, prologue, eps)
-    raise ValueError(f"no kernel quantizes activations by {scheme!r}; known: int8")
+    return cpu.quantize(k, m, scheme, sums, prologue, eps)

@@ -1,0 +1,111 @@
+"""The whole way with a real model: its logits, text and perplexity against torch in float32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import amx_tvm
+
+from .reference import opticks, perplexity, relative_error, torch_logits, torch_model
+
+pytestmark = pytest.mark.slow
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def token_ids(compiled):
+    engine = amx_tvm.load(compiled(strict=True))
+    return list(engine.tokenizer.encode(opticks()[:40000]).ids)
+
+
+@pytest.fixture(scope="module")
+def rounded_model(source):
+    return torch_model(source, "amxfp4", "int8")
+
+
+def test_strict_logits_and_text_equal_torch(compiled, rounded_model, token_ids):
+    import torch
+
+    engine = amx_tvm.load(compiled(strict=True))
+    got = np.asarray(engine.logits(token_ids[:256]))
+    assert relative_error(got, torch_logits(rounded_model, token_ids[:256])) < 1e-4
+    prompt = engine.tokenizer.encode(PROMPT).ids
+    expected = rounded_model.generate(
+        torch.tensor([prompt]), max_new_tokens=64, do_sample=False, pad_token_id=2
+    )[0].tolist()[len(prompt) :]
+    assert engine.generate(PROMPT, max_new_tokens=64).token_ids == expected
+
+
+def test_int8_activations_stay_close(compiled, rounded_model, token_ids):
+    engine = amx_tvm.load(compiled())
+    got = np.asarray(engine.logits(token_ids[:256]))
+    assert relative_error(got, torch_logits(rounded_model, token_ids[:256])) < 2e-2
+
+
+def test_decode_equals_prefill(compiled, token_ids):
+    engine = amx_tvm.load(compiled(strict=True))
+    ids = token_ids[:24]
+    text = engine.generate(ids, max_new_tokens=8)
+    full = np.asarray(engine.logits(ids + text.token_ids[:-1]))
+    assert full[len(ids) - 1 :].argmax(axis=1).tolist() == text.token_ids
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected", "tolerance"),
+    [("amxfp4", 28.44, 0.02), ("mxfp4", 37.55, 0.02), ("none", 22.54, 0.005)],
+)
+def test_perplexity_of_the_engine(compiled, token_ids, quantization, expected, tolerance):
+    engine = amx_tvm.load(compiled(quantization))
+    found = perplexity(lambda ids: np.asarray(engine.logits(ids)), token_ids, windows=8)
+    assert abs(found / expected - 1) < tolerance, found
+
+
+def test_every_linear_is_named_with_its_kernel(compiled):
+    command = [sys.executable, "-m", "amx_tvm", "inspect", compiled(), "--json"]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    linears = shown["linears"]
+    assert len({entry["name"] for entry in linears}) == 30 * 4 + 1
+    for entry in linears:
+        assert entry["kernel"] and entry["why"] and entry["bucket"] and entry["shape"]
+
+
+def test_loading_is_quick_and_small(compiled):
+    """Load within a second; resident memory under artifact + KV cache + 150 MB."""
+    script = f"""
+import resource, sys, time
+import amx_tvm
+from amx_tvm import runtime
+start = time.perf_counter()
+engine = amx_tvm.load({compiled()!r})
+print(time.perf_counter() - start)
+engine.generate({PROMPT!r}, max_new_tokens=16)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+kv = engine.manifest.kv_cache
+token = 2 * kv["layers"] * kv["kv_heads"] * kv["head_dim"] * (2 if kv["dtype"] == "float16" else 4)
+print(32 * token)  # the pages that 32 tokens touch
+"""
+    best = None
+    for _ in range(3):
+        out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        seconds, resident, cache = (float(v) for v in out.stdout.split())
+        best = seconds if best is None else min(best, seconds)
+    from amx_tvm.artifact import artifact_bytes
+
+    assert best < 1.0
+    assert resident < artifact_bytes(compiled()) + cache + 150e6
+
+
+def test_first_token_of_a_whole_process(compiled):
+    command = [sys.executable, "-m", "amx_tvm", "generate", compiled(), PROMPT, "-n", "1"]
+    best = 1e9
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        best = min(best, time.perf_counter() - start)
+    assert best < 3.0
