@@ -77,7 +77,8 @@ def load(
     versions = installed_versions()
     manifest = verify_artifact(root, verify, versions if versions[0] else None, device)
     set_threads(threads)
-    machine = VirtualMachine(root / manifest.library.file, device or manifest.target.device)
+    target = manifest.target
+    machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
         return FunctionEngine(root, manifest, machine)
     return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens)

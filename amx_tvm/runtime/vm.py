@@ -8,18 +8,20 @@ results back to the host.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from amx_tvm.artifact import Manifest, open_parameters
-from amx_tvm.errors import ArtifactError
+from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.runtime.library import load_runtime
 
 POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
 _DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+_EXISTS, _COMPUTE_VERSION = 0, 4  # tvm.runtime.Device: DeviceAttrKind
 
 
 class VirtualMachine:
@@ -31,13 +33,24 @@ class VirtualMachine:
         The artifact's shared library.
     device : str
         "cpu", "cuda" or "cuda:<index>".
+    features : sequence of str
+        On CUDA the architecture that the library's machine code is for, such as ("sm_90a",).
     """
 
-    def __init__(self, library: Path, device: str = "cpu"):
+    def __init__(self, library: Path, device: str = "cpu", features: Sequence[str] = ()):
         name, _, index = device.partition(":")
+        if name not in _DLPACK_DEVICES or not (index.isdigit() or not index):
+            raise TargetError(f"device is {device!r}, expected cpu, cuda or cuda:<index>")
         self.is_cpu = name == "cpu"
         ffi = self._ffi = load_runtime(name)
         self._device = ffi.device(name, int(index or 0))
+        if not self.is_cpu:
+            attribute = ffi.get_global_func("runtime.GetDeviceAttr")
+            _check_gpu(
+                device,
+                lambda kind: attribute(_DLPACK_DEVICES[name], int(index or 0), kind),
+                features,
+            )
         try:
             executable = ffi.load_module(str(Path(library).resolve()))
             self._machine = executable["vm_load_executable"]()
@@ -98,3 +111,25 @@ class VirtualMachine:
         arrays = open_parameters(directory, manifest.parameters)
         tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
         return self._ffi.convert(tensors)
+
+
+def _check_gpu(device: str, attribute: Callable[[int], Any], features: Sequence[str]) -> None:
+    """Raise TargetError unless the GPU exists and runs the architecture's machine code.
+
+    Machine code for sm_90 runs on 9.x with x >= 0; the "a" of sm_90a ties it to 9.0 alone.
+    """
+    if not attribute(_EXISTS):
+        raise TargetError(f"there is no device {device!r}; `amx-tvm devices` lists what is here")
+    version = str(attribute(_COMPUTE_VERSION))
+    here = tuple(int(part) for part in version.split("."))
+    for feature in features:
+        match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", feature)
+        if match is None:
+            continue
+        built = (int(match[1]), int(match[2]))
+        fits = here == built if match[3] == "a" else here[0] == built[0] and here >= built
+        if not fits:
+            raise TargetError(
+                f"the artifact was compiled for {feature}, {device!r} has compute capability "
+                f"{version}; compile it with `--target cuda` on this machine"
+            )
