@@ -1,0 +1,92 @@
+"""The fake-quantized network in torch: what a compiled model should compute, and a quick judge.
+
+Weights are dequantized to float32, linear inputs rounded as the configuration says, everything else
+is float32. Token ids in, logits out, as `amx_tvm.evaluation.measure` takes them, so a recipe can be
+judged without compiling. All weights stay in memory, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amx_tvm import formats
+from amx_tvm.calibration.api import Calibration
+from amx_tvm.calibration.block import Rope, layer_name, read_config, rms_norm, run, stages
+from amx_tvm.calibration.stream import EMBEDDING, fake_quantizer
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.frontends import ModelSource
+
+HEAD = "lm_head.weight"
+
+
+class Reference:
+    """A model under a quantization configuration, with calibrated weights where they are given.
+
+    Parameters
+    ----------
+    source : ModelSource
+    config : QuantizationConfig or str
+        "none" is the float network. Activations "fp4:..." are rounded, all others are exact. The
+        embedding and the head stay in float32 whatever `config.head` says.
+    calibration : Calibration, optional
+        Its configuration takes the place of `config`.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        config: QuantizationConfig | str = "none",
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.config = (
+            QuantizationConfig.parse(config) if calibration is None else calibration.config
+        )
+        self.decoder = read_config(source.config)
+        self.embedding = torch.from_numpy(source.load(EMBEDDING))
+        tied = self.decoder.tie_embeddings
+        self.head = self.embedding if tied else torch.from_numpy(source.load(HEAD))
+        self.norm = torch.from_numpy(source.load("model.norm.weight"))
+        self.layers = [
+            self._layer(source, layer, calibration) for layer in range(self.decoder.num_layers)
+        ]
+        self.fakes = [
+            fake_quantizer(self.config.linear(layer_name(layer, "self_attn.q_proj")).activation)
+            for layer in range(self.decoder.num_layers)
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits float32 [n, vocab] of token ids [n]; row i follows tokens 0..i."""
+        rope = Rope(self.decoder, len(ids))
+        x = self.embedding[torch.tensor([list(ids)])]
+        for weights, fake in zip(self.layers, self.fakes, strict=True):
+            x = run(stages(x, weights, self.decoder, rope, fake))
+        hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
+        return (hidden @ self.head.T).numpy()
+
+    def _layer(
+        self, source: ModelSource, layer: int, calibration: Calibration | None
+    ) -> dict[str, Tensor]:
+        prefix = layer_name(layer, "")
+        return {
+            name.removeprefix(prefix): torch.from_numpy(self._array(source, name, calibration))
+            for name in source.names()
+            if name.startswith(prefix)
+        }
+
+    def _array(self, source: ModelSource, name: str, calibration: Calibration | None) -> np.ndarray:
+        if calibration is not None:
+            if name in calibration.quantized:
+                quantized = calibration.quantized[name]
+                return quantized.format.dequantize(quantized)
+            if name in calibration.floats:
+                return calibration.floats[name].copy()
+        array = source.load(name)
+        wanted = self.config.linear(name.removesuffix(".weight")).format
+        if wanted == "none" or array.ndim != 2 or calibration is not None:
+            return array
+        return formats.get(wanted).quantize_dequantize(array, name=name)
