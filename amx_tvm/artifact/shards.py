@@ -7,7 +7,7 @@ A shard is a concatenation of little-endian, C-contiguous tensors, each starting
 
 The writer holds one tensor at a time and computes both digests on the way out. The reader maps a
 shard privately (copy on write): the pages are the page cache's until somebody writes, and NumPy
-exports only writable arrays through DLPack without a copy.
+exports only writable arrays through DLPack without a copy. Or it reads the shard into huge pages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import BinaryIO
 import numpy as np
 
 from amx_tvm.artifact.manifest import Parameters, ShardRecord, TensorRecord
+from amx_tvm.artifact.memory import read_to_huge_pages
 from amx_tvm.errors import ArtifactError
 
 ALIGNMENT = 64
@@ -141,28 +142,43 @@ class ParameterWriter:
 def map_file(path: Path) -> mmap.mmap:
     """Map a whole file privately, so that nothing written to it reaches the disk."""
     with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=_PROTECTION)
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=protection)
 
 
-_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
+def open_parameters(
+    directory: Path | str, parameters: Parameters, huge_pages: bool = False
+) -> dict[str, np.ndarray]:
+    """Return every tensor of the order as a view into its shard.
 
+    Parameters
+    ----------
+    directory : Path or str
+        The artifact.
+    parameters : Parameters
+        From its manifest.
+    huge_pages : bool
+        Read the shards into memory of 2 MiB pages (see `amx_tvm.artifact.memory`) instead of
+        mapping them, where nothing is read yet.
 
-def open_parameters(directory: Path | str, parameters: Parameters) -> dict[str, np.ndarray]:
-    """Map all shards and return every tensor of the order as a view, nothing read yet.
-
-    The arrays keep their mapping alive; treat them as read-only.
+    Returns
+    -------
+    dict of str to ndarray
+        The arrays keep their memory alive; treat them as read-only.
     """
     root = Path(directory)
-    maps: dict[int, mmap.mmap] = {}
+    held: dict[int, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
     for name in parameters.order:
         record = parameters.tensors[name]
         if not record.bytes:
             arrays[name] = np.empty(record.shape, record.dtype)
             continue
-        if record.shard not in maps:
-            maps[record.shard] = map_file(root / parameters.shards[record.shard].file)
-        count = record.bytes // np.dtype(record.dtype).itemsize
-        flat = np.frombuffer(maps[record.shard], record.dtype, count, record.offset)
-        arrays[name] = flat.reshape(record.shape)
+        if record.shard not in held:
+            file = root / parameters.shards[record.shard].file
+            held[record.shard] = (
+                read_to_huge_pages(file) if huge_pages else np.frombuffer(map_file(file), np.uint8)
+            )
+        raw = held[record.shard][record.offset : record.offset + record.bytes]
+        arrays[name] = raw.view(record.dtype).reshape(record.shape)
     return arrays

@@ -25,7 +25,7 @@ from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.library import installed_versions, set_threads
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.sampler import Sampling
-from amx_tvm.runtime.vm import VirtualMachine
+from amx_tvm.runtime.vm import Memory, VirtualMachine
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -41,6 +41,7 @@ def load(
     verify: Verify | bool = "quick",
     max_sequences: int = 16,
     kv_tokens: int | None = None,
+    memory: Memory = "auto",
 ) -> Engine | FunctionEngine:
     """Load an artifact.
 
@@ -62,6 +63,9 @@ def load(
     kv_tokens : int, optional
         Tokens that the KV cache holds for all sequences together; by default ``context_length``.
         `Engine.generate_batch` makes it larger where it needs to.
+    memory : "auto", "map" or "huge"
+        Where the CPU reads weights from: the mapped file, or a copy in huge pages, which decodes
+        faster (`amx_tvm.artifact.memory`); "auto" takes the copy where the machine has room.
 
     Returns
     -------
@@ -80,8 +84,8 @@ def load(
     target = manifest.target
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
-        return FunctionEngine(root, manifest, machine)
-    return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens)
+        return FunctionEngine(root, manifest, machine, memory)
+    return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens, memory)
 
 
 class Engine:
@@ -103,6 +107,7 @@ class Engine:
         context_length: int | None,
         max_sequences: int,
         kv_tokens: int | None,
+        memory: Memory,
     ):
         longest = int(manifest.model["context_length"])
         context = min(longest, DEFAULT_CONTEXT) if context_length is None else context_length
@@ -123,7 +128,7 @@ class Engine:
         self._chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
         self._model = session.Model(
             machine,
-            machine.load_parameters(path, manifest),
+            machine.load_parameters(path, manifest, memory),
             int(manifest.model["vocab_size"]),
             context,
             self._chunk,

@@ -9,7 +9,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError
-from amx_tvm.runtime.vm import VirtualMachine
+from amx_tvm.runtime.vm import Memory, VirtualMachine
 
 
 class FunctionEngine:
@@ -21,7 +21,7 @@ class FunctionEngine:
         What the artifact says about itself.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, machine: VirtualMachine):
+    def __init__(self, path: Path, manifest: Manifest, machine: VirtualMachine, memory: Memory):
         self.path = path
         self.manifest = manifest
         self._machine = machine
@@ -29,7 +29,7 @@ class FunctionEngine:
         self._functions = {name: machine.function(name) for name in names}
         self._default = "main" if "main" in names else names[0]
         self._parameters = (
-            [machine.load_parameters(path, manifest)] if manifest.parameters.order else []
+            [machine.load_parameters(path, manifest, memory)] if manifest.parameters.order else []
         )
 
     def __call__(self, *inputs: Any, function: str | None = None) -> Any:

@@ -11,16 +11,18 @@ import ctypes
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from amx_tvm.artifact import Manifest, open_parameters
+from amx_tvm.artifact.memory import huge_pages_fit
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.runtime.library import load_runtime
 
 POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
 _DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+Memory = Literal["auto", "map", "huge"]
 _EXISTS, _COMPUTE_VERSION = 0, 4  # tvm.runtime.Device: DeviceAttrKind
 
 
@@ -106,9 +108,17 @@ class VirtualMachine:
     def _pointer(array: np.ndarray) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)
 
-    def load_parameters(self, directory: Path, manifest: Manifest) -> Any:
-        """Map the shards and return the parameter tuple that every function takes last."""
-        arrays = open_parameters(directory, manifest.parameters)
+    def load_parameters(self, directory: Path, manifest: Manifest, memory: Memory = "auto") -> Any:
+        """Return the parameter tuple that every function takes last.
+
+        ``memory`` says where the CPU reads the weights from: the mapped file ("map"), a copy in
+        huge pages ("huge"), or "auto": huge pages where the machine has them and has room.
+        """
+        if memory not in ("auto", "map", "huge"):
+            raise ArtifactError(f"memory is {memory!r}, expected 'auto', 'map' or 'huge'")
+        size = sum(shard.bytes for shard in manifest.parameters.shards)
+        huge = self.is_cpu and (memory == "huge" or (memory == "auto" and huge_pages_fit(size)))
+        arrays = open_parameters(directory, manifest.parameters, huge)
         tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
         return self._ffi.convert(tensors)
 

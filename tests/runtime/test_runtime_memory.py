@@ -1,0 +1,68 @@
+"""Weights in huge pages: the same bytes, aligned, and only where there is room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import amx_tvm.runtime
+from amx_tvm.artifact import Manifest, memory, open_parameters
+from amx_tvm.errors import ArtifactError
+
+
+@pytest.mark.parametrize("size", [1, 4096, (2 << 20) - 1, (2 << 20) + 7, (17 << 20) + 3])
+def test_read_returns_the_file(tmp_path, size):
+    data = np.random.default_rng(size).integers(0, 255, size, dtype=np.uint8)
+    file = tmp_path / "shard.bin"
+    file.write_bytes(data.tobytes())
+    read = memory.read_to_huge_pages(file)
+    np.testing.assert_array_equal(read, data)
+    assert read.ctypes.data % memory.HUGE_PAGE == 0 and read.flags.writeable
+
+
+def test_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    file = tmp_path / "shard.bin"
+    file.write_bytes(bytes(1000))
+    monkeypatch.setattr(memory.os.path, "getsize", lambda _: 2000)
+    with pytest.raises(OSError, match="ended at byte 1000"):
+        memory.read_to_huge_pages(file)
+
+
+def test_both_ways_hold_the_same_tensors(artifact):
+    parameters = Manifest.load(artifact).parameters
+    mapped = open_parameters(artifact, parameters)
+    copied = open_parameters(artifact, parameters, huge_pages=True)
+    assert list(mapped) == list(copied)
+    for name, array in mapped.items():
+        np.testing.assert_array_equal(array, copied[name])
+        assert copied[name].dtype == array.dtype and copied[name].ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("choice", ["map", "huge"])
+def test_engine_computes_the_same(artifact, engine, choice):
+    other = amx_tvm.runtime.load(artifact, memory=choice)
+    np.testing.assert_array_equal(other.logits([5, 6, 7]), engine.logits([5, 6, 7]))
+
+
+def test_unknown_choice(artifact):
+    with pytest.raises(ArtifactError, match="'auto', 'map' or 'huge'"):
+        amx_tvm.runtime.load(artifact, memory="big")
+
+
+def test_huge_pages_only_with_room(monkeypatch, tmp_path):
+    switch = tmp_path / "enabled"
+    monkeypatch.setattr(memory, "_SWITCH", switch)
+    assert not memory.huge_pages_fit(1)  # no such file: a kernel without them
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    switch.write_text("always [madvise] never\n")
+    assert memory.huge_pages_fit(500) and not memory.huge_pages_fit(501)
+    switch.write_text("always madvise [never]\n")
+    assert not memory.huge_pages_fit(1)
+    switch.write_text("[always] madvise never\n")
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert not memory.huge_pages_fit(1)
+
+
+def test_available_memory():
+    found = memory.available_memory()
+    assert found is None or 0 < found < 1 << 50
