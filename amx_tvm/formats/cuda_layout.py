@@ -22,7 +22,7 @@ a lane of the block-diagonal schedule needs therefore lies side by side.
     codes   uint8 [N / 16, K / unit, 512]        scales uint8 [N / 16, K / unit, 8 * groups * 2 * bytes]
     row_scale float32 [N padded to 16], only for formats with a tensor scale
 
-Rows are padded to 16 and columns to whole units with zeros of scale zero.
+Rows are padded to 16 and columns to whole units (and to 32) with zeros of scale zero.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class FragmentShape:
         return -(-n // TILE_ROWS)
 
     def units(self, k: int) -> int:
-        """Units of columns, the last one padded."""
-        return -(-k // self.unit)
+        """Units of columns; K is padded to whole units and to 32."""
+        columns = max(self.unit, 32)
+        return -(-k // columns) * columns // self.unit
 
     def codes_shape(self, n: int, k: int) -> tuple[int, int, int]:
         """Shape of the codes, uint8."""

@@ -61,16 +61,15 @@ class Bucket:
 
 def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     """Warps and loads in flight for M <= 8: many warps where there are few row tiles."""
-    tiles = shape.tiles(spec.n) // (2 if spec.silu_mul else 1)
+    per_warp = 2 if spec.silu_mul or rows == 8 else 1
+    tiles = shape.tiles(spec.n) // per_warp
     loads = shape.units(spec.k)
     few = tiles < 3 * MULTIPROCESSORS
     warps = 16 if few else 8
-    if spec.silu_mul:
-        warps //= 2
     inflight = 2 if rows == 8 else 4 if few else 8
     while warps > 4 and loads < warps * inflight:
         warps //= 2
-    return GemvKnobs(warps, inflight)
+    return GemvKnobs(warps, inflight // per_warp if inflight > per_warp else 1, per_warp)
 
 
 def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:

@@ -39,10 +39,10 @@ _SCALE_FLOAT = {
 }
 
 _SCALE_HALF2 = {
-    # times 2^0, 2^-8, 2^E: what HALF2_GAIN multiplies away
-    "E5M2": "amx_pair_of(({b}) << 8)",
-    "E4M3": "amx_pair_of(({b}) << 7)",
-    "E8M0": "amx_pair_of((unsigned)(min(max((int)({b}) - 104, 0), 30) << 10))",
+    # times 2^0, 2^-8, 2^E: what HALF2_GAIN multiplies away; amx_high puts a byte above both halves
+    "E5M2": "amx_high(rec, {i})",
+    "E4M3": "(amx_high(rec, {i}) >> 1)",
+    "E8M0": "amx_pair_of((unsigned)(min(max((int)amx_byte(rec, {i}) - 104, 0), 30) << 10))",
 }
 _HALF2_GAIN = {"E5M2": 7, "E4M3": 13, "E8M0": 0}
 
@@ -55,6 +55,9 @@ __device__ __forceinline__ __half2 amx_h2(unsigned v) { return *reinterpret_cast
 __device__ __forceinline__ unsigned amx_u32(__half2 v) { return *reinterpret_cast<unsigned*>(&v); }
 __device__ __forceinline__ unsigned amx_byte(const unsigned* r, int i) {
   return (r[i >> 2] >> (8 * (i & 3))) & 0xffu;
+}
+__device__ __forceinline__ unsigned amx_high(const unsigned* r, int i) {
+  return __byte_perm(r[i >> 2], 0u, 0x0404u | ((i & 3) * 0x1010u));
 }
 __device__ __forceinline__ unsigned amx_short(const unsigned* r, int i) {
   return (r[i >> 1] >> (16 * (i & 1))) & 0xffffu;
@@ -109,18 +112,19 @@ def _e2m1_chains(name: str, two: bool) -> str:
 def _coefficients(name: str, types: tuple[str, ...]) -> str:
     """Write alpha and beta as floats and as pairs of float16, for formats with 8-bit scales."""
     kind, n = types[0], len(types)
-    first, second = (f"amx_byte(rec, {n} * j{' + 1' if i else ''})" for i in range(2))
+    index = [f"{n} * j{' + 1' if i else ''}" for i in range(2)]
+    first, second = (f"amx_byte(rec, {i})" for i in index)
     gain = float(2 ** _HALF2_GAIN[kind])
     if n == 2:
         as_float = f"""  float p = {_SCALE_FLOAT[kind].format(b=first)}, n = {_SCALE_FLOAT[kind].format(b=second)};
   alpha = 0.5f * (p + n); beta = 0.5f * (p - n);"""
-        as_half = f"""  __half2 p = amx_h2({_SCALE_HALF2[kind].format(b=first)});
-  __half2 n = __hmul2(amx_h2({_SCALE_HALF2[kind].format(b=second)}), __float2half2_rn({gain / 2}f));
+        as_half = f"""  __half2 p = amx_h2({_SCALE_HALF2[kind].format(i=index[0])});
+  __half2 n = __hmul2(amx_h2({_SCALE_HALF2[kind].format(i=index[1])}), __float2half2_rn({gain / 2}f));
   a = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), n));
   b = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), __hneg2(n)));"""
     else:
         as_float = f"  alpha = {_SCALE_FLOAT[kind].format(b=first)};"
-        as_half = f"""  a = amx_u32(__hmul2(amx_h2({_SCALE_HALF2[kind].format(b=first)}), __float2half2_rn({gain}f)));
+        as_half = f"""  a = amx_u32(__hmul2(amx_h2({_SCALE_HALF2[kind].format(i=index[0])}), __float2half2_rn({gain}f)));
   b = 0u;"""
     return f"""
 __device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{

@@ -14,11 +14,10 @@ def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> t
     if factor != 1.0:
         value = value * tirx.const(factor, "float32")
     if linear.row_scale is not None:
-        value = value * linear.row_scale[row]
+        value = value * linear.row_scale[tirx.min(row, linear.tiles * 16 - 1)]
     if linear.bias is not None:
         # rows beyond N are computed and dropped; the read must stay inside
-        safe = row if linear.spec.n % 16 == 0 else tirx.min(row, linear.spec.n - 1)
-        value = value + linear.bias[safe]
+        value = value + linear.bias[tirx.min(row, linear.spec.n - 1)]
     return value
 
 
@@ -36,9 +35,6 @@ def store(linear: Linear, row: tirx.Expr, column: tirx.Expr, value: tirx.Expr) -
             total = total + tirx.Cast("float32", linear.residual[row, column])
         T.buffer_store(linear.y, tirx.Cast("float16", total), [row, column])
 
-    if linear.spec.out_features % 16 == 0:
-        write()
-        return
     with T.If(column < linear.spec.out_features):
         with T.Then():
             write()

@@ -1,7 +1,8 @@
-"""Decode schedule for M <= 8: fragments straight from device memory into mma.sync, no shared memory.
+"""Decode schedule for M <= 8: weight fragments straight from device memory into mma.sync.
 
-A block computes one tile of 16 rows of W (a gate and an up tile with silu_mul); its warps split K. The
-tensor core's 16-row operand is W, its 8 columns are filled from x in one of two ways:
+A warp computes `tiles` tiles of 16 rows of W over a part of K; the warps of a block split K and meet in
+shared memory (gate and up are the two tiles of a warp with silu_mul). The tensor core's 16-row operand is
+W, its 8 columns are filled from x in one of two ways:
 
     plain (GP = 1)           column n is row n of x; scales are applied after every group
     block-diagonal (GP > 1)  column n is row n // GP of x in group n % GP of GP consecutive groups, zero
@@ -9,12 +10,13 @@ tensor core's 16-row operand is W, its 8 columns are filled from x in one of two
                              with group n's sum, and scales are applied once per GP groups. Exact: only
                              zeros are added. GP = 8 / M where K has that many groups.
 
-K is walked in *chunks* (the larger of a unit and GP groups). A warp takes every `warps`-th batch of
-chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the activations
-are waited for (programmatic dependent launch). Sums of warps meet in shared memory.
+The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a lane for groups of 32.
+Each warp copies its own superblocks to its own shared memory and reads them back with one ldmatrix: lane
+(g, t) brings 16-byte piece t of column g to place  8 t + (g ^ 2 t), free of bank conflicts both ways.
 
-Measured on an H100 (2026-11-22): unrolling the loop over batches in full costs 7 to 41 %, a minimum of
-blocks in the launch bounds spills, 32 rows a warp gain nothing. See docs/performance.md.
+K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch of
+chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the activations
+are waited for (programmatic dependent launch).
 """
 
 from __future__ import annotations
@@ -33,18 +35,20 @@ from .intrinsics import at, call, format_text, local
 class GemvKnobs:
     """Free choices of the schedule.
 
-    warps : warps that share one tile's K
-    inflight : 16-byte weight loads a lane has in flight
+    warps : warps that share the block's K
+    inflight : 16-byte weight loads a lane has in flight for each tile
+    tiles : tiles of 16 rows a warp computes; more reuse x more often (silu_mul: even)
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
     warps: int = 8
     inflight: int = 8
+    tiles: int = 1
     dependent: bool = False
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Loop extents that follow from sizes and knobs (see the module docstring)."""
 
     rows: int  # rows of x that the kernel handles
@@ -60,13 +64,25 @@ class _Plan:
 
     @property
     def superblock(self) -> int:
+        """Columns of a superblock."""
         return self.gp * self.group
 
+    @property
+    def superblocks(self) -> int:
+        """Superblocks in a chunk."""
+        return self.chunk // self.superblock
 
-def _plan(linear: Linear, rows: int, knobs: GemvKnobs) -> _Plan:
+    @property
+    def pieces(self) -> int:
+        """16-byte pieces of x in one column of a superblock: registers of the x operand."""
+        return self.group // 8
+
+
+def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
+    """Derive the loop extents of a kernel for up to `rows` rows of x."""
     shape = linear.decode.shape
     columns = linear.units * shape.unit
-    group = shape.group or shape.unit
+    group = shape.group or 32
     gp = 1
     if shape.group:
         gp = 8 // rows
@@ -79,38 +95,62 @@ def _plan(linear: Linear, rows: int, knobs: GemvKnobs) -> _Plan:
     chunks = columns // chunk
     rounds = -(-chunks // (knobs.warps * batch))
     exact = chunks == rounds * knobs.warps * batch
-    return _Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, exact)
+    return Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, exact)
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The warps' sums in shared memory, [tile][warp][row of x][row of W]."""
+
+    shared: tirx.Buffer
+    first: int
+    warps: int
+    outputs: int
+
+    def _index(self, tile, warp, place):
+        return self.first + (tile * self.warps + warp) * self.outputs + place
+
+    def store(self, tile, warp, place, value) -> None:
+        """Write one sum."""
+        T.buffer_store(self.shared, value, [self._index(tile, warp, place)])
+
+    def load(self, tile, warp, place) -> tirx.Expr:
+        """Read one sum."""
+        return self.shared[self._index(tile, warp, place)]
 
 
 class _Warp:
     """Emits one warp's work; holds its registers and coordinates."""
 
-    def __init__(self, linear: Linear, plan: _Plan, tile, warp, lane, warps: int):
-        self.linear, self.plan, self.tile, self.warp, self.warps = linear, plan, tile, warp, warps
-        self.lane = lane
+    def __init__(self, linear: Linear, plan: Plan, knobs: GemvKnobs, block, warp, lane, stage):
+        self.linear, self.plan, self.knobs = linear, plan, knobs
+        self.block, self.warp, self.lane = block, warp, lane
         self.g, self.t = lane // 4, lane % 4
-        self.text = format_text(linear.decode)
-        self.name = linear.decode.ident
+        self.text, self.name = format_text(linear.decode), linear.decode.ident
         shape = linear.decode.shape
         self.scaled = bool(shape.group)
         self.part_units = plan.units // plan.parts
-        self.superblocks = plan.chunk // plan.superblock
         if plan.gp > 1:
             self.record_words = shape.scale_bytes  # two groups, two rows
-            records = plan.batch * self.superblocks
+            self.records_per_tile = plan.batch * plan.superblocks
         else:
             self.record_words = shape.record // 4
-            records = plan.batch * plan.units
-        self.steps_per_group = plan.group // 16
-        self.words = local(plan.batch * self.part_units * 4, "uint32")
-        self.records = local(records * self.record_words, "uint32")
-        self.x = local(plan.batch * self.superblocks * self.steps_per_group * 2, "uint32")
-        self.acc = local(8)
-        self.out = local(2 if plan.gp > 1 else 4)
+            self.records_per_tile = plan.batch * plan.units
+        self.words_per_tile = plan.batch * self.part_units * 4
+        self.outs = 2 if plan.gp > 1 else 4
+        tiles = knobs.tiles
+        self.words = local(tiles * self.words_per_tile, "uint32")
+        self.records = local(tiles * self.records_per_tile * self.record_words, "uint32")
+        self.x = local(plan.batch * plan.superblocks * plan.pieces, "uint32")
+        self.acc = local(tiles * 8)
+        self.out = local(tiles * self.outs)
+        self.stage = T.bind(call("amx_smem", stage, returns="uint32"))
 
-    def chunk_of(self, batch, c: int):
-        """Index of a batch's chunk."""
-        return (batch * self.warps + self.warp) * self.plan.batch + c
+    def _tile(self, i: int):
+        return tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
+
+    def _chunk(self, batch, c: int):
+        return (batch * self.knobs.warps + self.warp) * self.plan.batch + c
 
     def _inside(self, chunk):
         """Clamp a chunk index: its weights are then read twice and multiplied by x = 0."""
@@ -118,13 +158,14 @@ class _Warp:
 
     def load_weights(self, batch, part) -> None:
         """Request the codes of one part of a batch."""
-        for c in range(self.plan.batch):
-            chunk = self._inside(self.chunk_of(batch, c))
-            for u in range(self.part_units):
-                unit = chunk * self.plan.units + part * self.part_units + u
-                word = (c * self.part_units + u) * 4
-                source = at(self.linear.codes, self.tile, unit, self.lane * 16)
-                call("amx_ldg_words4", at(self.words, word), source)
+        for i in range(self.knobs.tiles):
+            for c in range(self.plan.batch):
+                chunk = self._inside(self._chunk(batch, c))
+                for u in range(self.part_units):
+                    unit = chunk * self.plan.units + part * self.part_units + u
+                    word = i * self.words_per_tile + (c * self.part_units + u) * 4
+                    source = at(self.linear.codes, self._tile(i), unit, self.lane * 16)
+                    call("amx_ldg_words4", at(self.words, word), source)
 
     def load_scales(self, batch) -> None:
         """Request the stored scales of a batch."""
@@ -132,113 +173,134 @@ class _Warp:
             return
         shape, plan = self.linear.decode.shape, self.plan
         pair_bytes = 2 * shape.scale_bytes  # one group, two rows
-        for c in range(plan.batch):
-            chunk = self._inside(self.chunk_of(batch, c))
-            if plan.gp == 1:
-                for u in range(plan.units):
-                    word = (c * plan.units + u) * self.record_words
-                    self._scale_words(word, chunk * plan.units + u, 0, self.record_words)
-                continue
-            for s in range(self.superblocks):
-                word = (c * self.superblocks + s) * self.record_words
-                # the lane's groups: column pair (2t, 2t+1) of the block diagonal
-                first = chunk * (plan.chunk // plan.group) + s * plan.gp + (2 * self.t) % plan.gp
-                if shape.unit_groups > 1:
-                    unit = first // shape.unit_groups
-                    byte = (first % shape.unit_groups) * pair_bytes
-                    self._scale_words(word, unit, byte, self.record_words)
-                else:
-                    half = self.record_words // 2
-                    for i in range(2):
-                        self._scale_words(word + i * half, first + i, 0, half)
+        size = self.record_words
+        for i in range(self.knobs.tiles):
+            for c in range(plan.batch):
+                chunk = self._inside(self._chunk(batch, c))
+                first_word = (i * self.records_per_tile + c * self.records_per_tile // plan.batch) * size
+                if plan.gp == 1:
+                    for u in range(plan.units):
+                        self._scale_words(i, first_word + u * size, chunk * plan.units + u, 0, size)
+                    continue
+                for s in range(plan.superblocks):
+                    word = first_word + s * size
+                    # the lane's groups: column pair (2t, 2t+1) of the block diagonal
+                    first = chunk * (plan.chunk // plan.group) + s * plan.gp + (2 * self.t) % plan.gp
+                    if shape.unit_groups > 1:
+                        unit, byte = first // shape.unit_groups, first % shape.unit_groups
+                        self._scale_words(i, word, unit, byte * pair_bytes, size)
+                    else:
+                        for j in range(2):
+                            self._scale_words(i, word + j * (size // 2), first + j, 0, size // 2)
 
-    def _scale_words(self, word: int, unit, byte, count: int) -> None:
-        source = at(
-            self.linear.scales, self.tile, unit, self.g * self.linear.decode.shape.record + byte
-        )
+    def _scale_words(self, i: int, word: int, unit, byte, count: int) -> None:
+        record = self.linear.decode.shape.record
+        source = at(self.linear.scales, self._tile(i), unit, self.g * record + byte)
         call(f"amx_ldg_words{count}", at(self.records, word), source)
 
-    def load_x(self, batch) -> None:
-        """Load the lane's column of the x operand for a batch."""
-        plan, k = self.plan, self.linear.spec.k
+    def fetch_x(self, batch) -> None:
+        """Copy the batch's superblocks of x to the warp's shared memory, one piece a lane each."""
+        plan, k, m = self.plan, self.linear.spec.k, self.linear.m
         row = self.g // plan.gp
-        m = self.linear.m
         always = isinstance(m, int) and m * plan.gp >= 8
         safe_row = row if always else tirx.min(row, m - 1)
         full = plan.exact and plan.chunks * plan.chunk == k
         for c in range(plan.batch):
-            for s in range(self.superblocks):
-                start = self.chunk_of(batch, c) * plan.chunk + s * plan.superblock
-                start = start + (self.g % plan.gp) * plan.group + 2 * self.t
-                for p in range(self.steps_per_group):
-                    for half in range(2):
-                        column = start + 16 * p + 8 * half
-                        word = ((c * self.superblocks + s) * self.steps_per_group + p) * 2 + half
-                        inside = tirx.const(True, "bool") if always else row < m
-                        if not full:
-                            inside = tirx.And(inside, column < k)
-                            column = tirx.min(column, k - 2)
-                        loaded = call(
-                            "amx_load_x",
-                            at(self.linear.x, safe_row, column),
-                            inside,
-                            returns="uint32",
-                        )
-                        T.buffer_store(self.x, loaded, [word])
+            for s in range(plan.superblocks):
+                start = self._chunk(batch, c) * plan.chunk + s * plan.superblock
+                column = start + (self.g % plan.gp) * plan.group + 8 * self.t
+                inside = tirx.const(True, "bool") if always else row < m
+                if not full:
+                    inside = tirx.And(inside, column < k)
+                    column = tirx.min(column, k - 8)
+                place = self._place(self.g, self.t)
+                slot = (c * plan.superblocks + s) * 8 * plan.pieces
+                args = (
+                    self.stage + tirx.Cast("uint32", (slot + place) * 16),
+                    at(self.linear.x, safe_row, column),
+                    inside,
+                )
+                if plan.pieces == 4:
+                    call("amx_fetch_x", *args)
+                else:
+                    with T.If(self.t < plan.pieces):
+                        with T.Then():
+                            call("amx_fetch_x", *args)
+
+    def _place(self, column, piece):
+        """Place of a 16-byte piece of a superblock, see the module docstring."""
+        return piece * 8 + tirx.bitwise_xor(column, piece * 2)
+
+    def read_x(self) -> None:
+        """Read the batch's x operand from shared memory."""
+        plan = self.plan
+        call("amx_fetch_done")
+        matrix = self.lane // 8 if plan.pieces == 4 else (self.lane // 8) % 2
+        place = self._place(self.lane % 8, matrix)
+        for s in range(plan.batch * plan.superblocks):
+            offset = tirx.Cast("uint32", (s * 8 * plan.pieces + place) * 16)
+            call(f"amx_matrix{plan.pieces}", at(self.x, s * plan.pieces), self.stage + offset)
+        if plan.rounds > 1:
+            call("amx_warp_sync")
 
     def zero(self) -> None:
         """Start new chains."""
-        for i in range(4 * self.linear.decode.chains):
-            T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
+        for i in range(self.knobs.tiles):
+            for j in range(4 * self.linear.decode.chains):
+                T.buffer_store(self.acc, tirx.const(0.0, "float32"), [8 * i + j])
 
     def multiply(self, part) -> None:
         """Run the chains over one part of a batch that is in registers."""
         plan = self.plan
         steps = self.linear.decode.shape.unit // 16
-        per_superblock = plan.superblock // 16
+        per_superblock, per_group = plan.superblock // 16, plan.group // 16
         for c in range(plan.batch):
             for u in range(self.part_units):
                 for st in range(steps):
-                    static = u * steps + st
-                    superblock, inside = divmod(static, per_superblock)
-                    group, p = divmod(inside, self.steps_per_group)
+                    superblock, inside = divmod(u * steps + st, per_superblock)
+                    group, p = divmod(inside, per_group)
                     if plan.parts == 1 and inside == 0 and self.scaled:
                         self.zero()
-                    dynamic = part * (self.part_units * steps // self.steps_per_group) + group
-                    self._step(c, superblock, u, st, dynamic if plan.parts > 1 else group, p)
+                    if plan.parts > 1:
+                        group = part * (self.part_units * steps // per_group) + group
+                    self._step(c, superblock, u, st, group, p)
                     if plan.parts == 1 and inside == per_superblock - 1:
                         self.scale(c, superblock)
 
     def _step(self, c: int, superblock: int, u: int, st: int, group, p: int) -> None:
-        base = ((c * self.superblocks + superblock) * self.steps_per_group + p) * 2
+        base = (c * self.plan.superblocks + superblock) * self.plan.pieces + 2 * p
         b = [self.x[base], self.x[base + 1]]
         if self.plan.gp > 1:
             mine = tirx.EQ(self.g % self.plan.gp, group)
             b = [tirx.Select(mine, v, tirx.const(0, "uint32")) for v in b]
-        word = (c * self.part_units + u) * 4 + st * self.linear.decode.words
-        call(f"amx_step_{self.name}", at(self.acc, 0), at(self.words, word), *b, text=self.text)
+        for i in range(self.knobs.tiles):
+            word = i * self.words_per_tile + (c * self.part_units + u) * 4
+            word += st * self.linear.decode.words
+            acc, words = at(self.acc, 8 * i), at(self.words, word)
+            call(f"amx_step_{self.name}", acc, words, *b, text=self.text)
 
     def scale(self, c: int, superblock: int) -> None:
         """Add finished chains, scaled, to the lane's sums."""
         if not self.scaled:
             return
-        acc, out = at(self.acc, 0), at(self.out, 0)
-        if self.plan.gp > 1:
-            word = (c * self.superblocks + superblock) * self.record_words
-            name = f"amx_scale_diagonal_{self.name}"
-            call(name, out, acc, at(self.records, word), text=self.text)
-            return
-        unit, group = divmod(superblock, self.linear.decode.shape.unit_groups)
-        word = (c * self.plan.units + unit) * self.record_words
-        name = f"amx_scale_plain_{self.name}"
-        call(name, out, acc, at(self.records, word), group, text=self.text)
+        for i in range(self.knobs.tiles):
+            acc, out = at(self.acc, 8 * i), at(self.out, self.outs * i)
+            first = i * self.records_per_tile
+            if self.plan.gp > 1:
+                word = (first + c * self.plan.superblocks + superblock) * self.record_words
+                record = at(self.records, word)
+                call(f"amx_scale_diagonal_{self.name}", out, acc, record, text=self.text)
+            else:
+                unit, group = divmod(superblock, self.linear.decode.shape.unit_groups)
+                record = at(self.records, (first + c * self.plan.units + unit) * self.record_words)
+                call(f"amx_scale_plain_{self.name}", out, acc, record, group, text=self.text)
 
-    def run(self, dependent: bool) -> None:
+    def run(self) -> None:
         """Walk all batches."""
-        plan = self.plan
+        plan, dependent = self.plan, self.knobs.dependent
         if dependent:
             call("amx_launch_dependents")
-        for i in range(2 if plan.gp > 1 else 4):
+        for i in range(self.knobs.tiles * self.outs):
             T.buffer_store(self.out, tirx.const(0.0, "float32"), [i])
         if not self.scaled:
             self.zero()
@@ -246,8 +308,9 @@ class _Warp:
         self.load_scales(0)
         if dependent:
             call("amx_wait_prerequisites")
+        self.fetch_x(0)
         with T.serial(plan.rounds, annotations={"disable_unroll": True}) as batch:
-            self.load_x(batch)
+            self.read_x()
             if plan.parts == 1:
                 self.multiply(0)
             else:
@@ -263,75 +326,87 @@ class _Warp:
                     with T.Then():
                         self.load_weights(batch + 1, 0)
                         self.load_scales(batch + 1)
+                        self.fetch_x(batch + 1)
 
-    def publish(self, partial: tirx.Buffer, slot) -> None:
-        """Write the warp's sums, [row of x][row of W], to shared memory."""
+    def publish(self, partial: _Partial) -> None:
+        """Write the warp's sums, [tile][warp][row of x][row of W], to shared memory."""
+        for i in range(self.knobs.tiles):
+            self._publish_tile(partial, i)
+
+    def _publish_tile(self, partial: _Partial, tile: int) -> None:
         plan = self.plan
         if plan.gp == 1:
-            source = self.out if self.scaled else self.acc
+            source, first = (self.out, 4 * tile) if self.scaled else (self.acc, 8 * tile)
             for i in range(4):
                 row = 2 * self.t + i % 2
                 with T.If(row < plan.rows):
                     with T.Then():
-                        index = [slot, row * 16 + self.g + 8 * (i // 2)]
-                        T.buffer_store(partial, source[i], index)
+                        place = row * 16 + self.g + 8 * (i // 2)
+                        partial.store(tile, self.warp, place, source[first + i])
             return
+        out = [2 * tile, 2 * tile + 1]
         for mask in (1, 2):
             if mask * 2 < plan.gp:
-                for h in range(2):
-                    total = call(
-                        "amx_shuffle_add", self.out[h], mask, returns="float32"
-                    )
-                    T.buffer_store(self.out, total, [h])
+                for o in out:
+                    total = call("amx_shuffle_add", self.out[o], mask, returns="float32")
+                    T.buffer_store(self.out, total, [o])
         row = 2 * self.t // plan.gp
         with T.If(tirx.And(tirx.EQ(2 * self.t % plan.gp, 0), row < plan.rows)):
             with T.Then():
-                for h in range(2):
-                    T.buffer_store(partial, self.out[h], [slot, row * 16 + self.g + 8 * h])
+                for h, o in enumerate(out):
+                    partial.store(tile, self.warp, row * 16 + self.g + 8 * h, self.out[o])
 
 
 def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
     """Emit the kernel for up to `rows` (1, 2, 4 or 8) rows of x."""
-    spec = linear.spec
-    plan = _plan(linear, rows, knobs)
-    tiles = 2 if spec.silu_mul else 1
-    warps = knobs.warps
-    with T.thread_binding(linear.tiles // tiles, thread="blockIdx.x") as block:
-        with T.thread_binding(warps * tiles, thread="threadIdx.y") as ty:
-            with T.thread_binding(32, thread="threadIdx.x") as tx:
-                with T.sblock("linear"):
-                    T.reads()
-                    T.writes()
-                    partial = T.sblock_alloc_buffer(
-                        (tiles * warps, 16 * rows), "float32", scope="shared"
-                    )
-                    tile = block * tiles + ty // warps
-                    worker = _Warp(linear, plan, tile, ty % warps, tx, warps)
-                    worker.run(knobs.dependent)
-                    worker.publish(partial, ty)
-                    T.evaluate(T.tvm_storage_sync("shared"))
-                    _reduce(linear, plan, partial, block, ty * 32 + tx, tiles, warps)
+    plan = plan_of(linear, rows, knobs)
+    warps, tiles = knobs.warps, knobs.tiles
+    threads = [
+        T.thread_binding(-(-linear.tiles // tiles), thread="blockIdx.x"),
+        T.thread_binding(warps, thread="threadIdx.y"),
+        T.thread_binding(32, thread="threadIdx.x"),
+    ]
+    with T.frame_scope(threads) as (block, ty, tx):
+        with T.sblock("linear"):
+            T.reads()
+            T.writes()
+            # One buffer: TVM would give two that it thinks never live together the same bytes, while
+            # slower warps still read x. The sums lie behind the warps' pieces of x.
+            words = plan.batch * plan.superblocks * plan.pieces * 8 * 4
+            size = warps * words + tiles * warps * 16 * rows
+            shared = T.sblock_alloc_buffer((size,), "float32", scope="shared")
+            partial = _Partial(shared, warps * words, warps, 16 * rows)
+            stage = at(shared, ty * words)
+            worker = _Warp(linear, plan, knobs, block, ty, tx, stage)
+            worker.run()
+            worker.publish(partial)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            _reduce(linear, plan, knobs, partial, block, ty * 32 + tx)
 
 
-def _reduce(linear: Linear, plan: _Plan, partial, block, thread, tiles: int, warps: int) -> None:
+def _reduce(linear: Linear, plan: Plan, knobs: GemvKnobs, partial, block, thread) -> None:
     """Sum the warps' parts and write y."""
-    threads, outputs = warps * tiles * 32, 16 * plan.rows
-    factor = linear.decode.factor
+    threads, factor = knobs.warps * 32, linear.decode.factor
+    gated = linear.spec.silu_mul
+    pairs = knobs.tiles // 2 if gated else knobs.tiles
+    outputs = 16 * plan.rows * pairs
 
-    def total(part: int, index) -> tirx.Expr:
-        value = partial[part * warps, index]
-        for w in range(1, warps):
-            value = value + partial[part * warps + w, index]
+    def total(tile, index) -> tirx.Expr:
+        value = partial.load(tile, 0, index)
+        for w in range(1, knobs.warps):
+            value = value + partial.load(tile, w, index)
         return value
 
     for first in range(0, outputs, threads):
-        index = thread + first
-        row, lane_row = index // 16, index % 16
-        with T.If(tirx.And(index < outputs, row < linear.m)):
+        flat = thread + first
+        pair, index = flat // (16 * plan.rows), flat % (16 * plan.rows)
+        row, tile_row = index // 16, index % 16
+        with T.If(tirx.And(flat < outputs, row < linear.m)):
             with T.Then():
-                base = block * (16 * tiles) + lane_row
-                value = epilogue.finish(linear, total(0, index), base, factor)
-                if tiles == 2:
-                    up = epilogue.finish(linear, total(1, index), base + 16, factor)
+                tile = pair * 2 if gated else pair
+                packed_row = (block * knobs.tiles + tile) * 16 + tile_row
+                value = epilogue.finish(linear, total(tile, index), packed_row, factor)
+                if gated:
+                    up = epilogue.finish(linear, total(tile + 1, index), packed_row + 16, factor)
                     value = epilogue.gated(value, up)
-                epilogue.store(linear, row, block * 16 + lane_row, value)
+                epilogue.store(linear, row, (block * pairs + pair) * 16 + tile_row, value)

@@ -27,11 +27,25 @@ __device__ __forceinline__ void amx_ldg_words2(unsigned* d, const void* p) {
 __device__ __forceinline__ void amx_ldg_words1(unsigned* d, const void* p) {
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(d[0]) : "l"(p));
 }
-// Activations are written by the kernel before: plain loads, after griddepcontrol.wait.
-__device__ __forceinline__ unsigned amx_load_x(const void* p, bool inside) {
-  unsigned v = 0u;
-  if (inside) asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
+// Activations are written by the kernel before: read after griddepcontrol.wait. 16 bytes a lane to shared
+// memory, zeros where `inside` is false; kept in L1 for the other blocks of the multiprocessor.
+__device__ __forceinline__ void amx_fetch_x(unsigned dst, const void* p, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+               :: "r"(dst), "l"(p), "r"(inside ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void amx_fetch_done() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncwarp();
+}
+__device__ __forceinline__ void amx_warp_sync() { __syncwarp(); }
+// Four (two) registers of the x operand: matrices of 8 columns x 16 bytes, one row address a lane.
+__device__ __forceinline__ void amx_matrix4(unsigned* d, unsigned a) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a) : "memory");
+}
+__device__ __forceinline__ void amx_matrix2(unsigned* d, unsigned a) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(d[0]), "=r"(d[1]) : "r"(a) : "memory");
 }
 __device__ __forceinline__ unsigned amx_smem(const void* p) {
   return (unsigned)__cvta_generic_to_shared(p);

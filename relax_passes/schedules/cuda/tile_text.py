@@ -103,7 +103,6 @@ __device__ __forceinline__ unsigned long long amx_descriptor(unsigned a) {
   return (unsigned long long)((a & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 __device__ __forceinline__ void amx_wgmma_fence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // x came through ordinary copies
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void amx_wgmma_commit() {
@@ -111,6 +110,41 @@ __device__ __forceinline__ void amx_wgmma_commit() {
 }
 template <int N> __device__ __forceinline__ void amx_wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
+}
+#endif
+"""
+
+_TMA = r"""
+#ifndef AMX_TMA
+#define AMX_TMA
+__device__ __forceinline__ void amx_init_barrier(unsigned b, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(b), "r"(count) : "memory");
+}
+__device__ __forceinline__ void amx_init_done() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void amx_expect(unsigned b, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void amx_arrive_lane0(unsigned b, int lane) {
+  if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(b) : "memory");
+}
+__device__ __forceinline__ void amx_wait_barrier(unsigned b, unsigned parity) {
+  asm volatile("{\n.reg .pred p;\nW_%=:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra D_%=;\nbra W_%=;\nD_%=:\n}"
+               :: "r"(b), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void amx_tma_2d(unsigned dst, unsigned long long map, int c0, int c1, unsigned b) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3}], [%4];"
+               :: "r"(dst), "l"(map), "r"(c0), "r"(c1), "r"(b) : "memory");
+}
+__device__ __forceinline__ void amx_tma_3d(unsigned dst, unsigned long long map, int c0, int c1, int c2,
+                                           unsigned b) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3, %4}], [%5];"
+               :: "r"(dst), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(b) : "memory");
 }
 #endif
 """
@@ -281,5 +315,10 @@ def tile_texts(linear: Linear, block_m: int, cluster: int, rows: int) -> tuple[s
         "amx_copy_": TEXT + _ASYNC + _COPY_X,
         "amx_sts": TEXT + _ASYNC,
         "amx_barrier": TEXT + _ASYNC,
+        "amx_tma_": TEXT + _TMA,
+        "amx_init_": TEXT + _TMA,
+        "amx_expect": TEXT + _TMA,
+        "amx_arrive": TEXT + _TMA,
+        "amx_wait_barrier": TEXT + _TMA,
         "amx_": TEXT,
     }

@@ -1,0 +1,174 @@
+"""Tile schedule on sm_90a: the copy engine feeds warpgroups that decode and multiply.
+
+One thread issues three bulk tensor copies a stage (x in the 128-byte swizzle, codes, scales). A slot has
+two mbarriers: `full` counts arrived bytes, `empty` the warps that are done with it. Iteration k, so that
+the tensor cores never wait for a decode:
+
+    product k starts (A registers of set k % 2, x of slot k % stages)
+    stage k + 1 has arrived: its codes and scales are read
+    product k - 1 ends: its slot is handed back, its A registers are free
+    the slot of stage k - 2, which the other warps have handed back by now, is refilled
+    stage k + 1 is decoded into them, while product k runs
+
+    D[64 rows of W, block_m] += A[64, 16] (registers) * x[block_m, 16]^T (shared memory)
+
+Bounds come from the tensor maps: rows of x beyond M, columns beyond K and tiles beyond N arrive as zeros.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .buffers import Linear
+from .intrinsics import at, local
+from .tile import STAGE_COLUMNS, TileBlock, TileKnobs
+
+_SWIZZLE_128 = 3
+
+
+def _tensor_map(dtype: str, data, shape: list, strides: list, box: list, swizzle: int):
+    """Encode a tensor map on the host, innermost dimension first; a kernel parameter by value."""
+    tensor_map = T.bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
+    arguments = [*shape, *strides, *box, *([1] * len(shape)), 0, swizzle, 0, 0]
+    encode = "runtime.cuTensorMapEncodeTiled"
+    T.evaluate(T.call_packed(encode, tensor_map, dtype, len(shape), data, *arguments))
+    return tensor_map
+
+
+def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
+    """Maps of x [m][K], codes [tile][unit][128 words] and scales [tile][unit][words]."""
+    shape, k = linear.decode.shape, linear.spec.k
+    units, tiles = linear.units, linear.tiles
+    per_stage, warps = STAGE_COLUMNS // shape.unit, knobs.groups * 4
+    box_x = [STAGE_COLUMNS, knobs.block_m]
+    maps = [_tensor_map("float16", linear.x.data, [k, linear.m], [2 * k], box_x, _SWIZZLE_128)]
+    sources = [(linear.codes, 512)]
+    if linear.scales is not None:
+        sources.append((linear.scales, 8 * shape.record))
+    for buffer, size in sources:
+        words = size // 4
+        extents, strides = [words, units, tiles], [size, size * units]
+        box = [words, per_stage, warps]
+        maps.append(_tensor_map("int32", buffer.data, extents, strides, box, 0))
+    return maps
+
+
+class WgmmaTile(TileBlock):
+    """Emits one block's work with wgmma and the copy engine."""
+
+    def __init__(self, linear: Linear, knobs: TileKnobs, maps: list, **place):
+        super().__init__(linear, knobs, extra_bytes=16 * knobs.stages, **place)
+        self.maps = maps
+        self.warps = knobs.groups * 4
+        self.barriers = self.base + self._u32(self.ring_bytes)
+        self.a = local(32, "uint32")
+
+    def _full(self, slot):
+        return self.barriers + self._u32(slot * 8)
+
+    def _empty(self, slot):
+        return self.barriers + self._u32((self.knobs.stages + slot) * 8)
+
+    def _stage_bytes(self) -> int:
+        return self.x_bytes + self.warps * (self.warp_codes + self.warp_scales)
+
+    def _copy_weights(self, k, slot) -> None:
+        unit, tile = (self.first + k) * self.units, self.n0 // 16
+        full = self._full(slot)
+        zero = tirx.const(0, "int32")
+        codes = self.codes_base + self._u32(slot * (self.warps * self.warp_codes))
+        self.do("amx_tma_3d", codes, T.address_of(self.maps[1]), zero, unit, tile, full)
+        if self.warp_scales:
+            scales = self.scales_base + self._u32(slot * (self.warps * self.warp_scales))
+            self.do("amx_tma_3d", scales, T.address_of(self.maps[2]), zero, unit, tile, full)
+
+    def _copy_x(self, k, slot) -> None:
+        column = (self.first + k) * STAGE_COLUMNS
+        x = T.address_of(self.maps[0])
+        self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, self._full(slot))
+
+    def fill(self) -> None:
+        """Request the first stages; one thread. Weights first: they depend on no other kernel."""
+        ahead = min(self.knobs.stages, self.iterations)
+        for k in range(ahead):
+            self.do("amx_expect", self._full(k), self._u32(self._stage_bytes()))
+            self._copy_weights(tirx.const(k, "int32"), k)
+        if self.knobs.dependent:
+            self.do("amx_wait_prerequisites")
+        for k in range(ahead):
+            self._copy_x(tirx.const(k, "int32"), k)
+
+    def _refill(self, k) -> None:
+        """Request stage k + stages into the slot of stage k, once all warps are done with that."""
+        stages = self.knobs.stages
+        if self.iterations <= stages:
+            return
+        slot = k % stages
+        wanted = tirx.And(tirx.EQ(self.tid, 0), tirx.And(k >= 0, k + stages < self.iterations))
+        with T.If(wanted):
+            with T.Then():
+                self.do("amx_wait_barrier", self._empty(slot), self._u32(k // stages % 2))
+                self.do("amx_expect", self._full(slot), self._u32(self._stage_bytes()))
+                self._copy_weights(k + stages, slot)
+                self._copy_x(k + stages, slot)
+
+    def _await(self, k) -> None:
+        stages = self.knobs.stages
+        self.do("amx_wait_barrier", self._full(k % stages), self._u32(k // stages % 2))
+
+    def consume(self) -> None:
+        """Walk K (module docstring)."""
+        stages, bm = self.knobs.stages, self.knobs.block_m
+        for i in range(bm // 2):
+            T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
+        self._await(tirx.const(0, "int32"))
+        self.decode(self.a, tirx.const(0, "int32"), 0)
+        with T.serial(self.iterations // 2, annotations={"disable_unroll": True}) as pair:
+            for odd in range(2):
+                k = pair * 2 + odd
+                xs = self.x_at(k % stages)
+                self.do(f"amx_tile_wgmma_{bm}", at(self.acc, 0), at(self.a, 16 * odd), xs)
+                last = tirx.EQ(k, self.iterations - 1) if odd else None
+                if last is None:
+                    self._next(k, odd)
+                else:
+                    with T.If(tirx.Not(last)):
+                        with T.Then():
+                            self._next(k, odd)
+        self.do("amx_wgmma_wait<0>")
+
+    def _next(self, k, odd: int) -> None:
+        """Finish product k - 1 and decode stage k + 1."""
+        self._await(k + 1)
+        self.do("amx_wgmma_wait<1>")
+        if odd:
+            self._release(k - 1)
+        else:
+            with T.If(k > 0):
+                with T.Then():
+                    self._release(k - 1)
+        self._refill(k - 2)
+        self.decode(self.a, k + 1, 1 - odd)
+
+    def _release(self, k) -> None:
+        self.do("amx_arrive_lane0", self._empty(k % self.knobs.stages), self.lane)
+
+    def run(self) -> None:
+        """Emit the whole block."""
+        if self.knobs.dependent:
+            self.do("amx_launch_dependents")
+        with T.If(tirx.EQ(self.tid, 0)):
+            with T.Then():
+                for slot in range(self.knobs.stages):
+                    self.do("amx_init_barrier", self._full(slot), self._u32(1))
+                    self.do("amx_init_barrier", self._empty(slot), self._u32(self.warps))
+                self.do("amx_init_done")
+        self.do("amx_barrier")
+        with T.If(tirx.EQ(self.tid, 0)):
+            with T.Then():
+                self.fill()
+        self.consume()
+        if self.knobs.dependent:
+            self.do("amx_wait_prerequisites")  # before the residual is read
+        self.finish()
