@@ -39,6 +39,10 @@ class KVCacheConfig:
         dynamic while ``context_length`` stays within ``max_position_embeddings``.
     rotary_dim : int or None
         Leading channels that are rotated; None rotates all of them.
+    rotate : bool
+        Whether the cache rotates queries and keys; False where the model has done it.
+    soft_cap : float
+        Bound c of c tanh(s / c) on scaled scores; 0 leaves them as they are.
     dtype : str
         Element type of the cache: "float32", or "float16" for half the memory and bandwidth.
     sliding_window : int or None
@@ -59,6 +63,8 @@ class KVCacheConfig:
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
     rotary_dim: int | None = None
+    rotate: bool = True
+    soft_cap: float = 0.0
     dtype: str = "float32"
     sliding_window: int | None = None
     attn_kind: str | tuple[str, ...] = "mha"

@@ -56,16 +56,14 @@ class _Decode:
         self.chunk_pages = max(1, _CHUNK // self.page)
         self.chunk = self.chunk_pages * self.page
         self.columns = self.d // v.LANES
-        # Register tiles: heads x interleaved partial sums for scores, heads x column vectors for
-        # values, leaving registers for the operands.
-        budget = max(2, target.vectors - max(2, target.vectors // 6))
+        # Register tiles: heads x interleaved partial sums for scores (8 chains of additions hide
+        # the latency), heads x column vectors for values; 3/8 of the registers are for operands.
+        budget = target.vectors * 5 // 8
         self.heads_tile = min(self.group, 8, budget)
-        self.partial = max(1, min(4, 8 // self.heads_tile, budget // self.heads_tile))
-        self.column_tile = max(
-            c
-            for c in range(1, self.columns + 1)
-            if self.columns % c == 0 and (c == 1 or self.heads_tile * c <= budget - c)
-        )
+        chains = self.heads_tile * v.LANES // target.lanes
+        self.partial = 4 if chains <= 2 else 2 if chains <= 4 else 1
+        fits = [c for c in range(1, self.columns + 1) if (self.heads_tile + 1) * c <= budget]
+        self.column_tile = max([1] + [c for c in fits if self.columns % c == 0])
 
     def build(self) -> tirx.PrimFunc:
         config, d = self.config, self.d

@@ -31,9 +31,9 @@ def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
             total = v.bind(a + b, "total")
             a = v.bind(a / total, "a")
             b = v.bind(b / total, "b")
-            for j in range(0, d, v.LANES):
-                row = v.load(o1, [t, h, j]) * a + v.load(o2, [t, h, j]) * b
-                v.store(o1, row, [t, h, j])
+            with T.serial(0, d // v.LANES) as c:
+                at = [t, h, c * v.LANES]
+                v.store(o1, v.load(o1, at) * a + v.load(o2, at) * b, at)
             merged = v.bind(v.log2(total) + top, "merged")
             T.buffer_store(s1, v.first_lane(merged), [t, h])
 

@@ -8,8 +8,9 @@ Work items are (query head, block of 48 queries).  An item walks the keys it may
     values    48 x d += P V          register tiles of rows x column vectors
 
 The ragged kernel first packs the new keys into the transposed panels that pages hold anyway, and
-the values head by head (their rows would fall into few sets of the cache otherwise).  Scores are in log2 units.  A slot's number is its index among the slots
-of a sequence's page list (ragged: among its new tokens); which slots a query sees is an interval.
+the values head by head: rows of all heads side by side would fall into few sets of the L1 cache.
+Scores are in log2 units.  A slot's number is its index among the slots of a sequence's page list
+(ragged: among its new tokens); which slots a query sees is an interval.
 """
 
 from __future__ import annotations

@@ -60,15 +60,17 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
             with T.serial(0, count) as h:
                 rotated = name != "v"
                 start = config.rotary if rotated else 0
-                for j in range(0, half if rotated else 0, width):
+                with T.serial(0, half // width if rotated else 0) as i:
+                    j = i * width
                     low = v.bind(v.load(qkv, [t, h + first, j], width), "low")
                     high = v.bind(v.load(qkv, [t, h + first, half + j], width), "high")
                     c = v.bind(v.load(cos, [j], width), "c")
                     s = v.bind(v.load(sin, [j], width), "s")
                     v.store(buffer, low * c - high * s, [t, h, j], width)
                     v.store(buffer, high * c + low * s, [t, h, half + j], width)
-                step = math.gcd(d - start, v.LANES) if start < d else v.LANES
-                for j in range(start, d, step):
+                step = math.gcd(d - start, v.LANES)
+                with T.serial(0, (d - start) // step if start < d else 0) as i:
+                    j = start + i * step
                     v.store(buffer, v.load(qkv, [t, h + first, j], step), [t, h, j], step)
             first += count
 

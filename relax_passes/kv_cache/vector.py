@@ -77,14 +77,23 @@ def cast(value: Expr, dtype: str, lanes: int = LANES) -> Expr:
     return tirx.Cast(f"{dtype}x{lanes}" if lanes > 1 else dtype, value)
 
 
-def opaque(value: Expr, name: str = "x") -> Expr:
-    """Evaluate an integer once and hide how it was made from TVM's analysis.
+def opaque(value: Expr, name: str = "x", lanes: int = 1) -> Expr:
+    """Evaluate an expression once and hide how it was made from TVM's analysis.
 
-    Bounds proofs over divisions by a computed number take seconds; LLVM removes the detour.
+    TVM's simplifier puts the definition of a bound variable in place of its uses, so chains of
+    them grow exponentially, and bounds proofs over computed divisors take seconds.  Passing
+    through memory stops both; LLVM removes the detour.
     """
-    buffer = T.alloc_buffer((1,), "int32")
-    T.buffer_store(buffer, value, [0])
-    return bind(tirx.BufferLoad(buffer, [0]), name)
+    dtype = str(value.ty.dtype).split("x")[0]
+    buffer = IRBuilder.name(name, T.alloc_buffer((lanes,), dtype))
+    index = T.Ramp(0, 1, lanes) if lanes > 1 else 0
+    T.buffer_store(buffer, value, [index])
+    return tirx.BufferLoad(buffer, [index])
+
+
+def hold(value: Expr, name: str = "x") -> Expr:
+    """Apply :func:`opaque` to a 16-lane vector."""
+    return opaque(value, name, LANES)
 
 
 def div(a: Expr, b: Expr | int) -> Expr:
@@ -124,7 +133,7 @@ def load_scalar(buffer, indices: Sequence) -> Expr:  # noqa: ANN001
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
-    """Multiply and add; LLVM fuses it where the target has the instruction (TVM allows contraction)."""
+    """Multiply and add, fused by LLVM where the target can (TVM allows contraction)."""
     return a * b + c
 
 
@@ -208,12 +217,12 @@ def exp2(x: Expr) -> Expr:
 
     x = n + f with |f| <= 0.5; 2^n is made in the exponent field, where n = -127 gives zero.
     """
-    x = bind(tirx.max(x, const(-127.0)), "x")
-    bits = bind(tirx.reinterpret("int32x16", x + const(_ROUND32)), "bits")
+    x = hold(tirx.max(x, const(-127.0)), "x")
+    bits = hold(tirx.reinterpret("int32x16", x + const(_ROUND32)), "bits")
     n = bits - const(0x4B400000 - 127, dtype="int32")
     scale = tirx.reinterpret("float32x16", n << const(23, dtype="int32"))
     # Through the bits, because TVM's simplifier would turn (x + c) - c into x.
-    f = bind(x - (tirx.reinterpret("float32x16", bits) - const(_ROUND32)), "f")
+    f = hold(x - (tirx.reinterpret("float32x16", bits) - const(_ROUND32)), "f")
     return polynomial(f, _EXP2) * scale
 
 
@@ -222,12 +231,12 @@ def log2(x: Expr) -> Expr:
 
     x = 2^e m with m in [sqrt(1/2), sqrt(2)); log2 m = 2 / ln 2 * atanh((m - 1) / (m + 1)).
     """
-    bits = bind(tirx.reinterpret("int32x16", x), "bits")
+    bits = hold(tirx.reinterpret("int32x16", x), "bits")
     offset = const(0x3F3504F3, dtype="int32")  # bits of sqrt(1/2)
-    e = bind((bits - offset) >> const(23, dtype="int32"), "e")
-    m = bind(tirx.reinterpret("float32x16", bits - (e << const(23, dtype="int32"))), "m")
-    s = bind((m - const(1.0)) / (m + const(1.0)), "s")
-    series = polynomial(bind(s * s, "s2"), [1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9])
+    e = hold((bits - offset) >> const(23, dtype="int32"), "e")
+    m = hold(tirx.reinterpret("float32x16", bits - (e << const(23, dtype="int32"))), "m")
+    s = hold((m - const(1.0)) / (m + const(1.0)), "s")
+    series = polynomial(hold(s * s, "s2"), [1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9])
     return fma(s * const(2 / math.log(2)), series, cast(e, "float32"))
 
 
@@ -245,20 +254,20 @@ def sincos(angle: Expr) -> tuple[Expr, Expr]:
     The reduction to a quadrant is done in float64: a float32 angle of 1e5 is itself exact, and
     float64 leaves 1e-11 of it after the subtraction.
     """
-    x = bind(cast(angle, "float64"), "angle")
+    x = hold(cast(angle, "float64"), "angle")
     shifted = fma(x, const(2 / math.pi, dtype="float64"), const(_ROUND64, dtype="float64"))
-    bits = bind(tirx.reinterpret("int64x16", shifted), "bits")  # see exp2
-    quadrant = bind(cast(bits, "int32"), "quadrant")
-    k = bind(tirx.reinterpret("float64x16", bits) - const(_ROUND64, dtype="float64"), "k")
+    bits = hold(tirx.reinterpret("int64x16", shifted), "bits")  # see exp2
+    quadrant = hold(cast(bits, "int32"), "quadrant")
+    k = hold(tirx.reinterpret("float64x16", bits) - const(_ROUND64, dtype="float64"), "k")
     high = x - k * const(_HALF_PI_HIGH, dtype="float64")
-    r = bind(high - k * const(_HALF_PI_LOW, dtype="float64"), "r")
-    r2 = bind(r * r, "r2")
-    sin_r = bind(cast(polynomial(r2, _SIN, "float64") * r, "float32"), "sin_r")
-    cos_r = bind(cast(polynomial(r2, _COS, "float64"), "float32"), "cos_r")
+    r = hold(high - k * const(_HALF_PI_LOW, dtype="float64"), "r")
+    r2 = hold(r * r, "r2")
+    sin_r = hold(cast(polynomial(r2, _SIN, "float64") * r, "float32"), "sin_r")
+    cos_r = hold(cast(polynomial(r2, _COS, "float64"), "float32"), "cos_r")
     zero, one, two = (const(v, dtype="int32") for v in (0, 1, 2))
     odd = (quadrant & one) != zero
     sin_abs = tirx.Select(odd, cos_r, sin_r)
     cos_abs = tirx.Select(odd, sin_r, cos_r)
     sine = tirx.Select((quadrant & two) != zero, -sin_abs, sin_abs)
     cosine = tirx.Select(((quadrant + one) & two) != zero, -cos_abs, cos_abs)
-    return bind(sine, "sine"), bind(cosine, "cosine")
+    return hold(sine, "sine"), bind(cosine, "cosine")
