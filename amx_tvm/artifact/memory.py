@@ -74,7 +74,7 @@ def read_to_huge_pages(path: Path) -> np.ndarray:
         def read(offset: int) -> None:
             end = min(offset + _BLOCK, size)
             while offset < end:
-                count = os.preadv(file.fileno(), [memoryview(data)[offset:end]], offset)
+                count = os.preadv(file.fileno(), [data[offset:end].data], offset)
                 if count <= 0:
                     raise OSError(f"{path} ended at byte {offset}, expected {size}")
                 offset += count

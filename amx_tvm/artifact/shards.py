@@ -78,7 +78,7 @@ class ParameterWriter:
             shape, array.dtype.name, len(self._shards), self._offset, array.nbytes
         )
         if array.nbytes:
-            self._write(memoryview(array.reshape(-1)).cast("B"))
+            self._write(array.reshape(-1).data.cast("B"))
         self._tensors[name] = record
         return record
 

@@ -23,6 +23,7 @@ import platform
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -132,22 +133,17 @@ def _check_sizes(root: Path, manifest: Manifest) -> None:
 
 def _check_digests(root: Path, manifest: Manifest, depth: str) -> None:
     """Check all content, spread over the cores: SHA-256 and CRC-32 both release the GIL."""
-    jobs: list[Callable[[], None]] = [
-        lambda: _check_file(root, manifest.library.file, manifest.library.sha256)
-    ]
+    library = manifest.library
+    jobs: list[Callable[[], None]] = [partial(_check_file, root, library.file, library.sha256)]
     for name, digest in manifest.files.items():
-        jobs.append(lambda name=name, digest=digest: _check_file(root, name, digest))
+        jobs.append(partial(_check_file, root, name, digest))
     for shard in manifest.parameters.shards:
         if depth == "full":
-            jobs.append(lambda shard=shard: _check_file(root, shard.file, shard.sha256))
+            jobs.append(partial(_check_file, root, shard.file, shard.sha256))
         elif shard.bytes:
             data = memoryview(map_file(root / shard.file))
             for index in range(len(shard.crc32)):
-                jobs.append(
-                    lambda shard=shard, index=index, data=data: _check_block(
-                        root, manifest, shard, index, data
-                    )
-                )
+                jobs.append(partial(_check_block, root, manifest, shard, index, data))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for future in [pool.submit(job) for job in jobs]:
             future.result()

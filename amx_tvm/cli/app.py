@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -234,8 +234,13 @@ def devices(
     devices_command.run(as_json=json)
 
 
-def _depth(verify: Verify) -> str | bool:
-    return False if verify is Verify.none else verify.value
+def _depth(verify: Verify) -> Literal[False, "quick", "full"]:
+    depths: dict[Verify, Literal[False, "quick", "full"]] = {
+        Verify.none: False,
+        Verify.quick: "quick",
+        Verify.full: "full",
+    }
+    return depths[verify]
 
 
 def main(arguments: list[str] | None = None) -> None:

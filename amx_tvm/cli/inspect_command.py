@@ -15,7 +15,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 _COLUMNS = ("name", "format", "shape", "bucket", "kernel", "why")
 
 
-def run(artifact: Path, every: bool, as_json: bool, verify: Verify | str | bool) -> None:
+def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> None:
     """Print the manifest as tables, or as JSON.
 
     Without ``verify`` the files are not looked at, so artifacts for other machines are shown too.
@@ -46,8 +46,8 @@ def run(artifact: Path, every: bool, as_json: bool, verify: Verify | str | bool)
         return
     table = Table(title="Linears", title_justify="left", header_style="bold")
     for column in (*_COLUMNS, "count")[: None if not every else -1]:
-        justify = "right" if column in ("shape", "count") else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        number = column in ("shape", "count")
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row, count in rows(manifest.linears, every):
         table.add_row(*row, *([] if every else [str(count)]))
     console.print(table, highlight=False)
