@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from amx_tvm.artifact import Manifest, verify_artifact
 from amx_tvm.artifact.verify import Verify
 from amx_tvm.errors import ArtifactError, GenerationError
-from amx_tvm.runtime import session
+from amx_tvm.runtime import budget, session
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.generation import Limits, Run, TextStream, run_batch
 from amx_tvm.runtime.kv import KVCache
@@ -42,6 +43,7 @@ def load(
     max_sequences: int = 16,
     kv_tokens: int | None = None,
     memory: Memory = "auto",
+    max_memory: int | str | None = None,
 ) -> Engine | FunctionEngine:
     """Load an artifact.
 
@@ -66,6 +68,9 @@ def load(
     memory : "auto", "map" or "huge"
         Where the CPU reads weights from: the mapped file, or a copy in huge pages, which decodes
         faster (`amx_tvm.artifact.memory`); "auto" takes the copy where the machine has room.
+    max_memory : int or str, optional
+        Most memory of the whole process, in bytes or as "300M". The KV cache takes what the weights
+        leave, ``context_length`` is as long as fits unless it is given, and the weights are mapped.
 
     Returns
     -------
@@ -76,16 +81,22 @@ def load(
     ------
     ArtifactError
         The artifact is incomplete, damaged, or made for another machine, version or schema.
+    GenerationError
+        The model does not fit into ``max_memory``; nothing was loaded.
     """
     root = Path(path)
     versions = installed_versions()
     manifest = verify_artifact(root, verify, versions if versions[0] else None, device)
     set_threads(threads)
+    chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
+    if max_memory is not None and manifest.kind == "causal_lm":
+        context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
+        memory = "map"
     target = manifest.target
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
         return FunctionEngine(root, manifest, machine, memory)
-    return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens, memory)
+    return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens, memory, chunk)
 
 
 class Engine:
@@ -108,6 +119,7 @@ class Engine:
         max_sequences: int,
         kv_tokens: int | None,
         memory: Memory,
+        chunk: int,
     ):
         longest = int(manifest.model["context_length"])
         context = min(longest, DEFAULT_CONTEXT) if context_length is None else context_length
@@ -125,7 +137,7 @@ class Engine:
         self.context_length = context
         self.max_sequences = max_sequences
         self._machine = machine
-        self._chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
+        self._chunk = chunk
         self._model = session.Model(
             machine,
             machine.load_parameters(path, manifest, memory),
@@ -143,8 +155,13 @@ class Engine:
             raise ArtifactError(
                 f"{self.path} has no tokenizer.json, so it takes and returns token ids only"
             )
-        from tokenizers import Tokenizer
-
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise ArtifactError(
+                "text needs the package `tokenizers`, which is not installed here (`pip install "
+                "tokenizers`); give and take token ids instead, or use the C++ runner"
+            ) from None
         return Tokenizer.from_file(str(file))
 
     def encode(self, text: str) -> list[int]:
@@ -250,6 +267,11 @@ class Engine:
         return session.Sequence(self._model, cache, cache.add(), [])
 
     @property
+    def _has_text(self) -> bool:
+        """Whether tokens can be turned into text: a tokenizer and the package that reads it."""
+        return (self.path / "tokenizer.json").is_file() and find_spec("tokenizers") is not None
+
+    @property
     def _page_size(self) -> int:
         return int(self.manifest.kv_cache["page_size"])
 
@@ -298,8 +320,10 @@ class Engine:
                 f"shorten it, or load with context_length up to "
                 f"{self.manifest.model['context_length']}"
             )
-        has_text = (self.path / "tokenizer.json").is_file()
+        has_text = self._has_text
         if limits.stop and not has_text:
-            raise GenerationError(f"stop strings need a tokenizer, {self.path} has none")
+            raise GenerationError(
+                f"stop strings need the package `tokenizers` and a tokenizer in {self.path}"
+            )
         tokenizer = self.tokenizer if has_text else None
         return Run(tokens, sampling, limits, tokenizer, self.context_length, stream)
