@@ -138,13 +138,18 @@ def _windows(
                 f"model's vocabulary has {vocab_size} entries; use the model's own tokenizer"
             )
         return ids
-    from tokenizers import Tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        source.write_tokenizer(folder)
-        tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+    tokenizer = tokenizer_of(source)
 
     def encode(document: str) -> list[int]:
         return tokenizer.encode(document, add_special_tokens=False).ids
 
     return calibration_windows(text, encode, recipe, vocab_size)
+
+
+def tokenizer_of(source: ModelSource) -> Any:
+    """Build the model's own tokenizer, a `tokenizers.Tokenizer`."""
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        source.write_tokenizer(folder)
+        return Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))

@@ -31,25 +31,27 @@ class Statistics:
     """Second moments of one linear input, in float32 [K, K], gathered batch by batch.
 
     hessian : sum of x x^T over tokens
-    mixed : sum of (f - x) x^T, f being the float network's input for the same token
+    mixed : sum of (f - x) x^T, f being the float network's input for the same token; or None
     tokens : tokens seen
     """
 
     hessian: Tensor
-    mixed: Tensor
+    mixed: Tensor | None
     tokens: int = 0
 
     @classmethod
-    def empty(cls, columns: int) -> Statistics:
-        """Start with nothing seen."""
-        return cls(torch.zeros(columns, columns), torch.zeros(columns, columns))
+    def empty(cls, columns: int, mixed: bool) -> Statistics:
+        """Start with nothing seen; `mixed` says whether that moment is gathered as well."""
+        zeros = torch.zeros(columns, columns)
+        return cls(zeros, zeros.clone() if mixed else None)
 
     def add(self, seen: Tensor, reference: Tensor) -> None:
         """Add tokens: the quantized network's inputs and the float network's, both [..., K]."""
         seen = seen.reshape(-1, seen.shape[-1])
-        reference = reference.reshape(-1, reference.shape[-1])
         self.hessian.addmm_(seen.T, seen)
-        self.mixed.addmm_((reference - seen).T, seen)
+        if self.mixed is not None:
+            reference = reference.reshape(-1, reference.shape[-1])
+            self.mixed.addmm_((reference - seen).T, seen)
         self.tokens += len(seen)
 
 
@@ -67,7 +69,7 @@ class Rounded:
 
 def corrected(weight: Tensor, statistics: Statistics, damping: float, share: float) -> Tensor:
     """Move a weight [N, K] towards the one that maps quantized inputs to float outputs best."""
-    if share == 0:
+    if share == 0 or statistics.mixed is None:
         return weight
     moment = _damped(statistics.hessian, damping).double()
     change = torch.linalg.solve(moment, (weight.double() @ statistics.mixed.double()).T).T

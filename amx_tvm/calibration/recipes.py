@@ -78,7 +78,7 @@ class Gptq:
     ordered: bool = True
     search: str = "diagonal"
     keep: int = 3
-    correction: float = 1.0
+    correction: float = 0.0
     ORDER = 3
 
 
@@ -97,7 +97,7 @@ class Recipe:
 
     name: str
     steps: tuple[Step, ...]
-    windows: int = 32
+    windows: int = 24
     window: int = 512
 
     def __post_init__(self) -> None:
@@ -152,6 +152,8 @@ RECIPES: dict[str, Recipe] = {
         Recipe("plain", (Plain(),)),
         Recipe("search", (Plain(search=True),)),
         Recipe("gptq", (Gptq(),)),
+        Recipe("smooth", (RotateValues(), Smooth(), Plain())),
+        Recipe("best", (RotateValues(), Smooth(), Gptq())),
     )
 }
 

@@ -111,8 +111,10 @@ class Stream:
             stages(x, weights, self.decoder, self.rope, self._fake(layer)) for x in self.seen
         ]
         rounded: dict[str, Calibrated] = {}
+        step = self.recipe.find(Gptq)
+        mixed = step is not None and step.correction != 0
         for stage, linears in STAGES.items():
-            statistics = Statistics.empty(weights[f"{linears[0]}.weight"].shape[1])
+            statistics = Statistics.empty(weights[f"{linears[0]}.weight"].shape[1], mixed)
             for generator, exact in zip(generators, reference.pop(stage), strict=True):
                 statistics.add(next(generator)[1], exact)
             for linear in linears:

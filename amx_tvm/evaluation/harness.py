@@ -31,7 +31,6 @@ class EngineModel:
 
     def __init__(self, engine: Any, max_new_tokens: int = 256) -> None:
         self.engine, self.max_new_tokens = engine, max_new_tokens
-        self.rank, self.world_size = 0, 1
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """For each (context, continuation): its log-likelihood, and whether it is the greedy one.
@@ -131,10 +130,23 @@ def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, An
     """
     try:
         import lm_eval
-        from lm_eval.api.model import LM
     except ImportError:
         raise EvaluationError(
             "standard tasks need the lm-eval package; install it with 'pip install lm-eval'"
         ) from None
-    adapter = type("EngineLM", (EngineModel, LM), {})
-    return lm_eval.simple_evaluate(model=adapter(engine), tasks=list(tasks), **options)["results"]
+    model = adapter(engine)
+    return lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)["results"]
+
+
+def adapter(engine: Any) -> Any:
+    """Make the object that lm-eval takes as a model: `EngineModel` as one of its `LM` classes."""
+    from lm_eval.api.model import LM
+
+    class EngineLM(EngineModel, LM):
+        """An engine in lm-eval's class hierarchy, which keeps rank, device and caches there."""
+
+        def __init__(self) -> None:
+            LM.__init__(self)
+            EngineModel.__init__(self, engine)
+
+    return EngineLM()

@@ -79,7 +79,7 @@ def test_gptq_and_search_beat_plain_rounding(source, ids, name):
 def test_joint_search_lowers_the_error_it_minimizes(source, ids):
     errors = {}
     for search in ("none", "diagonal", "joint"):
-        recipe = Recipe(search, (Gptq(search=search, correction=0.0),))
+        recipe = Recipe(search, (Gptq(search=search),))
         result = calibrate(source, "amxfp4", ids, recipe)
         errors[search] = sum(result.errors.values())
     assert errors["joint"] < errors["diagonal"] < errors["none"]
@@ -149,10 +149,10 @@ def test_documents_are_tokenized_by_the_models_tokenizer(source):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("amxfp4", ["too short"], "gptq"), CalibrationError, "needs 16384"),
+        (("amxfp4", ["too short"], "gptq"), CalibrationError, "needs 12288"),
         (("amxfp4", torch.full((2, 8), 64), "gptq"), CalibrationError, "vocabulary has 64"),
         (("amxfp4", torch.zeros(8, dtype=torch.long), "gptq"), CalibrationError, "shape"),
-        (("amxfp4", torch.zeros(2, 8, dtype=torch.long), "best"), CalibrationError, "known are"),
+        (("amxfp4", torch.zeros(2, 8, dtype=torch.long), "finest"), CalibrationError, "known are"),
         (("none", torch.zeros(2, 8, dtype=torch.long), "gptq"), CalibrationError, "nothing"),
         (("fp3", torch.zeros(2, 8, dtype=torch.long), "gptq"), FormatError, "fp3"),
     ],
