@@ -98,7 +98,7 @@ def compile(  # noqa: A001 - the verb that users know
         tell("lower", 0, 1, source.name)
         lowered = lower_source(source, resolved, config, records=records, dump_ir=dump_ir)
         tell("lower", 1, 1, "")
-        materializer = Materializer(source, lowered.rename, overrides)
+        materializer = Materializer(lowered.source, overrides)
         for name, array in parameters(
             lowered.order, lowered.plan, materializer, lambda d, t, n: tell("weights", d, t, n)
         ):

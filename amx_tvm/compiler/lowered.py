@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import ModelSource
-from amx_tvm.models import find
+from amx_tvm.models import FamilySource, ModelFamily, find
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import bundle_parameters, legalize, pipeline
@@ -30,7 +29,7 @@ class LoweredModel:
     kv_cache: dict[str, Any]
     functions: list[str]
     weight_count: int
-    rename: Callable[[str], str] = field(default=lambda name: name)
+    source: ModelSource
 
     def linker(self, target: ResolvedTarget) -> Any:
         """Return the function that links the library, or None for this machine's compiler."""
@@ -62,14 +61,15 @@ def lower_source(
     """
     family = find(source.config)
     decoder = family.configure(source.config)
-    check_weights(source, decoder, family.weight_names)
+    check_layers(source, family, decoder)
     dtype = "float32" if target.device == "cpu" else "float16"
     with target.tvm:
         network = family.build(decoder)
         network.to(dtype)
         module, weights = network.export_tvm(network.export_spec())
     expected = {name: tuple(int(v) for v in p.shape) for name, p in weights}
-    check_shapes(source, expected, family.weight_names)
+    named = FamilySource(source, family, decoder, expected)
+    check_shapes(named, expected)
     functions = sorted(g.name_hint for g in module.get_global_vars())
     functions = [f for f in functions if f in PUBLIC_FUNCTIONS]
     dump = pipeline.dump_to(dump_ir) if dump_ir is not None else None
@@ -89,40 +89,36 @@ def lower_source(
         },
         functions=functions,
         weight_count=sum(prod(shape) for shape in expected.values()),
-        rename=family.weight_names,
+        source=named,
     )
 
 
 PUBLIC_FUNCTIONS = ("prefill", "score", "decode", "decode_batch", "create_kv_cache")
 
 
-def check_weights(
-    source: ModelSource, decoder: DecoderConfig, rename: Callable[[str], str]
-) -> None:
+def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:
     """Refuse a checkpoint that has fewer layers than its configuration says."""
-    last = rename(f"model.layers.{decoder.num_layers - 1}.input_layernorm.weight")
-    if last not in source.names():
+    last = f"model.layers.{decoder.num_layers - 1}.self_attn.o_proj.weight"
+    stored = family.weight(last, decoder).name
+    if stored not in source.names():
         raise ModelError(
-            f"{source.name} says it has {decoder.num_layers} layers but holds no {last!r}; the "
+            f"{source.name} says it has {decoder.num_layers} layers but holds no {stored!r}; the "
             "checkpoint is incomplete or of another architecture"
         )
 
 
-def check_shapes(
-    source: ModelSource, expected: dict[str, tuple[int, ...]], rename: Callable[[str], str]
-) -> None:
+def check_shapes(source: FamilySource, expected: dict[str, tuple[int, ...]]) -> None:
     """Refuse a checkpoint whose weights are missing or of other shapes, naming the first."""
     present = set(source.names())
     for name, shape in expected.items():
-        stored = rename(name)
-        if stored not in present:
+        if name not in present:
             raise ModelError(
-                f"{source.name} holds no weight {stored!r}, which its configuration asks for; the "
+                f"{source.name} holds no weight {name!r}, which its configuration asks for; the "
                 "checkpoint is incomplete or of another architecture"
             )
-        if tuple(source.shape(stored)) != shape:
+        if tuple(source.shape(name)) != shape:
             raise ModelError(
-                f"{source.name}: {stored} has shape {list(source.shape(stored))}, the "
+                f"{source.name}: {name} has shape {list(source.shape(name))}, the "
                 f"configuration asks for {list(shape)}"
             )
 

@@ -44,43 +44,35 @@ class Materializer:
     Parameters
     ----------
     source : ModelSource
-        Where the weights are.
-    rename : callable
-        Parameter name of the module -> weight name of the source.
+        Where the weights are, under the module's names.
     overrides : Overrides
         Weights from a calibration.
     """
 
-    def __init__(
-        self,
-        source: ModelSource,
-        rename: Callable[[str], str] = lambda name: name,
-        overrides: Overrides = NO_OVERRIDES,
-    ) -> None:
-        self.source, self.rename, self.overrides = source, rename, overrides
+    def __init__(self, source: ModelSource, overrides: Overrides = NO_OVERRIDES) -> None:
+        self.source, self.overrides = source, overrides
 
     def load(self, name: str) -> np.ndarray:
         """Load one weight as float32 (C-contiguous)."""
-        name = self.rename(name)
         if name in self.overrides.floats:
             return np.ascontiguousarray(self.overrides.floats[name], np.float32)
         return np.ascontiguousarray(self.source.load(name), np.float32)
 
     def quantize(self, name: str, recipe: Recipe) -> Quantized:
         """Quantize one weight, or take its codes as they are stored where formats agree."""
-        fmt, stored = formats.get(recipe.format), self.rename(name)
-        if stored in self.overrides.quantized:
-            given = self.overrides.quantized[stored]
+        fmt = formats.get(recipe.format)
+        if name in self.overrides.quantized:
+            given = self.overrides.quantized[name]
             if given.format.name != fmt.name:
                 raise ModelError(
-                    f"{stored} was calibrated as {given.format.name} but is compiled as {fmt.name}"
+                    f"{name} was calibrated as {given.format.name} but is compiled as {fmt.name}"
                 )
             return given
-        raw = None if recipe.transpose else self.source.load_raw(stored)
+        raw = None if recipe.transpose else self.source.load_raw(name)
         if raw is not None and raw.format.name == fmt.name:
             return raw
         array = self.load(name)
-        return fmt.quantize(array.T if recipe.transpose else array, name=stored)
+        return fmt.quantize(array.T if recipe.transpose else array, name=name)
 
     def make(self, recipe: Recipe) -> dict[str, np.ndarray]:
         """Return the arrays of an origin by part; a plain float parameter has the part ""."""

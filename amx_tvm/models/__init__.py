@@ -1,7 +1,26 @@
 """Model families: configurations and Relax modules for what frontends load."""
 
-from amx_tvm.models import llama  # noqa: F401 - registers itself
+from amx_tvm.models import (  # noqa: F401 - they register themselves
+    gemma,
+    gpt2,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.registry import ModelFamily, families, find, register
+from amx_tvm.models.weights import FamilySource, Weight
 
-__all__ = ["DecoderConfig", "ModelFamily", "families", "find", "register"]
+__all__ = [
+    "DecoderConfig",
+    "FamilySource",
+    "ModelFamily",
+    "Weight",
+    "families",
+    "find",
+    "register",
+]

@@ -7,12 +7,46 @@ from typing import Any
 
 from amx_tvm.errors import ModelError
 
+ROPE_SCALINGS = ("llama3", "linear", "yarn", "longrope")
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One rotary embedding: its base, and the scaling dictionary (empty when plain)."""
+
+    theta: float
+    scaling: dict[str, Any] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """Everything that the shared decoder needs; a family fills in what it does differently.
 
     Sizes are counts of features; ``context_length`` and positions are in tokens.
+
+    Parameters
+    ----------
+    norm_placement : str
+        "pre" (Llama: norms in front of attention and MLP), "post" (OLMo 2: behind them) or
+        "sandwich" (Gemma: both).
+    qk_norm : str
+        "" (none), "head" (RMSNorm of each head's query and key) or "full" (of all heads at once).
+    activation : str
+        "silu", "gelu" (erf) or "gelu_tanh".
+    layer_kinds : tuple of str
+        "full_attention" or "sliding_attention" for each layer; empty when all are full.
+    layer_ropes : tuple of Rope or None
+        The rotary embedding of each layer, None where a layer has none; empty when all layers use
+        ``rope_theta`` and ``rope_scaling``, which the KV cache then applies itself.
+    rotary_dim : int or None
+        Leading channels of a head that rotate; None rotates all of them.
+    attention_factor : float or None
+        Factor on q k^T; None is 1 / sqrt(head_dim).
+    attention_soft_cap, logit_soft_cap : float
+        Bound c of c tanh(s / c) on scores and logits; 0 leaves them.
+    embedding_scale : float
+        Factor on the embeddings.
     """
 
     family: str
@@ -31,12 +65,26 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
+    norm_placement: str = "pre"
+    activation: str = "silu"
+    layer_kinds: tuple[str, ...] = ()
+    sliding_window: int = 0
+    layer_ropes: tuple[Rope | None, ...] = ()
+    rotary_dim: int | None = None
+    attention_factor: float | None = None
+    attention_soft_cap: float = 0.0
+    logit_soft_cap: float = 0.0
+    embedding_scale: float = 1.0
 
     @property
     def attention_scale(self) -> float:
         """Factor on q k^T."""
-        return self.head_dim**-0.5
+        return self.head_dim**-0.5 if self.attention_factor is None else self.attention_factor
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer's queries see only the last ``sliding_window`` keys."""
+        return bool(self.layer_kinds) and self.layer_kinds[layer] == SLIDING
 
 
 class ConfigReader:
@@ -72,6 +120,33 @@ class ConfigReader:
         value = self.values.get(name)
         return default if value is None else value
 
+    def only(self, name: str, supported: dict[Any, Any], default: Any) -> Any:
+        """Return what a field's value stands for; refuse a value that is not supported.
+
+        Raises
+        ------
+        ModelError
+            Naming the field, its value and the values that are supported.
+        """
+        value = self.get(name, default)
+        if value not in supported:
+            raise ModelError(
+                f"the configuration field {name!r} is {value!r}; {self.kind} models are supported "
+                f"with {' or '.join(repr(key) for key in supported)}"
+            )
+        return supported[value]
+
+    def activation(self, name: str = "hidden_act", default: str = "silu") -> str:
+        """Return the MLP's activation: "silu", "gelu" or "gelu_tanh"."""
+        known = {
+            "silu": "silu",
+            "swish": "silu",
+            "gelu": "gelu",
+            "gelu_new": "gelu_tanh",
+            "gelu_pytorch_tanh": "gelu_tanh",
+        }
+        return self.only(name, known, default)
+
     def rope(self) -> tuple[float, dict[str, Any]]:
         """Return rope_theta and the scaling dictionary (empty when plain).
 
@@ -83,10 +158,79 @@ class ConfigReader:
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind == "default":
             return theta, {}
-        if kind not in ("llama3", "linear", "yarn", "longrope"):
+        if kind not in ROPE_SCALINGS:
             raise ModelError(
-                f"RoPE scaling {kind!r} is not supported; supported are llama3, linear, yarn and "
-                "longrope"
+                f"rope_scaling of type {kind!r} is not supported; supported are "
+                + ", ".join(ROPE_SCALINGS)
             )
         scaling["rope_type"] = kind
         return theta, scaling
+
+    def layer_kinds(self, layers: int, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return the attention kind of each layer; empty when no layer slides."""
+        kinds = tuple(self.get("layer_types", default))
+        if len(kinds) not in (0, layers):
+            raise ModelError(
+                f"the configuration field 'layer_types' has {len(kinds)} entries for {layers} "
+                "layers"
+            )
+        for kind in kinds:
+            if kind not in (FULL, SLIDING):
+                raise ModelError(
+                    f"the configuration field 'layer_types' holds {kind!r}; {self.kind} models are "
+                    f"supported with {FULL!r} and {SLIDING!r}"
+                )
+        return kinds if SLIDING in kinds else ()
+
+
+def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> DecoderConfig:
+    """Read the fields that all Llama-like configurations share.
+
+    Parameters
+    ----------
+    values : dict
+        The configuration.
+    family : str
+        Name of the model family.
+    differences : optional
+        Fields of the DecoderConfig that the family sets itself; they are not read.
+
+    Raises
+    ------
+    ModelError
+        For a field that is missing or that the shared decoder cannot follow.
+    """
+    read = ConfigReader(values)
+    hidden, heads = read.require("hidden_size"), read.require("num_attention_heads")
+    layers, context = read.require("num_hidden_layers"), read.require("max_position_embeddings")
+    head_dim = int(read.get("head_dim", hidden // heads))
+    theta, scaling = read.rope()
+    found = {
+        "vocab_size": read.require("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": read.require("intermediate_size"),
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": int(read.get("num_key_value_heads", heads)),
+        "head_dim": head_dim,
+        "context_length": context,
+        "norm_eps": read.require("rms_norm_eps", float),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "tie_embeddings": bool(read.get("tie_word_embeddings", False)),
+        "qkv_bias": bool(read.get("attention_bias", False)),
+        "o_bias": bool(read.get("attention_bias", False)),
+        "mlp_bias": bool(read.get("mlp_bias", False)),
+    }
+    if "activation" not in differences:
+        found["activation"] = read.activation()
+    share = float(read.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0)))
+    if share != 1.0:
+        found["rotary_dim"] = int(head_dim * share)
+    if "layer_kinds" not in differences:
+        kinds = read.layer_kinds(layers)
+        window = int(read.get("sliding_window", 0)) if kinds else 0
+        # A window as long as the context hides nothing.
+        if window and window < context:
+            found |= {"layer_kinds": kinds, "sliding_window": window}
+    return DecoderConfig(family=family, **{**found, **differences})

@@ -2,7 +2,9 @@
 
 Activations are two-dimensional, [tokens, features], from the embedding to the logits: sequences
 exist only inside the KV cache, which knows where each token belongs. Module names follow Hugging
-Face, so weights need no renaming. Quantization is not mentioned here: passes find the linears.
+Face's Llama. What families do differently is said by :class:`DecoderConfig` where it is common to
+some, and by overridden ``make_...`` methods otherwise. Quantization is not mentioned here: passes
+find the linears.
 """
 
 from __future__ import annotations
@@ -15,6 +17,19 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache
+from amx_tvm.models.rotary import rotate
+from amx_tvm.models.step import Step, attend
+
+ACTIVATIONS = {
+    "silu": op.silu,
+    "gelu": op.gelu,
+    "gelu_tanh": lambda x: op.gelu(x, approximate="tanh"),
+}
+
+
+def rms_norm(config: DecoderConfig, size: int) -> nn.RMSNorm:
+    """Build an RMSNorm over the last axis."""
+    return nn.RMSNorm(size, -1, config.norm_eps, bias=False)
 
 
 class Attention(nn.Module):
@@ -28,82 +43,114 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.o_bias)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(d, -1, config.norm_eps, bias=False)
-            self.k_norm = nn.RMSNorm(d, -1, config.norm_eps, bias=False)
+            full = config.qk_norm == "full"
+            self.q_norm = rms_norm(config, heads * d if full else d)
+            self.k_norm = rms_norm(config, kv * d if full else d)
 
-    def forward(self, x: Tensor, cache: PagedKVCache) -> Tensor:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         """Attend: x [tokens, hidden] -> [tokens, hidden]."""
-        heads, kv, d = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        config = self.config
+        heads, kv, d = config.num_heads, config.num_kv_heads, config.head_dim
         tokens = x.shape[0]
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.config.qk_norm:
+        if config.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        elif config.qk_norm == "head":
             q = op.reshape(self.q_norm(op.reshape(q, (tokens, heads, d))), (tokens, heads * d))
             k = op.reshape(self.k_norm(op.reshape(k, (tokens, kv, d))), (tokens, kv * d))
         qkv = op.reshape(op.concat([q, k, v], dim=-1), (tokens, heads + 2 * kv, d))
-        out = attend(cache, self.layer, qkv, heads, self.config.attention_scale)
-        return self.o_proj(op.reshape(out, (tokens, heads * d)))
-
-
-def attend(cache: PagedKVCache, layer: int, qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """Rotate, append to the cache and attend: [tokens, heads + 2 kv, d] -> [tokens, heads, d]."""
-    tokens, _, d = qkv.shape
-    call = relax.call_dps_packed(
-        "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
-        [cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
-        out_ty=relax.TensorType((tokens, heads, d), qkv.dtype),
-    )
-    return Tensor(_expr=relax.BlockBuilder.current().emit(call))
+        rope = step.rope(self.layer)
+        if rope is not None:
+            qkv = rotate(qkv, rope, heads + kv)
+        return self.o_proj(op.reshape(attend(step.cache, config, self.layer, qkv), (tokens, -1)))
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x))."""
 
     def __init__(self, config: DecoderConfig) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.activation = ACTIVATIONS[config.activation]
         self.gate_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
         self.up_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [tokens, hidden] to [tokens, hidden]."""
-        return self.down_proj(op.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Attention and MLP, each added to the residual stream, with norms before or behind them.
+
+    Norms have Hugging Face's names, in which ``post_attention_layernorm`` stands before the MLP
+    where norms are only in front of the blocks, and behind the attention otherwise.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
-        eps = config.norm_eps
-        self.self_attn = Attention(config, layer)
-        self.mlp = GatedMLP(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, -1, eps, bias=False)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, -1, eps, bias=False)
+        self.placement = config.norm_placement
+        self.self_attn = self.make_attention(config, layer)
+        self.mlp = self.make_mlp(config, layer)
+        size = config.hidden_size
+        self.post_attention_layernorm = rms_norm(config, size)
+        if self.placement != "post":
+            self.input_layernorm = rms_norm(config, size)
+        if self.placement != "pre":
+            self.post_feedforward_layernorm = rms_norm(config, size)
+        if self.placement == "sandwich":
+            self.pre_feedforward_layernorm = rms_norm(config, size)
 
-    def forward(self, x: Tensor, cache: PagedKVCache) -> Tensor:
+    def make_attention(self, config: DecoderConfig, layer: int) -> nn.Module:
+        """Build the attention; families with their own override this."""
+        return Attention(config, layer)
+
+    def make_mlp(self, config: DecoderConfig, _layer: int) -> nn.Module:
+        """Build the MLP; families with their own override this."""
+        return GatedMLP(config)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map the residual stream [tokens, hidden] to the next one."""
-        x = self.self_attn(self.input_layernorm(x), cache) + x
-        return self.mlp(self.post_attention_layernorm(x)) + x
+        if self.placement == "pre":
+            x = self.self_attn(self.input_layernorm(x), step) + x
+            return self.mlp(self.post_attention_layernorm(x)) + x
+        if self.placement == "post":
+            x = self.post_attention_layernorm(self.self_attn(x, step)) + x
+            return self.post_feedforward_layernorm(self.mlp(x)) + x
+        x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), step)) + x
+        return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))) + x
 
 
 class DecoderModel(nn.Module):
     """Embedding, layers and final norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             [self.make_layer(config, index) for index in range(config.num_layers)]
         )
-        self.norm = nn.RMSNorm(config.hidden_size, -1, config.norm_eps, bias=False)
+        self.norm = self.make_norm(config)
 
     def make_layer(self, config: DecoderConfig, index: int) -> nn.Module:
         """Build one layer; families with their own block override this."""
         return DecoderLayer(config, index)
 
+    def make_norm(self, config: DecoderConfig) -> nn.Module:
+        """Build the final norm."""
+        return rms_norm(config, config.hidden_size)
+
+    def embed(self, input_ids: Tensor, _step: Step) -> Tensor:
+        """Return the residual stream's start [tokens, hidden]."""
+        hidden = self.embed_tokens(input_ids)
+        scale = self.config.embedding_scale
+        return hidden if scale == 1.0 else hidden * scale
+
     def forward(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
         """Map token ids int32 [tokens] to hidden states [tokens, hidden]."""
-        hidden = self.embed_tokens(input_ids)
+        step = Step(self.config, cache, input_ids.shape[0])
+        hidden = self.embed(input_ids, step)
         for layer in self.layers:
-            hidden = layer(hidden, cache)
+            hidden = layer(hidden, step)
         return hidden
 
 
@@ -131,7 +178,9 @@ class CausalLM(nn.Module):
             logits = op.matmul(hidden, op.permute_dims(weight))
         else:
             logits = self.lm_head(hidden)
-        return logits.astype("float32") if logits.dtype != "float32" else logits
+        logits = logits.astype("float32") if logits.dtype != "float32" else logits
+        cap = self.config.logit_soft_cap
+        return op.tanh(logits * (1.0 / cap)) * cap if cap else logits
 
     def prefill(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
         """Append one sequence's chunk [1, n]; logits of its last position [1, vocab]."""

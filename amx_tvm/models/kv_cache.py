@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 from tvm.target import Target
 
+from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from relax_passes.kv_cache import CpuPagedKVCache, KVCacheConfig
 
@@ -26,9 +27,36 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
         head_dim=config.head_dim,
         rope_theta=config.rope_theta,
         rope_scaling=config.rope_scaling or None,
+        rotary_dim=config.rotary_dim,
+        rotate=not config.layer_ropes,
+        sliding_window=config.sliding_window or None,
+        attn_kind=tuple(
+            "mha_sliding" if config.slides(layer) else "mha" for layer in range(config.num_layers)
+        ),
+        soft_cap=config.attention_soft_cap,
         max_position_embeddings=config.context_length,
         context_length=config.context_length,
     )
+
+
+def check_gpu(config: DecoderConfig, kind: str) -> None:
+    """Refuse what TVM's own attention kernels cannot do.
+
+    Raises
+    ------
+    ModelError
+        Naming the feature.
+    """
+    lacking = []
+    if config.sliding_window:
+        lacking.append(f"sliding layers (sliding_window {config.sliding_window})")
+    if config.attention_soft_cap:
+        lacking.append(f"attn_logit_softcapping {config.attention_soft_cap}")
+    if lacking:
+        raise ModelError(
+            f"{config.family} models need {' and '.join(lacking)}, which the attention kernels of "
+            f"the target {kind!r} do not have; compile for a CPU"
+        )
 
 
 def create_kv_cache(
@@ -45,6 +73,7 @@ def create_kv_cache(
         return CpuPagedKVCache(
             cache_config(config), max_batch_size, max_total_seq_len, prefill_chunk_size, target
         )
+    check_gpu(config, target.kind.name)
     return TIRPagedKVCache(
         attn_kind="mha",
         max_batch_size=max_batch_size,
@@ -60,12 +89,12 @@ def create_kv_cache(
         v_head_dim=config.head_dim,
         mla_original_qk_head_dim=0,
         mla_original_v_head_dim=0,
-        rope_mode=RopeMode.NORMAL,
+        rope_mode=RopeMode.NONE if config.layer_ropes else RopeMode.NORMAL,
         rope_scale=1,
         rope_theta=config.rope_theta,
         rope_scaling=config.rope_scaling,
         rope_ext_factors=relax.prim_value(0),
-        rotary_dim=config.head_dim,
+        rotary_dim=config.rotary_dim or config.head_dim,
         enable_disaggregation=False,
         dtype="float16",
         target=target,

@@ -12,6 +12,12 @@ from typing import Any
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.weights import Weight
+
+
+def same_name(name: str, _config: DecoderConfig) -> Weight:
+    """Find a weight under the module's own name."""
+    return Weight(name)
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,9 @@ class ModelFamily:
         Config dictionary -> DecoderConfig; raises ModelError for what the family cannot do.
     build : callable
         DecoderConfig -> the nn.Module, such as ``amx_tvm.models.decoder.CausalLM``.
-    weight_names : callable
-        Parameter name of the module -> weight name of the checkpoint; the same by default.
+    weight : callable
+        Weight name of the module and DecoderConfig -> the Weight to read from the checkpoint; the
+        one of the same name by default.
     """
 
     name: str
@@ -39,7 +46,7 @@ class ModelFamily:
     model_types: tuple[str, ...]
     configure: Callable[[dict[str, Any]], DecoderConfig]
     build: Callable[[DecoderConfig], Any]
-    weight_names: Callable[[str], str] = str
+    weight: Callable[[str, DecoderConfig], Weight] = same_name
 
 
 _FAMILIES: dict[str, ModelFamily] = {}

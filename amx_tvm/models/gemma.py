@@ -1,0 +1,99 @@
+"""Gemma 2 and 3: norms around both blocks, scaled embeddings, local and global layers, soft caps.
+
+Differences from Llama's block:
+
+* RMSNorm multiplies by 1 + w: the 1 is added to the weights when they are loaded;
+* four norms a layer, before and after attention and MLP; a gate of GELU (tanh);
+* embeddings are multiplied by sqrt(hidden_size), and the head is tied to them;
+* q k^T is scaled by query_pre_attn_scalar ** -0.5;
+* most layers see only a window, and in Gemma 3 rotate with a base of their own;
+* Gemma 2 bounds scores and logits by c tanh(s / c); Gemma 3 normalizes queries and keys instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.decoder import CausalLM
+from amx_tvm.models.registry import ModelFamily, register
+from amx_tvm.models.weights import Weight
+
+
+def _configure(values: dict[str, Any], family: str, period: int, **differences) -> DecoderConfig:
+    """Read what both have in common; every ``period``-th layer is global by default."""
+    read = ConfigReader(values)
+    layers, hidden = read.require("num_hidden_layers"), read.require("hidden_size")
+    period = int(read.get("sliding_window_pattern", period))
+    kinds = [FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)]
+    read.only("use_bidirectional_attention", {False: False}, False)
+    head_dim = read.get("head_dim", 256)
+    values = {
+        **values,
+        "layer_types": values.get("layer_types") or kinds,
+        "tie_word_embeddings": read.get("tie_word_embeddings", True),
+        "head_dim": head_dim,
+    }
+    return read_decoder(
+        values,
+        family,
+        norm_placement="sandwich",
+        activation=read.activation("hidden_activation", "gelu_pytorch_tanh"),
+        attention_factor=float(read.get("query_pre_attn_scalar", head_dim)) ** -0.5,
+        attention_soft_cap=float(read.get("attn_logit_softcapping", 0.0)),
+        logit_soft_cap=float(read.get("final_logit_softcapping", 0.0)),
+        embedding_scale=hidden**0.5,
+        **differences,
+    )
+
+
+def configure_gemma2(values: dict[str, Any]) -> DecoderConfig:
+    """Read a Gemma 2 configuration: every second layer is global."""
+    return _configure(values, "gemma2", 2)
+
+
+def configure_gemma3(values: dict[str, Any]) -> DecoderConfig:
+    """Read a Gemma 3 text configuration: every sixth layer is global, with a longer RoPE."""
+    read = ConfigReader(values)
+    layers = read.require("num_hidden_layers")
+    period = int(read.get("sliding_window_pattern", 6))
+    kinds = values.get("layer_types") or [
+        FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)
+    ]
+    theta, scaling = ConfigReader({"rope_theta": 1e6, **values}).rope()
+    far = Rope(theta, scaling)
+    near = Rope(float(read.get("rope_local_base_freq", 10000.0)))
+    return _configure(
+        values,
+        "gemma3",
+        period,
+        qk_norm="head",
+        layer_ropes=tuple(near if kind == SLIDING else far for kind in kinds),
+    )
+
+
+def weight(name: str, _config: DecoderConfig) -> Weight:
+    """Find a weight in the checkpoint; norms get their 1."""
+    return Weight(name, offset=1.0 if name.endswith("norm.weight") else 0.0)
+
+
+register(
+    ModelFamily(
+        name="gemma2",
+        architectures=("Gemma2ForCausalLM",),
+        model_types=("gemma2",),
+        configure=configure_gemma2,
+        build=CausalLM,
+        weight=weight,
+    )
+)
+register(
+    ModelFamily(
+        name="gemma3",
+        architectures=("Gemma3ForCausalLM",),
+        model_types=("gemma3_text",),
+        configure=configure_gemma3,
+        build=CausalLM,
+        weight=weight,
+    )
+)

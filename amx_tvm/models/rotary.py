@@ -1,0 +1,99 @@
+"""Rotary embeddings inside the model, for families whose layers do not all rotate alike.
+
+The KV cache rotates on its own where one rotary embedding serves all layers. Otherwise the model
+asks the cache for the positions, makes one table of cosines and sines for each different rotary
+embedding, once a step, and rotates queries and keys before they enter the cache.
+"""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.relax.frontend.nn import Tensor, op
+
+from amx_tvm.models.config import DecoderConfig, Rope
+from relax_passes.kv_cache.config import KVCacheConfig
+from relax_passes.kv_cache.frequencies import inverse_frequencies
+
+Tables = tuple[Tensor, Tensor]
+
+
+def tables(positions: Tensor, rope: Rope, config: DecoderConfig) -> Tables:
+    """Make cosines and sines.
+
+    Parameters
+    ----------
+    positions : Tensor
+        int32 [tokens].
+    rope : Rope
+        Base and scaling.
+    config : DecoderConfig
+        The model's shape.
+
+    Returns
+    -------
+    tuple of Tensor
+        float32 [tokens, rotary / 2] each.
+    """
+    shape = KVCacheConfig(
+        layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=config.head_dim,
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling or None,
+        rotary_dim=config.rotary_dim,
+        max_position_embeddings=config.context_length,
+        context_length=config.context_length,
+    )
+    frequencies, factor = inverse_frequencies(shape)
+    tokens = positions.shape[0]
+    angles = op.reshape(positions.astype("float32"), (tokens, 1)) * Tensor.from_const(
+        frequencies.reshape(1, -1)
+    )
+
+    def table(name: str) -> Tensor:
+        function = getattr(tirx, name)
+
+        def build(angle: te.Tensor) -> te.Tensor:
+            return te.compute(angle.shape, lambda t, i: function(angle[t, i]) * factor, name)
+
+        return op.tensor_expr_op(build, f"rope_{name}", [angles])
+
+    return table("cos"), table("sin")
+
+
+def rotate(x: Tensor, rope: Tables, heads: int) -> Tensor:
+    """Rotate the first heads of fused queries, keys and values.
+
+    Parameters
+    ----------
+    x : Tensor
+        [tokens, heads of q, k and v, head_dim].
+    rope : tuple of Tensor
+        As :func:`tables` makes them.
+    heads : int
+        How many of the heads rotate: those of q and k.
+
+    Returns
+    -------
+    Tensor
+        Like x; channel i < rotary / 2 is paired with channel i + rotary / 2.
+    """
+    dtype = x.dtype
+
+    def build(value: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
+        half = int(cos.shape[1])
+
+        def at(t, h, i):  # noqa: ANN001, ANN202
+            def single(index):  # noqa: ANN001, ANN202
+                return value[t, h, index].astype("float32")
+
+            low = single(i) * cos[t, i] - single(i + half) * sin[t, i]
+            high = single(i) * cos[t, i - half] + single(i - half) * sin[t, i - half]
+            kept = tirx.any(h >= heads, i >= 2 * half)
+            rotated = tirx.if_then_else(i < half, low.astype(dtype), high.astype(dtype))
+            return tirx.if_then_else(kept, value[t, h, i], rotated)
+
+        return te.compute(value.shape, at, "rotate")
+
+    return op.tensor_expr_op(build, "rotate", [x, *rope])

@@ -1,0 +1,121 @@
+"""Tiny random models of every family: a configuration each, saved as transformers saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+
+from amx_tvm import formats
+
+VOCAB = 96
+WINDOW = 24  # below the length of the test's sequences, so that local layers differ
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LOCAL = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+# Family: the transformers configuration class and what differs from SHAPE.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"rope_parameters": LLAMA3, "attention_bias": True}),
+    "mistral": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 16}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32}),
+    "gemma2": ("Gemma2Config", {**LOCAL, "head_dim": 32, "query_pre_attn_scalar": 24}),
+    "gemma3": ("Gemma3TextConfig", {**LOCAL, "head_dim": 32, "query_pre_attn_scalar": 24}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
+    "olmo2": ("Olmo2Config", {}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCAB,
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+}
+
+
+def make(family: str, seed: int = 0) -> torch.nn.Module:
+    """Build the model of a family in float32, every parameter random (norms and biases too)."""
+    class_name, differences = CASES[family]
+    fields = differences if family == "gpt2" else {**SHAPE, **differences}
+    config = getattr(transformers, class_name)(**fields)
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim == 1:
+                value.add_(torch.randn_like(value) * 0.2)
+            elif "embed" in name or "wte" in name or "wpe" in name:
+                value.copy_(torch.randn_like(value) * 0.3)
+            else:
+                value.copy_(torch.randn_like(value) * 1.5 * value.shape[-1] ** -0.5)
+    return model
+
+
+def save(model: torch.nn.Module, directory: Path) -> Path:
+    """Write the model with a tokenizer that knows one word a token."""
+    model.save_pretrained(directory)
+    words = {f"w{index}": index for index in range(VOCAB)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    return directory
+
+
+def fake_quantize(model: torch.nn.Module, linear: str, head: str) -> torch.nn.Module:
+    """Round weights in place: linears to one format, embedding and head to another."""
+    done = set()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            transposed = type(module).__name__ == "Conv1D"
+            is_head = name.endswith(("lm_head", "embed_tokens", "wte"))
+            if not (transposed or is_head or isinstance(module, torch.nn.Linear)):
+                continue
+            weight = module.weight
+            if weight.data_ptr() in done:
+                continue
+            done.add(weight.data_ptr())
+            fmt = formats.get(head if is_head else linear)
+            array = weight.numpy().T if transposed else weight.numpy()
+            rounded = fmt.dequantize(fmt.quantize(np.ascontiguousarray(array)))
+            weight.copy_(torch.from_numpy(rounded.T if transposed else rounded))
+    return model
+
+
+def logits(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
+    """Return float32 [len(ids), vocab]."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """Largest deviation over the root mean square of what was expected."""
+    return float(np.abs(got - expected).max() / np.sqrt(np.mean(expected**2)))
