@@ -164,8 +164,8 @@ class ArtifactWriter:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(place).free if place.is_dir() else 0
             return ArtifactError(
-                f"no space left while writing {self.output} ({free / 1e6:.0f} MB free under "
-                f"{place}); nothing was kept: free some space or choose another --output"
+                f"no space left: {self.output} needs more than the {free / 1e6:.0f} MB that are "
+                f"free under {place}; nothing was kept: free some space or choose another --output"
             )
         return ArtifactError(
             f"cannot write {self.output}: {error.strerror or error}; nothing was kept: choose "

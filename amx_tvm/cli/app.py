@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from amx_tvm.cli import interrupt
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
@@ -248,18 +249,22 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?"
             stream.reconfigure(errors="replace")
+    interrupt.watch()
     try:
         code = app(arguments, prog_name="amx-tvm", standalone_mode=False)
         sys.stdout.flush()
     except AmxError as error:
-        fail(str(error))
-        code = error.exit_code
+        code = 130 if interrupt.pressed() else error.exit_code
+        if code != 130:
+            fail(str(error))
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader, such as `head`, has enough
         sys.stdout = None
         code = 0
     except Exception as error:
+        if interrupt.pressed():
+            sys.exit(130)
         if not hasattr(error, "format_message"):  # a wrong option or argument (click)
             raise
         if message := error.format_message():  # empty: the help was printed

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from amx_tvm.cli import interrupt
 from amx_tvm.cli.generate_command import load_engine, summary
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.chat import load_chat_template
@@ -71,6 +72,7 @@ def _answer(engine: Any, prompt: str, sequence: Any, options: dict[str, Any], qu
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
+            interrupt.clear()
         print()
         if not quiet:
             print(summary(pieces.result), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,27 @@ def test_failure_leaves_nothing(run, compiler, tmp_path, error):
         assert code == 130
     else:
         assert code == 2 and err.endswith("error: layer 3 holds NaN\n")
+
+
+def test_interrupt_inside_tvm_counts_as_interrupt(run, compiler, tmp_path):
+    """TVM turns a KeyboardInterrupt of a Python callback into a RuntimeError."""
+
+    def end():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError from None
+
+    compiler.end = staticmethod(end)
+    code, _, err = run("compile", "m", "-o", tmp_path / "out", "-q")
+    assert (code, err) == (130, "") and list(tmp_path.iterdir()) == []
+
+    def broken():
+        raise RuntimeError("a defect")
+
+    compiler.end = staticmethod(broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run("compile", "m", "-o", tmp_path / "out", "-q")
 
 
 def test_existing_output_needs_overwrite(run, compiler, tmp_path):
