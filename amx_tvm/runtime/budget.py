@@ -1,6 +1,7 @@
 """Memory of a model that is loaded, known before anything is loaded.
 
-    weights + working memory of a prefill chunk + library + KV cache + what the process has already
+    weights + library + working memory of a prefill chunk + KV cache + runtime
+    + what the process has already
 
 The KV cache takes what the others leave. Working memory is an estimate from the model's sizes, on
 the high side: activations of one chunk, kept by the virtual machine's pool for the sizes that
@@ -20,6 +21,7 @@ from amx_tvm.errors import GenerationError, TargetError
 
 CHUNKS = (512, 256, 128, 64, 32)
 SMALLEST_CONTEXT = 128  # tokens below which nobody is served
+RUNTIME_BYTES = 40 << 20  # tvm_ffi, libtvm_runtime, thread stacks, the tokenizer; measured 20 to 38
 _POOLED = 2  # a chunk of full size and a last, shorter one
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -84,7 +86,7 @@ def fit(
     """
     used = resident_bytes() if used is None else used
     weights = sum(shard.bytes for shard in manifest.parameters.shards)
-    fixed = used + weights + manifest.library.bytes
+    fixed = used + RUNTIME_BYTES + weights + manifest.library.bytes
     page, longest = int(manifest.kv_cache["page_size"]), int(manifest.model["context_length"])
     wanted = context or min(SMALLEST_CONTEXT, longest)
     token = kv_bytes(manifest)
@@ -95,9 +97,10 @@ def fit(
             return (context or min(room, longest)), chunk
     need = fixed + working_bytes(manifest, CHUNKS[-1]) + wanted * token
     raise GenerationError(
-        f"the model does not fit into {_mb(limit)}: the process has {_mb(used)}, weights take "
-        f"{_mb(weights)}, the library {_mb(manifest.library.bytes)}, working memory "
-        f"{_mb(working_bytes(manifest, CHUNKS[-1]))}, and {wanted} tokens of context "
+        f"the model does not fit into {_mb(limit)}: the process has {_mb(used)}, the runtime "
+        f"takes {_mb(RUNTIME_BYTES)}, weights {_mb(weights)}, the library "
+        f"{_mb(manifest.library.bytes)}, working memory "
+        f"{_mb(working_bytes(manifest, CHUNKS[-1]))} and {wanted} tokens of context "
         f"{_mb(wanted * token)}: {_mb(need)} together; raise the limit, shorten the context or "
         "take a smaller model"
     )
