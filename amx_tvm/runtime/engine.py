@@ -85,8 +85,7 @@ def load(
         The model does not fit into ``max_memory``; nothing was loaded.
     """
     root = Path(path)
-    versions = installed_versions()
-    manifest = verify_artifact(root, verify, versions if versions[0] else None, device)
+    manifest = verify_artifact(root, verify, installed_versions(), device)
     set_threads(threads)
     chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
     if max_memory is not None and manifest.kind == "causal_lm":

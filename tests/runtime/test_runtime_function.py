@@ -1,0 +1,85 @@
+"""Artifacts of kind "function": called with arrays, parameters bound, several results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import amx_tvm.runtime
+from amx_tvm.artifact import ArtifactWriter, Manifest, TargetRecord, Versions
+from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime.library import installed_versions
+
+WEIGHT = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+
+def build(path, weights):
+    """main(x[, params]) = x @ w, and pair(x[, params]) = (x @ w, -(x @ w))."""
+    import tvm
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    for name in ("main", "pair"):
+        x = relax.Var("x", relax.TensorType((3, 4), "float32"))
+        kind = relax.TensorType((4, 6), "float32")
+        given = relax.Var("params", relax.TupleType([kind]))
+        with builder.function(name, [x, given] if weights else [x]):
+            weight = relax.TupleGetItem(given, 0) if weights else relax.const(WEIGHT)
+            y = builder.emit(relax.op.matmul(x, builder.emit(weight)))
+            result = relax.Tuple([y, builder.emit(relax.op.negative(y))]) if name == "pair" else y
+            builder.emit_func_output(result)
+    with ArtifactWriter(path) as writer:
+        executable = tvm.compile(builder.get(), tvm.target.Target({"kind": "llvm"}))
+        executable.export_library(str(writer.path("lib.so")))
+        if weights:
+            writer.parameters.add("w", WEIGHT)
+        writer.finish(
+            Manifest(
+                versions=Versions("0", *installed_versions()),
+                target=TargetRecord("llvm-test", "llvm", ""),
+                library=writer.library(),
+                parameters=writer.parameters.finish(),
+                model={"name": "product"},
+                functions=["main", "pair"],
+                kind="function",
+            )
+        )
+    return amx_tvm.runtime.load(path)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["parameters", "constants"])
+def product(request, tmp_path_factory):
+    return build(tmp_path_factory.mktemp("function") / "artifact", request.param)
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+
+
+def test_call(product, x):
+    np.testing.assert_allclose(product(x), x @ WEIGHT, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product(np.asfortranarray(x)), x @ WEIGHT, rtol=1e-5, atol=1e-6)
+
+
+def test_several_results(product, x):
+    first, second = product(x, function="pair")
+    np.testing.assert_allclose(first, x @ WEIGHT, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(second, -first)
+
+
+def test_torch_tensor_without_a_copy(product, x):
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(product(torch.from_numpy(x)), product(x))
+
+
+def test_unknown_function(product, x):
+    with pytest.raises(ArtifactError, match="'sum'.*main, pair"):
+        product(x, function="sum")
+
+
+def test_command_line_says_it_is_no_language_model(product):
+    from amx_tvm.cli.generate_command import load_engine
+
+    with pytest.raises(GenerationError, match="compiled function"):
+        load_engine(product.path, {})
