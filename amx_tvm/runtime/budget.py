@@ -21,7 +21,7 @@ from amx_tvm.errors import GenerationError, TargetError
 
 CHUNKS = (512, 256, 128, 64, 32)
 SMALLEST_CONTEXT = 128  # tokens below which nobody is served
-RUNTIME_BYTES = 40 << 20  # tvm_ffi, libtvm_runtime, thread stacks, the tokenizer; measured 20 to 38
+RUNTIME_BYTES = 48 << 20  # tvm_ffi, libtvm_runtime, thread stacks, the tokenizer; measured 20 to 44
 _POOLED = 2  # a chunk of full size and a last, shorter one
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from amx_tvm.artifact import Manifest
-from amx_tvm.errors import ArtifactError
+from amx_tvm.errors import ArtifactError, GenerationError
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 
 
@@ -45,6 +46,11 @@ class FunctionEngine:
         Returns
         -------
         ndarray, or tuple of ndarray where the function returns several.
+
+        Raises
+        ------
+        GenerationError
+            Too many or too few inputs, or one of another shape or dtype than compiled.
         """
         name = function or self._default
         if name not in self._functions:
@@ -55,8 +61,26 @@ class FunctionEngine:
             self._machine.to_device(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
             for x in inputs
         ]
-        result = self._functions[name](*arguments, *self._parameters)
+        try:
+            result = self._functions[name](*arguments, *self._parameters)
+        except Exception as error:
+            reason = self._refusal(name, inputs, str(error))
+            if reason is None:
+                raise
+            raise GenerationError(reason) from None
         return self._host(result)
+
+    def _refusal(self, name: str, inputs: tuple[Any, ...], message: str) -> str | None:
+        """Return what is wrong with the inputs, if that is what TVM's message is about."""
+        if found := re.search(rf"function {re.escape(name)} expects (\d+) arguments", message):
+            expected = int(found[1]) - len(self._parameters)
+            return f"{name} takes {expected} inputs, given were {len(inputs)}"
+        if found := re.search(r"loc=param\[(\d+)\], param=(\S+), annotation=(.+)\)  ", message):
+            given = inputs[int(found[1])]
+            kind = f"{getattr(given, 'dtype', type(given).__name__)}"
+            shape = tuple(getattr(given, "shape", ()))
+            return f"{name}: input {found[2]} is {kind} {shape}, expected {found[3]}"
+        return None
 
     def _host(self, value: Any) -> Any:
         if hasattr(value, "__dlpack__"):

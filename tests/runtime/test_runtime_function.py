@@ -78,6 +78,25 @@ def test_unknown_function(product, x):
         product(x, function="sum")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ((np.zeros((4, 4), "f4"),), ["input x is float32 (4, 4)", "(3, 4)"]),
+        ((np.zeros((3, 4), "f8"),), ["float64", "float32"]),
+        ((np.zeros((3, 4, 1), "f4"),), ["(3, 4, 1)"]),
+        ((7,), ["input x is int"]),
+        ((), ["takes 1 inputs, given were 0"]),
+        ((np.zeros((3, 4), "f4"),) * 2, ["takes 1 inputs, given were 2"]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_wrong_inputs_are_named(product, inputs, words):
+    with pytest.raises(GenerationError) as caught:
+        product(*inputs)
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_command_line_says_it_is_no_language_model(product):
     from amx_tvm.cli.generate_command import load_engine
 
