@@ -27,6 +27,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 LOCAL = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA = {**LOCAL, "head_dim": 32, "query_pre_attn_scalar": 24, "final_logit_softcapping": 3.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -42,8 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 16}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 32}),
-    "gemma2": ("Gemma2Config", {**LOCAL, "head_dim": 32, "query_pre_attn_scalar": 24}),
-    "gemma3": ("Gemma3TextConfig", {**LOCAL, "head_dim": 32, "query_pre_attn_scalar": 24}),
+    "gemma2": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3TextConfig", GEMMA),
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "olmo2": ("Olmo2Config", {}),
