@@ -24,7 +24,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from amx_tvm.errors import AmxError
+from amx_tvm.errors import TargetError
 
 # Compute capability -> what the schedules use there. The "a" of sm_90a carries wgmma.
 ARCHITECTURES = {
@@ -48,7 +48,7 @@ R cuGetErrorString(R e, const char** s) { *s = "no CUDA driver on this machine";
 """
 
 
-class CudaBuildError(AmxError):
+class CudaBuildError(TargetError):
     """CUDA code could not be built for the architecture that was asked for."""
 
 
@@ -89,6 +89,31 @@ def target(arch: str, host: dict | None = None):  # noqa: ANN201 - tvm.target.Ta
         "registers_per_block": 65536,
     }
     return Target(config, host=host or {"kind": "llvm"})
+
+
+def cuda_target(arch: str | None = None):  # noqa: ANN201 - tvm.target.Target
+    """Target for an architecture, or for the GPU of this machine when none is named.
+
+    TVM is made ready to build for it (`enable`).
+
+    Raises
+    ------
+    CudaBuildError
+        For an unknown architecture, or no name and no GPU here.
+    """
+    kind = enable()
+    if arch is None:
+        import tvm
+
+        device = tvm.cuda(0)
+        if kind == "stub" or not device.exist:
+            raise CudaBuildError(
+                "target 'cuda' means the GPU of this machine, and there is none; name an "
+                "architecture, for example target='cuda:sm_90a'"
+            )
+        arch = "sm_" + "".join(str(device.compute_version).split("."))
+        arch = {"sm_90": "sm_90a"}.get(arch, arch)
+    return target(arch)
 
 
 @cache

@@ -32,6 +32,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from amx_tvm.errors import FormatError
+from amx_tvm.formats.blocks import per_row
+from amx_tvm.formats.data import Quantized
+from amx_tvm.formats.packing import Layout, register_layout
 
 TILE_ROWS = 16
 LANE_BYTES = 16
@@ -226,13 +229,14 @@ def pack(fmt, quantized) -> dict[str, np.ndarray]:
     packed = {"codes": pack_codes(quantized.codes, shape), "scales": np.ascontiguousarray(scales)}
     if fmt.row_scaled:
         row_scale = np.zeros(tiles * 16, np.float32)
-        row_scale[:n] = np.float32(1 if quantized.tensor_scale is None else quantized.tensor_scale)
+        given = per_row(quantized.tensor_scale, (n,))
+        row_scale[:n] = 1.0 if given is None else given[:, 0]
         packed["row_scale"] = row_scale
     return packed
 
 
-def unpack(fmt, packed: dict[str, np.ndarray], n: int, k: int) -> tuple[np.ndarray, dict]:
-    """Inverse of `pack`: (codes uint8 [N, K], scales by name [N, ceil(K / group)])."""
+def unpack(fmt, packed, n: int, k: int) -> Quantized:
+    """Inverse of `pack`."""
     shape = shape_of(fmt)
     codes = unpack_codes(packed["codes"], shape, n, k)
     tiles, units, _ = packed["codes"].shape
@@ -246,10 +250,26 @@ def unpack(fmt, packed: dict[str, np.ndarray], n: int, k: int) -> tuple[np.ndarr
         first += dtype.itemsize
         stored = part.view(dtype)[..., 0]
         scales[tensor.name] = stored.astype(np.uint8) if zero_point else stored
-    return codes, scales
+    row_scale = packed.get("row_scale")
+    return Quantized(codes, scales, fmt, None if row_scale is None else row_scale[:n])
+
+
+def shapes(fmt, n: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and types of what `pack` makes."""
+    shape = shape_of(fmt)
+    found: dict[str, tuple[tuple[int, ...], str]] = {
+        "codes": (shape.codes_shape(n, k), "uint8"),
+        "scales": (shape.scales_shape(n, k), "uint8"),
+    }
+    if fmt.row_scaled:
+        found["row_scale"] = ((shape.tiles(n) * TILE_ROWS,), "float32")
+    return found
 
 
 def pack_float16(weight: np.ndarray) -> dict[str, np.ndarray]:
     """Pack unquantized weights [N, K] of any float type as float16 fragments ("none")."""
     half = np.ascontiguousarray(weight, dtype=np.float16)
     return {"codes": pack_codes(half, shape_of(None))}
+
+
+register_layout(Layout("cuda-fragment", pack, unpack, shapes))

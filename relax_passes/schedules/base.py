@@ -21,7 +21,7 @@ class TargetInfo:
     kind : str
         TVM target kind, "llvm" or "cuda".
     arch : str
-        "x86-64", "aarch64" or the triple's first part for others.
+        "x86-64", "aarch64" or the triple's first part for others; "sm_90a" and so on for cuda.
     features : frozenset of str
         LLVM feature names without signs, such as "avx512vnni" or "dotprod".
     """
@@ -41,6 +41,8 @@ class TargetInfo:
             return target
         target = target if isinstance(target, Target) else Target(target)
         kind = target.kind.name
+        if kind == "cuda":
+            return TargetInfo("cuda", str(target.attrs.get("arch", "")), frozenset())
         if kind != "llvm":
             return TargetInfo(kind, kind, frozenset())
         triple = str(target.attrs.get("mtriple", codegen.llvm_get_system_triple()))

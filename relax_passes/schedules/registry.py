@@ -13,9 +13,10 @@ from amx_tvm.errors import TargetError
 
 from .base import Rule, TargetInfo
 from .cpu.rules import CPU_RULES
+from .cuda.rules import CUDA_RULES
 from .spec import LinearSpec
 
-_RULES: list[Rule] = list(CPU_RULES)
+_RULES: list[Rule] = [*CPU_RULES, *CUDA_RULES]
 
 
 @dataclass(frozen=True)

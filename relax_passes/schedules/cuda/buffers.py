@@ -75,7 +75,8 @@ def argument_shapes(spec: LinearSpec) -> list[tuple[str, tuple, str]]:
 
 def declare(spec: LinearSpec) -> Linear:
     """Declare the arguments in the PrimFunc being built."""
-    m = T.var("int32", "m") if spec.m is None else spec.m
+    # Relax counts in int64; kernels count rows in int32
+    m = tirx.Var("m", "int64") if spec.m is None else spec.m
     made: dict[str, tirx.Buffer] = {}
     for name, shape, dtype in argument_shapes(spec):
         concrete = tuple(m if extent is None else extent for extent in shape)
@@ -83,6 +84,6 @@ def declare(spec: LinearSpec) -> Linear:
     return Linear(
         spec,
         decode_of(format_of(spec)),
-        m,
+        m if isinstance(m, int) else tirx.Cast("int32", m),
         *(made.get(n) for n in ("x", "codes", "scales", "row_scale", "bias", "residual", "y")),
     )

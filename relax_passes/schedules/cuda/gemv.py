@@ -1,4 +1,4 @@
-"""Decode schedule for M <= 8: weight fragments straight from device memory into mma.sync.
+"""Decode schedule for M <= 16: weight fragments straight from device memory into mma.sync.
 
 A warp computes `tiles` tiles of 16 rows of W over a part of K; the warps of a block split K and meet in
 shared memory (gate and up are the two tiles of a warp with silu_mul). The tensor core's 16-row operand is
@@ -13,6 +13,9 @@ W, its 8 columns are filled from x in one of two ways:
 The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a lane for groups of 32.
 Each warp copies its own superblocks to its own shared memory and reads them back with one ldmatrix: lane
 (g, t) brings 16-byte piece t of column g to place  8 t + (g ^ 2 t), free of bank conflicts both ways.
+
+For M = 9..16 (plain only, two tiles of 8 columns) the scales are applied to the weights in registers and
+one chain runs over all of K: a second chain would cost more than touching every weight.
 
 K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch of
 chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the activations
@@ -73,6 +76,16 @@ class Plan:
         return self.chunk // self.superblock
 
     @property
+    def column_tiles(self) -> int:
+        """Tiles of 8 columns of the x operand."""
+        return max(1, self.rows // 8)
+
+    @property
+    def operands(self) -> int:
+        """Registers of the x operand for one batch."""
+        return self.batch * self.superblocks * self.column_tiles * self.pieces
+
+    @property
     def pieces(self) -> int:
         """16-byte pieces of x in one column of a superblock: registers of the x operand."""
         return self.group // 8
@@ -85,7 +98,7 @@ def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
     group = shape.group or 32
     gp = 1
     if shape.group:
-        gp = 8 // rows
+        gp = max(1, 8 // rows)
         while gp > 1 and columns % max(gp * group, shape.unit):
             gp //= 2
     chunk = max(shape.unit, gp * group)
@@ -141,8 +154,10 @@ class _Warp:
         tiles = knobs.tiles
         self.words = local(tiles * self.words_per_tile, "uint32")
         self.records = local(tiles * self.records_per_tile * self.record_words, "uint32")
-        self.x = local(plan.batch * plan.superblocks * plan.pieces, "uint32")
-        self.acc = local(tiles * 8)
+        self.x = local(plan.operands, "uint32")
+        self.wide = plan.rows > 8
+        self.sums = max(8, 4 * plan.column_tiles)  # accumulators of a tile
+        self.acc = local(tiles * self.sums)
         self.out = local(tiles * self.outs)
         self.stage = T.bind(call("amx_smem", stage, returns="uint32"))
 
@@ -201,31 +216,33 @@ class _Warp:
     def fetch_x(self, batch) -> None:
         """Copy the batch's superblocks of x to the warp's shared memory, one piece a lane each."""
         plan, k, m = self.plan, self.linear.spec.k, self.linear.m
-        row = self.g // plan.gp
-        always = isinstance(m, int) and m * plan.gp >= 8
-        safe_row = row if always else tirx.min(row, m - 1)
+        always = isinstance(m, int) and m * plan.gp >= 8 * plan.column_tiles
         full = plan.exact and plan.chunks * plan.chunk == k
-        for c in range(plan.batch):
-            for s in range(plan.superblocks):
-                start = self._chunk(batch, c) * plan.chunk + s * plan.superblock
-                column = start + (self.g % plan.gp) * plan.group + 8 * self.t
-                inside = tirx.const(True, "bool") if always else row < m
-                if not full:
-                    inside = tirx.And(inside, column < k)
-                    column = tirx.min(column, k - 8)
-                place = self._place(self.g, self.t)
-                slot = (c * plan.superblocks + s) * 8 * plan.pieces
-                args = (
-                    self.stage + tirx.Cast("uint32", (slot + place) * 16),
-                    at(self.linear.x, safe_row, column),
-                    inside,
-                )
-                if plan.pieces == 4:
-                    call("amx_fetch_x", *args)
-                else:
-                    with T.If(self.t < plan.pieces):
-                        with T.Then():
-                            call("amx_fetch_x", *args)
+        tiles = plan.column_tiles
+        for index in range(plan.batch * plan.superblocks * tiles):
+            c, rest = divmod(index, plan.superblocks * tiles)
+            s, n = divmod(rest, tiles)
+            row = self.g // plan.gp + 8 * n
+            safe_row = row if always else tirx.min(row, m - 1)
+            start = self._chunk(batch, c) * plan.chunk + s * plan.superblock
+            column = start + (self.g % plan.gp) * plan.group + 8 * self.t
+            inside = tirx.const(True, "bool") if always else row < m
+            if not full:
+                inside = tirx.And(inside, column < k)
+                column = tirx.min(column, k - 8)
+            place = self._place(self.g, self.t)
+            slot = index * 8 * plan.pieces
+            args = (
+                self.stage + tirx.Cast("uint32", (slot + place) * 16),
+                at(self.linear.x, safe_row, column),
+                inside,
+            )
+            if plan.pieces == 4:
+                call("amx_fetch_x", *args)
+            else:
+                with T.If(self.t < plan.pieces):
+                    with T.Then():
+                        call("amx_fetch_x", *args)
 
     def _place(self, column, piece):
         """Place of a 16-byte piece of a superblock, see the module docstring."""
@@ -237,7 +254,7 @@ class _Warp:
         call("amx_fetch_done")
         matrix = self.lane // 8 if plan.pieces == 4 else (self.lane // 8) % 2
         place = self._place(self.lane % 8, matrix)
-        for s in range(plan.batch * plan.superblocks):
+        for s in range(plan.batch * plan.superblocks * plan.column_tiles):
             offset = tirx.Cast("uint32", (s * 8 * plan.pieces + place) * 16)
             call(f"amx_matrix{plan.pieces}", at(self.x, s * plan.pieces), self.stage + offset)
         if plan.rounds > 1:
@@ -245,9 +262,11 @@ class _Warp:
 
     def zero(self) -> None:
         """Start new chains."""
+        plan = self.plan
         for i in range(self.knobs.tiles):
-            for j in range(4 * self.linear.decode.chains):
-                T.buffer_store(self.acc, tirx.const(0.0, "float32"), [8 * i + j])
+            count = 4 * plan.column_tiles if self.wide else 4 * self.linear.decode.chains
+            for j in range(count):
+                T.buffer_store(self.acc, tirx.const(0.0, "float32"), [self.sums * i + j])
 
     def multiply(self, part) -> None:
         """Run the chains over one part of a batch that is in registers."""
@@ -259,7 +278,7 @@ class _Warp:
                 for st in range(steps):
                     superblock, inside = divmod(u * steps + st, per_superblock)
                     group, p = divmod(inside, per_group)
-                    if plan.parts == 1 and inside == 0 and self.scaled:
+                    if plan.parts == 1 and inside == 0 and self.scaled and not self.wide:
                         self.zero()
                     if plan.parts > 1:
                         group = part * (self.part_units * steps // per_group) + group
@@ -268,7 +287,11 @@ class _Warp:
                         self.scale(c, superblock)
 
     def _step(self, c: int, superblock: int, u: int, st: int, group, p: int) -> None:
-        base = (c * self.plan.superblocks + superblock) * self.plan.pieces + 2 * p
+        plan = self.plan
+        base = (c * plan.superblocks + superblock) * plan.column_tiles * plan.pieces + 2 * p
+        if self.wide:
+            self._wide_step(c, superblock, u, st, base)
+            return
         b = [self.x[base], self.x[base + 1]]
         if self.plan.gp > 1:
             mine = tirx.EQ(self.g % self.plan.gp, group)
@@ -276,15 +299,32 @@ class _Warp:
         for i in range(self.knobs.tiles):
             word = i * self.words_per_tile + (c * self.part_units + u) * 4
             word += st * self.linear.decode.words
-            acc, words = at(self.acc, 8 * i), at(self.words, word)
+            acc, words = at(self.acc, self.sums * i), at(self.words, word)
             call(f"amx_step_{self.name}", acc, words, *b, text=self.text)
+
+    def _wide_step(self, c: int, superblock: int, u: int, st: int, base: int) -> None:
+        plan, decode = self.plan, self.linear.decode
+        group = superblock % decode.shape.unit_groups if self.scaled else 0
+        for i in range(self.knobs.tiles):
+            word = i * self.words_per_tile + (c * self.part_units + u) * 4 + st * decode.words
+            record = (i * self.records_per_tile + c * plan.units + u) * self.record_words
+            call(
+                f"amx_wide_{self.name}<{plan.column_tiles}>",
+                at(self.acc, self.sums * i),
+                at(self.words, word),
+                at(self.records, record if self.scaled else 0),
+                tirx.const(group, "int32"),
+                at(self.x, base),
+                tirx.const(plan.pieces, "int32"),
+                text=self.text,
+            )
 
     def scale(self, c: int, superblock: int) -> None:
         """Add finished chains, scaled, to the lane's sums."""
-        if not self.scaled:
+        if not self.scaled or self.wide:
             return
         for i in range(self.knobs.tiles):
-            acc, out = at(self.acc, 8 * i), at(self.out, self.outs * i)
+            acc, out = at(self.acc, self.sums * i), at(self.out, self.outs * i)
             first = i * self.records_per_tile
             if self.plan.gp > 1:
                 word = (first + c * self.plan.superblocks + superblock) * self.record_words
@@ -302,7 +342,7 @@ class _Warp:
             call("amx_launch_dependents")
         for i in range(self.knobs.tiles * self.outs):
             T.buffer_store(self.out, tirx.const(0.0, "float32"), [i])
-        if not self.scaled:
+        if not self.scaled or self.wide:
             self.zero()
         self.load_weights(0, 0)
         self.load_scales(0)
@@ -336,12 +376,13 @@ class _Warp:
     def _publish_tile(self, partial: _Partial, tile: int) -> None:
         plan = self.plan
         if plan.gp == 1:
-            source, first = (self.out, 4 * tile) if self.scaled else (self.acc, 8 * tile)
-            for i in range(4):
-                row = 2 * self.t + i % 2
+            in_out = self.scaled and not self.wide
+            source, first = (self.out, 4 * tile) if in_out else (self.acc, self.sums * tile)
+            for i in range(4 * plan.column_tiles):
+                row = 2 * self.t + i % 2 + 8 * (i // 4)
                 with T.If(row < plan.rows):
                     with T.Then():
-                        place = row * 16 + self.g + 8 * (i // 2)
+                        place = row * 16 + self.g + 8 * (i // 2 % 2)
                         partial.store(tile, self.warp, place, source[first + i])
             return
         out = [2 * tile, 2 * tile + 1]
@@ -358,7 +399,7 @@ class _Warp:
 
 
 def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
-    """Emit the kernel for up to `rows` (1, 2, 4 or 8) rows of x."""
+    """Emit the kernel for up to `rows` (1, 2, 4, 8 or 16) rows of x."""
     plan = plan_of(linear, rows, knobs)
     warps, tiles = knobs.warps, knobs.tiles
     threads = [
@@ -371,14 +412,19 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
             T.reads()
             T.writes()
             # One buffer: TVM would give two that it thinks never live together the same bytes, while
-            # slower warps still read x. The sums lie behind the warps' pieces of x.
-            words = plan.batch * plan.superblocks * plan.pieces * 8 * 4
-            size = warps * words + tiles * warps * 16 * rows
+            # slower warps still read x. The sums lie behind the warps' pieces of x, or in their place
+            # after a barrier where both would pass the 48 KB of static shared memory.
+            words, sums = plan.operands * 8 * 4, tiles * warps * 16 * rows
+            overlaid = (warps * words + sums) * 4 > 49152
+            size = max(warps * words, sums) if overlaid else warps * words + sums
             shared = T.sblock_alloc_buffer((size,), "float32", scope="shared")
-            partial = _Partial(shared, warps * words, warps, 16 * rows)
+            T.buffer_store(shared, tirx.const(0.0, "float32"), [size - 1])
+            partial = _Partial(shared, 0 if overlaid else warps * words, warps, 16 * rows)
             stage = at(shared, ty * words)
             worker = _Warp(linear, plan, knobs, block, ty, tx, stage)
             worker.run()
+            if overlaid:
+                T.evaluate(T.tvm_storage_sync("shared"))
             worker.publish(partial)
             T.evaluate(T.tvm_storage_sync("shared"))
             _reduce(linear, plan, knobs, partial, block, ty * 32 + tx)
@@ -386,7 +432,8 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
 
 def _reduce(linear: Linear, plan: Plan, knobs: GemvKnobs, partial, block, thread) -> None:
     """Sum the warps' parts and write y."""
-    threads, factor = knobs.warps * 32, linear.decode.factor
+    threads = knobs.warps * 32
+    factor = linear.decode.half_factor if plan.rows > 8 else linear.decode.factor
     gated = linear.spec.silu_mul
     pairs = knobs.tiles // 2 if gated else knobs.tiles
     outputs = 16 * plan.rows * pairs

@@ -111,7 +111,7 @@ def local(size: int, dtype: str = "float32") -> tirx.Buffer:
 def format_text(decode: FragmentDecode) -> str:
     """All CUDA text that a kernel of a format may call."""
     name = decode.ident
-    second = f"amx_mma(acc + 4, r, b0, b1);" if decode.chains == 2 else ""
+    second = "amx_mma(acc + 4, r, b0, b1);" if decode.chains == 2 else ""
     scaling = ""
     if decode.shape.group:
         beta = " + beta * acc[{0}]" if decode.chains == 2 else ""
@@ -138,6 +138,7 @@ __device__ __forceinline__ void amx_scale_diagonal_{name}(float* out, const floa
     out[h] += alpha * acc[2 * h + group]{beta.format("4 + 2 * h + group")};
   }}
 }}"""
+    prepare = f"amx_hcoef_{name}(rec, 2 * group + h, a[h], d[h]);" if decode.shape.group else ""
     return f"""{TEXT}
 #ifndef AMX_FORMAT_{name}
 #define AMX_FORMAT_{name}
@@ -149,5 +150,16 @@ __device__ __forceinline__ void amx_step_{name}(float* acc, const unsigned* w, u
   amx_mma(acc, q, b0, b1);
   {second}
 }}{scaling}
+// one step of 16 columns, scaled in registers, times TILES tiles of 8 rows of x (M > 8)
+template <int TILES>
+__device__ __forceinline__ void amx_wide_{name}(float* acc, const unsigned* w, const unsigned* rec, int group,
+                                                const unsigned* b, int stride) {{
+  unsigned a[2] = {{0u, 0u}}, d[2] = {{0u, 0u}}, r[4];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {{ {prepare} }}
+  amx_half_{name}(w, a, d, r);
+#pragma unroll
+  for (int i = 0; i < TILES; ++i) amx_mma(acc + 4 * i, r, b[i * stride], b[i * stride + 1]);
+}}
 #endif
 """

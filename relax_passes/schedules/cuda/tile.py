@@ -105,9 +105,8 @@ class TileBlock:
         """Shared address of a slot's rows of x."""
         return self.base + self._u32(slot * self.x_bytes)
 
-    def decode(self, a: tirx.Buffer, k, buffer: int) -> None:
-        """Decode the warp's part of local stage k into a set of 16 A registers."""
-        slot = k % self.knobs.stages
+    def decode_slot(self, a: tirx.Buffer, slot, buffer: int) -> None:
+        """Decode the warp's part of a slot into a set of 16 A registers."""
         name = f"amx_stage_{self.linear.decode.ident}"
         self.do(name, at(a, 16 * buffer), self.codes_at(slot), self.scales_at(slot), self.lane)
 

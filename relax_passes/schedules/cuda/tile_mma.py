@@ -82,7 +82,7 @@ class MmaTile(TileBlock):
             self.do(f"amx_copy_wait<{stages - 2}>")
             self.do("amx_barrier")
             self._copy(k + stages - 1)
-            self.decode(self.a, k, 0)
+            self.decode_slot(self.a, k % stages, 0)
             xs = self.x_at(k % stages)
             name = f"amx_tile_mma<{self.knobs.block_m}>"
             self.do(name, at(self.acc, 0), at(self.a, 0), xs, self.lane)

@@ -63,6 +63,8 @@ class WgmmaTile(TileBlock):
         self.warps = knobs.groups * 4
         self.barriers = self.base + self._u32(self.ring_bytes)
         self.a = local(32, "uint32")
+        self.slots = local(6, "int32")
+        self.count = local(1, "int32")
 
     def _full(self, slot):
         return self.barriers + self._u32(slot * 8)
@@ -99,60 +101,71 @@ class WgmmaTile(TileBlock):
         for k in range(ahead):
             self._copy_x(tirx.const(k, "int32"), k)
 
-    def _refill(self, k) -> None:
-        """Request stage k + stages into the slot of stage k, once all warps are done with that."""
+    def _refill(self) -> None:
+        """Request a new stage into the slot of stage k - 2, once all warps are done with that."""
         stages = self.knobs.stages
         if self.iterations <= stages:
             return
-        slot = k % stages
+        k, slot, parity = self.count[0] - 2, self.slots[0], self.slots[4]
         wanted = tirx.And(tirx.EQ(self.tid, 0), tirx.And(k >= 0, k + stages < self.iterations))
         with T.If(wanted):
             with T.Then():
-                self.do("amx_wait_barrier", self._empty(slot), self._u32(k // stages % 2))
+                self.do("amx_wait_barrier", self._empty(slot), self._u32(parity))
                 self.do("amx_expect", self._full(slot), self._u32(self._stage_bytes()))
                 self._copy_weights(k + stages, slot)
                 self._copy_x(k + stages, slot)
 
-    def _await(self, k) -> None:
-        stages = self.knobs.stages
-        self.do("amx_wait_barrier", self._full(k % stages), self._u32(k // stages % 2))
+    def _advance(self) -> None:
+        """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of the
+        rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages."""
+        stages, slots = self.knobs.stages, self.slots
+        for i in range(3):
+            T.buffer_store(slots, slots[i + 1], [i])
+        wraps = tirx.EQ(slots[3], stages - 1)
+        one = tirx.const(1, "int32")
+        T.buffer_store(slots, slots[5] ^ tirx.Select(wraps, one, one - 1), [5])
+        T.buffer_store(slots, tirx.Select(wraps, one - 1, slots[3] + 1), [3])
+        begins = tirx.And(tirx.EQ(slots[0], 0), self.count[0] >= stages + 1)
+        T.buffer_store(slots, slots[4] ^ tirx.Select(begins, one, one - 1), [4])
+        T.buffer_store(self.count, self.count[0] + 1, [0])
 
     def consume(self) -> None:
         """Walk K (module docstring)."""
         stages, bm = self.knobs.stages, self.knobs.block_m
         for i in range(bm // 2):
             T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
-        self._await(tirx.const(0, "int32"))
-        self.decode(self.a, tirx.const(0, "int32"), 0)
+        # k = 0: stages -2, -1, 0, 1
+        for i, value in enumerate((stages - 2, stages - 1, 0, 1 % stages, 0, 0)):
+            T.buffer_store(self.slots, tirx.const(value, "int32"), [i])
+        T.buffer_store(self.count, tirx.const(0, "int32"), [0])
+        self.do("amx_wait_barrier", self._full(0), self._u32(0))
+        self.decode_slot(self.a, tirx.const(0, "int32"), 0)
         with T.serial(self.iterations // 2, annotations={"disable_unroll": True}) as pair:
             for odd in range(2):
-                k = pair * 2 + odd
-                xs = self.x_at(k % stages)
+                xs = self.x_at(self.slots[2])
                 self.do(f"amx_tile_wgmma_{bm}", at(self.acc, 0), at(self.a, 16 * odd), xs)
-                last = tirx.EQ(k, self.iterations - 1) if odd else None
-                if last is None:
-                    self._next(k, odd)
+                if not odd:
+                    self._next(odd)
                 else:
-                    with T.If(tirx.Not(last)):
+                    with T.If(pair < self.iterations // 2 - 1):
                         with T.Then():
-                            self._next(k, odd)
+                            self._next(odd)
         self.do("amx_wgmma_wait<0>")
 
-    def _next(self, k, odd: int) -> None:
-        """Finish product k - 1 and decode stage k + 1."""
-        self._await(k + 1)
+    def _next(self, odd: int) -> None:
+        """Finish product k - 1, decode stage k + 1, step k."""
+        slots = self.slots
+        self.do("amx_wait_barrier", self._full(slots[3]), self._u32(slots[5]))
         self.do("amx_wgmma_wait<1>")
         if odd:
-            self._release(k - 1)
+            self.do("amx_arrive_lane0", self._empty(slots[1]), self.lane)
         else:
-            with T.If(k > 0):
+            with T.If(self.count[0] > 0):
                 with T.Then():
-                    self._release(k - 1)
-        self._refill(k - 2)
-        self.decode(self.a, k + 1, 1 - odd)
-
-    def _release(self, k) -> None:
-        self.do("amx_arrive_lane0", self._empty(k % self.knobs.stages), self.lane)
+                    self.do("amx_arrive_lane0", self._empty(slots[1]), self.lane)
+        self._refill()
+        self.decode_slot(self.a, slots[3], 1 - odd)
+        self._advance()
 
     def run(self) -> None:
         """Emit the whole block."""
