@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amx_tvm import formats
 from amx_tvm.calibration import recipes
-from amx_tvm.calibration.block import read_config
+from amx_tvm.calibration.block import open_decoder
 from amx_tvm.calibration.recipes import MixedPrecision, Recipe
 from amx_tvm.calibration.sensitivity import Sensitivity, allocate, sensitivities, with_formats
 from amx_tvm.calibration.store import Store
@@ -102,7 +102,7 @@ def calibrate(
             "quantization 'none' rounds nothing, so there is nothing to calibrate; choose a "
             f"format: {', '.join(n for n in formats.names() if formats.get(n).code_bits == 4)}"
         )
-    decoder = read_config(source.config)
+    _, decoder = open_decoder(source)
     windows = _windows(source, text, chosen, decoder.vocab_size)
     keep = None if directory is not None else tempfile.TemporaryDirectory(prefix="amx-calibration-")
     store = Store(directory if directory is not None else keep.name)

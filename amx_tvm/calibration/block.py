@@ -8,22 +8,23 @@ is ever computed twice:
     attention_input -> q_proj, k_proj, v_proj      mlp_input  -> gate_proj, up_proj
     attention_output -> o_proj                     mlp_hidden -> down_proj
 
-It covers the families that share the block of `amx_tvm.models.decoder`: Llama 2 and 3, SmolLM2,
-Mistral, Qwen2 and Qwen3. Calibration alone uses torch; engines never see this module.
+It computes every model whose layers are the pre-norm block of `amx_tvm.models.decoder` with a gated
+MLP: Llama, SmolLM2 and 3, Mistral, Qwen2 and 3, Phi-3. Calibration alone uses torch; engines never
+see this module.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from amx_tvm.errors import CalibrationError
-from amx_tvm.models import DecoderConfig, find
+from amx_tvm.frontends import ModelSource
+from amx_tvm.models import DecoderConfig, FamilySource, find
 
 STAGES: dict[str, tuple[str, ...]] = {
     "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -32,67 +33,101 @@ STAGES: dict[str, tuple[str, ...]] = {
     "mlp_hidden": ("mlp.down_proj",),
 }
 LINEARS = tuple(linear for linears in STAGES.values() for linear in linears)
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+}
 
 Fake = Callable[[Tensor], Tensor]
+Rotate = Callable[[Tensor], Tensor]
 Stage = tuple[str, Tensor]
 
 
 def layer_name(layer: int, part: str) -> str:
-    """Full Hugging Face name of a parameter of a layer, such as ``mlp.up_proj.weight``."""
+    """Full name of a parameter of a layer, such as ``mlp.up_proj.weight``."""
     return f"model.layers.{layer}.{part}"
 
 
-def read_config(values: Mapping[str, Any]) -> DecoderConfig:
-    """Decoder configuration of a model that calibration can compute.
+def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
+    """Read a model as the block below sees it: weights under the compiler's names, and its shape.
 
     Raises
     ------
     CalibrationError
-        For a family with a block of its own; ModelError for an unknown architecture.
+        For a model whose layers compute something else; ModelError for an unknown architecture.
     """
-    config = find(dict(values)).configure(dict(values))
-    if config.family not in FAMILIES:
-        raise CalibrationError(
-            f"calibration computes the decoder block of {', '.join(FAMILIES)}; this model is "
-            f"{config.family!r}: compile it without a recipe"
-        )
-    if config.rope_scaling and config.rope_scaling["rope_type"] not in ("llama3", "linear"):
-        raise CalibrationError(
-            f"calibration computes plain, linear and llama3 RoPE; this model has "
-            f"{config.rope_scaling['rope_type']!r}: compile it without a recipe"
-        )
-    return config
+    family = find(dict(source.config))
+    config = family.configure(dict(source.config))
+    differences = {
+        "norms are not in front of attention and MLP": config.norm_placement != "pre",
+        "queries and keys are normalized across heads": config.qk_norm not in ("", "head"),
+        f"activation is {config.activation}": config.activation not in ACTIVATIONS,
+        "scores or logits are capped": bool(config.attention_soft_cap or config.logit_soft_cap),
+    }
+    parts = [f"{part}.{kind}" for part in LINEARS for kind in ("weight", "bias")]
+    parts += [f"{part}.weight" for part in NORMS]
+    layers = range(config.num_layers)
+    names = [EMBEDDING, *(layer_name(n, part) for n in layers for part in parts), FINAL_NORM]
+    view = FamilySource(source, family, config, [*names, HEAD])
+    held = set(view.names())
+    dense = all(layer_name(n, f"{part}.weight") in held for n in layers for part in LINEARS)
+    differences["MLP is not a dense gated one"] = not dense
+    for difference, found in differences.items():
+        if found:
+            raise CalibrationError(
+                f"this {family.name} model cannot be calibrated: its {difference}; compile it "
+                "without a recipe"
+            )
+    return view, config
 
 
 class Rope:
-    """Cosines and sines [tokens, head_dim] of rotary positions, in the rotate-half layout."""
+    """Rotary positions of one layer over a window, in the rotate-half layout."""
 
-    def __init__(self, config: DecoderConfig, tokens: int) -> None:
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-        frequency = config.rope_theta ** (-half / config.head_dim)
-        frequency = _scaled(frequency, config.rope_scaling)
-        angle = torch.outer(torch.arange(tokens, dtype=torch.float32), frequency)
+    def __init__(self, config: DecoderConfig, layer: int, tokens: int) -> None:
+        from relax_passes.kv_cache.config import KVCacheConfig
+        from relax_passes.kv_cache.frequencies import inverse_frequencies
+
+        if config.slides(layer) and tokens > config.sliding_window:
+            raise CalibrationError(
+                f"windows of {tokens} tokens are longer than this model's sliding window of "
+                f"{config.sliding_window}; choose a recipe with shorter windows"
+            )
+        self.width = config.rotary_dim or config.head_dim
+        if config.layer_ropes:
+            rope = config.layer_ropes[layer]
+            self.width = 0 if rope is None else self.width
+            if rope is not None:
+                config = replace(config, rope_theta=rope.theta, rope_scaling=rope.scaling)
+        if not self.width:
+            return
+        shape = KVCacheConfig(
+            layers=1,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+            rope_scaling=config.rope_scaling or None,
+            rotary_dim=config.rotary_dim,
+            max_position_embeddings=config.context_length,
+            context_length=config.context_length,
+        )
+        frequency, factor = inverse_frequencies(shape)
+        angle = torch.outer(torch.arange(tokens).float(), torch.from_numpy(frequency))
         angle = torch.cat([angle, angle], dim=-1)
-        self.cos, self.sin = angle.cos(), angle.sin()
+        self.cos, self.sin = angle.cos() * factor, angle.sin() * factor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotate [..., tokens, head_dim]."""
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat([-second, first], dim=-1) * self.sin
-
-
-def _scaled(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Apply linear or Llama 3 scaling to RoPE frequencies [head_dim / 2]."""
-    if not scaling:
-        return frequency
-    factor = float(scaling["factor"])
-    if scaling["rope_type"] == "linear":
-        return frequency / factor
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = float(scaling["original_max_position_embeddings"]) * frequency / (2 * math.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)  # 1: keep, 0: divide by the factor
-    return frequency * (blend + (1 - blend) / factor)
+        """Rotate [..., tokens, head_dim]; channels past the rotary ones stay."""
+        if not self.width:
+            return x
+        turned, rest = x[..., : self.width], x[..., self.width :]
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * self.cos + torch.cat([-second, first], dim=-1) * self.sin
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -106,7 +141,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def stages(
-    x: Tensor, weights: Mapping[str, Tensor], config: DecoderConfig, rope: Rope, fake: Fake
+    x: Tensor, weights: Mapping[str, Tensor], config: DecoderConfig, rope: Rotate, fake: Fake
 ) -> Generator[Stage, None, Tensor]:
     """Run one layer over the residual stream.
 
@@ -115,7 +150,7 @@ def stages(
     x : float32 [batch, tokens, hidden]
     weights : the layer's parameters by their name within the layer, read when they are needed
     config : the decoder's shape
-    rope : rotary table of at least this many tokens
+    rope : rotates queries and keys, see `Rope`
     fake : applied to every input of a linear: the identity, or fake quantization
 
     Yields
@@ -150,7 +185,7 @@ def stages(
     x = x + project(attended, "self_attn.o_proj")
     hidden = fake(rms_norm(x, weights["post_attention_layernorm.weight"], config.norm_eps))
     yield "mlp_input", hidden
-    gate = functional.silu(project(hidden, "mlp.gate_proj"))
+    gate = ACTIVATIONS[config.activation](project(hidden, "mlp.gate_proj"))
     hidden = fake(gate * project(hidden, "mlp.up_proj"))
     yield "mlp_hidden", hidden
     return x + project(hidden, "mlp.down_proj")

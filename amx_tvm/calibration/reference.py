@@ -15,12 +15,20 @@ from torch import Tensor
 
 from amx_tvm import formats
 from amx_tvm.calibration.api import Calibration
-from amx_tvm.calibration.block import Rope, layer_name, read_config, rms_norm, run, stages
-from amx_tvm.calibration.stream import EMBEDDING, fake_quantizer
+from amx_tvm.calibration.block import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Rope,
+    layer_name,
+    open_decoder,
+    rms_norm,
+    run,
+    stages,
+)
+from amx_tvm.calibration.stream import fake_quantizer
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import ModelSource
-
-HEAD = "lm_head.weight"
 
 
 class Reference:
@@ -45,11 +53,11 @@ class Reference:
         self.config = (
             QuantizationConfig.parse(config) if calibration is None else calibration.config
         )
-        self.decoder = read_config(source.config)
+        source, self.decoder = open_decoder(source)
         self.embedding = torch.from_numpy(source.load(EMBEDDING))
         tied = self.decoder.tie_embeddings
         self.head = self.embedding if tied else torch.from_numpy(source.load(HEAD))
-        self.norm = torch.from_numpy(source.load("model.norm.weight"))
+        self.norm = torch.from_numpy(source.load(FINAL_NORM))
         self.layers = [
             self._layer(source, layer, calibration) for layer in range(self.decoder.num_layers)
         ]
@@ -61,9 +69,9 @@ class Reference:
     @torch.inference_mode()
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
         """Logits float32 [n, vocab] of token ids [n]; row i follows tokens 0..i."""
-        rope = Rope(self.decoder, len(ids))
-        x = self.embedding[torch.tensor([list(ids)])]
-        for weights, fake in zip(self.layers, self.fakes, strict=True):
+        x = self.embedding[torch.tensor([list(ids)])] * self.decoder.embedding_scale
+        for layer, (weights, fake) in enumerate(zip(self.layers, self.fakes, strict=True)):
+            rope = Rope(self.decoder, layer, len(ids))
             x = run(stages(x, weights, self.decoder, rope, fake))
         hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
         return (hidden @ self.head.T).numpy()

@@ -58,7 +58,7 @@ def sensitivities(
         if progress is not None:
             progress("sensitivity", layer, layers, f"layer {layer}")
         weights = stream.load_layer(layer)
-        for stage, batches in stream.run_exact(weights).items():
+        for stage, batches in stream.run_exact(layer, weights).items():
             hessian = _moment(batches)
             linears = tuple(layer_name(layer, part) for part in STAGES[stage])
             stacked = torch.cat([weights[f"{part}.weight"] for part in STAGES[stage]])

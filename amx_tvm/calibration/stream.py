@@ -23,7 +23,16 @@ from torch import Tensor
 
 from amx_tvm import formats
 from amx_tvm.calibration import transforms
-from amx_tvm.calibration.block import STAGES, Fake, Rope, layer_name, read_config, run, stages
+from amx_tvm.calibration.block import (
+    EMBEDDING,
+    STAGES,
+    Fake,
+    Rope,
+    layer_name,
+    open_decoder,
+    run,
+    stages,
+)
 from amx_tvm.calibration.gptq import Rounded, Statistics, corrected, gptq, plain
 from amx_tvm.calibration.grids import grid_of
 from amx_tvm.calibration.recipes import Gptq, Plain, Recipe, RotateValues, Smooth
@@ -31,7 +40,6 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.formats import Quantized
 from amx_tvm.frontends import ModelSource
 
-EMBEDDING = "model.embed_tokens.weight"
 BATCH = 4  # windows that go through a layer together
 Progress = Callable[[str, int, int, str], None]
 
@@ -78,10 +86,10 @@ class Stream:
     def __init__(
         self, source: ModelSource, config: QuantizationConfig, ids: Tensor, recipe: Recipe
     ) -> None:
-        self.source, self.config, self.recipe = source, config, recipe
-        self.decoder = read_config(source.config)
-        self.rope = Rope(self.decoder, ids.shape[1])
-        embedded = torch.from_numpy(source.load(EMBEDDING))[ids]
+        self.config, self.recipe, self.tokens = config, recipe, ids.shape[1]
+        self.source, self.decoder = open_decoder(source)
+        embedded = torch.from_numpy(self.source.load(EMBEDDING))[ids]
+        embedded *= self.decoder.embedding_scale
         self.exact = list(embedded.split(BATCH))
         self.seen = [part.clone() for part in self.exact]
 
@@ -105,11 +113,10 @@ class Stream:
         weights = self.load_layer(layer)
         original = dict(weights)
         stored = self._stored(layer, weights)
-        reference = self.run_exact(weights)
+        reference = self.run_exact(layer, weights)
         self._transform(weights, stored, reference)
-        generators = [
-            stages(x, weights, self.decoder, self.rope, self._fake(layer)) for x in self.seen
-        ]
+        rope, fake = Rope(self.decoder, layer, self.tokens), self._fake(layer)
+        generators = [stages(x, weights, self.decoder, rope, fake) for x in self.seen]
         rounded: dict[str, Calibrated] = {}
         step = self.recipe.find(Gptq)
         mixed = step is not None and step.correction != 0
@@ -150,11 +157,12 @@ class Stream:
         first = layer_name(layer, "self_attn.q_proj")
         return fake_quantizer(self.config.linear(first).activation)
 
-    def run_exact(self, weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    def run_exact(self, layer: int, weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """Advance the exact stream by a layer; returns every stage's inputs, batch by batch."""
         inputs: dict[str, list[Tensor]] = {stage: [] for stage in STAGES}
+        rope = Rope(self.decoder, layer, self.tokens)
         for index, x in enumerate(self.exact):
-            generator = stages(x, weights, self.decoder, self.rope, lambda value: value)
+            generator = stages(x, weights, self.decoder, rope, lambda value: value)
             for _ in STAGES:
                 stage, value = next(generator)
                 inputs[stage].append(value)

@@ -165,9 +165,18 @@ def test_bad_input(source, arguments, error, message):
 def test_unsupported_models(ids):
     with pytest.raises(ModelError):
         calibrate(TinySource(architectures=["Unheard"], model_type="unheard"), "amxfp4", ids)
-    scaling = {"rope_type": "yarn", "factor": 4.0}
-    with pytest.raises(CalibrationError, match="yarn"):
-        calibrate(TinySource(rope_scaling=scaling), "amxfp4", ids)
+    with pytest.raises(CalibrationError, match="norms"):
+        olmo = TinySource(architectures=["Olmo2ForCausalLM"], model_type="olmo2")
+        calibrate(olmo, "amxfp4", ids)
+    incomplete = TinySource()
+    del incomplete.arrays["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(CalibrationError, match="dense"):
+        calibrate(incomplete, "amxfp4", ids)
+    sliding = TinySource(
+        architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=32
+    )
+    with pytest.raises(CalibrationError, match="sliding window of 32"):
+        calibrate(sliding, "amxfp4", ids)
 
 
 def test_recipes_are_checked():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from amx_tvm import formats
-from amx_tvm.calibration import calibrate
+from amx_tvm.calibration import Plain, Recipe, RotateValues, Smooth, calibrate
 from amx_tvm.calibration.reference import Reference
+from amx_tvm.config import QuantizationConfig
 from tests.calibration.tiny import TinySource, calibrated_arrays, transformers_logits
 
 LLAMA3 = {
@@ -31,6 +32,25 @@ def test_float_network_equals_transformers(ids, scaling):
     got = Reference(source)(ids[0].tolist())
     want = transformers_logits(source, source.arrays, ids)[0].numpy()
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+    ],
+)
+def test_families_equal_transformers_before_and_after_exact_transforms(ids, family, architecture):
+    source = TinySource(model_type=family, architectures=[architecture], sliding_window=None)
+    want = transformers_logits(source, source.arrays, ids)[0].numpy()
+    np.testing.assert_allclose(Reference(source)(ids[0].tolist()), want, rtol=1e-4, atol=1e-4)
+    recipe = Recipe("exact", (RotateValues(), Smooth(), Plain()))
+    config = QuantizationConfig(format="amxfp4", overrides={"*": "none"})
+    result = calibrate(source, config, ids, recipe)
+    got = transformers_logits(source, calibrated_arrays(source, result), ids)[0].numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_rounded_weights_equal_transformers(ids):

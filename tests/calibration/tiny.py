@@ -51,6 +51,11 @@ class TinySource(ModelSource):
                 p + "mlp.up_proj.weight": (i, h),
                 p + "mlp.down_proj.weight": (h, i),
             }
+            if c["model_type"] == "qwen2":
+                for part, size in (("q", q), ("k", kv), ("v", kv)):
+                    shapes[f"{p}self_attn.{part}_proj.bias"] = (size,)
+            if c["model_type"] == "qwen3":
+                shapes |= {f"{p}self_attn.{part}_norm.weight": (d,) for part in "qk"}
         self.arrays = {}
         for name, shape in shapes.items():
             if len(shape) == 1:
@@ -94,10 +99,11 @@ class TinySource(ModelSource):
 
 
 def transformers_logits(source: ModelSource, arrays: dict[str, np.ndarray], ids: torch.Tensor):
-    """Logits [windows, tokens, vocab] by transformers' own Llama with the given weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Logits [windows, tokens, vocab] by transformers' own model with the given weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**source.config)).eval()
+    config = AutoConfig.for_model(**source.config)
+    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).eval()
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
