@@ -1,8 +1,9 @@
 """Run a compiled artifact: no compiler, no torch, only NumPy, tvm_ffi and TVM's runtime library."""
 
-from amx_tvm.runtime.engine import Engine, load
+from amx_tvm.runtime.engine import Engine
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.generation import TextStream
+from amx_tvm.runtime.loading import load
 from amx_tvm.runtime.result import GenerationResult, Timings
 from amx_tvm.runtime.sampler import Sampling
 from amx_tvm.runtime.session import Sequence

@@ -1,6 +1,6 @@
-"""The engine: an artifact, loaded and ready to generate text.
+"""The engine: a language model, loaded and ready to generate text.
 
-    engine = load("dist/smollm2")
+    engine = amx_tvm.load("dist/smollm2")
     engine.generate("The capital of France is", max_new_tokens=16).text
 
 Nothing here imports TVM's Python package, its compiler library, torch, relax_passes or tuning.
@@ -16,86 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from amx_tvm.artifact import Manifest, verify_artifact
-from amx_tvm.artifact.verify import Verify
+from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
-from amx_tvm.runtime import budget, session
-from amx_tvm.runtime.function import FunctionEngine
+from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import Limits, Run, TextStream, run_batch
 from amx_tvm.runtime.kv import KVCache
-from amx_tvm.runtime.library import installed_versions, set_threads
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.sampler import Sampling
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_CHUNK = 512
 
 Prompt = str | Sequence[int]
-
-
-def load(
-    path: Path | str,
-    device: str | None = None,
-    context_length: int | None = None,
-    threads: int | None = None,
-    verify: Verify | bool = "quick",
-    max_sequences: int = 16,
-    kv_tokens: int | None = None,
-    memory: Memory = "auto",
-    max_memory: int | str | None = None,
-) -> Engine | FunctionEngine:
-    """Load an artifact.
-
-    Parameters
-    ----------
-    path : Path or str
-        The artifact directory.
-    device : str, optional
-        "cpu", "cuda" or "cuda:<index>"; by default the artifact's.
-    context_length : int, optional
-        Longest sequence in tokens, prompt and new tokens together; by default the smaller of the
-        model's context and 4096. Sizes the KV cache, which is allocated at the first use.
-    threads : int, optional
-        CPU threads; by default ``TVM_NUM_THREADS`` or the physical cores.
-    verify : False, "quick" or "full"
-        How deep the files are checked; see `amx_tvm.artifact.verify`.
-    max_sequences : int
-        Most sequences at once, forks included.
-    kv_tokens : int, optional
-        Tokens that the KV cache holds for all sequences together; by default ``context_length``.
-        `Engine.generate_batch` makes it larger where it needs to.
-    memory : "auto", "map" or "huge"
-        Where the CPU reads weights from: the mapped file, or a copy in huge pages, which decodes
-        faster (`amx_tvm.artifact.memory`); "auto" takes the copy where the machine has room.
-    max_memory : int or str, optional
-        Most memory of the whole process, in bytes or as "300M". The KV cache takes what the weights
-        leave, ``context_length`` is as long as fits unless it is given, and the weights are mapped.
-
-    Returns
-    -------
-    Engine or FunctionEngine
-        By the artifact's kind: a language model, or a compiled module called like a function.
-
-    Raises
-    ------
-    ArtifactError
-        The artifact is incomplete, damaged, or made for another machine, version or schema.
-    GenerationError
-        The model does not fit into ``max_memory``; nothing was loaded.
-    """
-    root = Path(path)
-    manifest = verify_artifact(root, verify, installed_versions(), device)
-    set_threads(threads)
-    chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
-    if max_memory is not None and manifest.kind == "causal_lm":
-        context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
-        memory = "map"
-    target = manifest.target
-    machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
-    if manifest.kind == "function":
-        return FunctionEngine(root, manifest, machine, memory)
-    return Engine(root, manifest, machine, context_length, max_sequences, kv_tokens, memory, chunk)
 
 
 class Engine:
@@ -119,6 +51,7 @@ class Engine:
         kv_tokens: int | None,
         memory: Memory,
         chunk: int,
+        may_grow: bool = True,
     ):
         longest = int(manifest.model["context_length"])
         context = min(longest, DEFAULT_CONTEXT) if context_length is None else context_length
@@ -137,6 +70,7 @@ class Engine:
         self.max_sequences = max_sequences
         self._machine = machine
         self._chunk = chunk
+        self._may_grow = may_grow  # whether a batch may make the KV cache larger
         self._model = session.Model(
             machine,
             machine.load_parameters(path, manifest, memory),
@@ -242,7 +176,8 @@ class Engine:
         ]
         needs = {id(run): self._pages(run, max_new_tokens) for run in runs}
         together = sum(sorted(needs.values(), reverse=True)[: self.max_sequences])
-        cache = self._reserve(max(together * self._page_size, self._kv_tokens))
+        wanted = together * self._page_size if self._may_grow else 0
+        cache = self._reserve(max(wanted, self._kv_tokens))
         slots = self.max_sequences - cache.sequences
         if runs and slots < 1:
             raise GenerationError(

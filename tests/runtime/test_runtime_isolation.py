@@ -88,6 +88,6 @@ def test_threads(monkeypatch):
 
 
 def test_versions_other_than_the_installed_are_refused(artifact, monkeypatch):
-    monkeypatch.setattr("amx_tvm.runtime.engine.installed_versions", lambda: ("0.26.0", "0.1"))
+    monkeypatch.setattr("amx_tvm.runtime.loading.installed_versions", lambda: ("0.26.0", "0.1"))
     with pytest.raises(ArtifactError, match=r"installed is 0\.26\.0"):
         amx_tvm.runtime.load(artifact)

@@ -66,3 +66,15 @@ def test_huge_pages_only_with_room(monkeypatch, tmp_path):
 def test_available_memory():
     found = memory.available_memory()
     assert found is None or 0 < found < 1 << 50
+
+
+def test_batch_stays_inside_a_memory_limit(artifact):
+    """A limit fixes the cache; a batch that wants more runs in turns."""
+    prompts = [list(range(start, start + 60)) for start in range(1, 200, 20)]
+    free = amx_tvm.runtime.load(artifact)
+    expected = [result.token_ids for result in free.generate_batch(prompts, 8, ignore_eos=True)]
+    assert free._cache.max_tokens > free.context_length
+    limited = amx_tvm.runtime.load(artifact, max_memory="2G")
+    results = limited.generate_batch(prompts, 8, ignore_eos=True)
+    assert limited._cache.max_tokens == limited.context_length
+    assert [result.token_ids for result in results] == expected

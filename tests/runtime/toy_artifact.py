@@ -186,7 +186,14 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
                 model={
                     "family": "toy",
                     "name": "toy",
-                    "config": {"hidden_size": HIDDEN},
+                    "config": {
+                        "hidden_size": HIDDEN,
+                        "intermediate_size": MLP,
+                        "num_attention_heads": HEADS,
+                        "num_key_value_heads": KV_HEADS,
+                        "head_dim": HEAD_DIM,
+                        "vocab_size": vocab,
+                    },
                     "vocab_size": vocab,
                     "context_length": CONTEXT,
                     "eos_token_ids": [EOS],

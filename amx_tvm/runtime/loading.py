@@ -1,0 +1,89 @@
+"""load(): from an artifact directory to an engine, checked before any of its code runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amx_tvm.artifact import verify_artifact
+from amx_tvm.artifact.verify import Verify
+from amx_tvm.runtime import budget
+from amx_tvm.runtime.engine import Engine
+from amx_tvm.runtime.function import FunctionEngine
+from amx_tvm.runtime.library import installed_versions, set_threads
+from amx_tvm.runtime.vm import Memory, VirtualMachine
+
+DEFAULT_CHUNK = 512
+
+
+def load(
+    path: Path | str,
+    device: str | None = None,
+    context_length: int | None = None,
+    threads: int | None = None,
+    verify: Verify | bool = "quick",
+    max_sequences: int = 16,
+    kv_tokens: int | None = None,
+    memory: Memory = "auto",
+    max_memory: int | str | None = None,
+) -> Engine | FunctionEngine:
+    """Load an artifact.
+
+    Parameters
+    ----------
+    path : Path or str
+        The artifact directory.
+    device : str, optional
+        "cpu", "cuda" or "cuda:<index>"; by default the artifact's.
+    context_length : int, optional
+        Longest sequence in tokens, prompt and new tokens together; by default the smaller of the
+        model's context and 4096. Sizes the KV cache, which is allocated at the first use.
+    threads : int, optional
+        CPU threads; by default ``TVM_NUM_THREADS`` or the physical cores.
+    verify : False, "quick" or "full"
+        How deep the files are checked; see `amx_tvm.artifact.verify`.
+    max_sequences : int
+        Most sequences at once, forks included.
+    kv_tokens : int, optional
+        Tokens that the KV cache holds for all sequences together; by default ``context_length``.
+        `Engine.generate_batch` makes it larger where it needs to, unless ``max_memory`` is given.
+    memory : "auto", "map" or "huge"
+        Where the CPU reads weights from: the mapped file, or a copy in huge pages, which decodes
+        faster (`amx_tvm.artifact.memory`); "auto" takes the copy where the machine has room.
+    max_memory : int or str, optional
+        Most memory of the whole process, in bytes or as "300M". The KV cache takes what the weights
+        leave, ``context_length`` is as long as fits unless it is given, and the weights are mapped.
+
+    Returns
+    -------
+    Engine or FunctionEngine
+        By the artifact's kind: a language model, or a compiled module called like a function.
+
+    Raises
+    ------
+    ArtifactError
+        The artifact is incomplete, damaged, or made for another machine, version or schema.
+    GenerationError
+        The model does not fit into ``max_memory``; nothing was loaded.
+    """
+    root = Path(path)
+    manifest = verify_artifact(root, verify, installed_versions(), device)
+    set_threads(threads)
+    chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
+    if max_memory is not None and manifest.kind == "causal_lm":
+        context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
+        memory = "map"
+    target = manifest.target
+    machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
+    if manifest.kind == "function":
+        return FunctionEngine(root, manifest, machine, memory)
+    return Engine(
+        root,
+        manifest,
+        machine,
+        context_length,
+        max_sequences,
+        kv_tokens,
+        memory,
+        chunk,
+        may_grow=max_memory is None,
+    )
