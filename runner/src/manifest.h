@@ -1,0 +1,41 @@
+// manifest.json of an artifact, and the checks that come before any of its code is loaded.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace amx {
+
+struct TensorRecord {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+  int shard;
+  int64_t offset, bytes;
+};
+
+struct Shard {
+  std::string file;
+  int64_t bytes, block_bytes;
+  std::vector<uint32_t> crc32;
+};
+
+struct Manifest {
+  std::string root, library, library_sha256, target_key, name, kv_dtype;
+  int64_t library_bytes = 0;
+  std::vector<TensorRecord> order;  // in the order of the functions' parameter tuple
+  std::vector<Shard> shards;
+  int64_t vocab_size = 0, context_length = 0, page_size = 0, prefill_chunk = 0;
+  int64_t layers = 0, kv_heads = 0, head_dim = 0, heads = 0, hidden = 0, inner = 0;
+  std::vector<int> eos;
+  int bos = -1;  // put in front of a prompt; -1: none
+
+  int64_t weight_bytes() const;
+};
+
+// Read the manifest of `root` and check it, the target and every file's size; with `contents` also
+// all checksums. Throws UserError with the first thing that is wrong and what to do.
+Manifest open_artifact(const std::string& root, bool contents);
+
+}  // namespace amx
