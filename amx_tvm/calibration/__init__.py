@@ -1,7 +1,7 @@
 """Calibrated recipes: better 4-bit weights in a format's own bits, from a little text.
 
     calibration = calibrate(source, config, windows, "gptq")
-    compile(source, quantization=calibration.config, overrides=calibration.overrides)
+    compile(source, quantization=calibration.config, overrides=calibration)
 
 Needs torch; compiled models and their evaluation do not.
 """

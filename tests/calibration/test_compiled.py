@@ -19,7 +19,6 @@ ALL = Recipe("all", (RotateValues(), Smooth(), Gptq()))
 @pytest.mark.parametrize("activation", ["float32", "w4a4"])
 def test_engine_equals_the_reference(tmp_path, name, activation):
     from amx_tvm.compiler import compile as compile_model
-    from amx_tvm.compiler.parameters import Overrides
     from amx_tvm.evaluation import Protocol, evaluate
     from amx_tvm.runtime import load
 
@@ -31,7 +30,7 @@ def test_engine_equals_the_reference(tmp_path, name, activation):
     compile_model(
         source,
         quantization=calibration.config,
-        overrides=Overrides(calibration.quantized, calibration.floats),
+        overrides=calibration,
         output=path,
     )
     test = torch.randint(0, 64, (100,), generator=torch.Generator().manual_seed(1)).tolist()
