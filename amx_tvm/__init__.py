@@ -21,6 +21,7 @@ _LAZY = {
     "Engine": "amx_tvm.runtime",
     "QuantizationConfig": "amx_tvm.config",
     "compile": "amx_tvm.compiler",
+    "export": "amx_tvm.exporting",
     "load": "amx_tvm.runtime",
 }
 _MODULES = ("formats",)

@@ -67,10 +67,21 @@ def verify_artifact(
     if versions is not None:
         _check_versions(root, manifest, versions)
     check_target(root, manifest, device)
+    check_contents(root, manifest, verify)
+    return manifest
+
+
+def check_contents(
+    directory: Path | str, manifest: Manifest, verify: Verify | bool = "quick"
+) -> None:
+    """Check an artifact's files against its manifest, whatever machine it is for.
+
+    Raises ArtifactError as `verify_artifact` does, of which this is the second half.
+    """
+    root = Path(directory)
     _check_sizes(root, manifest)
     if verify:
         _check_digests(root, manifest, "full" if verify == "full" else "quick")
-    return manifest
 
 
 def _check_versions(root: Path, manifest: Manifest, installed: tuple[str, str]) -> None:

@@ -1,0 +1,197 @@
+"""export(): a model or an artifact in, a bundle for another machine out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.artifact import ArtifactWriter, Manifest, artifact_bytes
+from amx_tvm.artifact.verify import check_contents
+from amx_tvm.compiler import Artifact, compile
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.exporting import device_runtime
+from amx_tvm.exporting.archive import is_archive, write_archive
+from amx_tvm.exporting.artifact_source import ArtifactSource
+from amx_tvm.exporting.readme import readme
+from amx_tvm.exporting.runner_build import build_runner
+from amx_tvm.exporting.wheels import PYTHONS
+from amx_tvm.targets import resolve
+
+RUNTIMES = ("python", "runner")
+ARCHITECTURES = ("x86_64", "aarch64")  # for which PyPI has TVM's runtime
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model.
+
+    Attributes
+    ----------
+    path : str
+        The directory or archive.
+    manifest : Manifest
+        What is in it.
+    bytes : int
+        Size of all files, unpacked.
+    runtime_bytes : int
+        Size of what runs the model: libraries, Python runtime and runner.
+    """
+
+    path: str
+    manifest: Manifest
+    bytes: int
+    runtime_bytes: int
+
+
+def export(
+    model: Any,
+    target: str,
+    output: str | os.PathLike[str],
+    *,
+    quantization: str | QuantizationConfig | None = None,
+    strict: bool = False,
+    runtimes: Sequence[str] = RUNTIMES,
+    pythons: Sequence[str] = PYTHONS,
+    wheels: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Make a bundle that runs on another machine; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    model : path, hub id, ModelSource or Artifact
+        What `amx_tvm.compile` takes, or an artifact: then its codes and scales are packed for the
+        target as they are, and nothing is quantized again.
+    target : str
+        A row of `amx_tvm.targets`, or what `amx_tvm.compile` takes.
+    output : path
+        A directory, or an archive that ends in .tar, .tar.gz or .tar.zst.
+    quantization, strict
+        As for `amx_tvm.compile`; an artifact has its own.
+    runtimes : sequence of str
+        What runs the model on the device: "python", "runner", both or none.
+    pythons : sequence of str
+        Python versions of the device; 1 MB each.
+    wheels : path, optional
+        A folder with the wheels of TVM and tvm_ffi for the device; otherwise pip downloads them.
+    overwrite : bool
+        Replace an earlier bundle.
+    progress : callable, optional
+        As for `amx_tvm.compile`, with the further stage "bundle".
+
+    Raises
+    ------
+    AmxError
+        For anything wrong with the model, target or output, or a runtime that cannot be had;
+        nothing is left behind.
+    """
+    final = Path(os.path.abspath(output))
+    archive = is_archive(final)
+    if archive and final.exists() and not overwrite:
+        raise ArtifactError(f"{final} exists; choose another output or pass overwrite")
+    unknown = [name for name in runtimes if name not in RUNTIMES]
+    if unknown:
+        raise TargetError(f"runtime {unknown[0]!r} is unknown; known are {', '.join(RUNTIMES)}")
+    resolved = resolve(target)
+    arch = _architecture(resolved.triple)
+    if runtimes and arch not in ARCHITECTURES:
+        raise TargetError(
+            f"PyPI has no TVM runtime for {resolved.triple}; export with `--runtime none` and "
+            "build TVM's runtime for that machine"
+        )
+    if "runner" in runtimes and resolved.device != "cpu":
+        raise TargetError("the C++ runner runs CPU artifacts; export with `--runtime python`")
+    given, config = _source(model, quantization, strict)
+    tell = progress or (lambda *_: None)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=final.parent, prefix=".export-"))
+        )
+        compiled = compile(
+            given, target, config, scratch / "compiled", strict=strict, progress=progress
+        )
+        folder_name = _stem(final)
+        place = scratch / folder_name if archive else final
+        with ArtifactWriter(place, overwrite=overwrite) as writer:
+            shutil.rmtree(writer.directory)
+            os.rename(scratch / "compiled", writer.directory)
+            folder = Path(wheels) if wheels is not None else None
+            tell("bundle", 0, 3, "runtime")
+            _add_runtime(writer.directory, arch, resolved.device, runtimes, pythons, folder)
+            tell("bundle", 1, 3, "manifest")
+            writer.path("README.md").write_text(
+                readme(compiled.manifest, runtimes, final.name if archive else "", folder_name),
+                encoding="utf-8",
+            )
+            manifest = writer.finish(compiled.manifest)
+        tell("bundle", 2, 3, "archive" if archive else "")
+        total = artifact_bytes(place)
+        parts = [place / device_runtime.FOLDER, place / "bin"]
+        runtime = sum(artifact_bytes(part) for part in parts if part.is_dir())
+        if archive:
+            write_archive(place, final, folder_name)
+        tell("bundle", 3, 3, "")
+    return Bundle(str(final), manifest, total, runtime)
+
+
+def _source(
+    model: Any, quantization: str | QuantizationConfig | None, strict: bool
+) -> tuple[Any, QuantizationConfig | str]:
+    """Return what to compile and its settings."""
+    path = model.path if isinstance(model, Artifact) else model
+    is_path = isinstance(path, (str, os.PathLike))
+    if not is_path or not (Path(path) / "manifest.json").is_file():
+        return model, "amxfp4" if quantization is None else quantization
+    if quantization is not None or strict:
+        raise ArtifactError(
+            f"{path} is an artifact and keeps its quantization "
+            f"({Manifest.load(path).quantization['format']}); leave the option out, or export "
+            "from the model"
+        )
+    check_contents(path, Manifest.load(path))
+    source = ArtifactSource(path)
+    return source, source.quantization
+
+
+def _architecture(triple: str) -> str:
+    arch = triple.split("-")[0]
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (".zst", ".gz", ".tar"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _add_runtime(
+    directory: Path,
+    arch: str,
+    device: str,
+    runtimes: Sequence[str],
+    pythons: Sequence[str],
+    wheels: Path | None,
+) -> None:
+    """Add what runs the model on the device."""
+    if not runtimes:
+        return
+    folder = directory / device_runtime.FOLDER
+    device_runtime.write_libraries(folder, arch, device, wheels)
+    if "python" in runtimes:
+        device_runtime.write_python(folder, arch, pythons, wheels)
+        template = Path(__file__).parent / "templates" / "generate.py"
+        shutil.copyfile(template, directory / "generate.py")
+    if "runner" in runtimes:
+        (directory / "bin").mkdir()
+        shutil.copy2(build_runner(arch, wheels), directory / "bin" / "amx-run")

@@ -1,0 +1,66 @@
+"""The README of a bundle: what it is, and the lines that its user types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amx_tvm.artifact import Manifest
+
+
+def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str) -> str:
+    """Return the text of README.md.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        The bundle's artifact.
+    runtimes : sequence of str
+        "python" and "runner", what the bundle has.
+    archive : str
+        File name of the archive, or "" for a directory.
+    root : str
+        Name of the bundle's folder.
+    """
+    model, target = manifest.model, manifest.target
+    lines = [f"cd {root}"]
+    if archive:
+        lines[0] = f"tar -xf {archive} && {lines[0]}"
+    if "runner" in runtimes:
+        lines.append('./bin/amx-run . "The capital of France is" -n 64')
+    if "python" in runtimes:
+        lines.append('python3 generate.py "The capital of France is" -n 64')
+    features = ", ".join(target.features) or "none beyond the architecture's"
+    text = [
+        f"# {model['name']} for {target.key}",
+        "",
+        *[f"    {line}" for line in lines],
+        "",
+        f"Weights: {manifest.quantization['format']}, {manifest.parameters.bytes / 1e6:.1f} MB. "
+        f"Context: up to {model['context_length']} tokens.",
+        f"CPU features that the code uses: {features}; they are checked before anything is loaded.",
+        "",
+    ]
+    if "runner" in runtimes:
+        text += [
+            "`bin/amx-run` needs the C and C++ libraries of Debian 12 or later (glibc 2.34). "
+            "`--max-memory 300M` limits its memory, `--help` lists its options.",
+            "",
+        ]
+    if "python" in runtimes:
+        text += [
+            "`generate.py` needs Python and NumPy; a text as prompt also needs the package "
+            "`tokenizers`, `--ids 1,2,3` does not. In a program of your own:",
+            "",
+            "    import sys; sys.path.insert(0, 'runtime')",
+            "    import amx_tvm",
+            "    engine = amx_tvm.load('.')",
+            "",
+        ]
+    if not runtimes:
+        text += [
+            f"Run it with amx_tvm {manifest.versions.amx_tvm}, apache-tvm {manifest.versions.tvm} "
+            f"and apache-tvm-ffi {manifest.versions.tvm_ffi}.",
+            "",
+        ]
+    text += ["manifest.json lists every file with its SHA-256; loading checks them.", ""]
+    return "\n".join(text)

@@ -1,0 +1,103 @@
+"""Build the C++ runner for a device, once, and keep the binary in the cache.
+
+The sources are ``runner/`` of the repository. For another architecture Debian's cross compiler is
+used, with the static libraries that ``runner/sysroot.sh`` fetches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import amx_tvm
+from amx_tvm.errors import ArtifactError
+from amx_tvm.exporting.wheels import cache_folder, extract, find_wheel
+
+SOURCES = Path(amx_tvm.__file__).resolve().parents[1] / "runner"
+DEBIAN_ARCH = {"aarch64": "arm64", "x86_64": "amd64", "riscv64": "riscv64"}
+_NATIVE_PACKAGES = "cmake g++ libpcre2-dev libutf8proc-dev nlohmann-json3-dev"
+
+
+def build_runner(arch: str, wheels: Path | None = None) -> Path:
+    """Return the path of an ``amx-run`` for ``arch``.
+
+    Parameters
+    ----------
+    arch : str
+        "aarch64" or "x86_64".
+    wheels : Path, optional
+        Where the wheel of tvm_ffi is looked for first; its library is linked.
+
+    Raises
+    ------
+    ArtifactError
+        When sources, compiler or libraries are missing, with what to install.
+    """
+    if not (SOURCES / "CMakeLists.txt").is_file():
+        raise ArtifactError(
+            "the sources of the C++ runner are not here (they are in the repository, not in the "
+            "wheel); export from a checkout, or with `--runtime python`"
+        )
+    cross = arch != platform.machine()
+    compiler = f"{arch}-linux-gnu-g++" if cross else "g++"
+    for tool in ("cmake", compiler):
+        if shutil.which(tool) is None:
+            packages = (
+                f"g++-{arch.replace('_', '-')}-linux-gnu cmake" if cross else _NATIVE_PACKAGES
+            )
+            raise ArtifactError(
+                f"building the runner needs {tool}, which is not installed (Debian: apt-get "
+                f"install {packages}); install it, or export with `--runtime python`"
+            )
+    folder = cache_folder("runner") / f"{arch}-{_digest(compiler)}"
+    binary = folder / "amx-run"
+    if binary.is_file():
+        return binary
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="amx-run-") as scratch:
+        place = Path(scratch)
+        wheel = find_wheel("apache-tvm-ffi", arch, "3.11", wheels)
+        extract(wheel, place, lambda name: name.startswith(("tvm_ffi/include/", "tvm_ffi/lib/")))
+        options = [f"-DTVM_FFI_ROOT={place / 'tvm_ffi'}"]
+        if cross:
+            prefix = place / "prefix"
+            _run(["sh", str(SOURCES / "sysroot.sh"), DEBIAN_ARCH.get(arch, arch), str(prefix)])
+            toolchain = SOURCES / "cmake" / "cross.cmake"
+            options += [
+                f"-DCMAKE_TOOLCHAIN_FILE={toolchain}",
+                f"-DAMX_ARCH={arch}",
+                f"-DAMX_PREFIX={prefix}",
+            ]
+        build = place / "build"
+        _run(["cmake", "-S", str(SOURCES), "-B", str(build), *options])
+        _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
+        partial = folder / f".amx-run-{os.getpid()}"
+        shutil.copy2(build / "amx-run", partial)
+        os.replace(partial, binary)
+    return binary
+
+
+def _digest(compiler: str) -> str:
+    """Identity of sources, compiler and libraries' versions that a binary is made from."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(SOURCES).as_posix().encode() + b"\0" + file.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False)
+    digest.update(version.stdout)
+    return digest.hexdigest()[:16]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [x for x in (done.stderr + done.stdout).splitlines() if "rror" in x]
+        raise ArtifactError(
+            f"the runner could not be built: `{Path(command[0]).name}` says "
+            f"{' / '.join(lines[:3]) or done.stderr[-300:]}; it needs (Debian) "
+            f"{_NATIVE_PACKAGES}, or export with `--runtime python`"
+        )

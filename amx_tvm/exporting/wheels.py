@@ -1,0 +1,95 @@
+"""The device's TVM: files out of the wheels that PyPI has for its architecture.
+
+A wheel is looked for in the folder that the user gives, then in the cache, then downloaded by pip.
+Versions are pinned: tvm_ffi must be the one that TVM's runtime was built against.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from amx_tvm.errors import ArtifactError
+from amx_tvm.version import TVM, TVM_FFI
+
+PACKAGES = {
+    "apache-tvm": TVM,
+    "apache-tvm-ffi": TVM_FFI,
+    "typing-extensions": "4.16.0",
+}
+PYTHONS = ("3.11", "3.12", "3.13")
+_GLIBC = ("2_28", "2_27", "2_17")  # the manylinux levels of these wheels
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of this package in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "amx-tvm" / name
+
+
+def find_wheel(package: str, arch: str, python: str, folder: Path | None = None) -> Path:
+    """Return the path of a wheel, downloading it into the cache where it is nowhere yet.
+
+    Parameters
+    ----------
+    package : str
+        A key of ``PACKAGES``.
+    arch : str
+        "aarch64" or "x86_64".
+    python : str
+        Python version of the device, such as "3.11".
+    folder : Path, optional
+        Where the user keeps wheels; nothing is downloaded if it has the right one.
+
+    Raises
+    ------
+    ArtifactError
+        When it cannot be had, with pip's reason.
+    """
+    cache = cache_folder("wheels")
+    for place in (folder, cache):
+        found = _look(place, package, arch, python) if place is not None else None
+        if found is not None:
+            return found
+    cache.mkdir(parents=True, exist_ok=True)
+    platforms = [f"--platform=manylinux_{level}_{arch}" for level in _GLIBC]
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+        f"--python-version={python}", *platforms, f"--dest={cache}",
+        f"{package}=={PACKAGES[package]}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = _look(cache, package, arch, python)
+    if found is None:
+        reason = [line for line in done.stderr.splitlines() if "ERROR" in line]
+        raise ArtifactError(
+            f"the wheel of {package} {PACKAGES[package]} for {arch} and Python {python} is not "
+            f"here and pip cannot download it ({(reason or ['no reason given'])[0]}); put it into "
+            "a folder and give that as `--wheels`, or leave the runtimes out with `--runtime none`"
+        )
+    return found
+
+
+def _look(folder: Path, package: str, arch: str, python: str) -> Path | None:
+    stem = f"{package.replace('-', '_')}-{PACKAGES[package]}-"
+    tag = f"cp{python.replace('.', '')}-"
+    for file in sorted(folder.glob(f"{stem}*.whl")):
+        rest = file.name.removeprefix(stem)
+        if rest.startswith(("py3-none-", tag)) and rest.endswith((f"{arch}.whl", "any.whl")):
+            return file
+    return None
+
+
+def extract(wheel: Path, folder: Path, keep: Callable[[str], bool]) -> list[str]:
+    """Write those files of a wheel that ``keep`` answers for; return their names."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = sorted(n for n in archive.namelist() if not n.endswith("/") and keep(n))
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(name))
+    return names
