@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from amx_tvm.compiler.function import lower_function
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import ModelSource
+from amx_tvm.frontends.relax_module import RelaxModuleSource
 from amx_tvm.models import FamilySource, ModelFamily, find
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import bundle_parameters, legalize, pipeline
 from relax_passes import parameters as plans
+from relax_passes.kv_cache import PAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ def lower_source(
         When the architecture is unknown, or the checkpoint's weights are not those of its
         configuration.
     """
+    dump = pipeline.dump_to(dump_ir) if dump_ir is not None else None
+    if isinstance(source, RelaxModuleSource):
+        return lower_function(source, target, config, records=records, dump=dump)
     family = find(source.config)
     decoder = family.configure(source.config)
     check_layers(source, family, decoder)
@@ -72,7 +78,6 @@ def lower_source(
     check_shapes(named, expected)
     functions = sorted(g.name_hint for g in module.get_global_vars())
     functions = [f for f in functions if f in PUBLIC_FUNCTIONS]
-    dump = pipeline.dump_to(dump_ir) if dump_ir is not None else None
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
     return LoweredModel(
         module=module,
@@ -81,7 +86,7 @@ def lower_source(
         linears=legalize.kernels_of(module),
         model=describe(source, decoder, family.name),
         kv_cache={
-            "page_size": 16,
+            "page_size": PAGE_SIZE if target.device == "cpu" else 16,
             "dtype": dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,

@@ -20,7 +20,7 @@ from typing import Any
 from amx_tvm.errors import ModelError
 
 PANEL = 16  # tokens of one transposed K panel
-PAGE_SIZE = 16  # tokens of one page
+PAGE_SIZE = 64  # tokens of one page: decode reads whole pages, and long streams are faster
 ATTENTION_KINDS = ("mha", "mha_sliding")
 
 

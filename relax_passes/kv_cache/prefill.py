@@ -150,8 +150,12 @@ class _Prefill:
             with T.parallel(0, config.num_kv_heads * panels) as i:
                 self._pack(v.div(i, panels), v.mod(i, panels))
         blocks = v.opaque(v.ceil_div(self.q_len, _ROWS), "blocks")
+        # Threads take consecutive items, and causal blocks cost more towards the end of the
+        # sequence: first, last, second, last but one, ... gives every thread its share.
         with T.parallel(0, config.num_heads * blocks) as item:
-            self._item(v.div(item, blocks), v.mod(item, blocks))
+            i = v.mod(item, blocks)
+            block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
+            self._item(v.div(item, blocks), v.opaque(block, "block"))
 
     def _pack(self, h: Expr, panel: Expr) -> None:
         """Pack 16 new tokens of one head; panel lanes beyond the sequence stay undefined."""
@@ -252,7 +256,7 @@ class _Prefill:
         for r in range(rows):
             for p in range(panels):
                 at = (row0 + r) * _KEYS + (group * panels + p) * PANEL
-                v.store(self.s, acc[r][p].get(), [at])
+                v.store(self.s, v.soft_cap(acc[r][p].get(), self.config.soft_cap), [at])
 
     def _softmax(self, r: Expr) -> None:
         """Turn one row of scores into weights relative to the new maximum."""

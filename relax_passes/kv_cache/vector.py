@@ -226,6 +226,18 @@ def exp2(x: Expr) -> Expr:
     return polynomial(f, _EXP2) * scale
 
 
+def soft_cap(score: Expr, cap: float) -> Expr:
+    """Bound scores s to c tanh(s / c); s is in log2 units, c in natural ones, 0 for no bound.
+
+    tanh(x) = 1 - 2 / (1 + e^2x), to 2e-7 absolute; e^2x is cut where tanh has become 1.
+    """
+    if not cap:
+        return score
+    e2x = exp2(tirx.min(score * const(2 / cap), const(40.0)))
+    bounded = const(1.0) - const(2.0) / (const(1.0) + e2x)
+    return bind(bounded * const(cap * math.log2(math.e)), "capped")
+
+
 def log2(x: Expr) -> Expr:
     """log2(x) of positive normal numbers: absolute error below 2e-7 * max(1, |log2 x|).
 

@@ -18,7 +18,7 @@ from relax_passes.kv_cache.frequencies import inverse_frequencies
 TARGET = {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
 
 
-def attend(q, k, v, low, high):
+def attend(q, k, v, low, high, cap=0.0):
     """Attention of q [n, heads, d] over k, v [m, kv_heads, d]; query i sees keys low[i]..high[i]-1.
 
     Returns the output and the log2-sum-exp2 [n, heads] of the scaled scores.
@@ -27,6 +27,7 @@ def attend(q, k, v, low, high):
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("nhd,mhd->nhm", q, k) / math.sqrt(q.shape[2])
+    scores = cap * np.tanh(scores / cap) if cap else scores
     columns = np.arange(k.shape[0])
     low, high = np.asarray(low)[:, None], np.asarray(high)[:, None]
     seen = ((columns >= low) & (columns < high))[:, None, :]
@@ -201,11 +202,12 @@ class Cache:
         result = np.empty((len(qkv) - past, c.layers, c.num_heads, c.head_dim))
         for layer in range(c.layers):
             q, k, v = np.split(qkv[:, layer], [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
-            q, k = rotate(q, positions, c), rotate(k, positions, c)
+            if c.rotate:
+                q, k = rotate(q, positions, c), rotate(k, positions, c)
             high = positions[past:] + 1
             sliding = c.kinds[layer] == "mha_sliding"
             low = np.maximum(high - c.sliding_window, 0) if sliding else np.zeros_like(high)
-            result[:, layer] = attend(q[past:], k, v, low, high)[0]
+            result[:, layer] = attend(q[past:], k, v, low, high, c.soft_cap)[0]
         return result
 
 

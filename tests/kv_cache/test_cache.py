@@ -8,11 +8,12 @@ from relax_passes.kv_cache import KVCacheConfig
 from .reference import Cache
 
 CONFIGS = {
-    "3:1": KVCacheConfig(2, 6, 2, 64, 500000.0),
+    "3:1": KVCacheConfig(2, 6, 2, 64, 500000.0, page_size=16),
     "4:1 d128": KVCacheConfig(1, 8, 2, 128, 10000.0, page_size=32),
     "8:1": KVCacheConfig(1, 8, 1, 64),
     "1:1": KVCacheConfig(1, 2, 2, 64, rotary_dim=32),
-    "float16": KVCacheConfig(1, 6, 2, 64, dtype="float16"),
+    "capped, not rotated": KVCacheConfig(1, 4, 2, 64, soft_cap=2.0, rotate=False),
+    "float16": KVCacheConfig(1, 6, 2, 64, dtype="float16", page_size=16),
 }
 slow = pytest.mark.slow
 FAST = ["3:1", "float16"]
@@ -102,7 +103,7 @@ def test_rotation_does_not_depend_on_the_path():
 
 @pytest.mark.parametrize("kinds", [("mha", "mha_sliding"), ("mha_sliding",)], ids=["mixed", "all"])
 def test_sliding_layers(kinds):
-    config = KVCacheConfig(len(kinds), 6, 2, 64, attn_kind=kinds, sliding_window=50)
+    config = KVCacheConfig(len(kinds), 6, 2, 64, attn_kind=kinds, sliding_window=50, page_size=16)
     cache = Cache(config)
     cache.add(0)
     for n in (7, 1, 90, 1, 1, 120, 1, 30, *([1] * 20)):

@@ -108,7 +108,7 @@ def test_decode_of_one_long_sequence_is_split(length, page_size):
 
 
 def test_decode_sliding_skips_the_first_slots():
-    config = make("3:1", attn_kind="mha_sliding", sliding_window=40)
+    config = make("3:1", attn_kind="mha_sliding", sliding_window=40, page_size=16)
     lengths, offsets = [40, 7, 40], [9, 0, 15]
     cache = Paged(config, lengths, offsets=offsets)
     q = normal(cache.rng, 3, 9, 64)
@@ -191,7 +191,7 @@ def paged(name, config, cache, q, q_lengths, info, causal):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "page_size"),
-    [(s, t, 16) for s in SHAPES for t in ("float32", "float16")] + [("3:1", "float32", 64)],
+    [(s, t, 64) for s in SHAPES for t in ("float32", "float16")] + [("3:1", "float32", 16)],
 )
 def test_paged_prefill(shape, dtype, page_size):
     config = make(shape, dtype, page_size=page_size)
@@ -212,7 +212,7 @@ def test_paged_prefill(shape, dtype, page_size):
 
 
 def test_paged_prefill_of_a_sliding_layer():
-    config = make("3:1", attn_kind="mha_sliding", sliding_window=40)
+    config = make("3:1", attn_kind="mha_sliding", sliding_window=40, page_size=16)
     lengths, q_lengths = [40, 20], [60, 5]
     cache = Paged(config, lengths, offsets=[9, 0])
     q = normal(cache.rng, sum(q_lengths), 9, 64)
@@ -293,7 +293,7 @@ def test_append_and_read_back(tokens, page_size, dtype):
 
 
 def test_copy_single_page():
-    config = make("3:1")
+    config = make("3:1", page_size=16)
     pages = normal(np.random.default_rng(0), 4, 2, 3, 16, 64)
     copy = tensor(pages)
     kernel("copy_single_page", config)(copy, 1, 3, 7)
@@ -303,7 +303,7 @@ def test_copy_single_page():
 
 
 def test_compact_copy():
-    config = make("3:1")
+    config = make("3:1", page_size=16)
     rng = np.random.default_rng(0)
     k, v = (normal(rng, 64, 3, 64) for _ in range(2))
     pages = np.zeros((4, 2, 3, 16, 64), np.float32)
