@@ -29,10 +29,10 @@ from typing import Literal
 
 from amx_tvm.artifact.cpu import cpu_features, missing_features
 from amx_tvm.artifact.manifest import Manifest, ShardRecord
-from amx_tvm.artifact.shards import map_file
 from amx_tvm.errors import ArtifactError
 
 Verify = Literal[False, "quick", "full"]
+_READ = 256 << 10  # bytes at a time: they stay in the L2 cache for the checksum
 _AGAIN = "copy the artifact anew or compile the model again"
 
 
@@ -152,9 +152,8 @@ def _check_digests(root: Path, manifest: Manifest, depth: str) -> None:
         if depth == "full":
             jobs.append(partial(_check_file, root, shard.file, shard.sha256))
         elif shard.bytes:
-            data = memoryview(map_file(root / shard.file))
             for index in range(len(shard.crc32)):
-                jobs.append(partial(_check_block, root, manifest, shard, index, data))
+                jobs.append(partial(_check_block, root, manifest, shard, index))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for future in [pool.submit(job) for job in jobs]:
             future.result()
@@ -172,12 +171,19 @@ def _check_file(root: Path, name: str, digest: str) -> None:
         )
 
 
-def _check_block(
-    root: Path, manifest: Manifest, shard: ShardRecord, index: int, data: memoryview
-) -> None:
+def _check_block(root: Path, manifest: Manifest, shard: ShardRecord, index: int) -> None:
+    """Compare one block's CRC-32. Reading beats mapping: no page fault every 4 KiB."""
     start = index * shard.block_bytes
     end = min(start + shard.block_bytes, shard.bytes)
-    if zlib.crc32(data[start:end]) == shard.crc32[index]:
+    found = 0
+    buffer = memoryview(bytearray(_READ))
+    with open(root / shard.file, "rb", buffering=0) as file:
+        file.seek(start)
+        left = end - start
+        while left and (count := file.readinto(buffer[: min(left, _READ)])):
+            found = zlib.crc32(buffer[:count], found)
+            left -= count
+    if found == shard.crc32[index]:
         return
     number = manifest.parameters.shards.index(shard)
     inside = [
