@@ -44,6 +44,8 @@ class ArtifactSource(ModelSource):
         For a compiled function, or a layout that cannot be taken apart.
     """
 
+    module_names = True
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         manifest = self.manifest = Manifest.load(self.path)
@@ -66,10 +68,9 @@ class ArtifactSource(ModelSource):
         self._arrays = open_parameters(self.path, manifest.parameters)
         family = find(self.config)
         network = family.build(family.configure(self.config))
-        expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
         self._shapes = {
-            family.weight_names(name): tuple(int(v) for v in shape)
-            for name, shape in expected.items()
+            name: tuple(int(v) for v in parameter.shape)
+            for name, parameter in network.named_parameters()
         }
         self._stems = self._find_stems()
 

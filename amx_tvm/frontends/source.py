@@ -34,6 +34,9 @@ class ModelSource(ABC):
         Short name for people and manifests.
     kind : str
         "causal_lm", or "function" for a module without tokens and KV cache.
+    module_names : bool
+        Weights have the names and shapes of the compiled module, whatever the family's checkpoints
+        call them: the model was compiled before.
     config : dict
         Keys of a Hugging Face ``config.json``.
     generation_config : dict
@@ -43,6 +46,7 @@ class ModelSource(ABC):
 
     name: str
     kind: str = "causal_lm"
+    module_names: bool = False
     config: dict[str, Any]
     generation_config: dict[str, Any]
 

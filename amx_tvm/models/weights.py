@@ -86,7 +86,10 @@ class FamilySource(ModelSource):
         self.source, self.name, self.kind = source, source.name, source.kind
         self.config, self.generation_config = source.config, source.generation_config
         present = set(source.names())
-        found = {name: family.weight(name, config) for name in names}
+        found = {
+            name: Weight(name) if source.module_names else family.weight(name, config)
+            for name in names
+        }
         self._weights = {name: w for name, w in found.items() if w.name in present}
 
     def weight(self, name: str) -> Weight:
