@@ -21,13 +21,14 @@ def quantized_activation_buffers(
 ) -> tuple[tuple[str, tuple, str], ...]:
     """List the tensors of quantized activations as (name, shape after M, dtype).
 
-    "int8" has one array of codes with one scale a group of 32. "fp4:<format>" has one array of
+    "int8" has one array of codes with one scale a group of 32. "int16" has two, the high and the
+    low byte of 16-bit codes: code = 256 * codes + codes_low. "fp4:<format>" has one array of
     codes for each term of the format (amxfp4: the values of either sign, apart), code =
     table[c] - offset as int8, and float32 scales that contain the term's factor, one a group of
-    the format. Sums are of the codes of 32 columns.
+    the format. Sums are of the codes under one scale.
     """
     groups = -(-k // GROUP)
-    if scheme == "int8":
+    if scheme in ("int8", "int16"):
         names, per_group = ("",), 1
     elif scheme.startswith("fp4:"):
         from amx_tvm import formats
@@ -37,10 +38,11 @@ def quantized_activation_buffers(
         names = ("",) if count == 1 else tuple(f"_{i}" for i in range(count))
         per_group = GROUP // fmt.group_size
     else:
-        raise ValueError(f'unknown activation scheme {scheme!r}; known: "int8", "fp4:<format>"')
-    codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in names]
+        raise ValueError(f"unknown activation scheme {scheme!r}; known: int8, int16, fp4:<format>")
+    words = ("", "_low") if scheme == "int16" else names
+    codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in words]
     scales = [(f"scales{n}", (groups * per_group,), "float32") for n in names]
-    totals = [(f"sums{n}", (groups,), "int32") for n in names] if sums else []
+    totals = [(f"sums{n}", (groups * per_group,), "int32") for n in names] if sums else []
     return (*codes, *scales, *totals)
 
 
@@ -120,17 +122,31 @@ class LinearSpec:
         return sum(TILE_ROWS * s.bytes * per_group for s in self.fmt.scale_tensors)
 
     @property
+    def activation_group(self) -> int:
+        """Columns of x under one scale: 32, or the group size of a four-bit activation format."""
+        if not self.activation.startswith("fp4:"):
+            return GROUP
+        from amx_tvm import formats
+
+        return formats.get(self.activation.removeprefix("fp4:")).group_size
+
+    @property
+    def terms(self) -> tuple:
+        """The decode terms of W as integer kernels use them (``cpu.terms.Term``)."""
+        from .cpu.terms import kernel_terms
+
+        return kernel_terms(self.fmt, self.activation_group)
+
+    @property
     def needs_sums(self) -> bool:
         """Whether activations come with the sums of their codes.
 
         Always with int8, where kernels for many rows use offsets of their own; with four bits
         only if a term of W has an offset.
         """
-        if self.activation == "int8":
+        if self.activation in ("int8", "int16"):
             return True
-        from .cpu.terms import kernel_terms
-
-        return self.activation != "float32" and any(t.offset != 0 for t in kernel_terms(self.fmt))
+        return self.activation != "float32" and any(t.offset != 0 for t in self.terms)
 
     def activation_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
         """List (name, trailing shape after M, dtype) of the activation arguments."""

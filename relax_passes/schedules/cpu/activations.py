@@ -1,8 +1,10 @@
-"""What happens to activations between linears: RMSNorm, silu(gate) * up, quantization to int8.
+"""What happens to activations between linears: RMSNorm, silu(gate) * up, quantization.
 
 One row of x is one pass: a prologue (nothing, RMSNorm or silu * up) feeds 32 columns at a time to
 the quantizer, so a normalized row is never stored as float32.  Rows run in parallel when there are
 enough of them; a single row is serial, since waking a second thread takes longer than the row.
+
+Quantization to int8; four bits are in fp4.py:
 
     codes int8 [M, Kp], scales float32 [M, Kp/32] = max|x| / 127, sums int32 [M, Kp/32]
     code = round half to even of x / scale (true division); an all-zero group has scale 0
@@ -15,8 +17,9 @@ from typing import Any
 
 from tvm import tirx
 
-from ..spec import GROUP
+from ..spec import GROUP, quantized_activation_buffers
 from . import emit as e
+from . import fp4
 from .emit import Expr
 from .math import silu
 
@@ -128,10 +131,15 @@ def _map_rows(kind: str, k: int, m: int | None, eps: float) -> Any:
     return buffers["func"]
 
 
-def quantize_int8(
-    k: int, m: int | None = None, sums: bool = False, prologue: str = "none", eps: float = 0.0
+def quantize(
+    k: int,
+    m: int | None = None,
+    scheme: str = "int8",
+    sums: bool = False,
+    prologue: str = "none",
+    eps: float = 0.0,
 ) -> Any:
-    """Build the quantization of activations to int8, optionally behind RMSNorm or silu * up.
+    """Build the quantization of activations, optionally behind RMSNorm or silu * up.
 
     Parameters
     ----------
@@ -139,8 +147,10 @@ def quantize_int8(
         Columns of x; codes are padded with zeros to whole groups of 32.
     m : int or None
         Rows, None for any.
+    scheme : str
+        "int8", "int16" or "fp4:<format>" (see ``quantized_activation_buffers`` for what is written).
     sums : bool
-        Also store the sum of each group's codes (formats with an offset need it).
+        Also store the sums of each scale group's codes.
     prologue : str
         "none" (x), "rms_norm" (x, weight) or "silu_mul" (gate, up).
     eps : float
@@ -149,61 +159,89 @@ def quantize_int8(
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments: the prologue's inputs (float32), codes, scales, [sums].
+        Arguments: the prologue's inputs (float32), then the quantized buffers.
+
+    Raises
+    ------
+    FormatError
+        The format has no kernel that quantizes activations to it.
     """
-    groups = -(-k // GROUP)
-    arguments = [
-        *_inputs(prologue, k),
-        ("codes", (None, groups * GROUP), "int8"),
-        ("scales", (None, groups), "float32"),
-        *([("sums", (None, groups), "int32")] if sums else []),
-    ]
-    name = "quantize_int8" if prologue == "none" else f"{prologue}_quantize_int8"
-    with e.function(name, arguments, m) as (buffers, rows):
+    integers = scheme in ("int8", "int16")
+    fmt = None if integers else fp4.require_e2m1(scheme.removeprefix("fp4:"))
+    outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
+    name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
+    name = name.replace(":", "_").replace("-", "_")
+    with e.function(name, [*_inputs(prologue, k), *outputs], m) as (buffers, rows):
 
         def body(row: Expr) -> None:
             values = Prologue(prologue, buffers, k, eps, row)
-            whole = k // GROUP
-            if whole:
-                with e.serial(0, whole) as group:
-                    pair = [values.at(group * GROUP + j * LANES) for j in range(2)]
-                    _store_group(buffers, row, group, pair)
-            if k % GROUP:
-                padded = e.scratch(GROUP, "float32")
-                e.store(padded, e.const(0.0, "float32", GROUP), 0, lanes=GROUP)
-                for i in range(k % GROUP):
-                    e.store(padded, values.at(e.const(whole * GROUP + i), 1), i)
-                pair = [e.let(e.load(padded, j * LANES, lanes=LANES)) for j in range(2)]
-                _store_group(buffers, row, e.const(whole), pair)
+            if fmt is None:
+                for_groups(values, k, lambda g, v: _store_integers(buffers, row, g, v))
+                return
+            tensor_scale = None
+            if fmt.row_scaled:
+                best = e.Register("int32", 1, e.const(0))
+
+                def largest(_group: Expr, vectors: list[Expr]) -> None:
+                    best.set(tirx.max(best.get(), fp4.extrema(vectors, (0,))[0]))
+
+                for_groups(values, k, largest)
+                tensor_scale = fp4.row_tensor_scale(e.bits(best.get(), "float32"))
+            quantizer = fp4.Fp4Quantizer(fmt, buffers, row, tensor_scale)
+            per_group = GROUP // fmt.group_size
+            each = fmt.group_size // LANES
+
+            def store(group: Expr, vectors: list[Expr]) -> None:
+                for i in range(per_group):
+                    own = vectors[i * each : (i + 1) * each]
+                    quantizer.store(group * per_group + i, own)
+
+            for_groups(values, k, store)
 
         over_rows(rows, body)
     return buffers["func"]
 
 
-def largest_magnitude(values: list[Expr]) -> Expr:
-    """Largest |x| of some vectors; magnitudes compare like their bits, NaN being largest."""
-    mask = e.const(0x7FFFFFFF, "int32", LANES)
-    best = None
-    for v in values:
-        magnitude = e.bits(v, "int32", LANES) & mask
-        best = e.let(magnitude if best is None else tirx.max(best, magnitude))
-    return e.let(e.bits(e.llvm("int32", "llvm.vector.reduce.smax", best), "float32"))
+def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:
+    """Run ``body(group, two 16-lane vectors)`` over the groups of 32, the last padded with zeros."""
+    whole = k // GROUP
+    if whole:
+        with e.serial(0, whole) as group:
+            body(group, [values.at(group * GROUP + j * LANES) for j in range(2)])
+    if k % GROUP:
+        padded = e.scratch(GROUP, "float32")
+        e.store(padded, e.const(0.0, "float32", GROUP), 0, lanes=GROUP)
+        for i in range(k % GROUP):
+            e.store(padded, values.at(e.const(whole * GROUP + i), 1), i)
+        body(e.const(whole), [e.let(e.load(padded, j * LANES, lanes=LANES)) for j in range(2)])
 
 
-def _store_group(buffers: dict[str, Any], row: Expr, group: Expr, values: list[Expr]) -> None:
-    scale = e.let(largest_magnitude(values) / e.const(127.0, "float32"))
+def _store_integers(buffers: dict[str, Any], row: Expr, group: Expr, values: list[Expr]) -> None:
+    """Quantize and store one group of 32, to one byte or to a high and a low one.
+
+    A 16-bit code is at most 127 * 256, so that its high byte, rounded to nearest, fits int8.
+    """
+    low = buffers.get("codes_low")
+    top = 127.0 if low is None else 127.0 * 256
+    largest = e.let(e.bits(fp4.extrema(values, (0,))[0], "float32"))
+    scale = e.let(largest / e.const(top, "float32"))
     zero, one = e.const(0.0, "float32"), e.const(1.0, "float32")
     divisor = e.let(e.splat(tirx.Select(scale == zero, one, scale), LANES))
-    limit = e.const(127.0, "float32", LANES)
+    limit = e.const(top, "float32", LANES)
     total = e.const(0, "int32", LANES)
     e.store(buffers["scales"], scale, row, group)
     for j, v in enumerate(values):
         code = e.llvm(f"float32x{LANES}", "llvm.rint", v / divisor)
-        # A subnormal scale is inexact, and its quotients may pass 127.
-        code = tirx.max(tirx.min(code, limit), e.const(-127.0, "float32", LANES))
+        # A subnormal scale is inexact, and its quotients may pass the largest code.
+        code = tirx.max(tirx.min(code, limit), e.const(-top, "float32", LANES))
         code = e.let(e.cast(code, "int32", LANES))
         at = group * GROUP + j * LANES
-        e.store(buffers["codes"], e.cast(code, "int8", LANES), row, at, lanes=LANES)
+        high = code
+        if low is not None:
+            high = e.let((code + e.const(128, "int32", LANES)) >> e.const(8, "int32", LANES))
+            rest = code - (high << e.const(8, "int32", LANES))
+            e.store(low, e.cast(rest, "int8", LANES), row, at, lanes=LANES)
+        e.store(buffers["codes"], e.cast(high, "int8", LANES), row, at, lanes=LANES)
         total = total + code
     if "sums" in buffers:
         e.store(

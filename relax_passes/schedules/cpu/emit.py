@@ -156,3 +156,12 @@ class Register:
     def set(self, value: Expr) -> None:
         """Assign the variable."""
         store(self.buffer, value, 0, lanes=self.lanes)
+
+
+def opaque(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """Name a value through a register variable, which hides its expression from TVM's analysis.
+
+    TVM 0.27's simplifier follows named selects through both branches at every use; a chain of ten
+    takes it minutes.
+    """
+    return let(Register(dtype, lanes, value).get())

@@ -14,7 +14,6 @@ from tvm import tirx
 
 from . import emit as e
 from .emit import Expr
-from .terms import Term, kernel_terms
 
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)  # magnitudes of E2M1 times two
 
@@ -45,10 +44,6 @@ class Isa:
     def parts(self) -> int:
         """Vectors that make up the 16 rows of a tile."""
         return 16 // self.rows
-
-    def terms(self, fmt: Any) -> tuple[Term, ...]:
-        """List a format's terms as this instruction set computes them."""
-        return kernel_terms(fmt)
 
     def eight_bit(self, packed: Expr) -> Expr:
         """Prepare a vector of eight-bit codes (unsigned bytes) for ``dot``."""

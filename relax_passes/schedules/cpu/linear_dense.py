@@ -14,7 +14,7 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
-from .linear_int8 import row_blocks
+from .rows import row_blocks
 
 BLOCKS = (8, 4, 2, 1)
 UNROLL = 4

@@ -15,8 +15,7 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
-from .linear_int8 import tile_pair
-from .rows import row_blocks
+from .rows import row_blocks, tile_pair
 from .terms import ScaleReader, common_factor
 
 

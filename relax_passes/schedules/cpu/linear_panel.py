@@ -70,19 +70,21 @@ class _Block:
         rows, groups = len(out[0]), self.spec.groups
         at = [e.let(c * groups + group) for c in range(self.wide)]
         acc: list[list[e.Register]] = [[] for _ in range(self.wide)]
+        low = self.buffers.get("codes_low")
+        zero = e.const(0, "int32", TILE_ROWS)
         for r in range(rows):
-            start = e.const(0, "int32", TILE_ROWS)
-            if self.offset:
-                total = e.load(self.buffers["sums"], row + r, group)
-                start = e.let(e.splat(total * (-self.offset), TILE_ROWS))
+            start = zero if low is not None else self._start(row + r, group)
             for c in range(self.wide):
                 acc[c].append(e.Register("int32", TILE_ROWS, start))
-        with e.serial(0, panel.STEPS) as step:
-            weights = [e.let(e.load(self.codes, i, step, 0, lanes=64)) for i in at]
+        self._products(self.buffers["codes"], at, group, row, acc)
+        if low is not None:
+            # 16-bit codes: the high bytes' sums move up, at most 32 * 252 * 127 * 256 = 2^28.
             for r in range(rows):
-                a = self.isa.activation(self.buffers["codes"], row + r, group * GROUP + step * 4)
+                start = self._start(row + r, group)
                 for c in range(self.wide):
-                    acc[c][r].set(self.isa.dot(acc[c][r].get(), weights[c], a))
+                    high = acc[c][r].get() << e.const(8, "int32", TILE_ROWS)
+                    acc[c][r].set(high + start)
+            self._products(low, at, group, row, acc)
         w_scales = [e.let(e.load(self.scales, i, 0, lanes=TILE_ROWS)) for i in at]
         for r in range(rows):
             x_scale = e.let(e.splat(e.load(self.buffers["scales"], row + r, group), TILE_ROWS))
@@ -91,6 +93,24 @@ class _Block:
                 register = out[c][r]
                 scaled = e.let(value * w_scales[c])
                 register.set(e.fma(scaled, x_scale, register.get(), TILE_ROWS))
+
+    def _start(self, row: Expr, group: Expr) -> Expr:
+        """Return what the weights' offset adds to a row's sum, to be taken off up front."""
+        if not self.offset:
+            return e.const(0, "int32", TILE_ROWS)
+        total = e.load(self.buffers["sums"], row, group)
+        return e.let(e.splat(total * (-self.offset), TILE_ROWS))
+
+    def _products(
+        self, codes: Any, at: list[Expr], group: Expr, row: Expr, acc: list[list[e.Register]]
+    ) -> None:
+        """Add the products of one array of codes over a group."""
+        with e.serial(0, panel.STEPS) as step:
+            weights = [e.let(e.load(self.codes, i, step, 0, lanes=64)) for i in at]
+            for r in range(len(acc[0])):
+                a = self.isa.activation(codes, row + r, group * GROUP + step * 4)
+                for c in range(self.wide):
+                    acc[c][r].set(self.isa.dot(acc[c][r].get(), weights[c], a))
 
     def _finish(self, first: Expr, row: Expr, out: list[list[e.Register]]) -> None:
         """Store; in a last, partly filled panel the tiles beyond W are dropped."""

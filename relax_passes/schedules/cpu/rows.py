@@ -1,12 +1,13 @@
-"""Splitting M rows of x into blocks of fixed sizes."""
+"""Splitting M rows of x into blocks of fixed sizes, and tiles of W into pairs for silu * up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tvm import tirx
 
-from ..spec import LinearSpec
+from ..spec import TILE_ROWS, LinearSpec
 from . import emit as e
 from .emit import Expr
 
@@ -54,3 +55,28 @@ def either(
                 many()
             with e.otherwise():
                 few()
+
+
+def tile_pair(spec: LinearSpec, kernel: Any, t: Expr, row: Expr, rows: int) -> None:
+    """Emit product and epilogue of tile t, or of the tiles 2t and 2t + 1 of silu * up.
+
+    The pair is a loop, not two copies: lowering time grows with the text. Its sums wait on the
+    stack for the epilogue.
+    """
+    if not spec.silu_mul:
+        kernel.epilogue.rows([[[p.get() for p in r] for r in kernel.product(t, row, rows)]], t, row)
+        return
+    lanes, parts = kernel.isa.rows, kernel.isa.parts
+    kept = e.scratch_rows(rows, 2 * TILE_ROWS)
+    with e.serial(0, 2) as s:
+        for r, registers in enumerate(kernel.product(t * 2 + s, row, rows)):
+            for p, register in enumerate(registers):
+                e.store(kept[r], register.get(), s * TILE_ROWS + p * lanes, lanes=lanes)
+    sums = [
+        [
+            [e.load(buffer, s * TILE_ROWS + p * lanes, lanes=lanes) for p in range(parts)]
+            for buffer in kept
+        ]
+        for s in range(2)
+    ]
+    kernel.epilogue.rows(sums, t, row)

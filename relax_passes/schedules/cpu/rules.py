@@ -14,9 +14,7 @@ from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
 from .linear_dense import linear_dense
 from .linear_float32 import linear_float32
-from .linear_int8 import linear_int8
-
-BUILDERS = {"int8": linear_int8, "float32": linear_float32}
+from .linear_integer import linear_integer
 
 
 class CpuRule:
@@ -33,8 +31,11 @@ class CpuRule:
         arch_fits = self.arch in ("", target.arch)
         if target.kind != "llvm" or not arch_fits or not target.has(*self.features):
             return None
-        build = linear_dense if spec.format == "none" else BUILDERS.get(spec.activation)
-        return None if build is None else build(spec, self.isa, CpuKnobs.of(knobs))
+        if spec.format == "none":
+            build = linear_dense
+        else:
+            build = linear_float32 if spec.activation == "float32" else linear_integer
+        return build(spec, self.isa, CpuKnobs.of(knobs))
 
     def why(self, spec: LinearSpec) -> str:
         """Say what was chosen and for which features."""

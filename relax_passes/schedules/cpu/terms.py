@@ -2,9 +2,9 @@
 
 A format says value = sum over terms of factor * scale * (table[code] - offset)
 (``Format.terms``).  Kernels sum a * table over a group in integers; an offset costs the group's sum
-of activations, which int8 activations carry per 32 columns.  Formats with smaller groups (nvfp4)
-have no such sums, so their constant offset is traded for a second table: table - offset is split
-into its positive and its negative part.
+of activations, which activations carry per scale of theirs (int8: 32 columns).  Formats with
+smaller groups (nvfp4) have no such sums, so their constant offset is traded for a second table:
+table - offset is split into its positive and its negative part.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ class Term:
 
 
 @cache
-def kernel_terms(fmt: Any) -> tuple[Term, ...]:
-    """List the terms of a format as kernels use them."""
+def kernel_terms(fmt: Any, sum_group: int = GROUP) -> tuple[Term, ...]:
+    """List the terms of a format as kernels use them, given sums over ``sum_group`` columns."""
     terms = []
     for t in fmt.terms:
         table = None if t.table is None else tuple(int(v) for v in t.table)
-        if fmt.group_size != GROUP and table is not None and isinstance(t.offset, int) and t.offset:
+        if (
+            fmt.group_size < sum_group
+            and table is not None
+            and isinstance(t.offset, int)
+            and t.offset
+        ):
             above = tuple(max(v - t.offset, 0) for v in table)
             below = tuple(max(t.offset - v, 0) for v in table)
             terms.append(Term(above, t.scale, float(t.factor), 0))

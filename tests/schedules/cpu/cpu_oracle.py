@@ -47,12 +47,27 @@ def quantize_int8(x):
     return codes.reshape(m, -1), scales, codes.sum(-1, dtype=np.int32)
 
 
+def quantize_int16(x):
+    """Quantize float32 [M, K] to 16 bits, groups of 32: (high, low, scales, sums, codes)."""
+    m, k = x.shape
+    padded = np.zeros((m, -(-k // GROUP), GROUP), np.float32)
+    padded.reshape(m, -1)[:, :k] = x
+    top = np.float32(127 * 256)
+    scales = (np.abs(padded).max(-1) / top).astype(np.float32)
+    divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+    codes = np.clip(np.rint(padded / divisor), -top, top).astype(np.int32)
+    high = (codes + 128) >> 8
+    low = codes - (high << 8)
+    words = [w.astype(np.int8).reshape(m, -1) for w in (high, low)]
+    return (*words, scales, codes.sum(-1, dtype=np.int32), codes)
+
+
 def quantize_fp4(x, fmt):
     """Quantize float32 [M, K] in a four-bit format: (codes..., scales..., sums...) a term."""
     m, k = x.shape
     padded = np.zeros((m, -(-k // GROUP) * GROUP), np.float32)
     padded[:, :k] = x
-    q = fmt.quantize(padded) if not fmt.row_scaled else _by_row(padded, fmt)
+    q = fmt.quantize(padded, activation=True)
     codes, scales, sums = [], [], []
     for term in fmt.terms:
         offset = term.offset
@@ -64,12 +79,8 @@ def quantize_fp4(x, fmt):
             scale = scale * np.reshape(q.tensor_scale, (-1, 1)).astype(np.float32)
         codes.append(value)
         scales.append(scale.astype(np.float32))
-        sums.append(value.reshape(m, -1, GROUP).sum(-1, dtype=np.int32))
+        sums.append(value.reshape(m, -1, fmt.group_size).sum(-1, dtype=np.int32))
     return (*codes, *scales), tuple(sums)
-
-
-def _by_row(x, fmt):
-    return fmt.quantize(x, per_row=True)
 
 
 def silu(x):
@@ -103,6 +114,10 @@ class Case:
             value = codes.reshape(m, -1, GROUP) * scales[..., None].astype(np.float64)
             args = [codes, scales] + ([sums] if spec.needs_sums else [])
             return value.reshape(m, -1)[:, : spec.k], args
+        if spec.activation == "int16":
+            high, low, scales, sums, codes = quantize_int16(x)
+            value = codes * scales[..., None].astype(np.float64)
+            return value.reshape(m, -1)[:, : spec.k], [high, low, scales, sums]
         from amx_tvm import formats
 
         fmt = formats.get(spec.activation.removeprefix("fp4:"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_oracle import compile_func, empty, quantize_int8, silu, tensors
+from cpu_oracle import compile_func, empty, quantize_int8, quantize_int16, silu, tensors
 
 from relax_passes.schedules.cpu import activations, emit, math
 
@@ -38,6 +38,19 @@ def test_silu_mul(m, k):
 
 
 @pytest.mark.parametrize("m,k", SIZES)
+def test_quantize_int16_bit_for_bit(m, k):
+    rng = np.random.default_rng(k)
+    x = (rng.standard_normal((m, k)) * np.exp2(rng.integers(-20, 20, (m, 1)))).astype(np.float32)
+    x[0, :32] = 0
+    high, low, scales, sums, _ = quantize_int16(x)
+    expected = (high, low, scales, sums)
+    out = [empty(a.shape, str(a.dtype)) for a in expected]
+    compile_func(activations.quantize(k, scheme="int16", sums=True))(*tensors(x), *out)
+    for got, want in zip(out, expected, strict=True):
+        np.testing.assert_array_equal(got.numpy(), want)
+
+
+@pytest.mark.parametrize("m,k", SIZES)
 def test_quantize_int8_bit_for_bit(m, k):
     rng = np.random.default_rng(k)
     x = (rng.standard_normal((m, k)) * np.exp2(rng.integers(-20, 20, (m, 1)))).astype(np.float32)
@@ -45,7 +58,7 @@ def test_quantize_int8_bit_for_bit(m, k):
     x[-1, -5:] = 1e-42  # subnormal scales
     codes, scales, sums = quantize_int8(x)
     out = [empty(codes.shape, "int8"), empty(scales.shape), empty(sums.shape, "int32")]
-    compile_func(activations.quantize_int8(k, sums=True))(*tensors(x), *out)
+    compile_func(activations.quantize(k, sums=True))(*tensors(x), *out)
     for got, want in zip(out, (codes, scales, sums), strict=True):
         np.testing.assert_array_equal(got.numpy(), want)
 
@@ -59,7 +72,7 @@ def test_fused_quantization(m, k, prologue):
     reference = norm(x, other, 1e-6) if prologue == "rms_norm" else silu(x.astype(float)) * other
     padded = -(-k // 32) * 32
     codes, scales = empty((m, padded), "int8"), empty((m, padded // 32))
-    func = compile_func(activations.quantize_int8(k, prologue=prologue, eps=1e-6))
+    func = compile_func(activations.quantize(k, prologue=prologue, eps=1e-6))
     func(*tensors(x, other), codes, scales)
     step = np.repeat(scales.numpy(), 32, -1)
     value = (codes.numpy() * step)[:, :k]
@@ -71,7 +84,7 @@ def test_nan_makes_its_group_nan():
     x = np.ones((1, 64), np.float32)
     x[0, 3] = np.nan
     codes, scales = empty((1, 64), "int8"), empty((1, 2))
-    compile_func(activations.quantize_int8(64))(*tensors(x), codes, scales)
+    compile_func(activations.quantize(64))(*tensors(x), codes, scales)
     assert np.isnan(scales.numpy()[0, 0]) and np.isfinite(scales.numpy()[0, 1])
 
 

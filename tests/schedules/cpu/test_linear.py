@@ -40,12 +40,14 @@ def linear_or_none(spec, rule):
     return found.apply(spec, HOST_INFO)
 
 
-@pytest.mark.parametrize("activation", ["int8", "float32"])
+@pytest.mark.parametrize("activation", ["int8", "int16", "float32"])
 @pytest.mark.parametrize("name", formats.names())
 def test_every_format_on_the_best_rule(name, activation):
     spec = LinearSpec(name, 57, 100, activation, bias=True, residual=True)
     case, func = Case(spec), kernel_func(spec)
-    merged = activation == "int8" and panel.supports(spec.fmt) and len(spec.fmt.terms) == 2
+    merged = (
+        activation in ("int8", "int16") and panel.supports(spec.fmt) and len(spec.fmt.terms) == 2
+    )
     for m in ROWS:
         limit = MERGED if merged and m >= CpuKnobs().panel_rows else TOLERANCE
         assert case.error(func, m) < limit, f"M={m}"
@@ -75,7 +77,7 @@ def test_panels(name, epilogue):
             assert case.error(func, m) < TOLERANCE, f"M={m}"
 
 
-@pytest.mark.parametrize("activation", ["int8", "float32"])
+@pytest.mark.parametrize("activation", ["int8", "int16", "float32"])
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("rule", RUNNABLE)
 def test_epilogues(rule, epilogue, activation):

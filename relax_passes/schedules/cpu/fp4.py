@@ -1,0 +1,182 @@
+"""Quantization of activations to four bits, in TensorIR: the twin of the formats' NumPy code.
+
+Bit for bit what ``amx_tvm.formats`` does to a row: group extrema, the scale rule, true division,
+rounding to E2M1 with ties away from zero.  What is written is what W4A4 kernels multiply: for each
+term of the format an array of small integers (doubled E2M1 values) and float32 scales.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from amx_tvm.errors import FormatError
+from amx_tvm.formats import e2m1
+
+from . import emit as e
+from .emit import Expr
+
+LANES = 16
+SIGN = -(2**31)
+INFINITY = 0x7F800000
+
+
+def require_e2m1(name: str) -> Any:
+    """Look up a format whose activations can be quantized here."""
+    from amx_tvm import formats
+
+    fmt = formats.get(name)
+    if not hasattr(fmt, "rule"):
+        raise FormatError(
+            f"activations cannot be quantized to {name!r}: only formats of E2M1 elements have a "
+            "kernel for it (amxfp4, mxfp4, nvfp4 and their variants)"
+        )
+    return fmt
+
+
+def extrema(values: list[Expr], signs: tuple[int, ...]) -> list[Expr]:
+    """Largest magnitude among the values of each sign, as int32 bits; sign 0 takes both.
+
+    Magnitudes of float32 compare like their bits; NaN is larger than infinity.
+    """
+    out = []
+    for sign in signs:
+        best = e.const(0, "int32", LANES)
+        for v in values:
+            word = e.bits(v, "int32", LANES)
+            if sign == 0:
+                word = word & e.const(0x7FFFFFFF, "int32", LANES)
+            elif sign < 0:
+                word = word ^ e.const(SIGN, "int32", LANES)
+            best = e.opaque(tirx.max(best, word), "int32", LANES)
+        out.append(e.opaque(e.llvm("int32", "llvm.vector.reduce.smax", best), "int32"))
+    return out
+
+
+def scale_value(rule: Any, largest: Expr, tensor_scale: Expr | None) -> Expr:
+    """Decoded float32 scale of a group (without the tensor scale) from int32 bits of its maximum.
+
+    ``largest`` at or above NaN gives NaN, so that the group becomes NaN; infinity saturates.
+    """
+    kind = rule.type
+    if kind.name == "E8M0":
+        value = _power_of_two(rule, largest)
+    else:
+        maximum = e.opaque(e.bits(largest, "float32") / e.const(6.0, "float32"), "float32")
+        if tensor_scale is not None:
+            zero = tensor_scale == e.const(0.0, "float32")
+            safe = e.opaque(tirx.Select(zero, e.const(1.0, "float32"), tensor_scale), "float32")
+            maximum = tirx.Select(zero, e.const(0.0, "float32"), maximum / safe)
+        value = _minifloat(kind, e.opaque(maximum, "float32"))
+    nan = e.bits(e.const(0x7FC00000), "float32")
+    return e.opaque(tirx.Select(largest > e.const(INFINITY), nan, value), "float32")
+
+
+def _minifloat(kind: Any, value: Expr) -> Expr:
+    """Round a float32 >= 0 to an 8-bit float: ties away, subnormals kept, saturating."""
+    drop = 23 - kind.mantissa_bits
+    word = e.bits(value, "int32") + e.const(1 << (drop - 1))
+    normal = e.bits((word >> e.const(drop)) << e.const(drop), "float32")
+    least = 2.0 ** (1 - kind.bias)
+    step = 2.0 ** (1 - kind.bias - kind.mantissa_bits)
+    below = tirx.min(value, e.const(least, "float32")) * e.const(1 / step, "float32")
+    # The largest float32 below one half: with 0.5 itself 0.49999997 would round up.
+    count = e.cast(below + e.const(0.5 - 2.0**-25, "float32"), "int32")
+    subnormal = e.cast(count, "float32") * e.const(step, "float32")
+    rounded = tirx.Select(value < e.const(least, "float32"), subnormal, normal)
+    rounded = e.opaque(rounded, "float32")
+    limit = float(kind.values[kind.largest])
+    return e.let(tirx.min(rounded, e.const(limit, "float32")))
+
+
+def _power_of_two(rule: Any, largest: Expr) -> Expr:
+    import numpy as np
+
+    exponent = (largest >> e.const(23)) - e.const(2)
+    # Whether the rule rounds its exponent up is asked of the rule itself.
+    probe = int(rule.round_maximum(np.array([1.75], np.float32))[0])
+    if probe > int(rule.round_maximum(np.array([1.5], np.float32))[0]):
+        mantissa = largest & e.const(0x7FFFFF)
+        exponent = exponent + e.cast(mantissa >= e.const(0x600000), "int32")
+    exponent = tirx.max(tirx.min(exponent, e.const(252)), e.const(0))
+    exponent = e.opaque(exponent, "int32")
+    return e.let(e.bits(tirx.max(exponent << e.const(23), e.const(1 << 22)), "float32"))
+
+
+def doubled_magnitude(ratio: Expr) -> Expr:
+    """Round magnitudes >= 0 to the E2M1 grid; int32 lanes of twice the value, 0..12.
+
+    The sum lives in a register variable, see ``emit.opaque``.
+    """
+    zero = e.const(0, "int32", LANES)
+    total = e.Register("int32", LANES, zero)
+    for midpoint, low, high in zip(
+        e2m1.MIDPOINTS, e2m1.DOUBLED[:-1], e2m1.DOUBLED[1:], strict=True
+    ):
+        reached = ratio >= e.const(midpoint, "float32", LANES)
+        step = e.const(high - low, "int32", LANES)
+        total.set(total.get() + tirx.Select(reached, step, zero))
+    return e.let(total.get())
+
+
+class Fp4Quantizer:
+    """Quantizes one scale group of a row and stores it."""
+
+    def __init__(self, fmt: Any, buffers: dict[str, Any], row: Expr, tensor_scale: Expr | None):
+        self.fmt, self.buffers, self.row, self.tensor_scale = fmt, buffers, row, tensor_scale
+        count = len(fmt.terms)
+        self.suffixes = [""] if count == 1 else [f"_{i}" for i in range(count)]
+        self.signs = (0,) if count == 1 else tuple(1 if t.factor > 0 else -1 for t in fmt.terms)
+
+    def store(self, group: Expr, values: list[Expr]) -> None:
+        """Store codes, scales and sums of scale group ``group`` (16-lane vectors of its values)."""
+        divisors = []
+        half = abs(self.fmt.terms[0].factor)
+        for suffix, sign, largest in zip(
+            self.suffixes, self.signs, extrema(values, self.signs), strict=True
+        ):
+            scale = scale_value(self.fmt.rule, largest, self.tensor_scale)
+            if self.tensor_scale is not None:
+                scale = e.opaque(scale * self.tensor_scale, "float32")
+            factor = half if sign >= 0 else -half
+            stored = scale * e.const(factor, "float32")
+            e.store(self.buffers[f"scales{suffix}"], stored, self.row, group)
+            zero = scale == e.const(0.0, "float32")
+            infinity = e.bits(e.const(INFINITY), "float32")
+            divisor = e.opaque(tirx.Select(zero, infinity, scale), "float32")
+            divisors.append(e.let(e.splat(divisor, LANES)))
+        totals = [e.const(0, "int32", LANES) for _ in self.suffixes]
+        for j, value in enumerate(values):
+            for i, code in enumerate(self._codes(value, divisors)):
+                at = group * self.fmt.group_size + j * LANES
+                narrow = e.cast(code, "int8", LANES)
+                codes = self.buffers[f"codes{self.suffixes[i]}"]
+                e.store(codes, narrow, self.row, at, lanes=LANES)
+                totals[i] = totals[i] + code
+        for suffix, total in zip(self.suffixes, totals, strict=True):
+            if f"sums{suffix}" in self.buffers:
+                value = e.llvm("int32", "llvm.vector.reduce.add", e.let(total))
+                e.store(self.buffers[f"sums{suffix}"], value, self.row, group)
+
+    def _codes(self, value: Expr, divisors: list[Expr]) -> list[Expr]:
+        """Codes of each term: both signs in one array, or one array for each sign."""
+        ones = e.const(-1, "int32", LANES)
+        word = e.let(e.bits(value, "int32", LANES))
+        negative = e.let(word >> e.const(31, "int32", LANES))  # all ones or all zeros
+        magnitude = e.bits(word & e.const(0x7FFFFFFF, "int32", LANES), "float32", LANES)
+        if len(divisors) == 1:
+            code = doubled_magnitude(e.let(magnitude / divisors[0]))
+            return [e.let((code ^ negative) - negative)]
+        own = [negative ^ ones if sign > 0 else negative for sign in self.signs]
+        one, other = (
+            e.bits(d, "int32", LANES) & mask for d, mask in zip(divisors, own, strict=True)
+        )
+        divisor = e.bits(one | other, "float32", LANES)
+        code = doubled_magnitude(e.let(magnitude / divisor))
+        return [e.let(code & mask) for mask in own]
+
+
+def row_tensor_scale(largest: Expr) -> Expr:
+    """float32 scale of a whole row, largest / (6 * 448), for formats with a tensor scale."""
+    return e.let(largest / e.const(6.0 * 448.0, "float32"))

@@ -1,0 +1,251 @@
+"""The linear on integer activations: integer products a group, float32 sums over groups.
+
+For one tile of 16 rows and one group of 32 columns (the "pn8" kernel):
+
+    for each packed vector v (columns 8v..8v+3 in low nibbles, 8v+4..8v+7 in high ones)
+        bytes = table lookup;  lane r of the int32 accumulator += four bytes . four activations
+    y[r] += x_scale * sum over terms of  sign * w_scale[r] * (accumulator[r] - offset * x_sum)
+
+Weights are unsigned bytes, activations signed, so vpdpbusd needs no bias and no sign trick.  A
+group's four activations are one 32-bit broadcast; a row of W is one lane: no horizontal sums.
+M > 1 runs the same text on blocks of rows of x, so that decoded bytes are used several times.
+
+Activations in four bits (W4A4) are several arrays of small integers, for AMXFP4 the values of
+either sign: two terms of W times two of x are four accumulators of small-integer products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..spec import GROUP, LinearSpec
+from . import emit as e
+from . import panel
+from .emit import Expr
+from .epilogue import Epilogue
+from .isa import Isa
+from .knobs import CpuKnobs
+from .linear_panel import emit_panel
+from .rows import either, row_blocks, tile_pair
+from .terms import ScaleReader, Term, common_factor
+
+ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
+
+
+def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
+    """Build the PrimFunc for activation "int8", "int16" or "fp4:<format>".
+
+    Parameters
+    ----------
+    spec : LinearSpec
+        What to compute; its ``buffers()`` are the arguments.
+    isa : Isa
+        Table lookup and dot product.
+    knobs : CpuKnobs
+        Row blocks, prefetch distance and the like.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+    """
+    name = "linear_" + spec.activation.replace(":", "_").replace("-", "_")
+    with e.function(name, spec.buffers(), spec.m) as (buffers, m):
+
+        def few() -> None:
+            _emit_direct(spec, isa, knobs, buffers, m)
+
+        def many() -> None:
+            emit_panel(spec, isa, knobs, buffers, m)
+
+        if isa.panels and spec.activation in ("int8", "int16") and panel.supports(spec.fmt):
+            either(m, spec, knobs.panel_rows, few, many)
+        else:
+            few()
+    return buffers["func"]
+
+
+def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+    """Emit the kernel that decodes a tile again for every block of rows of x."""
+    with e.parallel(0, spec.tiles // 2 if spec.silu_mul else spec.tiles) as t:
+        kernel = _Tile(spec, isa, knobs, buffers)
+
+        def body(row: Expr, rows: int) -> None:
+            tile_pair(spec, kernel, t, e.let(row), rows)
+
+        arrays = sum(len(x.words) for x in kernel.x)
+        most = max(1, ACCUMULATORS // (len(kernel.terms) * arrays))
+        sizes = [s for s in isa.block if s <= most] or [1]
+        row_blocks(m, knobs.blocks(sizes, spec.m), body)
+
+
+class _Sum:
+    """An integer sum: one int32 vector, or two for the high and the low byte of 16-bit codes."""
+
+    def __init__(self, words: int, lanes: int, start: Expr):
+        zero = e.const(0, "int32", lanes)
+        starts = [zero] * (words - 1) + [start]
+        self.lanes, self.words = lanes, [e.Register("int32", lanes, s) for s in starts]
+
+    def get(self) -> Expr:
+        """Return the sum: at most 32 * 12 * 32639 in 16 bits, far from overflow."""
+        if len(self.words) == 1:
+            return self.words[0].get()
+        high, low = (w.get() for w in self.words)
+        return e.let((high << e.const(8, "int32", self.lanes)) + low)
+
+
+class _Activation:
+    """One array of activation codes with its scales and, where a format needs them, sums."""
+
+    def __init__(self, suffix: str, buffers: Any, sub_groups: int):
+        low = buffers.get("codes_low")
+        self.words = [buffers[f"codes{suffix}"], *([low] if low is not None else [])]
+        self.scales = buffers[f"scales{suffix}"]
+        self.sums = buffers.get(f"sums{suffix}")
+        self.sub_groups = sub_groups
+
+    def at(self, buffer: Any, row: Expr, group: Expr, sub: int) -> Expr:
+        """Load the scale or sum of one sub-group."""
+        return e.let(e.load(buffer, row, group * self.sub_groups + sub))
+
+
+class _Tile:
+    """Code generator for one tile of 16 rows of W."""
+
+    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any):
+        self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
+        self.terms = spec.terms
+        self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
+        self.factor = common_factor(self.terms)
+        self.tables = [None if t.table is None else isa.table(t.table) for t in self.terms]
+        self.eight_bit = self.terms[0].table is None
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
+        names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
+        names = [name for name in names if name != "codes_low"]
+        per_group = GROUP // spec.activation_group
+        self.x = [_Activation(n.removeprefix("codes"), buffers, per_group) for n in names]
+        self.sub_groups = max(per_group, self.reader.sub_groups)
+
+    def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Emit the loop over K; returns float32 registers [row][part]."""
+        lanes = self.isa.rows
+        zero = e.const(0.0, "float32", lanes)
+        tile = e.let(tile)
+        out = [
+            [e.Register("float32", lanes, zero) for _ in range(self.isa.parts)] for _ in range(rows)
+        ]
+        with e.serial(0, self.spec.groups) as group:
+            self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
+            for part in range(self.isa.parts):
+                self._group(tile, group, part, row, out)
+        return out
+
+    def _group(
+        self, tile: Expr, group: Expr, part: int, row: Expr, out: list[list[e.Register]]
+    ) -> None:
+        """Emit one group of 32 columns for the rows of one vector part."""
+        rows, lanes = len(out), self.isa.rows
+        parts_of_x = range(len(self.x))
+        totals: list[list[Expr | None]] = [[None] * len(self.x) for _ in range(rows)]
+        for sub in range(self.sub_groups):
+            x_sub = sub * self.x[0].sub_groups // self.sub_groups
+            sums = self._sums(row, rows, group, x_sub)
+            acc = self._products(tile, group, part, row, sub, sums)
+            weights = self._weights(
+                tile, group, sub * self.reader.sub_groups // self.sub_groups, part
+            )
+            last = (sub + 1) * self.x[0].sub_groups % self.sub_groups == 0  # of this x scale
+            for r in range(rows):
+                for i in parts_of_x:
+                    values = [a.get() for a in acc[r][i]]
+                    total = self._combine(values, weights, sums[r][i], totals[r][i])
+                    totals[r][i] = total
+                    if last:
+                        scale = self.x[i].at(self.x[i].scales, row + r, group, x_sub)
+                        register = out[r][part]
+                        register.set(e.fma(e.splat(scale, lanes), total, register.get(), lanes))
+                        totals[r][i] = None
+
+    def _sums(self, row: Expr, rows: int, group: Expr, sub: int) -> list[list[Expr | None]]:
+        """Load the sums of activation codes that offsets need, [row][array of x]."""
+        needed = any(t.offset != 0 for t in self.terms)
+        return [
+            [x.at(x.sums, row + r, group, sub) if needed else None for x in self.x]
+            for r in range(rows)
+        ]
+
+    def _products(
+        self, tile: Expr, group: Expr, part: int, row: Expr, sub: int, sums: list
+    ) -> list[list[list[_Sum]]]:
+        """Emit the integer products of a sub-group: [row][array of x][term of W]."""
+        isa, lanes = self.isa, self.isa.rows
+        per_sub = self.spec.tile_code_bytes // 64 // self.sub_groups
+        acc = [
+            [
+                [_Sum(len(x.words), lanes, self._start(t, total)) for t in self.terms]
+                for x, total in zip(self.x, row_sums, strict=True)
+            ]
+            for row_sums in sums
+        ]
+        with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
+            at = v * 64 + part * isa.bytes
+            packed = e.let(e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes))
+            for half, decoded in enumerate(self._decode(packed)):
+                column = group * GROUP + (v * 4 if self.eight_bit else v * 8 + 4 * half)
+                prepared = [isa.prepare(w) for w in decoded]
+                for r, arrays in enumerate(acc):
+                    for x, registers in zip(self.x, arrays, strict=True):
+                        given = [isa.activation(codes, row + r, column) for codes in x.words]
+                        for register, w in zip(registers, prepared, strict=True):
+                            for word, a in zip(register.words, given, strict=True):
+                                word.set(isa.dot(word.get(), w, a))
+        return acc
+
+    def _start(self, term: Term, total: Expr | None) -> Expr:
+        """Return the initial accumulator: a constant offset is subtracted up front, in integers."""
+        if isinstance(term.offset, int) and term.offset:
+            return e.let(e.splat(total * (-term.offset), self.isa.rows))
+        return e.const(0, "int32", self.isa.rows)
+
+    def _decode(self, packed: Expr) -> list[list[Expr]]:
+        """Decode a packed vector: [half][term] byte vectors."""
+        if self.eight_bit:
+            return [[self.isa.eight_bit(packed)]]
+        isa = self.isa
+        return [
+            [e.let(isa.lookup(t, index)) for t in self.tables]
+            for index in (e.let(isa.low(packed)), e.let(isa.high(packed)))
+        ]
+
+    def _weights(self, tile: Expr, group: Expr, sub: int, part: int) -> dict[str, Expr]:
+        """Load the scales and zero points that the terms name, once each."""
+        lanes, values = self.isa.rows, {}
+        for t in self.terms:
+            if t.scale not in values:
+                args = (tile, group, sub, part * lanes, lanes)
+                values[t.scale] = e.let(self.reader.scale(t.scale, *args))
+            if isinstance(t.offset, str) and t.offset not in values:
+                values[t.offset] = e.let(
+                    self.reader.zero_point(t.offset, tile, group, sub, part * lanes, lanes)
+                )
+        return values
+
+    def _combine(
+        self, acc: list[Expr], weights: dict[str, Expr], x_sum: Expr | None, total: Expr | None
+    ) -> Expr:
+        """Turn the integer sums of a (sub-)group into float32, scaled by the weights' scales."""
+        lanes = self.isa.rows
+        for t, value in zip(self.terms, acc, strict=True):
+            value = e.cast(value, "float32", lanes)
+            if isinstance(t.offset, str):
+                minus = e.splat(e.cast(e.const(0) - x_sum, "float32"), lanes)
+                value = e.fma(weights[t.offset], minus, value, lanes)
+            relative = t.factor / self.factor
+            scale = weights[t.scale]
+            if relative == -1.0:
+                value, relative = e.const(0.0, "float32", lanes) - value, 1.0
+            if relative != 1.0:
+                scale = scale * e.const(relative, "float32", lanes)
+            product = value * scale if total is None else e.fma(value, scale, total, lanes)
+            total = e.let(product)
+        return total
