@@ -1,7 +1,9 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
 A linear whose scheme is not float32 reads ``amx.quantize_activation(x)``. All linears of one input
-share it. Where x is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the
+share it. With scheme int8, inputs that come from an RMSNorm are quantized to 16 bits (two int8
+words, two integer products): a few channels of a normalized row are far larger than the rest and
+would leave their neighbours in the group a few of the 255 steps. Where x is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the
 prologue: one pass over the row normalizes (or gates) and quantizes.
 """
 
@@ -16,6 +18,9 @@ from tvm import relax
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules.spec import LinearSpec
+
+
+NORMALIZED_SCHEME = "int16"
 
 
 def needs_sums(linear: Linear) -> bool:
@@ -37,6 +42,9 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
         if scheme == "float32" or linear.attrs.format == "none" or len(linear.x) != 1:
             return None
         x = linear.x[0]
+        if scheme == "int8" and is_op(ctx.value(x), "relax.nn.rms_norm"):
+            scheme = NORMALIZED_SCHEME
+            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
         sums = needs_sums(linear)
         key = (x, scheme, sums)
         if key not in shared:
