@@ -73,6 +73,7 @@ def _answer(engine: Any, prompt: str, sequence: Any, options: dict[str, Any], qu
             if not sys.stdin.isatty():
                 raise
             interrupt.clear()
+            pieces.result.finish_reason = "interrupted"
         print()
         if not quiet:
             print(summary(pieces.result), file=sys.stderr)

@@ -15,6 +15,15 @@ import pytest
 import amx_tvm.runtime
 from amx_tvm.cli.inspect_command import rows
 
+# The command line with a sampler that takes its time.
+SLOW = """
+import sys, time, amx_tvm.runtime.sampler as sampler
+from amx_tvm.cli import main
+old = sampler.Sampler.__call__
+sampler.Sampler.__call__ = lambda *a: (time.sleep(0.05), old(*a))[1]
+main(sys.argv[1:])
+"""
+
 
 def one_line(message):
     return message.startswith("error: ") and message.count("\n") == 1
@@ -170,13 +179,7 @@ def test_help_has_examples(run, command):
 
 def test_interrupt_ends_with_130(artifact):
     command = [sys.executable, "-m", "amx_tvm", "generate", artifact, "the", "-n", "100000"]
-    script = (
-        "import sys, time, amx_tvm.runtime.sampler as s; from amx_tvm.cli import main\n"
-        "old = s.Sampler.__call__\n"
-        "s.Sampler.__call__ = lambda *a: (time.sleep(0.05), old(*a))[1]\n"
-        "main(sys.argv[1:])"
-    )
-    command[1:3] = ["-c", script]
+    command[1:3] = ["-c", SLOW]
     process = subprocess.Popen(
         [*command, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -184,6 +187,36 @@ def test_interrupt_ends_with_130(artifact):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
+
+
+def test_interrupt_cuts_an_answer_and_the_chat_goes_on(artifact):
+    import pty
+    import select
+
+    command = [sys.executable, "-c", SLOW, "chat", str(artifact), "-n", "100000"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command)
+    seen = b""
+
+    def until(text):
+        nonlocal seen
+        end = time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 4096)
+        seen = seen.partition(text)[2]
+
+    until(b"> ")
+    os.write(terminal, b"the cat\n")
+    until(b"the cat\r\n")
+    time.sleep(1)
+    os.write(terminal, b"\x03")
+    until(b"interrupted]")
+    until(b"> ")
+    os.write(terminal, b"/exit\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_closed_pipe_is_quiet(artifact):
