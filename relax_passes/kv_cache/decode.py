@@ -29,7 +29,7 @@ from .pages import match_pages, view_pages
 _CHUNK = 64  # tokens of a chunk where pages are shorter
 _SPLIT_TOKENS = 64  # a split is at least this long
 _ITEMS = 32  # splits are made until there are this many items
-_SERIAL_BYTES = 256 * 1024  # a cache below this is read faster than other threads wake up
+_SERIAL_BYTES = 640 * 1024  # a cache below this is read faster than other threads wake up
 _PREFETCH_BYTES = 16384  # how far ahead of the stream to fetch
 
 

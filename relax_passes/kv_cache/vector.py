@@ -226,16 +226,30 @@ def exp2(x: Expr) -> Expr:
     return polynomial(f, _EXP2) * scale
 
 
+# (tanh(x) - x) / x^3 in x^2 for |x| < 0.625, from Cephes (Moshier), tanhf: 1e-7.
+_TANH = (
+    -3.33332819422e-1,
+    1.33314422036e-1,
+    -5.37397155531e-2,
+    2.06390887954e-2,
+    -5.70498872745e-3,
+)
+
+
 def soft_cap(score: Expr, cap: float) -> Expr:
     """Bound scores s to c tanh(s / c); s is in log2 units, c in natural ones, 0 for no bound.
 
-    tanh(x) = 1 - 2 / (1 + e^2x), to 2e-7 absolute; e^2x is cut where tanh has become 1.
+    tanh(x) = 1 - 2 / (1 + e^2x) cancels near 0, where a polynomial takes over.
     """
     if not cap:
         return score
-    e2x = exp2(tirx.min(score * const(2 / cap), const(40.0)))
-    bounded = const(1.0) - const(2.0) / (const(1.0) + e2x)
-    return bind(bounded * const(cap * math.log2(math.e)), "capped")
+    x = hold(score * const(math.log(2) / cap), "x")
+    e2x = exp2(tirx.min(x * const(2 * math.log2(math.e)), const(40.0)))  # tanh(14) is 1
+    far = const(1.0) - const(2.0) / (const(1.0) + e2x)
+    square = hold(x * x, "square")
+    near = fma(polynomial(square, _TANH) * square, x, x)
+    bounded = tirx.Select(square < const(0.625**2), near, far)
+    return hold(bounded * const(cap * math.log2(math.e)), "capped")
 
 
 def log2(x: Expr) -> Expr:

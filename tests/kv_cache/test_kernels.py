@@ -1,6 +1,7 @@
 """Every kernel of the cache, called by itself, against NumPy float64."""
 
 import math
+import platform
 
 import numpy as np
 import pytest
@@ -340,3 +341,54 @@ def test_rotation_inside_attention_is_refused():
         kernel("decode", config)(
             out, *cache.arguments, i32(5), tensor(ZERO), tensor(ZERO), out, lse, 1, 1.0, 1e4, 0.1
         )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="runs x86-64 code")
+@pytest.mark.parametrize("cpu", ["x86-64-v3", "x86-64"])
+def test_lower_instruction_sets(cpu):
+    """The same numbers with AVX2 and with SSE only (register tiles differ)."""
+    target = {"kind": "llvm", "mcpu": cpu}
+    config = make("4:1")
+    cache = Paged(config, [77, 130])
+    q = normal(cache.rng, 2, 8, 128)
+    out, lse = tensor(np.zeros((2, 8, 128), np.float32)), tensor(np.zeros((2, 8), np.float32))
+    unused = tensor(np.zeros(2, np.int32))
+    scalars = (0, 1.0, 1e4, 1 / math.sqrt(128))
+    kernel("decode", config, target)(
+        tensor(q), *cache.arguments, tensor(cache.last), unused, unused, out, lse, *scalars
+    )
+    for i, n in enumerate((77, 130)):
+        expected = attend(q[i : i + 1], cache.k[i], cache.v[i], [0], [n])
+        check(out.numpy()[i], lse.numpy()[i], expected, "float32")
+    one = slice(0, 1)
+    kernel("prefill_paged", config, target)(
+        tensor(q), i32(0, 1, 2), *cache.arguments, tensor(cache.last), unused, unused, out, lse,
+        0, *scalars,
+    )  # fmt: skip
+    expected = attend(q[one], cache.k[0], cache.v[0], [0], [77])
+    check(out.numpy()[one], lse.numpy()[one], expected, "float32")
+    q, k, v = (normal(cache.rng, 70, n, 128) for n in (8, 2, 2))
+    out, lse = tensor(np.zeros((70, 8, 128), np.float32)), tensor(np.zeros((70, 8), np.float32))
+    indptr, unused = i32(0, 70), tensor(np.zeros(70, np.int32))
+    kernel("prefill_ragged", config, target)(
+        tensor(q), indptr, tensor(k), tensor(v), indptr, unused, tensor(ZERO), out, lse, 1, *scalars
+    )
+    expected = attend(q, k, v, np.zeros(70), np.arange(70) + 1)
+    check(out.numpy(), lse.numpy(), expected, "float32")
+
+
+@pytest.mark.parametrize("cap", [2.0, 50.0])
+def test_bounded_scores(cap):
+    config = make("3:1", soft_cap=cap)
+    q, k, v, out, lse = ragged(config, [60])
+    expected = attend(q, k, v, np.zeros(60), np.arange(60) + 1, cap)
+    check(out, lse, expected, "float32")
+    cache = Paged(config, [100])
+    q = normal(cache.rng, 1, 9, 64) * 5
+    out, lse = tensor(np.zeros((1, 9, 64), np.float32)), tensor(np.zeros((1, 9), np.float32))
+    kernel("decode", config)(
+        tensor(q), *cache.arguments, tensor(cache.last), tensor(ZERO), tensor(ZERO), out, lse,
+        0, 1.0, 1e4, 0.125,
+    )  # fmt: skip
+    expected = attend(q, cache.k[0], cache.v[0], [0], [100], cap)
+    check(out.numpy(), lse.numpy(), expected, "float32")

@@ -48,6 +48,15 @@ def test_log2(cpu):
 
 
 @pytest.mark.parametrize("cpu", CPUS)
+def test_soft_cap(cpu):
+    x = np.random.default_rng(0).normal(0, 60, 1 << 16).astype(np.float32)
+    expected = 50 * np.tanh(x * np.log(2) / 50) / np.log(2)
+    error = np.abs(apply(lambda a: v.soft_cap(a, 50.0), x, cpu) - expected)
+    assert (error / np.maximum(1, np.abs(expected))).max() < 5e-7
+    assert apply(lambda a: v.soft_cap(a, 0.0), x, cpu).tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_sincos_up_to_long_contexts(cpu, which):
     rng = np.random.default_rng(which)
