@@ -148,7 +148,7 @@ def quantize(
     m : int or None
         Rows, None for any.
     scheme : str
-        "int8", "int16" or "fp4:<format>" (see ``quantized_activation_buffers`` for what is written).
+        "int8", "int16" or "fp4:<format>"; ``quantized_activation_buffers`` lists what is written.
     sums : bool
         Also store the sums of each scale group's codes.
     prologue : str
@@ -203,7 +203,7 @@ def quantize(
 
 
 def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:
-    """Run ``body(group, two 16-lane vectors)`` over the groups of 32, the last padded with zeros."""
+    """Run ``body(group, two 16-lane vectors)`` over groups of 32, the last padded with zeros."""
     whole = k // GROUP
     if whole:
         with e.serial(0, whole) as group:

@@ -14,6 +14,7 @@ from tvm import tirx
 
 from . import emit as e
 from .emit import Expr
+from .terms import Term
 
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)  # magnitudes of E2M1 times two
 
@@ -44,6 +45,10 @@ class Isa:
     def parts(self) -> int:
         """Vectors that make up the 16 rows of a tile."""
         return 16 // self.rows
+
+    def adapt(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Change a format's terms to what this instruction set computes."""
+        return terms
 
     def eight_bit(self, packed: Expr) -> Expr:
         """Prepare a vector of eight-bit codes (unsigned bytes) for ``dot``."""

@@ -114,7 +114,7 @@ class _Tile:
 
     def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
-        self.terms = spec.terms
+        self.terms = isa.adapt(spec.terms)
         self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
         self.factor = common_factor(self.terms)
         self.tables = [None if t.table is None else isa.table(t.table) for t in self.terms]

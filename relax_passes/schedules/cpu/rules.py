@@ -10,7 +10,9 @@ import tvm
 from ..base import TargetInfo
 from ..spec import LinearSpec
 from .isa import Isa
+from .isa_avx2 import Avx2, AvxVnni
 from .isa_avx512 import Avx512
+from .isa_neon import Neon, NeonDot
 from .knobs import CpuKnobs
 from .linear_dense import linear_dense
 from .linear_float32 import linear_float32
@@ -45,5 +47,9 @@ class CpuRule:
 
 CPU_RULES = (
     CpuRule(Avx512(), "x86-64", ("avx512bw", "avx512vnni", "avx512vbmi")),
+    CpuRule(AvxVnni(), "x86-64", ("avx2", "fma", "avxvnni")),
+    CpuRule(Avx2(), "x86-64", ("avx2", "fma")),
+    CpuRule(NeonDot(), "aarch64", ("neon", "dotprod")),
+    CpuRule(Neon(), "aarch64", ("neon",)),
     CpuRule(Isa(), "", ()),
 )

@@ -9,7 +9,6 @@ from cpu_oracle import Case, compile_func, empty, kernel_func, quantize_fp4, ten
 from amx_tvm import formats
 from amx_tvm.errors import FormatError
 from relax_passes.schedules.cpu import activations
-from relax_passes.schedules.cpu.knobs import CpuKnobs
 from relax_passes.schedules.spec import LinearSpec, quantized_activation_buffers
 
 E2M1 = [name for name in formats.names() if hasattr(formats.get(name), "rule")]
@@ -79,11 +78,18 @@ def test_both_operands_in_four_bits(name, rule):
         assert case.error(func, m) < EXACT, f"M={m}"
 
 
-@pytest.mark.parametrize("weight,x", [("int4", "amxfp4"), ("int8", "nvfp4"), ("amxfp4", "nvfp4"),
-                                      ("nvfp4", "amxfp4"), ("mxfp4", "amxfp4-e4m3-tensor")])  # fmt: skip
+MIXED = [
+    ("int4", "amxfp4"),
+    ("int8", "nvfp4"),
+    ("amxfp4", "nvfp4"),
+    ("nvfp4", "amxfp4"),
+    ("mxfp4", "amxfp4-e4m3-tensor"),
+]
+
+
+@pytest.mark.parametrize("weight,x", MIXED)
 def test_mixed_formats(weight, x):
     spec = LinearSpec(weight, 32, 96, f"fp4:{x}", silu_mul=True)
     case, func = Case(spec), kernel_func(spec)
     for m in (1, 6):
         assert case.error(func, m) < EXACT, f"M={m}"
-    assert CpuKnobs() == CpuKnobs.of(None)
