@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
+from relax_passes.bundle_parameters import dtypes_of
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -45,6 +45,8 @@ def compile(  # noqa: A001 - the verb that users know
     quantization: str | QuantizationConfig = "amxfp4",
     output: str | os.PathLike[str] | None = None,
     *,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
     strict: bool = False,
     overwrite: bool = False,
     overrides: Overrides = NO_OVERRIDES,
@@ -56,8 +58,9 @@ def compile(  # noqa: A001 - the verb that users know
 
     Parameters
     ----------
-    model : path, hub id or ModelSource
-        A Hugging Face directory, a GGUF file, a hub id, or an opened source.
+    model : path, hub id, torch.nn.Module or ModelSource
+        What ``amx_tvm.frontends.open_model`` takes: a Hugging Face directory, a GGUF, ONNX or
+        StableHLO file, a hub id, a torch module, or an opened source.
     target : str
         "llvm" (this CPU), "cuda" (this GPU), "llvm:CPU", "cuda:sm_90a" or a row of
         ``amx_tvm.targets``.
@@ -65,6 +68,10 @@ def compile(  # noqa: A001 - the verb that users know
         "amxfp4" (weights), "amxfp4-w4a4" (weights and activations), another format, or "none".
     output : path, optional
         Directory of the artifact; by default ``dist/NAME-QUANTIZATION`` here.
+    example_inputs : sequence of tensor, optional
+        Inputs that a torch module is exported with; not needed for causal language models.
+    dynamic_shapes : optional
+        Which of their dimensions stay free, as ``torch.export.export`` takes it.
     strict : bool
         Compute with unrounded float32 activations.
     overwrite : bool
@@ -90,7 +97,7 @@ def compile(  # noqa: A001 - the verb that users know
     config = QuantizationConfig.parse(quantization, strict)
     resolved = resolve(target)
     config = config.resolve(resolved.device)
-    source = open_model(model)
+    source = open_model(model, example_inputs, dynamic_shapes)
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
@@ -98,11 +105,12 @@ def compile(  # noqa: A001 - the verb that users know
         tell("lower", 0, 1, source.name)
         lowered = lower_source(source, resolved, config, records=records, dump_ir=dump_ir)
         tell("lower", 1, 1, "")
+        dtypes = dtypes_of(lowered.module)
         materializer = Materializer(lowered.source, overrides)
         for name, array in parameters(
             lowered.order, lowered.plan, materializer, lambda d, t, n: tell("weights", d, t, n)
         ):
-            writer.parameters.add(name, array)
+            writer.parameters.add(name, array.astype(dtypes[name], copy=False))
         tell("build", 0, 1, str(resolved.key))
         write_library(lowered, resolved, writer.path("lib.so"))
         tell("build", 1, 1, "")
@@ -116,12 +124,7 @@ def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> 
     """Compile the lowered module to machine code and link it as a shared library."""
     from relax_passes import pipeline
 
-    scope = nullcontext()
-    if target.device == "cuda":
-        from amx_tvm.cuda_build import machine_code
-
-        scope = machine_code(target.tvm)
-    with scope, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         executable = pipeline.build(lowered.module, target.tvm)
         executable.export_library(str(path), fcompile=lowered.linker(target), workspace_dir=scratch)
 

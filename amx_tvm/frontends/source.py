@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,11 @@ def sample_digest(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def open_model(model: str | os.PathLike[str] | ModelSource) -> ModelSource:
+def open_model(
+    model: str | os.PathLike[str] | ModelSource | Any,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ModelSource:
     """Open a model, checking its files completely but reading no weights.
 
     Parameters
@@ -120,8 +124,10 @@ def open_model(model: str | os.PathLike[str] | ModelSource) -> ModelSource:
     model : path-like, str or ModelSource
         A Hugging Face directory (config.json and safetensors files), a ``.gguf`` file,
         ``package:NAME`` or ``package:NAME/FILE`` for a GGUF file that an installed Python package
-        carries (the package is not imported), or a hub id ``owner/model``. A ModelSource is
-        returned as it is.
+        carries (the package is not imported), or a hub id ``owner/model``. A torch module is
+        exported. A ModelSource is returned as it is.
+    example_inputs, dynamic_shapes : optional
+        For torch modules; see :func:`amx_tvm.frontends.torch_module.from_torch`.
 
     Raises
     ------
@@ -130,9 +136,16 @@ def open_model(model: str | os.PathLike[str] | ModelSource) -> ModelSource:
     """
     from amx_tvm.frontends.gguf import GgufSource
     from amx_tvm.frontends.huggingface import HuggingFaceSource
+    from amx_tvm.frontends.torch_module import from_torch, is_torch_module
 
     if isinstance(model, ModelSource):
         return model
+    if is_torch_module(model):
+        return from_torch(model, example_inputs, dynamic_shapes)
+    if example_inputs is not None:
+        raise ModelError(
+            f"example_inputs are for torch modules; the model is a {type(model).__name__}"
+        )
     text = os.fspath(model)
     path = _package_file(text) if text.startswith(PACKAGE_PREFIX) else Path(text).expanduser()
     if path.is_dir():

@@ -1,0 +1,80 @@
+"""Lowering of a module that is no language model: one function, called with arrays.
+
+The same passes as for language models find its linears; there is no KV cache and no tokenizer.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import ModelError
+from amx_tvm.frontends.relax_module import RelaxModuleSource
+from amx_tvm.targets import ResolvedTarget
+from relax_passes import bundle_parameters, legalize, pipeline
+from relax_passes import parameters as plans
+
+if TYPE_CHECKING:
+    from amx_tvm.compiler.lowered import LoweredModel
+
+
+def lower_function(
+    source: RelaxModuleSource,
+    target: ResolvedTarget,
+    config: QuantizationConfig,
+    *,
+    records: Any = None,
+    dump: pipeline.Dump | None = None,
+) -> LoweredModel:
+    """Run the passes on a module's entry function.
+
+    Raises
+    ------
+    ModelError
+        For a target whose kernels compute in float16: such modules are float32.
+    """
+    from amx_tvm.compiler.lowered import LoweredModel
+
+    if target.device != "cpu":
+        raise ModelError(
+            f"{source.name} is a float32 function; functions are compiled for CPUs only, and "
+            f"{target.key} is no CPU"
+        )
+    module = _prepare(source)
+    module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
+    return LoweredModel(
+        module=module,
+        order=bundle_parameters.order_of(module),
+        plan=plans.read(module),
+        linears=legalize.kernels_of(module),
+        model={"family": "function", "name": source.name, "config": source.config},
+        kv_cache={},
+        functions=[source.entry],
+        weight_count=max(1, sum(prod(source.shape(name)) for name in source.names())),
+        source=source,
+    )
+
+
+def _prepare(source: RelaxModuleSource) -> Any:
+    """Return the module with weights behind the inputs, and inference forms of its operators."""
+    import tvm
+    from tvm import relax
+
+    module, entry = source.module, source.entry
+    function = module[entry]
+    by_name = {param.name: param for param in function.params}
+    params = [by_name[name] for name in (*source.inputs, *source.names())]
+    function = relax.Function(
+        params, function.body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
+    )
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    updated[entry] = function.with_attr("num_input", len(source.inputs))
+    prepare = tvm.transform.Sequential(
+        [
+            relax.transform.DecomposeOpsForInference(entry),
+            relax.transform.ConvertToDataflow(),
+            relax.transform.Normalize(),
+        ]
+    )
+    return prepare(updated)

@@ -1,0 +1,159 @@
+"""torch modules: exported, compiled, quantized, against the same module with rounded weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import amx_tvm
+from amx_tvm import formats
+from amx_tvm.errors import ModelError
+from tests.models import tiny
+
+from .conftest import one_line
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with torch's own attention function."""
+
+    def __init__(self, width=64, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        b, s, w = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(b, s, 3, self.heads, w // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, s, w))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+
+class ConvNet(nn.Module):
+    """Convolutions stay in float32; the classifier is a linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.head = nn.Linear(8 * 8 * 8, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(48, 96), nn.SiLU(), nn.Linear(96, 20, bias=False))
+
+
+def vit():
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        image_size=32,
+        patch_size=8,
+    )
+    model = ViTModel(config, add_pooling_layer=False)
+
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).last_hidden_state
+
+    return Features()
+
+
+CASES = {
+    "mlp": (mlp, (5, 48)),
+    "block": (Block, (2, 7, 64)),
+    "convolutions": (ConvNet, (2, 3, 16, 16)),
+    "vit": (vit, (2, 3, 32, 32)),
+}
+
+
+def rounded(module, name="amxfp4"):
+    """Round the weights of all linears in place."""
+    fmt = formats.get(name)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                values = fmt.dequantize(fmt.quantize(part.weight.numpy().copy()))
+                part.weight.copy_(torch.from_numpy(values))
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_equals_rounded_torch(name, tmp_path):
+    torch.manual_seed(0)
+    build, shape = CASES[name]
+    module, x = build().eval(), torch.randn(shape)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    artifact = amx_tvm.compile(
+        module,
+        example_inputs=(x,),
+        dynamic_shapes=dynamic,
+        strict=True,
+        output=tmp_path / "out",
+    )
+    quantized = {entry["name"]: entry["format"] for entry in artifact.manifest.linears}
+    assert set(quantized.values()) == {"amxfp4"}
+    engine = amx_tvm.load(artifact.path)
+    rounded(module)
+    for batch in (shape[0], 3):
+        x = torch.randn(batch, *shape[1:])
+        with torch.no_grad():
+            expected = module(x).numpy()
+        assert tiny.relative_error(np.asarray(engine(x)), expected) < 1e-3
+
+
+def test_llama_object_gets_the_kv_cache(tmp_path):
+    model = tiny.make("llama")
+    artifact = amx_tvm.compile(model, quantization="none", output=tmp_path / "out")
+    assert artifact.manifest.kind == "causal_lm"
+    ids = list(range(3, 20))
+    got = np.asarray(amx_tvm.load(artifact.path).logits(ids))
+    assert tiny.relative_error(got, tiny.logits(model, ids)) < 1e-4
+
+
+class Sorting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"odd": Odd()})
+
+    def forward(self, x):
+        return self.inner["odd"](x)
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def test_unsupported_operator_names_layer_and_line(tmp_path):
+    with pytest.raises(ModelError) as raised:
+        amx_tvm.compile(Sorting().eval(), example_inputs=(torch.rand(4),), output=tmp_path / "out")
+    message = one_line(raised.value)
+    assert "bessel_j0" in message and "inner.odd" in message and "test_torch_module.py" in message
+
+
+def test_errors_name_what_is_missing(tmp_path):
+    with pytest.raises(ModelError, match="example_inputs"):
+        amx_tvm.compile(mlp().eval(), output=tmp_path / "out")
+    with pytest.raises(ModelError, match="eval"):
+        amx_tvm.compile(mlp().train(), example_inputs=(torch.rand(1, 48),), output=tmp_path / "out")
+    half = mlp().eval().half()
+    with pytest.raises(ModelError, match="float32"):
+        amx_tvm.compile(half, example_inputs=(torch.rand(1, 48).half(),), output=tmp_path / "out")
