@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,26 @@ def _compile_nvrtc(code: str, arch: str) -> bytes:
         ) from error
 
 
+def _bound_blocks(code: str) -> str:
+    """Promise one block a multiprocessor for kernels that move registers between warpgroups.
+
+    ptxas ignores setmaxnreg without the promise, and TVM 0.27 writes the threads alone.
+    """
+    start = 'extern "C" __global__'
+    head, *kernels = code.split(start)
+    for i, kernel in enumerate(kernels):
+        if "amx_wgmma_more_registers" in kernel:
+            kernels[i] = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", kernel)
+    # declarations come first and apart: TVM's prototypes carry bounds of their own
+    promised = {m for k in kernels for m in re.findall(r"__launch_bounds__\(\d+, 1\) (\w+)\(", k)}
+    for i, kernel in enumerate(kernels):
+        for name in promised:
+            kernels[i] = re.sub(
+                rf"__launch_bounds__\((\d+)\) {name}\(", rf"__launch_bounds__(\1, 1) {name}(", kernels[i]
+            )
+    return start.join([head, *kernels])
+
+
 def _register_compiler() -> None:
     """Replace TVM's callback by one that insists on a named architecture.
 
@@ -253,7 +274,7 @@ def _register_compiler() -> None:
     def tvm_callback_cuda_compile(code: str) -> bytes:
         current = Target.current(allow_none=True)
         arch = "" if current is None else str(current.attrs.get("arch", ""))
-        return compile_source(code, arch)
+        return compile_source(_bound_blocks(code), arch)
 
     tvm_ffi.register_global_func(
         "tvm_callback_cuda_compile", tvm_callback_cuda_compile, override=True

@@ -31,7 +31,8 @@ def parse_knobs(text: str, arch: str):  # noqa: ANN201
     values = [int(v) for v in numbers.split(",")]
     if kind == "gemv":
         return GemvKnobs(*values), dependent
-    return TileKnobs(*values, wgmma=Device(arch).wgmma and kind != "mma"), dependent
+    wgmma = Device(arch).wgmma and kind != "mma"
+    return TileKnobs(*values, wgmma=wgmma, producer=kind == "tilep"), dependent
 
 
 def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = False) -> dict:

@@ -415,10 +415,11 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
             # slower warps still read x. The sums lie behind the warps' pieces of x, or in their place
             # after a barrier where both would pass the 48 KB of static shared memory.
             words, sums = plan.operands * 8 * 4, tiles * warps * 16 * rows
-            overlaid = (warps * words + sums) * 4 > 49152
+            overlaid = (warps * words + sums + 1) * 4 > 49152
             size = max(warps * words, sums) if overlaid else warps * words + sums
-            shared = T.sblock_alloc_buffer((size,), "float32", scope="shared")
-            T.buffer_store(shared, tirx.const(0.0, "float32"), [size - 1])
+            # the last element is used by nobody: a store to it keeps the size (see intrinsics.local)
+            shared = T.sblock_alloc_buffer((size + 1,), "float32", scope="shared")
+            T.buffer_store(shared, tirx.const(0.0, "float32"), [size])
             partial = _Partial(shared, 0 if overlaid else warps * words, warps, 16 * rows)
             stage = at(shared, ty * words)
             worker = _Warp(linear, plan, knobs, block, ty, tx, stage)

@@ -36,6 +36,8 @@ class TileKnobs:
     stages : slots of the ring
     cluster : blocks that split K (sm_90 and later)
     wgmma : take the asynchronous tensor core instruction and the copy engine (sm_90a)
+    producer : a warp of its own requests the stages (wgmma); else one thread of the first warp.
+        With 256 rows of x it is a warpgroup that cedes its registers to the others
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
@@ -44,7 +46,18 @@ class TileKnobs:
     stages: int = 4
     cluster: int = 1
     wgmma: bool = True
+    producer: bool = False
     dependent: bool = False
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block."""
+        return self.groups * 4 + (0 if not self.producer else 4 if self.cedes else 1)
+
+    @property
+    def cedes(self) -> bool:
+        """Whether registers move from the producer to the consumers."""
+        return self.producer and self.block_m == 256
 
 
 class TileBlock:
@@ -110,17 +123,27 @@ class TileBlock:
         name = f"amx_stage_{self.linear.decode.ident}"
         self.do(name, at(a, 16 * buffer), self.codes_at(slot), self.scales_at(slot), self.lane)
 
+    def sync(self) -> None:
+        """Wait for all warps that compute."""
+        if self.knobs.producer:
+            self.do(f"amx_barrier_of<{self.threads}>")
+        else:
+            self.do("amx_barrier")
+
     def finish(self) -> None:
         """Publish the tile as float32 [row of x][row of W] and write y."""
         linear, stride = self.linear, self.rows + 4
-        self.do("amx_barrier")
+        self.sync()
         for j in range(self.knobs.block_m // 8):
             for i in range(4):
                 row = 8 * j + 2 * (self.lane % 4) + i % 2
                 column = self.warp * 16 + self.lane // 4 + 8 * (i // 2)
                 place = self.base + self._u32((row * stride + column) * 4)
                 self.do("amx_sts1", place, self.acc[4 * j + i])
-        self.do("amx_cluster_sync" if self.knobs.cluster > 1 else "amx_barrier")
+        if self.knobs.cluster > 1:
+            self.do("amx_cluster_sync")
+        else:
+            self.sync()
         zero = tirx.const(0, "int32")
         unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
         self.do(
@@ -153,7 +176,7 @@ def emit(linear: Linear, knobs: TileKnobs) -> None:
     threads = [
         T.thread_binding(n_tiles, thread="blockIdx.y"),
         T.thread_binding(knobs.cluster if split else m_tiles, thread="blockIdx.x"),
-        T.thread_binding(knobs.groups * 4, thread="threadIdx.y"),
+        T.thread_binding(knobs.warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
     if split:

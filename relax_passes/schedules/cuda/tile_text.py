@@ -36,6 +36,9 @@ __device__ __forceinline__ void amx_sts1(unsigned a, float v) {
   asm volatile("st.shared.f32 [%0], %1;" :: "r"(a), "f"(v) : "memory");
 }
 __device__ __forceinline__ void amx_barrier() { __syncthreads(); }
+template <int THREADS> __device__ __forceinline__ void amx_barrier_of() {
+  asm volatile("bar.sync 1, %0;" :: "n"(THREADS) : "memory");
+}
 #endif
 """
 
@@ -107,6 +110,13 @@ __device__ __forceinline__ void amx_wgmma_fence() {
 }
 __device__ __forceinline__ void amx_wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// A kernel that calls these gets __launch_bounds__(threads, 1), without which they have no effect.
+template <int N> __device__ __forceinline__ void amx_wgmma_more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
+}
+template <int N> __device__ __forceinline__ void amx_wgmma_fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
 }
 template <int N> __device__ __forceinline__ void amx_wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");

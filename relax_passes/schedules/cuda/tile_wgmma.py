@@ -115,6 +115,18 @@ class WgmmaTile(TileBlock):
                 self._copy_weights(k + stages, slot)
                 self._copy_x(k + stages, slot)
 
+    def _keep_full(self) -> None:
+        """Request every later stage as its slot falls free; one lane of the producer warp."""
+        stages = self.knobs.stages
+        if self.iterations <= stages:
+            return
+        with T.serial(self.iterations - stages, annotations={"disable_unroll": True}) as k:
+            slot = k % stages
+            self.do("amx_wait_barrier", self._empty(slot), self._u32(k // stages % 2))
+            self.do("amx_expect", self._full(slot), self._u32(self._stage_bytes()))
+            self._copy_weights(k + stages, slot)
+            self._copy_x(k + stages, slot)
+
     def _advance(self) -> None:
         """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of the
         rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages."""
@@ -163,7 +175,8 @@ class WgmmaTile(TileBlock):
             with T.If(self.count[0] > 0):
                 with T.Then():
                     self.do("amx_arrive_lane0", self._empty(slots[1]), self.lane)
-        self._refill()
+        if not self.knobs.producer:
+            self._refill()
         self.decode_slot(self.a, slots[3], 1 - odd)
         self._advance()
 
@@ -178,9 +191,27 @@ class WgmmaTile(TileBlock):
                     self.do("amx_init_barrier", self._empty(slot), self._u32(self.warps))
                 self.do("amx_init_done")
         self.do("amx_barrier")
-        with T.If(tirx.EQ(self.tid, 0)):
+        if not self.knobs.producer:
+            with T.If(tirx.EQ(self.tid, 0)):
+                with T.Then():
+                    self.fill()
+            self._consume_and_finish()
+            return
+        # The roles never meet again: registers that moved from one to the other stay there.
+        with T.If(self.warp >= self.warps):
             with T.Then():
-                self.fill()
+                if self.knobs.cedes:
+                    self.do("amx_wgmma_fewer_registers<40>")
+                with T.If(tirx.EQ(self.tid, self.warps * 32)):
+                    with T.Then():
+                        self.fill()
+                        self._keep_full()
+            with T.Else():
+                if self.knobs.cedes:
+                    self.do("amx_wgmma_more_registers<232>")
+                self._consume_and_finish()
+
+    def _consume_and_finish(self) -> None:
         self.consume()
         if self.knobs.dependent:
             self.do("amx_wait_prerequisites")  # before the residual is read
