@@ -25,11 +25,13 @@ class QuantizationConfig:
     format : str
         Weight format of the linears: a name of ``amx_tvm.formats.names()`` or "none".
     activation : str
-        "auto" (int8 a group of 32 on CPUs, the compute type on GPUs), "float32" (exact products:
-        the strict mode), "int8", "float16" or "w4a4" (inputs quantized to ``format`` as well).
+        "auto" (int8 on CPUs, the compute type on GPUs), "float32" (exact products: the strict
+        mode), "int8" (groups of 32; inputs that come from a norm in 16 bits), "float16" or "w4a4"
+        (inputs quantized to ``format`` as well).
     head : str
         Format of the LM head, and of the embedding table where the two are tied. The paper leaves
-        them alone; "int8" (8.5 bits) is lossless for a GGUF that stores them as Q8_0.
+        them alone. "auto" is int8 (8.5 bits) on CPUs, lossless for a GGUF that stores them as Q8_0,
+        and the compute type on GPUs.
     ignored : tuple of str
         Glob patterns of linears left in float32, such as ``"model.layers.0.*"``.
     overrides : dict of str to str
@@ -38,7 +40,7 @@ class QuantizationConfig:
 
     format: str = "amxfp4"
     activation: str = "auto"
-    head: str = "int8"
+    head: str = "auto"
     ignored: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ class QuantizationConfig:
                 )
             config = replace(config, activation="float32")
         known = (*formats.names(), "none")
-        for name in (config.format, config.head, *config.overrides.values()):
+        heads = () if config.head == "auto" else (config.head,)
+        for name in (config.format, *heads, *config.overrides.values()):
             if name not in known:
                 raise FormatError(
                     f"unknown number format {name!r}; known are {', '.join(known)}, each 4-bit one "
@@ -89,9 +92,12 @@ class QuantizationConfig:
 
     def resolve(self, device: str) -> QuantizationConfig:
         """Replace "auto" by what the device's kernels compute with."""
-        if self.activation != "auto":
-            return self
-        return replace(self, activation="int8" if device == "cpu" else "float16")
+        activation, head = self.activation, self.head
+        if activation == "auto":
+            activation = "int8" if device == "cpu" else "float16"
+        if head == "auto":
+            head = "int8" if device == "cpu" else "none"
+        return replace(self, activation=activation, head=head)
 
     def linear(self, name: str) -> LinearPolicy:
         """Answer the passes: format and activation of the linear of this name."""

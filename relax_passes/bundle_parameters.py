@@ -51,6 +51,16 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
     return updated.with_attr(ATTRIBUTE, json.dumps(order))
 
 
+def dtypes_of(module: tvm.IRModule) -> dict[str, str]:
+    """Return the type of every weight in the tuple, by name."""
+    order = order_of(module)
+    for _, function in relax_functions(module):
+        last = function.params[-1].ty if function.params else None
+        if isinstance(last, relax.TupleType) and len(last.fields) == len(order):
+            return {n: str(t.dtype) for n, t in zip(order, last.fields, strict=True)}
+    return {}
+
+
 def order_of(module: tvm.IRModule) -> list[str]:
     """Return the names of the weights in the order of the tuple."""
     attrs = module.attrs

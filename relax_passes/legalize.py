@@ -80,7 +80,7 @@ class _Lowering:
     def linear(self, ctx: Context, linear: ops.Linear, type_: Any) -> relax.Expr | None:
         attrs = linear.attrs
         if not attrs.layout:
-            return None  # an unquantized linear of another type: Relax's own matmul
+            return plain_matmul(ctx, linear)
         m, static = rows_of(linear.x[0])
         spec = LinearSpec(
             format=attrs.format,
@@ -184,6 +184,16 @@ class _Lowering:
         )
         out = relax.TensorType([m, k], "float32")
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
+
+
+def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
+    """Write an unquantized linear as Relax's own operators again."""
+    transposed = ctx.emit(relax.op.permute_dims(linear.weights[0]))
+    y = relax.op.matmul(linear.x[0], transposed)
+    for extra in (linear.bias, linear.residual):
+        if extra is not None:
+            y = relax.op.add(ctx.emit(y), extra)
+    return y
 
 
 def rows_of(x: relax.Expr) -> tuple[Any, int | None]:

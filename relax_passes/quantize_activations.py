@@ -1,6 +1,6 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
-A linear whose scheme is not float32 reads ``amx.quantize_activation(x)``. All linears of one input
+A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one input
 share it. With scheme int8, inputs that come from an RMSNorm are quantized to 16 bits (two int8
 words, two integer products): a few channels of a normalized row are far larger than the rest and
 would leave their neighbours in the group a few of the 255 steps. Where x is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the
@@ -20,6 +20,7 @@ from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules.spec import LinearSpec
 
 
+COMPUTE_TYPES = ("float32", "float16")  # schemes that leave activations as they are
 NORMALIZED_SCHEME = "int16"
 
 
@@ -39,7 +40,7 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
             return None
         linear = Linear.of(value)
         scheme = linear.attrs.activation
-        if scheme == "float32" or linear.attrs.format == "none" or len(linear.x) != 1:
+        if scheme in COMPUTE_TYPES or linear.attrs.format == "none" or len(linear.x) != 1:
             return None
         x = linear.x[0]
         if scheme == "int8" and is_op(ctx.value(x), "relax.nn.rms_norm"):

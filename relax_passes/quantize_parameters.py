@@ -53,9 +53,11 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
         def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
             if is_op(value, "amx.linear"):
                 linear = Linear.of(value)
-                if linear.attrs.layout or linear.attrs.out_dtype != "float32":
+                if linear.attrs.layout:
                     return None
                 if linear.attrs.format == "none":
+                    if linear.attrs.out_dtype != "float32":
+                        return None  # stays Relax's own matmul
                     dense = _dense(ctx, linear.weights[0], plan)
                     attrs = replace(linear.attrs, layout=DENSE_LAYOUT)
                     return replace(linear, attrs=attrs, weights=(dense,)).call()
