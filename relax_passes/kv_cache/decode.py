@@ -119,7 +119,7 @@ class _Decode:
         with T.If(nnz * page_bytes <= _SERIAL_BYTES):
             with T.Then(), T.serial(0, self.items) as item:
                 self._item(item)
-            with T.Else(), T.parallel(0, self.items) as item:
+            with T.Else(), v.dealt_out(), T.parallel(0, self.items) as item:
                 self._item(item)
         with T.serial(0, batch) as b, T.serial(0, config.num_heads) as h:
             self._merge(b, h, output, lse)

@@ -153,6 +153,15 @@ def require(condition: Expr, message: str) -> None:
         pass
 
 
+def dealt_out():  # noqa: ANN201 - a frame
+    """Give the iterations of the parallel loop inside to the threads in turn, not in blocks.
+
+    Consecutive items cost alike more often than items far apart do, so that every thread gets
+    its share of the long ones.
+    """
+    return T.attr({"pragma_parallel_launch_point": 1, "pragma_parallel_stride_pattern": 1})
+
+
 class Register:
     """A mutable float32 vector that LLVM keeps in a register.
 
