@@ -1,7 +1,7 @@
 """AVX2: vpshufb looks up 32 codes; products by vpmaddubsw, or by vpdpbusd with AVX-VNNI.
 
 A 512-bit packed vector is two halves of eight rows.  vpmaddubsw adds two products in 16 bits with
-saturation: tables end at 24, and 2 * 24 * 127 is far below.  Eight-bit weights would saturate; their
+saturation: tables end at 24, far below the limit.  Eight-bit weights would saturate: their
 even and odd bytes are widened to 16 bits instead and multiplied by vpmaddwd.
 """
 
