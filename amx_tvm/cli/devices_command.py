@@ -16,6 +16,7 @@ from typing import Any
 
 from amx_tvm.artifact.cpu import cpu_features, normalize
 from amx_tvm.runtime.library import physical_cores
+from amx_tvm.targets import ROWS
 
 # What decides which CPU kernels can be used, with the names that people know.
 _KERNEL_FEATURES = {
@@ -39,7 +40,8 @@ def run(as_json: bool) -> None:
     """Print the devices of this machine as text, or as JSON."""
     cpu, gpus = describe_cpu(), describe_gpus()
     if as_json:
-        print(json.dumps({"cpu": cpu, "gpus": gpus}, indent=1))
+        rows = [{"name": row.name, "device": row.device, "about": row.state} for row in ROWS]
+        print(json.dumps({"cpu": cpu, "gpus": gpus, "targets": rows}, indent=1))
         return
     print(f"CPU   {cpu['name']} ({cpu['architecture']})")
     print(f"      {cpu['cores']} cores for TVM of {cpu['logical']} logical, ", end="")
@@ -53,7 +55,15 @@ def run(as_json: bool) -> None:
         print(f"{gpu['multiprocessors']} multiprocessors")
         print("      --target cuda")
     if not gpus:
-        print("GPU   none that CUDA sees; --target cuda:sm_NN compiles for another machine's")
+        print("GPU   none that CUDA sees")
+    print("Other machines")
+    others = [(row.name, row.state) for row in ROWS if row.options]
+    others += [
+        ("llvm:CPU", "a CPU that LLVM knows by name"),
+        ("cuda:sm_NN", "an NVIDIA GPU of that compute capability"),
+    ]
+    for name, state in others:
+        print(f"      --target {name:<{max(len(name) for name, _ in others)}}  {state}")
 
 
 def describe_cpu() -> dict[str, Any]:

@@ -123,12 +123,14 @@ def test_inspect_needs_no_runtime(artifact):
 
 
 def test_devices(run):
-    code, out, _ = run("devices")
-    assert code == 0 and out.startswith("CPU") and "--target llvm" in out and "GPU" in out
+    code, text, _ = run("devices")
+    assert code == 0 and text.startswith("CPU") and "--target llvm" in text and "GPU" in text
     code, out, _ = run("devices", "--json")
     data = json.loads(out)
     assert data["cpu"]["cores"] >= 1 and data["cpu"]["memory"] > 0
     assert isinstance(data["gpus"], list)
+    for row in data["targets"]:
+        assert row["name"] in ("llvm", "cuda") or f"--target {row['name']}" in text
 
 
 @pytest.mark.parametrize(
