@@ -20,12 +20,13 @@ from amx_tvm.artifact.cpu import cpu_features, normalize
 from amx_tvm.errors import TargetError
 
 # Instruction-set extensions that LLVM may use in code for us. What else LLVM lists for a CPU are
-# tuning hints, or instructions of operating systems that virtual machines often hide.
+# tuning hints, instructions of operating systems that virtual machines often hide, or cryptography,
+# which is only used where code asks for it: LLVM's Cortex-A72 has AES, a Raspberry Pi 4 does not.
 _EXTENSIONS = (
     "sse3 ssse3 sse4.1 sse4.2 popcnt lzcnt movbe bmi bmi2 fma f16c avx avx2 avxvnni avxvnniint8 "
     "avx512f avx512bw avx512cd avx512dq avx512vl avx512ifma avx512vbmi avx512vbmi2 avx512vnni "
-    "avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16 gfni aes vaes pclmul vpclmulqdq sha adx "
-    "neon dotprod fullfp16 fp16fml bf16 i8mm lse rdm crc sha2 sha3 sve sve2"
+    "avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16 gfni "
+    "neon dotprod fullfp16 fp16fml bf16 i8mm lse rdm crc sve sve2"
 ).split()
 
 
@@ -44,6 +45,28 @@ class TargetRow:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def _x86(level: str, *extra: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"kind": "llvm", "mcpu": f"x86-64-{level}"}
+    if extra:
+        options["mattr"] = list(extra)
+    return options
+
+
+def _arm(cpu: str, cores: int, *extra: str, system: str = "linux-gnu") -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "kind": "llvm",
+        "mtriple": f"aarch64-{system}",
+        "mcpu": cpu,
+        "num-cores": cores,
+    }
+    if extra:
+        options["mattr"] = list(extra)
+    return options
+
+
+_EMULATED = "same greedy text as x86-64 under qemu-user; not measured on a board"
+_BUILDS = "builds and links; the instructions that it adds have not run"
+
 ROWS = (
     TargetRow("llvm", "cpu", "tile16x32", "this machine's CPU"),
     TargetRow("cuda", "cuda", "cuda-fragment", "this machine's GPU"),
@@ -52,18 +75,67 @@ ROWS = (
         "cpu",
         "tile16x32",
         "servers with AVX-512 VNNI, VBMI and BF16 (Ice Lake has no BF16; Zen 4 and later have)",
-        {
-            "kind": "llvm",
-            "mcpu": "x86-64-v4",
-            "mattr": ["+avx512vnni", "+avx512vbmi", "+avx512bf16"],
-        },
+        _x86("v4", "+avx512vnni", "+avx512vbmi", "+avx512bf16"),
     ),
+    TargetRow("x86-64-v4", "cpu", "tile16x32", "any x86-64 with AVX-512: runs", _x86("v4")),
+    TargetRow("x86-64-v3", "cpu", "tile16x32", "any x86-64 with AVX2: runs", _x86("v3")),
+    TargetRow("x86-64-v2", "cpu", "tile16x32", "any x86-64 with SSE4.2: runs", _x86("v2")),
     TargetRow(
-        "x86-64-v3",
+        "raspberry-pi/4b-aarch64",
         "cpu",
         "tile16x32",
-        "any x86-64 with AVX2",
-        {"kind": "llvm", "mcpu": "x86-64-v3"},
+        f"Cortex-A72: {_EMULATED}",
+        _arm("cortex-a72", 4, "+neon"),
+    ),
+    TargetRow(
+        "raspberry-pi/5-aarch64",
+        "cpu",
+        "tile16x32",
+        f"Cortex-A76 with dot product: {_EMULATED}",
+        _arm("cortex-a76", 4),
+    ),
+    TargetRow(
+        "aws/graviton2",
+        "cpu",
+        "tile16x32",
+        f"Neoverse N1: {_BUILDS}",
+        _arm("neoverse-n1", 16),
+    ),
+    TargetRow(
+        "aws/graviton3",
+        "cpu",
+        "tile16x32",
+        f"Neoverse V1, without SVE: {_BUILDS}",
+        _arm("neoverse-v1", 16, "-sve"),
+    ),
+    TargetRow(
+        "nvidia/jetson-agx-orin-64gb",
+        "cuda",
+        "cuda-fragment",
+        "aarch64 library with an sm_87 cubin, both checked; not run. PyPI's CUDA runtime of TVM "
+        "needs CUDA 13 on the board",
+        {**_arm("cortex-a78", 12), "arch": "sm_87"},
+    ),
+    TargetRow(
+        "android-aarch64",
+        "cpu",
+        "tile16x32",
+        "objects build; linking needs the NDK's compiler in TVM_NDK_CC; not run",
+        _arm("cortex-a76", 4, system="linux-android24"),
+    ),
+    TargetRow(
+        "riscv64-linux",
+        "cpu",
+        "tile16x32",
+        "builds and links; not run, and PyPI has no TVM runtime for it",
+        {
+            "kind": "llvm",
+            "mtriple": "riscv64-linux-gnu",
+            "mcpu": "generic-rv64",
+            "mattr": ["+m", "+a", "+f", "+d", "+c"],
+            "mabi": "lp64d",
+            "num-cores": 4,
+        },
     ),
 )
 
@@ -119,7 +191,7 @@ def resolve(name: str) -> ResolvedTarget:
         return _cpu(_host_options() if not detail else _named_cpu(detail))
     for row in ROWS:
         if row.name == name:
-            return _cpu(dict(row.options))
+            return _cuda_board(row) if row.device == "cuda" else _cpu(dict(row.options))
     from tvm.target import Target
 
     try:
@@ -128,13 +200,25 @@ def resolve(name: str) -> ResolvedTarget:
         raise TargetError(
             f"unknown target {name!r}; known are llvm, llvm:CPU, cuda, cuda:sm_NN, "
             + ", ".join(r.name for r in ROWS if r.options)
-            + " and TVM's tags such as raspberry-pi/4b-aarch64"
+            + " and TVM's tags of llvm targets"
         ) from error
     if target.kind.name != "llvm":
         raise TargetError(
             f"target {name!r} is of kind {target.kind.name}; artifacts are made for llvm and cuda"
         )
     return _cpu({}, target)
+
+
+def _cuda_board(row: TargetRow) -> ResolvedTarget:
+    """Return the target of a board with a GPU: machine code for both, the host's cross-linked."""
+    from amx_tvm import cuda_build
+
+    host = dict(row.options)
+    arch = str(host.pop("arch"))
+    cuda_build.enable()
+    target = cuda_build.target(arch, host)
+    key = f"cuda/{arch}"
+    return ResolvedTarget(target, key, "cuda", row.layout, (arch,), str(host["mtriple"]))
 
 
 def _host_options() -> dict[str, Any]:
@@ -158,7 +242,7 @@ def _named_cpu(name: str) -> dict[str, Any]:
     if not codegen.llvm_is_valid_cpu(name, codegen.llvm_get_system_triple()):
         raise TargetError(
             f"LLVM knows no CPU {name!r} for this architecture; examples are x86-64-v3, "
-            "x86-64-v4, znver4, icelake-server. Other architectures are named by tags such as "
+            "x86-64-v4, znver4, icelake-server. Other architectures have names such as "
             "raspberry-pi/4b-aarch64"
         )
     return {"kind": "llvm", "mcpu": name}

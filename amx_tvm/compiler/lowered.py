@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from amx_tvm.compiler.function import lower_function
+from amx_tvm.compiler.linker import linker
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import ModelSource
@@ -36,14 +37,7 @@ class LoweredModel:
 
     def linker(self, target: ResolvedTarget) -> Any:
         """Return the function that links the library, or None for this machine's compiler."""
-        import platform
-
-        arch = target.triple.split("-")[0] if target.triple else platform.machine()
-        if arch.replace("_", "-") == platform.machine().replace("_", "-"):
-            return None
-        from tvm.support import cc
-
-        return cc.cross_compiler(f"{arch}-linux-gnu-g++", options=["-O2"])
+        return linker(target.triple)
 
 
 def lower_source(
