@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from amx_tvm.cli import interrupt
+from amx_tvm.cli import export_command, interrupt
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
@@ -233,6 +233,9 @@ def devices(
     from amx_tvm.cli import devices_command
 
     devices_command.run(as_json=json)
+
+
+export_command.register(app)
 
 
 def _depth(verify: Verify) -> Literal[False, "quick", "full"]:
