@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,11 @@ def calibrate(
         )
     _, decoder = open_decoder(source)
     windows = _windows(source, text, chosen, decoder.vocab_size)
-    keep = None if directory is not None else tempfile.TemporaryDirectory(prefix="amx-calibration-")
-    store = Store(directory if directory is not None else keep.name)
+    keep = None
+    if directory is None:
+        keep = tempfile.TemporaryDirectory(prefix="amx-calibration-")
+        directory = keep.name
+    store = Store(Path(directory))
     units: list[Sensitivity] = []
     step = chosen.find(MixedPrecision)
     if step is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -73,9 +73,9 @@ class Store:
     def put(self, name: str, value: Quantized | np.ndarray) -> None:
         """Write one parameter, over an earlier value of the same name."""
         if isinstance(value, np.ndarray):
-            np.savez(self.directory / f"{name}.f.npz", **{FLOAT: value})
+            np.savez(self.directory / f"{name}.f.npz", float=value)
             return
-        arrays = {FORMAT: np.asarray(value.format.name), CODES: value.codes}
+        arrays: dict[str, Any] = {FORMAT: np.asarray(value.format.name), CODES: value.codes}
         arrays |= {SCALE + key: array for key, array in value.scales.items()}
         if value.tensor_scale is not None:
             arrays[TENSOR] = np.asarray(value.tensor_scale, np.float32)

@@ -18,7 +18,8 @@ from amx_tvm.calibration import (
 )
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError, FormatError, ModelError
-from tests.calibration.tiny import TinySource, calibrated_arrays, transformers_logits
+
+from .tiny import TinySource, calibrated_arrays, transformers_logits
 
 FOUR_BIT = [n for n in formats.names() if formats.get(n).code_bits == 4]
 

@@ -9,7 +9,8 @@ import torch
 from amx_tvm.calibration import Gptq, Recipe, RotateValues, Smooth, calibrate
 from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
-from tests.calibration.tiny import TinySource
+
+from .tiny import TinySource
 
 ALL = Recipe("all", (RotateValues(), Smooth(), Gptq()))
 

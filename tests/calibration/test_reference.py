@@ -10,7 +10,8 @@ from amx_tvm import formats
 from amx_tvm.calibration import Plain, Recipe, RotateValues, Smooth, calibrate
 from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
-from tests.calibration.tiny import TinySource, calibrated_arrays, transformers_logits
+
+from .tiny import TinySource, calibrated_arrays, transformers_logits
 
 LLAMA3 = {
     "rope_type": "llama3",
