@@ -137,6 +137,11 @@ def when(condition: Expr) -> Any:
     return I.If(condition)
 
 
+def llvm_text(text: str) -> Any:
+    """Open a scope in which functions defined by LLVM text can be called."""
+    return I.attr(tirx.const(0, "int32"), "pragma_import_llvm", text)
+
+
 then, otherwise = I.Then, I.Else
 
 

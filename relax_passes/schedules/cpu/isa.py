@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
+from ..base import TargetInfo
 from . import emit as e
 from .emit import Expr
 from .terms import Term
@@ -34,7 +35,12 @@ class Isa:
     rows = 16
     block: Sequence[int] = (4, 1)
     panels = False  # whether the panel kernel applies
+    bf16 = False  # whether bf16 dot products exist
     doc = "vectorized TensorIR for any LLVM target"
+
+    def on(self, target: TargetInfo) -> Isa:
+        """Return the variant for a target that has the rule's features and perhaps more."""
+        return self
 
     @property
     def bytes(self) -> int:

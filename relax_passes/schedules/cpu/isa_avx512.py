@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tvm import tirx
 
+from ..base import TargetInfo
 from . import emit as e
 from .emit import Expr
 from .isa import Isa, byte_vector
@@ -23,6 +24,13 @@ class Avx512(Isa):
     block: Sequence[int] = (8, 4, 2, 1)
     panels = True
     doc = "AVX-512 VNNI+VBMI: vpermb tables, vpdpbusd"
+
+    def __init__(self, bf16: bool = False):
+        self.bf16 = bf16
+
+    def on(self, target: TargetInfo) -> Avx512:
+        """Use bf16 dot products where the target has them."""
+        return Avx512(target.has("avx512bf16"))
 
     def low(self, packed: Expr) -> Expr:
         """Leave the byte as it is: vpermb ignores the upper bits."""

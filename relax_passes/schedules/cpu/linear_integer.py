@@ -16,11 +16,12 @@ either sign: two terms of W times two of x are four accumulators of small-intege
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..spec import GROUP, LinearSpec
 from . import emit as e
-from . import panel
+from . import linear_bf16, panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
@@ -59,6 +60,9 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
 
         if isa.panels and spec.activation in ("int8", "int16") and panel.supports(spec.fmt):
             either(m, spec, knobs.panel_rows, few, many)
+        elif isa.bf16 and linear_bf16.supports(spec):
+            bf16 = partial(linear_bf16.emit_bf16, spec, isa, knobs, buffers, m)
+            either(m, spec, knobs.panel_rows, few, bf16)
         else:
             few()
     return buffers["func"]

@@ -37,7 +37,7 @@ class CpuRule:
             build = linear_dense
         else:
             build = linear_float32 if spec.activation == "float32" else linear_integer
-        return build(spec, self.isa, CpuKnobs.of(knobs))
+        return build(spec, self.isa.on(target), CpuKnobs.of(knobs))
 
     def why(self, spec: LinearSpec) -> str:
         """Say what was chosen and for which features."""
