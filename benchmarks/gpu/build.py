@@ -46,16 +46,12 @@ def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = Fals
 
     cuda_build.enable()
     n, k, _ = SHAPES[variant.shape]
-    spec = LinearSpec(
-        variant.format, n, k, "float16", m=None, m_max=variant.rows, out_dtype="float16"
-    )
+    spec = LinearSpec(variant.format, n, k, "float16", out_dtype="float16")
     knobs, dependent = parse_knobs(variant.knobs, arch)
     if knobs is None:
         buckets = None
     else:
         buckets = [Bucket(variant.rows, knobs)]
-        if variant.rows == 1:
-            spec = LinearSpec(variant.format, n, k, "float16", m=1, out_dtype="float16")
     func = linear.build(spec, arch, buckets, dependent=dependent)
     built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
     path = out / f"{variant.key}.so"
@@ -64,11 +60,12 @@ def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = Fals
 
 
 def _job(args):  # noqa: ANN001, ANN202
-    variant, arch, out = args
+    variants, arch, out = args
     try:
-        return build_variant(variant, arch, out)
+        entry = build_variant(variants[0], arch, out)
+        return [{**entry, "rows": variant.rows} for variant in variants]
     except Exception as error:  # one bad knob must not lose the others
-        return {**asdict(variant), "error": str(error)[-2000:]}
+        return [{**asdict(variants[0]), "error": str(error)[-2000:]}]
 
 
 def main() -> None:
@@ -84,9 +81,12 @@ def main() -> None:
         variants = [Variant(x[0], int(x[1]), *x[2:]) for x in lines if x]
     else:
         variants = [Variant(shape, rows) for shape in SHAPES for rows in ROWS]
-    jobs = [(v, args.arch, args.out) for v in dict.fromkeys(variants)]
+    libraries: dict[str, list[Variant]] = {}
+    for variant in dict.fromkeys(variants):
+        libraries.setdefault(variant.key, []).append(variant)
+    jobs = [(same, args.arch, args.out) for same in libraries.values()]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        entries = list(pool.imap(_job, jobs))
+        entries = [entry for found in pool.imap(_job, jobs) for entry in found]
     (args.out / "manifest.json").write_text(json.dumps(entries, indent=1))
     failed = [e for e in entries if "error" in e]
     for entry in failed:

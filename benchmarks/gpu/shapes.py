@@ -30,6 +30,7 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """File name of the library."""
-        text = f"{self.format}-{self.shape}-m{self.rows}-{self.knobs}"
+        """File name of the library; the default kernels of all rows are in one."""
+        rows = "" if self.knobs.startswith("default") else f"-m{self.rows}"
+        text = f"{self.format}-{self.shape}{rows}-{self.knobs}"
         return "".join(c if c.isalnum() else "_" for c in text)

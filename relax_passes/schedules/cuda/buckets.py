@@ -1,9 +1,9 @@
 """Which schedule with which knobs a number of rows of x gets: the defaults, before any tuning.
 
     M        schedule
-    1..8     gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8
-    9..128   tile: W scaled in registers; blocks of 16, 32, 64, 128 rows of x, K split over clusters
-    129..    tile with blocks of 256 (or 128, 64) rows of x
+    1..16    gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8, 16
+    17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
+    129..    tile with blocks of 256 rows of x (128 without wgmma); K is split while M <= 512
 
 Choices depend on N and K through one number: how many blocks there are for the multiprocessors. Values
 were measured on an H100 (docs/performance.md); other GPUs take the same ones without its instructions.
@@ -11,7 +11,7 @@ were measured on an H100 (docs/performance.md); other GPUs take the same ones wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amx_tvm.formats.cuda_layout import FragmentShape
 
@@ -20,8 +20,9 @@ from .gemv import GemvKnobs
 from .tile import STAGE_COLUMNS, TileKnobs
 
 MULTIPROCESSORS = 132
-GEMV_ROWS = (1, 2, 4, 8)
-TILE_ROWS = (16, 32, 64, 128)
+GEMV_ROWS = (1, 2, 4, 8, 16)
+TILE_ROWS = (32, 64, 128)
+SPLIT_ROWS = 512  # up to here blocks of 256 rows of x are too few without splitting K
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,47 @@ class Bucket:
 
 
 def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
-    """Warps and loads in flight for M <= 8: many warps where there are few row tiles."""
-    per_warp = 2 if spec.silu_mul or rows == 8 else 1
-    tiles = shape.tiles(spec.n) // per_warp
-    loads = shape.units(spec.k)
-    few = tiles < 3 * MULTIPROCESSORS
-    warps = 16 if few else 8
-    inflight = 2 if rows == 8 else 4 if few else 8
-    while warps > 4 and loads < warps * inflight:
+    """Warps, loads in flight and tiles a warp for M <= 16.
+
+    Few row tiles want many warps on each; many want small blocks. Two tiles a warp halve the reads of
+    x, which outweigh those of W from 16 rows on (and of gate and up, which one warp must hold).
+    """
+    tiles = 2 if spec.silu_mul or rows == 16 else 1
+    blocks = shape.tiles(spec.n) // tiles
+    columns = shape.units(spec.k) * shape.unit
+    if blocks < 300 // tiles:  # about two blocks a multiprocessor
+        warps, inflight = 16, 4 if rows == 1 else 2
+    elif rows == 1:
+        warps, inflight = (16, 2) if blocks < 3 * MULTIPROCESSORS else (8, 4)
+    else:
+        warps, inflight = (8, 4) if blocks < 4 * MULTIPROCESSORS else (4, 4)
+    if rows == 16:
+        warps, inflight = (16, 2) if blocks < 150 else (8, 2)
+    if rows == 1 and columns % (14 * 256) == 0:
+        warps, inflight = 14, 4  # K = 14336 and its like: no warp idles in the last round
+    if spec.silu_mul:
+        inflight = max(1, inflight // 2)
+    while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
-    return GemvKnobs(warps, inflight // per_warp if inflight > per_warp else 1, per_warp)
+    return GemvKnobs(warps, inflight, tiles)
 
 
 def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
-    """Blocks of x, ring and cluster for M > 8."""
-    stages = 4 if rows >= 128 else 8
-    groups = 2
-    n_tiles = -(-spec.n // (64 * groups))
+    """Blocks of x, ring, cluster and roles for M > 16."""
+    n_tiles = -(-spec.n // 128)
+    depth = spec.k // STAGE_COLUMNS
     cluster = 1
-    while (
-        device.clusters
-        and cluster < 8
-        and rows <= 128
-        and n_tiles * cluster * 2 <= 2 * MULTIPROCESSORS
-        and spec.k // (cluster * 2) >= 8 * STAGE_COLUMNS
-    ):
-        cluster *= 2
-    return TileKnobs(rows, groups, stages, cluster, device.wgmma)
+    if device.clusters:
+        # up to two blocks a multiprocessor, one where a block takes all registers or columns are many
+        slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
+        m_blocks = 2 if rows == 256 else 1
+        most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4
+        while cluster < most and n_tiles * m_blocks * cluster * 2 <= slots:
+            cluster *= 2
+        while cluster > 1 and depth // cluster < 8:
+            cluster //= 2
+    stages = {32: 6, 64: 6, 128: 5, 256: 5}[rows]
+    return TileKnobs(rows, 2, stages, cluster, device.wgmma, device.wgmma)
 
 
 def shared_bytes(knobs: TileKnobs) -> int:
@@ -100,9 +115,9 @@ def fit(knobs: TileKnobs, device: Device) -> TileKnobs:
     """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
     while shared_bytes(knobs) > device.shared_bytes:
         if knobs.stages > 4:
-            knobs = TileKnobs(**{**vars(knobs), "stages": knobs.stages - 1})
+            knobs = replace(knobs, stages=knobs.stages - 1)
         else:
-            knobs = TileKnobs(**{**vars(knobs), "block_m": knobs.block_m // 2})
+            knobs = replace(knobs, block_m=knobs.block_m // 2)
     return knobs
 
 
@@ -114,7 +129,11 @@ def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> l
     found = [Bucket(rows, gemv_knobs(spec, shape, rows)) for rows in GEMV_ROWS]
     found += [Bucket(rows, fit(tile_knobs(spec, device, rows), device)) for rows in TILE_ROWS]
     largest = 256 if device.wgmma else 128
-    found.append(Bucket(None, fit(tile_knobs(spec, device, largest), device)))
+    split = fit(tile_knobs(spec, device, largest), device)
+    whole = replace(split, cluster=1)
+    if split != whole:
+        found.append(Bucket(SPLIT_ROWS, split))
+    found.append(Bucket(None, whole))
     most = spec.m if spec.m is not None else spec.m_max
     if most is not None:
         last = next(i for i, b in enumerate(found) if b.rows is None or b.rows >= most)

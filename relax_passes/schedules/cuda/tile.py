@@ -175,25 +175,24 @@ def emit(linear: Linear, knobs: TileKnobs) -> None:
     maps = tensor_maps(linear, knobs) if knobs.wgmma else None
     threads = [
         T.thread_binding(n_tiles, thread="blockIdx.y"),
-        T.thread_binding(knobs.cluster if split else m_tiles, thread="blockIdx.x"),
+        T.thread_binding(m_tiles * knobs.cluster, thread="blockIdx.x"),
         T.thread_binding(knobs.warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
     if split:
-        # becomes a launch attribute; blockIdx.x is the rank in the cluster
+        # becomes a launch attribute; consecutive blockIdx.x form a cluster
         threads.insert(2, T.thread_binding(knobs.cluster, thread="clusterCtaIdx.x"))
     with T.frame_scope(threads) as bound:
         with T.sblock("linear"):
             T.reads()
             T.writes()
             by, bx, ty, tx = bound[0], bound[1], bound[-2], bound[-1]
-            zero = tirx.const(0, "int32")
             place = {
                 "lane": tx,
                 "warp": ty,
                 "n_tile": by,
-                "m_tile": zero if split else bx,
-                "rank": bx if split else zero,
+                "m_tile": bx // knobs.cluster if split else bx,
+                "rank": bx % knobs.cluster if split else tirx.const(0, "int32"),
             }
             if maps is not None:
                 WgmmaTile(linear, knobs, maps, **place).run()
