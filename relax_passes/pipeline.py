@@ -109,7 +109,8 @@ def build(module: tvm.IRModule, target: Any) -> Any:
             *stock.finalize_passes(target),
         ]
     )
-    return tvm.compile(module, target=target, relax_pipeline=final)
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": backend == "cuda"}):
+        return tvm.compile(module, target=target, relax_pipeline=final)
 
 
 def dump_to(directory: str | os.PathLike[str]) -> Dump:

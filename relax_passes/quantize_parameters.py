@@ -21,6 +21,7 @@ from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
 
 DENSE_LAYOUT = "dense16"
+ROWS_READABLE = "tile16x32"
 
 
 def _dense(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
@@ -69,7 +70,9 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 format_name = policy.table(table.name.removesuffix(".weight"))
                 axis = value.attrs.axis
                 shape = [int(v) for v in table.ty.shape.values]
-                if format_name == "none" or len(shape) != 2 or axis is None or int(axis) != 0:
+                # Only the CPU layout can be read by rows; elsewhere the table stays as it is.
+                readable = format_name != "none" and layout == ROWS_READABLE
+                if not readable or len(shape) != 2 or axis is None or int(axis) != 0:
                     return None
                 rows, k = shape
                 lookup = EmbeddingAttrs(rows, k, format_name, layout, str(value.ty.dtype))

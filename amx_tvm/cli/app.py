@@ -61,7 +61,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the text.
     epilog="Examples:\n\n"
     "amx-tvm compile models/SmolLM2-135M-Instruct --output dist/smollm2\n\n"
     "amx-tvm compile model.Q8_0.gguf --quantization mxfp4 --target llvm:x86-64-v3\n\n"
-    "amx-tvm compile models/Llama-3-8B --target cuda:sm_90a --quantization amxfp4-w4a4"
+    "amx-tvm compile models/Llama-3-8B --target cuda:sm_90a --quantization amxfp4"
 )
 def compile(  # noqa: A001 - the verb that users know
     model: Annotated[
