@@ -248,7 +248,9 @@ def _bound_blocks(code: str) -> str:
     for i, kernel in enumerate(kernels):
         for name in promised:
             kernels[i] = re.sub(
-                rf"__launch_bounds__\((\d+)\) {name}\(", rf"__launch_bounds__(\1, 1) {name}(", kernels[i]
+                rf"__launch_bounds__\((\d+)\) {name}\(",
+                rf"__launch_bounds__(\1, 1) {name}(",
+                kernels[i],
             )
     return start.join([head, *kernels])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 100, 128, 129, 300)
+ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 100, 128, 129, 300, 520)
 TOLERANCE = 1.5e-3
 
 
@@ -35,7 +35,13 @@ class Case:
 
     @property
     def key(self) -> str:
-        flags = "".join(c for c, on in zip("brsp", (self.bias, self.residual, self.silu_mul, self.dependent), strict=True) if on)
+        flags = "".join(
+            c
+            for c, on in zip(
+                "brsp", (self.bias, self.residual, self.silu_mul, self.dependent), strict=True
+            )
+            if on
+        )
         return f"{self.format}-{self.n}x{self.k}-{flags or 'plain'}"
 
 
@@ -118,7 +124,9 @@ def build(out: Path, arch: str) -> None:
     for seed, case in enumerate(CASES):
         case = replace(case, dependent=case.dependent and not older)
         module = tvm.IRModule({"main": build_function(case, arch)})
-        tvm.compile(module, target=cuda_build.target(arch)).export_library(str(out / f"{case.key}.so"))
+        tvm.compile(module, target=cuda_build.target(arch)).export_library(
+            str(out / f"{case.key}.so")
+        )
         np.savez(out / f"{case.key}.npz", **reference(case, seed))
     (out / "cases.json").write_text(json.dumps([c.key for c in CASES]))
 
@@ -136,7 +144,9 @@ def run_case(function, arrays: dict[str, np.ndarray]) -> dict[int, float]:
         args = [device["x"][:rows].contiguous()]
         for name in ORDER:
             if name in device:
-                args.append(device[name][:rows].contiguous() if name == "residual" else device[name])
+                args.append(
+                    device[name][:rows].contiguous() if name == "residual" else device[name]
+                )
         expected = arrays["expected"][:rows]
         y = torch.full(expected.shape, float("nan"), dtype=torch.float16, device="cuda")
         function(*args, y)

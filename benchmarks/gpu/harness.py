@@ -66,7 +66,9 @@ def unpack(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
                 magnitude = grid[((words >> (16 * e + 9 - 3 * i)) & 7).long()]
                 negative = ((words >> (16 * e + 15 - i)) & 1).bool()
                 by_group = values[:, :, :, :, h].repeat_interleave(2, dim=3)  # step -> group
-                scale = torch.where(negative, -by_group[:, :, :, None, :, 1], by_group[:, :, :, None, :, 0])
+                scale = torch.where(
+                    negative, -by_group[:, :, :, None, :, 1], by_group[:, :, :, None, :, 0]
+                )
                 # tiles units g t step -> tiles g units step t
                 dense[:, h, :, :, :, kh, :, e] = (magnitude * scale).permute(0, 2, 1, 4, 3)
     return dense.view(tiles * 16, units * 64)

@@ -86,7 +86,11 @@ def report(results: list[dict]) -> None:
             if not found:
                 continue
             line = ", ".join(f"{r['knobs']} {r['us']:.2f}" for r in timed)
-            wrong = [f"{r['knobs']} WRONG {r.get('error_relative')} {r.get('failure', '')}" for r in found if "us" not in r]
+            wrong = [
+                f"{r['knobs']} WRONG {r.get('error_relative')} {r.get('failure', '')}"
+                for r in found
+                if "us" not in r
+            ]
             print(f"{shape:8} m={rows:<5} {line} {' | '.join(wrong)}")
             ours = [r["us"] for r in timed if not r["knobs"].startswith("cuBLAS")]
             if ours:

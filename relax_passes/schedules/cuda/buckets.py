@@ -104,16 +104,17 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
     return TileKnobs(rows, 2, stages, cluster, device.wgmma, device.wgmma)
 
 
-def shared_bytes(knobs: TileKnobs) -> int:
-    """Upper bound of a tile kernel's shared memory, for four-bit formats."""
-    rows = knobs.groups * 64
-    ring = knobs.stages * (knobs.block_m * 128 + knobs.groups * 4 * 640)
+def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
+    """Shared memory of a tile kernel."""
+    rows, units = knobs.groups * 64, STAGE_COLUMNS // shape.unit
+    weights = knobs.groups * 4 * units * (512 + 8 * shape.record)
+    ring = knobs.stages * (knobs.block_m * 128 + weights + 16)
     return max(ring, knobs.block_m * (rows + 4) * 4) + 1040
 
 
-def fit(knobs: TileKnobs, device: Device) -> TileKnobs:
+def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
     """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
-    while shared_bytes(knobs) > device.shared_bytes:
+    while shared_bytes(knobs, shape) > device.shared_bytes:
         if knobs.stages > 4:
             knobs = replace(knobs, stages=knobs.stages - 1)
         else:
@@ -127,9 +128,11 @@ def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> l
     `spec.m` keeps the one bucket that M falls into, `spec.m_max` drops those that cannot occur.
     """
     found = [Bucket(rows, gemv_knobs(spec, shape, rows)) for rows in GEMV_ROWS]
-    found += [Bucket(rows, fit(tile_knobs(spec, device, rows), device)) for rows in TILE_ROWS]
+    found += [
+        Bucket(rows, fit(tile_knobs(spec, device, rows), shape, device)) for rows in TILE_ROWS
+    ]
     largest = 256 if device.wgmma else 128
-    split = fit(tile_knobs(spec, device, largest), device)
+    split = fit(tile_knobs(spec, device, largest), shape, device)
     whole = replace(split, cluster=1)
     if split != whole:
         found.append(Bucket(SPLIT_ROWS, split))

@@ -99,7 +99,9 @@ class FragmentDecode:
 
 def _e2m1_chains(name: str, two: bool) -> str:
     """Write the chains of a step of E2M1 codes: shifts and masks only."""
-    lines = [f"__device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q, unsigned* r) {{"]
+    lines = [
+        f"__device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q, unsigned* r) {{"
+    ]
     for i in range(4):
         magnitude = f"(w[0] << {3 * i}) & 0x0E000E00u" if i else "w[0] & 0x0E000E00u"
         lines.append(f"  unsigned m{i} = {magnitude};")

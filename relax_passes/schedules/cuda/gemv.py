@@ -192,7 +192,9 @@ class _Warp:
         for i in range(self.knobs.tiles):
             for c in range(plan.batch):
                 chunk = self._inside(self._chunk(batch, c))
-                first_word = (i * self.records_per_tile + c * self.records_per_tile // plan.batch) * size
+                first_word = (
+                    i * self.records_per_tile + c * self.records_per_tile // plan.batch
+                ) * size
                 if plan.gp == 1:
                     for u in range(plan.units):
                         self._scale_words(i, first_word + u * size, chunk * plan.units + u, 0, size)
@@ -200,7 +202,9 @@ class _Warp:
                 for s in range(plan.superblocks):
                     word = first_word + s * size
                     # the lane's groups: column pair (2t, 2t+1) of the block diagonal
-                    first = chunk * (plan.chunk // plan.group) + s * plan.gp + (2 * self.t) % plan.gp
+                    first = (
+                        chunk * (plan.chunk // plan.group) + s * plan.gp + (2 * self.t) % plan.gp
+                    )
                     if shape.unit_groups > 1:
                         unit, byte = first // shape.unit_groups, first % shape.unit_groups
                         self._scale_words(i, word, unit, byte * pair_bytes, size)

@@ -63,7 +63,9 @@ class TileKnobs:
 class TileBlock:
     """One block's coordinates, shared memory and epilogue; engines add `run`."""
 
-    def __init__(self, linear: Linear, knobs: TileKnobs, extra_bytes: int, lane, warp, n_tile, m_tile, rank):
+    def __init__(
+        self, linear: Linear, knobs: TileKnobs, extra_bytes: int, lane, warp, n_tile, m_tile, rank
+    ):
         shape = linear.decode.shape
         self.linear, self.knobs, self.rank = linear, knobs, rank
         self.threads, self.rows = knobs.groups * 128, knobs.groups * 64
@@ -112,7 +114,9 @@ class TileBlock:
 
     def scales_at(self, slot):
         """Shared address of the warp's scales of a slot."""
-        return self.scales_base + self._u32((slot * (self.rows // 16) + self.warp) * self.warp_scales)
+        return self.scales_base + self._u32(
+            (slot * (self.rows // 16) + self.warp) * self.warp_scales
+        )
 
     def x_at(self, slot):
         """Shared address of a slot's rows of x."""

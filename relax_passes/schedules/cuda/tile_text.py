@@ -274,7 +274,9 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
       if (out + i < {n_out}) y[(long long)row * {n_out} + out + i] = __float2half_rn(o[i]);"""
     guard = "" if full else f"if (out + i < {n_out}) "
     add = f"for (int i = 0; i < 4; ++i) {guard}{residual}" if spec.residual else ""
-    return name, f"""
+    return (
+        name,
+        f"""
 #ifndef {name.upper()}
 #define {name.upper()}
 __device__ __forceinline__ void {name}(unsigned smem, half* y, const void* residual_, const void* bias_,
@@ -305,7 +307,8 @@ __device__ __forceinline__ void {name}(unsigned smem, half* y, const void* resid
   }}
 }}
 #endif
-"""
+""",
+    )
 
 
 def tile_texts(linear: Linear, block_m: int, cluster: int, rows: int) -> tuple[str, dict[str, str]]:

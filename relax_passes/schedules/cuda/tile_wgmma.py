@@ -129,7 +129,8 @@ class WgmmaTile(TileBlock):
 
     def _advance(self) -> None:
         """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of the
-        rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages."""
+        rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages.
+        """
         stages, slots = self.knobs.stages, self.slots
         for i in range(3):
             T.buffer_store(slots, slots[i + 1], [i])

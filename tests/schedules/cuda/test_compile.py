@@ -1,0 +1,127 @@
+"""Every CUDA kernel compiled for real, without a GPU: the instructions meant, no spills, machine code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+from amx_tvm import cuda_build, formats  # noqa: E402
+from relax_passes.schedules.cuda import linear  # noqa: E402
+from relax_passes.schedules.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
+from relax_passes.schedules.cuda.buffers import format_of, shape_of  # noqa: E402
+from relax_passes.schedules.registry import linear_kernel  # noqa: E402
+from relax_passes.schedules.spec import LinearSpec  # noqa: E402
+
+nvcc = cuda_build.find_nvcc()
+pytestmark = pytest.mark.skipif(nvcc is None, reason="needs nvcc")
+
+
+def spec_of(fmt: str = "amxfp4", **more) -> LinearSpec:
+    return LinearSpec(fmt, 256, 1024, "float16", out_dtype="float16", **more)
+
+
+def cuda_text(func, arch: str, monkeypatch) -> tuple[str, bytes]:
+    """Generated CUDA C++ and the cubin of a function."""
+    cuda_build.enable()
+    seen = {}
+    compile_source = cuda_build.compile_source
+
+    def capture(code, arch):
+        seen["code"], seen["cubin"] = code, compile_source(code, arch)
+        return seen["cubin"]
+
+    monkeypatch.setattr(cuda_build, "compile_source", capture)
+    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
+    assert built.mod.imports[0].kind == "cuda"  # not the fallback that holds source
+    return seen["code"], seen["cubin"]
+
+
+def ptxas_report(code: str, arch: str, tmp_path) -> str:
+    source = tmp_path / "kernels.cu"
+    source.write_text(code)
+    number = arch.removeprefix("sm_")
+    gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
+    command = [nvcc, "-w", "-std=c++17", "-O3", gencode, "-cubin", "-Xptxas", "-v"]
+    command += ["-o", tmp_path / "kernels.cubin", source]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def some_buckets(arch: str) -> list[Bucket]:
+    """One bucket of each schedule: rows 1, 8, 16, 64 and any."""
+    spec = spec_of()
+    found = default_buckets(spec, shape_of(format_of(spec)), Device(arch))
+    return [b for b in found if b.rows in (1, 8, 16, 64, None)]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100"])
+def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
+    device = Device(arch)
+    func = linear.build(spec_of(), arch, some_buckets(arch), dependent=device.clusters)
+    code, cubin = cuda_text(func, arch, monkeypatch)
+    assert cubin[:4] == b"\x7fELF"
+    kernels = "".join(re.split(r'extern "C" __global__', code)[1:])
+    assert "amx_step_" in kernels and "amx_wide_" in kernels  # mma.sync, one and two column tiles
+    assert ("amx_tile_wgmma_" in kernels) == device.wgmma
+    assert ("amx_tma_3d" in kernels) == device.wgmma
+    assert ("amx_tile_mma" in kernels) == (not device.wgmma)
+    assert ("amx_wait_prerequisites" in kernels) == device.clusters
+    if arch in ("sm_80", "sm_90a"):
+        report = ptxas_report(code, arch, tmp_path)
+        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+        assert spills and all(s == ("0", "0") for s in spills), report
+        assert "Potential Performance Loss" not in report, report
+
+
+def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
+    buckets = [b for b in some_buckets("sm_90a") if b.rows == 64]
+    func = linear.build(spec_of(), "sm_90a", buckets)
+    code, _ = cuda_text(func, "sm_90a", monkeypatch)
+    source = tmp_path / "k.cu"
+    source.write_text(code)
+    command = [nvcc, "-w", "-std=c++17", "-gencode=arch=compute_90a,code=compute_90a", "-ptx"]
+    subprocess.run([*command, "-o", tmp_path / "k.ptx", source], check=True)
+    ptx = (tmp_path / "k.ptx").read_text()
+    for instruction in (
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16",
+        "cp.async.bulk.tensor.2d",
+        "cp.async.bulk.tensor.3d",
+        "mbarrier.try_wait.parity",
+    ):
+        assert instruction in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["none", *formats.names()])
+def test_every_format_and_epilogue(name, monkeypatch):
+    epilogues = [{}, {"bias": True, "residual": True}, {"silu_mul": True, "bias": True}]
+    for more in epilogues[:: 1 if name == "amxfp4" else 2]:
+        func = linear.build(spec_of(name, **more), "sm_90a", dependent=True)
+        _, cubin = cuda_text(func, "sm_90a", monkeypatch)
+        assert cubin[:4] == b"\x7fELF"
+
+
+def test_registry_finds_the_rule():
+    target = cuda_build.cuda_target("sm_90a")
+    kernel = linear_kernel(spec_of(), target)
+    assert kernel.rule == "cuda-fragment" and "M = 16" in kernel.why
+
+
+def test_unknown_architectures_are_refused():
+    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
+        cuda_build.target("sm_50")
+    with pytest.raises(cuda_build.CudaBuildError, match="expected one of"):
+        cuda_build.compile_source("__global__ void f() {}", "")
+
+
+def test_library_holds_machine_code(tmp_path):
+    cuda_build.enable()
+    func = linear.build(spec_of(), "sm_90a", some_buckets("sm_90a")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target("sm_90a"))
+    built.export_library(str(tmp_path / "lib.so"))
+    data = (tmp_path / "lib.so").read_bytes()
+    assert data.count(b"\x7fELF") >= 2  # the library and the cubin inside
+    assert b"#include <cuda_fp16.h>" not in data  # no source
