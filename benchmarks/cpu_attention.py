@@ -25,8 +25,8 @@ SHAPES = {  # layers, heads, kv_heads, head_dim
 CONTEXTS = (128, 1024, 4096)
 
 
-def build(shape, dtype, stock=False):
-    """Compile an attention-only model; `stock` takes TVM's own CPU kernels."""
+def build(shape, dtype):
+    """Compile an attention-only model."""
     import tvm
     from tvm import relax
     from tvm.relax.frontend import nn

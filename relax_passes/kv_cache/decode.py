@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import vector as v
 from .config import PANEL, KVCacheConfig
+from .functions import exp2, log2, soft_cap
 from .pages import match_pages, view_pages
 
 _CHUNK = 64  # tokens of a chunk where pages are shorter
@@ -72,8 +73,8 @@ class _Decode:
             with T.prim_func():
                 T.func_name("cpu_decode_sliding" if self.sliding else "cpu_decode")
                 T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-                names = ("q", "pages", "page_indptr", "page_values", "length_info")
-                names += ("k_rope_pos_offset", "q_rope_position", "output", "lse")
+                names = ["q", "pages", "page_indptr", "page_values", "length_info"]
+                names += ["k_rope_pos_offset", "q_rope_position", "output", "lse"]
                 handles = {n: T.arg(n, T.handle()) for n in names}
                 rotary_mode = T.arg("rotary_mode", T.int32())
                 T.arg("rope_scale", T.float32())
@@ -203,7 +204,7 @@ class _Decode:
                     score = sums[g, 0].get()
                     for p in range(1, self.partial):
                         score = score + sums[g, p].get()
-                    score = v.soft_cap(score, self.config.soft_cap)
+                    score = soft_cap(score, self.config.soft_cap)
                     seen = T.Ramp(slot, 1, v.LANES) < v.splat(self.stop)
                     if self.sliding:
                         seen = tirx.And(seen, T.Ramp(slot, 1, v.LANES) >= v.splat(self.start))
@@ -217,12 +218,12 @@ class _Decode:
         m_old = v.bind(v.load(self.m, [h, 0]), "m_old")
         top = v.reduce_lanes(v.load(self.top, [h, 0]), tirx.max)
         m_new = v.hold(tirx.max(m_old, top), "m_new")
-        alpha = v.hold(v.exp2(m_old - m_new), "alpha")
+        alpha = v.hold(exp2(m_old - m_new), "alpha")
         v.store(self.m, m_new, [h, 0])
         v.store(self.top, v.const(v.NEG_INF), [h, 0])
         total = v.Register(v.load(self.l, [h, 0]) * alpha, "total")
         with T.serial(0, here * (self.page // v.LANES)) as i:
-            weight = v.hold(v.exp2(v.load(self.s, [h, i * v.LANES]) - m_new), "weight")
+            weight = v.hold(exp2(v.load(self.s, [h, i * v.LANES]) - m_new), "weight")
             v.store(self.s, weight, [h, i * v.LANES])
             total.set(total.get() + weight)
         v.store(self.l, total.get(), [h, 0])
@@ -270,7 +271,7 @@ class _Decode:
         total = v.Register(v.const(0.0), "total")
         acc = [v.Register(v.const(0.0), "acc") for _ in range(self.columns)]
         with T.serial(0, self.splits) as i:
-            weight = v.bind(v.exp2(v.splat(self.part_m[item + i, h]) - m), "weight")
+            weight = v.bind(exp2(v.splat(self.part_m[item + i, h]) - m), "weight")
             total.set(total.get() + weight * v.splat(self.part_l[item + i, h]))
             for c, register in enumerate(acc):
                 row = v.load(self.part_o, [item + i, h, c * v.LANES])
@@ -281,5 +282,5 @@ class _Decode:
         for c, register in enumerate(acc):
             v.store(output, register.get() * inverse, [b, h, c * v.LANES])
         empty = total.get() <= v.const(0.0)
-        value = tirx.Select(empty, v.const(v.EMPTY_LSE), m + v.log2(safe))
+        value = tirx.Select(empty, v.const(v.EMPTY_LSE), m + log2(safe))
         T.buffer_store(lse, v.first_lane(v.bind(value, "value")), [b, h])

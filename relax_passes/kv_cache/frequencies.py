@@ -150,8 +150,8 @@ def _longrope(config: KVCacheConfig, scaling: Mapping[str, Any]):
         raise KeyError("original_max_position_embeddings")
     attention = scaling.get("attention_factor")
     if attention is None:
-        long = factor is not None and factor > 1
-        attention = math.sqrt(1 + math.log(factor) / math.log(trained)) if long else 1.0
+        factor = factor or 1.0
+        attention = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
     context = config.context_length or longest or trained
     name = "long_factor" if context > trained else "short_factor"
     factors = np.asarray(scaling[name], np.float32)

@@ -13,6 +13,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import vector as v
 from .config import KVCacheConfig
+from .functions import exp2, log2
 
 _SERIAL_TOKENS = 8
 
@@ -26,15 +27,15 @@ def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
             a = v.bind(v.splat(s1[t, h]), "a")
             b = v.bind(v.splat(s2[t, h]), "b")
             top = v.bind(tirx.max(a, b), "top")
-            a = v.bind(v.exp2(a - top), "a")
-            b = v.bind(v.exp2(b - top), "b")
+            a = v.bind(exp2(a - top), "a")
+            b = v.bind(exp2(b - top), "b")
             total = v.bind(a + b, "total")
             a = v.bind(a / total, "a")
             b = v.bind(b / total, "b")
             with T.serial(0, d // v.LANES) as c:
                 at = [t, h, c * v.LANES]
                 v.store(o1, v.load(o1, at) * a + v.load(o2, at) * b, at)
-            merged = v.bind(v.log2(total) + top, "merged")
+            merged = v.bind(log2(total) + top, "merged")
             T.buffer_store(s1, v.first_lane(merged), [t, h])
 
     with IRBuilder() as builder:

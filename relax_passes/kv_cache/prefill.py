@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import vector as v
 from .config import PANEL, KVCacheConfig
+from .functions import exp2, log2, soft_cap
 from .pages import match_pages, view_pages
 
 _ROWS = 48  # queries of an item; a multiple of every register tile below
@@ -256,7 +257,7 @@ class _Prefill:
         for r in range(rows):
             for p in range(panels):
                 at = (row0 + r) * _KEYS + (group * panels + p) * PANEL
-                v.store(self.s, v.soft_cap(acc[r][p].get(), self.config.soft_cap), [at])
+                v.store(self.s, soft_cap(acc[r][p].get(), self.config.soft_cap), [at])
 
     def _softmax(self, r: Expr) -> None:
         """Turn one row of scores into weights relative to the new maximum."""
@@ -277,12 +278,12 @@ class _Prefill:
                 top.set(tirx.max(top.get(), score))
         m_old = v.bind(v.splat(self.m[r]), "m_old")
         m_new = v.bind(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
-        alpha = v.bind(v.exp2(m_old - m_new), "alpha")
+        alpha = v.bind(exp2(m_old - m_new), "alpha")
         T.buffer_store(self.m, v.first_lane(m_new), [r])
         T.buffer_store(self.alpha, v.first_lane(alpha), [r])
         total = v.Register(v.load(self.l, [r, 0]) * alpha, "total")
         with T.serial(0, vectors) as i:
-            weight = v.exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
+            weight = exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
             weight = v.bind(weight, "weight")
             v.store(self.s, weight, [r * _KEYS + i * v.LANES])
             total.set(total.get() + weight)
@@ -337,7 +338,7 @@ class _Prefill:
         for r in range(0, _ROWS, v.LANES):
             sums = v.bind(v.load(total, [r]), "sums")
             safe = v.bind(tirx.max(sums, v.const(1e-30)), "safe")
-            lse = v.load(self.m, [r]) + v.log2(safe)
+            lse = v.load(self.m, [r]) + log2(safe)
             lse = tirx.Select(sums <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
             v.store(self.alpha, lse, [r])
             v.store(total, v.const(1.0) / safe, [r])

@@ -15,6 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from . import vector as v
 from .config import KVCacheConfig
 from .frequencies import inverse_frequencies
+from .functions import sincos
 
 _SERIAL_TOKENS = 4  # up to this many, waking the other threads costs more than it saves
 
@@ -42,7 +43,7 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
                     freq = T.Shuffle(
                         [tirx.const(f, "float32") for f in lanes], list(range(v.LANES))
                     )
-                    s, c = v.sincos(v.bind(v.splat(position) * freq, "angle"))
+                    s, c = sincos(v.bind(v.splat(position) * freq, "angle"))
                     n = min(v.LANES, half - j)
                     for value, buffer in ((c, cos), (s, sin)):
                         scaled = v.bind(value * v.const(factor) if factor != 1.0 else value)
