@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from amx_tvm.cli import export_command, interrupt
+from amx_tvm.cli import bench_command, export_command, interrupt
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
@@ -235,6 +235,7 @@ def devices(
     devices_command.run(as_json=json)
 
 
+bench_command.register(app)
 export_command.register(app)
 
 
