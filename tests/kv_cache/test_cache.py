@@ -101,7 +101,9 @@ def test_rotation_does_not_depend_on_the_path():
     assert not np.isnan(one.history[0]).any()
 
 
-@pytest.mark.parametrize("kinds", [("mha", "mha_sliding"), ("mha_sliding",)], ids=["mixed", "all"])
+@pytest.mark.parametrize(
+    "kinds", [("mha", "mha_sliding"), pytest.param(("mha_sliding",), marks=slow)]
+)
 def test_sliding_layers(kinds):
     config = KVCacheConfig(len(kinds), 6, 2, 64, attn_kind=kinds, sliding_window=50, page_size=16)
     cache = Cache(config)

@@ -72,7 +72,7 @@ def test_half_precision_pages_are_converted_in_vectors(key):
     assert re.search(HALF[key], text)
 
 
-@pytest.mark.parametrize("key", ["sse", "neon"])
+@pytest.mark.parametrize("key", ["neon", pytest.param("sse", marks=pytest.mark.slow)])
 def test_every_kernel_compiles(key):
     target = tvm.target.Target(TARGETS[key])
     config = KVCacheConfig(1, 4, 2, 64, attn_kind="mha_sliding", sliding_window=64)
