@@ -23,6 +23,7 @@ _LAZY = {
     "compile": "amx_tvm.compiler",
     "export": "amx_tvm.exporting",
     "load": "amx_tvm.runtime",
+    "tune": "tuning",
 }
 _MODULES = ("formats",)
 

@@ -39,3 +39,7 @@ class CalibrationError(AmxError):
 
 class EvaluationError(AmxError):
     """A text, a reference or an option that an evaluation cannot work with."""
+
+
+class TuningError(AmxError):
+    """A tuning record, budget or model that tuning cannot work with."""

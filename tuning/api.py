@@ -1,0 +1,132 @@
+"""tune(): a model and a target in, tuning records out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.artifact.cpu import cpu_features, normalize
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import TuningError
+from amx_tvm.targets import ResolvedTarget, resolve
+from tuning.journal import Damage
+from tuning.measure import Worker
+from tuning.session import Progress, Session, TaskState
+from tuning.tasks import tasks_of
+
+DEFAULT_DIRECTORY = "tuning-records"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a session did.
+
+    Attributes
+    ----------
+    path, log : Path
+        The record file (it exists only when something beat its default) and the log of trials.
+    states : list of TaskState
+        Every task with its search.
+    trials : int
+        New trials of this session.
+    damage : list of Damage
+        Lines of the log that could not be read, such as the torn last line of a killed session.
+    """
+
+    path: Path
+    log: Path
+    states: list[TaskState]
+    trials: int
+    damage: list[Damage]
+
+    def step_ratio(self, decode: bool = True) -> float:
+        """Time of a decode step's (or a prefill's) linears with the records over the defaults'."""
+        before = after = 0.0
+        for state in self.states:
+            count = state.task.decode if decode else state.task.prefill
+            cost = (state.default_seconds or 0.0) * count
+            before += cost
+            after += cost * (state.record.ratio[1] if state.record else 1.0)
+        return after / before if before else 1.0
+
+
+def tune(
+    model: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    target: str = "llvm",
+    quantization: str | QuantizationConfig = "amxfp4",
+    *,
+    minutes: float | None = None,
+    trials: int | None = None,
+    records: str | os.PathLike[str] = DEFAULT_DIRECTORY,
+    threads: int | None = None,
+    limit: float = 60.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Tune the kernels of a model for this machine.
+
+    Parameters
+    ----------
+    model : path, dict or ModelSource
+        A model as for ``amx_tvm.compile``, its ``config.json`` or that as a dict, or an artifact;
+        weights are not read.
+    target : str
+        A CPU target that this machine can run; records are kept under its exact key.
+    quantization : str or QuantizationConfig
+        As for ``amx_tvm.compile``.
+    minutes, trials : optional
+        Budget; 10 minutes when neither is given.
+    records : path
+        Directory of the record file and the log; a session continues what it finds there.
+    threads : int, optional
+        Threads of a kernel; by default TVM's choice, as at run time.
+    limit : float
+        Seconds that building and measuring one candidate may take.
+    progress : callable, optional
+        Called with a ``Progress`` after every trial.
+
+    Returns
+    -------
+    Tuned
+
+    Raises
+    ------
+    TuningError
+        For a target that cannot run here, an impossible budget, or a default that fails.
+    """
+    for name, value in (("minutes", minutes), ("trials", trials), ("limit", limit)):
+        if value is not None and value <= 0:
+            raise TuningError(f"{name} is {value}, a budget has to be above 0")
+    if minutes is None and trials is None:
+        minutes = 10.0
+    resolved = resolve(target)
+    require_here(resolved)
+    tasks = tasks_of(model, resolved, quantization)
+    with Worker(target, limit, threads=threads) as worker:
+        session = Session(tasks, resolved, records, worker, tell=progress)
+        states = session.run(minutes, trials)
+    return Tuned(session.records.path, session.log, states, session.trials, session.damage)
+
+
+def require_here(target: ResolvedTarget) -> None:
+    """Refuse a target whose kernels cannot run in this process.
+
+    Raises
+    ------
+    TuningError
+        For GPUs, other architectures, and CPUs with extensions that this one lacks.
+    """
+    if target.device != "cpu":
+        raise TuningError(
+            f"tuning measures CPU kernels; {target.key} is a GPU, whose defaults were measured by "
+            "hand and whose records `compile` takes as a file or callable"
+        )
+    here = resolve("llvm")
+    if target.triple.split("-")[0] != here.triple.split("-")[0]:
+        raise TuningError(f"{target.key} cannot run here ({here.key}); tune on the device itself")
+    present = cpu_features()
+    lacking = [f for f in target.features if present and normalize(f) not in present]
+    if lacking:
+        raise TuningError(f"{target.key} cannot run here: this CPU lacks {', '.join(lacking)}")

@@ -1,0 +1,184 @@
+"""Builder and runner: candidates go to a warm worker process under a real time limit.
+
+Every way to fail has a name, costs one candidate and leaves the tuner running:
+
+    build_failed   the schedule or the compiler refused the knobs
+    wrong          the result differs from the NumPy oracle
+    hung           no answer within the limit: the process is killed and replaced
+    crashed        the process died (a segmentation fault, the out-of-memory killer)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from amx_tvm.errors import TuningError
+from relax_passes.schedules.spec import LinearSpec
+
+START_SECONDS = 120.0
+COMMAND = (sys.executable, "-m", "tuning.worker")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Contenders that took turns: ``times[contender][turn]`` in seconds.
+
+    ``errors[contender]`` is (deviation from the oracle, what is allowed).
+    """
+
+    times: list[list[float]]
+    errors: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A contender that cannot be kept: its number, the kind of failure and its details."""
+
+    kind: str
+    detail: str
+    contender: int | None = None
+
+
+class Worker:
+    """A measuring process that is started when needed and replaced when it hangs or dies.
+
+    Parameters
+    ----------
+    target : str
+        Name of the target, as ``amx_tvm.targets.resolve`` takes it.
+    limit : float
+        Seconds that one request may take.
+    command : sequence of str
+        What to start.
+    threads : int, optional
+        Threads of a kernel; by default TVM's own choice.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        limit: float = 60.0,
+        command: Sequence[str] = COMMAND,
+        threads: int | None = None,
+    ):
+        self.target, self.limit, self.command = target, limit, tuple(command)
+        self.threads, self.starts = threads, 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: Any = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def measure(
+        self,
+        spec: LinearSpec,
+        rows: Sequence[int],
+        contenders: Sequence[dict[str, Any]],
+        repeats: int,
+    ) -> Measured | Failure:
+        """Build, check and time contenders in turns."""
+        return self._contend("measure", spec, rows, contenders, repeats)
+
+    def check(
+        self, spec: LinearSpec, rows: Sequence[int], knobs: dict[str, Any]
+    ) -> Measured | Failure:
+        """Build one candidate and compare it with the oracle; ``times`` is empty."""
+        return self._contend("check", spec, rows, [knobs], 0)
+
+    def _contend(self, op: str, spec: LinearSpec, rows: Any, contenders: Any, repeats: int) -> Any:
+        request = {
+            "op": op,
+            "spec": asdict(spec),
+            "target": self.target,
+            "rows": list(rows),
+            "contenders": list(contenders),
+            "repeats": repeats,
+        }
+        self._start()
+        answer = self._ask(request, self.limit)
+        if isinstance(answer, Failure):
+            return answer
+        if answer["state"] != "ok":
+            return Failure(answer["state"], answer["detail"], answer["contender"])
+        return Measured(answer.get("times", []), [tuple(e) for e in answer["errors"]])
+
+    def _start(self) -> None:
+        """Start a process and wait until it has imported the compiler."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        environment = dict(os.environ)
+        if self.threads is not None:
+            environment["TVM_NUM_THREADS"] = str(self.threads)
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the tuner alone, which then ends its worker
+        )
+        self.starts += 1
+        answer = self._ask({"op": "ping"}, START_SECONDS)
+        if isinstance(answer, Failure):
+            raise TuningError(f"the measuring process does not start: {answer.detail}")
+
+    def _ask(self, request: dict[str, Any], limit: float) -> Any:
+        """Send a request; return the answer, or a failure after ending the process."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        deadline = time.monotonic() + limit
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return self._died()
+        buffer, descriptor = b"", process.stdout.fileno()
+        while not buffer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self.close()
+                return Failure("hung", f"no answer within {limit:.0f} s")
+            part = os.read(descriptor, 1 << 16)
+            if not part:
+                return self._died()
+            buffer += part
+        return json.loads(buffer)
+
+    def _died(self) -> Failure:
+        process = self._process
+        assert process is not None
+        code = process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self.close()
+        return Failure("crashed", f"{name}: {lines[-1][:300]}" if lines else name)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except BrokenPipeError:
+                        pass
+            self._errors.close()
+            self._process = None

@@ -1,0 +1,135 @@
+"""What a linear has to compute, in NumPy: random operands, packed for a kernel, and its result.
+
+Weights repeat a block of 7 tiles (an odd number, so that a kernel that mixes up tiles is caught)
+over all of N: quantizing a vocabulary of 128k rows would cost more than measuring it. Activations
+are quantized here, apart from the kernels that do it in a model. Results are float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from amx_tvm import formats
+from amx_tvm.formats import packing
+from relax_passes.schedules.spec import GROUP, TILE_ROWS, LinearSpec
+
+BLOCK_TILES = 7
+# Of the largest result.
+EXACT = 1e-5  # float32 sums in another order
+MERGED = 4e-3  # a panel merges the two scales of a format, see relax_passes/schedules/cpu/panel.py
+PANEL_ROWS = 8  # the fewest rows of x that a point of a space decodes a panel for
+
+
+def limit(spec: LinearSpec, m: int) -> float:
+    """Return how far a correct kernel may be from the oracle, relative to its largest value."""
+    integer = spec.format != "none" and spec.activation in ("int8", "int16")
+    merged = integer and spec.m is None and m >= PANEL_ROWS and len(spec.fmt.terms) > 1
+    return MERGED if merged else EXACT
+
+
+class Operands:
+    """Arguments of a kernel for several M, and the right answers.
+
+    Attributes
+    ----------
+    weights : list of numpy.ndarray
+        Packed weight arguments, the same for every M.
+    """
+
+    def __init__(self, spec: LinearSpec, seed: int = 0):
+        self.spec, self._rng = spec, np.random.default_rng(seed)
+        rows = min(spec.tiles, BLOCK_TILES) * TILE_ROWS
+        block = self._rng.standard_normal((rows, spec.k)).astype(np.float32)
+        whole, rest = divmod(spec.tiles * TILE_ROWS, rows)
+        if spec.format == "none":
+            padded = np.ascontiguousarray(block.reshape(-1, TILE_ROWS, spec.k).transpose(0, 2, 1))
+            packed, dense = {"w_dense": padded}, block
+        else:
+            quantized = spec.fmt.quantize(block)
+            dense = spec.fmt.dequantize(quantized)
+            packed = packing.pack(spec.fmt, quantized, "tile16x32")
+        self._dense = dense.astype(np.float64)
+        self._repeats = whole + (rest > 0)
+        lengths = {name: shape[0] for name, shape, _ in spec.weight_buffers()}
+        self.weights = [
+            _repeat(array, length)
+            for array, length in zip(packed.values(), lengths.values(), strict=True)
+        ]
+
+    def arguments(self, m: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Return (arguments before the weights, arguments behind them, the result [M, out])."""
+        spec = self.spec
+        x = self._rng.standard_normal((m, spec.k)).astype(np.float32)
+        x[m // 2, : min(spec.k, 40)] = 0  # an all-zero group
+        value, before = activations(spec, x)
+        y = np.tile(value @ self._dense.T, (1, self._repeats))[:, : spec.n]
+        behind = []
+        if spec.bias:
+            bias = self._rng.standard_normal(spec.n).astype(np.float32)
+            y, behind = y + bias, [bias]
+        if spec.silu_mul:
+            pairs = y.reshape(m, -1, 2, TILE_ROWS)
+            gate, up = pairs[:, :, 0], pairs[:, :, 1]
+            y = (gate / (1 + np.exp(-gate)) * up).reshape(m, -1)
+        if spec.residual:
+            residual = self._rng.standard_normal(y.shape).astype(np.float32)
+            y, behind = y + residual, [*behind, residual]
+        return before, behind, y
+
+
+def _repeat(array: np.ndarray, length: int) -> np.ndarray:
+    times = -(-length // array.shape[0])
+    return np.ascontiguousarray(np.tile(array, (times, *(1,) * (array.ndim - 1)))[:length])
+
+
+def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Quantize x float32 [M, K] as the kernel takes it: (its float64 value, the arguments)."""
+    if spec.activation == "float32":
+        return x.astype(np.float64), [x]
+    m = x.shape[0]
+    padded = np.zeros((m, spec.k_padded), np.float32)
+    padded[:, : spec.k] = x
+    if spec.activation in ("int8", "int16"):
+        value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec.activation)
+    else:
+        value, arguments, sums = _four_bits(padded, spec.activation.removeprefix("fp4:"))
+    return value[:, : spec.k], [*arguments, *(sums if spec.needs_sums else [])]
+
+
+def _integers(x: np.ndarray, scheme: str) -> tuple[np.ndarray, list, list]:
+    top = np.float32(127 if scheme == "int8" else 127 * 256)
+    scales = (np.abs(x).max(-1) / top).astype(np.float32)
+    divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+    codes = np.clip(np.rint(x / divisor), -top, top).astype(np.int32)
+    value = (codes * scales[..., None].astype(np.float64)).reshape(len(x), -1)
+    sums = codes.sum(-1, dtype=np.int32)
+    if scheme == "int8":
+        words = [codes]
+    else:
+        high = (codes + 128) >> 8
+        words = [high, codes - (high << 8)]
+    flat = [w.astype(np.int8).reshape(len(x), -1) for w in words]
+    return value, [*flat, scales], [sums]
+
+
+def _four_bits(x: np.ndarray, name: str) -> tuple[np.ndarray, list, list]:
+    fmt = formats.get(name)
+    quantized = fmt.quantize(x, activation=True)
+    value = np.zeros(x.shape)
+    codes, scales, sums = [], [], []
+    for term in fmt.terms:
+        offset: Any = term.offset
+        if isinstance(offset, str):
+            offset = np.repeat(quantized.scales[offset].astype(np.int32), fmt.group_size, -1)
+        table: Any = np.array(term.table, np.int32)
+        code = (table[quantized.codes] - offset).astype(np.int8)
+        scale = np.float32(term.factor) * fmt.decode_scale(term.scale, quantized.scales[term.scale])
+        if quantized.tensor_scale is not None:
+            scale = scale * np.reshape(quantized.tensor_scale, (-1, 1)).astype(np.float32)
+        value += code.astype(np.float64) * np.repeat(scale.astype(np.float64), fmt.group_size, -1)
+        codes.append(code)
+        scales.append(scale.astype(np.float32))
+        sums.append(code.reshape(len(x), -1, fmt.group_size).sum(-1, dtype=np.int32))
+    return value, [*codes, *scales], sums

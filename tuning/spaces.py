@@ -1,0 +1,117 @@
+"""Knob spaces: the values each knob of a schedule may take for one kernel.
+
+A space lists only knobs that change the code of this kernel: what a decode step (M = 1) never runs
+has no place in its space. The default is always a member, and knobs that a candidate does not name
+keep their defaults, so a record stays short and readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import product
+from math import prod
+from typing import Any
+
+from relax_passes.schedules.base import TargetInfo
+from relax_passes.schedules.cpu.knobs import CpuKnobs
+from relax_passes.schedules.spec import LinearSpec
+
+PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
+ROWS = (0, 1, 2, 4)
+PANEL_TILES = (1, 2, 4)
+PANEL_BLOCKS = (4, 6, 8, 12)
+PANEL_ROWS = (8, 16, 32)
+# Rows of x that a kernel for every M is measured with: a small batch and a chunk of a prompt.
+MANY_ROWS = (4, 128)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The points of a kernel: every combination of its knobs' values.
+
+    Attributes
+    ----------
+    knobs : dict of str to tuple
+        Values of each knob, in rising order.
+    default : dict
+        The point that the schedule takes without a record.
+    rows : tuple of int
+        Numbers of rows of x that a point is judged by.
+    """
+
+    knobs: Mapping[str, tuple[Any, ...]]
+    default: Mapping[str, Any]
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in self.knobs.items():
+            if self.default.get(name) not in values:
+                raise ValueError(f"the default of {name} is no member of its values {values}")
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return prod(len(v) for v in self.knobs.values())
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Iterate over all points, the default first."""
+        yield dict(self.default)
+        for values in product(*self.knobs.values()):
+            point = dict(zip(self.knobs, values, strict=True))
+            if point != self.default:
+                yield point
+
+
+def space_of(spec: LinearSpec, target: Any) -> Space:
+    """Return the space of a kernel on a CPU.
+
+    Parameters
+    ----------
+    spec : LinearSpec
+        The kernel.
+    target : tvm.target.Target or TargetInfo
+        What it is built for.
+    """
+    info = TargetInfo.of(target)
+    quantized = spec.format != "none"
+    panels = quantized and spec.activation in ("int8", "int16") and info.has("avx512vbmi")
+    knobs: dict[str, tuple[Any, ...]] = {}
+    if quantized:
+        knobs["prefetch"] = PREFETCH
+    if spec.m is None:
+        knobs["rows"] = ROWS
+        if panels:
+            knobs["panel_rows"] = PANEL_ROWS
+            even = spec.silu_mul  # a gate tile and its up tile belong to one panel
+            knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
+            knobs["panel_block"] = PANEL_BLOCKS
+    defaults = CpuKnobs()
+    default = {name: getattr(defaults, name) for name in knobs}
+    knobs = {n: tuple(sorted({*v, default[n]})) for n, v in knobs.items()}
+    return Space(knobs, default, (spec.m,) if spec.m is not None else MANY_ROWS)
+
+
+def unknown_knobs(knobs: Mapping[str, Any], layout: str) -> str | None:
+    """Say which knob of a record the schedules of its layout do not have, or hold a wrong type."""
+    if layout == "cuda-fragment":
+        return _cuda_knobs(knobs)
+    known = {f.name: type(getattr(CpuKnobs(), f.name)) for f in fields(CpuKnobs)}
+    for name, value in knobs.items():
+        if name not in known:
+            return f"unknown knob {name!r}; the schedule has {', '.join(known)}"
+        if type(value) is not known[name] or value < 0:
+            return f"knob {name} is {value!r}, which is no {known[name].__name__} of 0 or more"
+    return None
+
+
+def _cuda_knobs(knobs: Mapping[str, Any]) -> str | None:
+    from relax_passes.schedules.cuda.rules import knobs_to_buckets
+
+    if unknown := set(knobs) - {"buckets", "dependent"}:
+        return f"unknown knobs {sorted(unknown)}; the schedule has buckets and dependent"
+    try:
+        knobs_to_buckets(knobs) if "buckets" in knobs else None
+    except (KeyError, TypeError) as error:
+        return f"unknown knob in its buckets: {error}"
+    return None

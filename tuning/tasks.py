@@ -1,0 +1,153 @@
+"""Tasks: the distinct kernels of a model on a target, and how often a step runs each.
+
+The model's Relax module is built from its configuration and goes through the compiler's own passes
+up to the choice of kernels, so a task is exactly what `compile` will ask records for; no weight is
+read. An artifact's manifest lists the same linears and is taken as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import TuningError
+from amx_tvm.targets import ResolvedTarget
+from relax_passes.schedules.spec import LinearSpec
+from tuning.kernels import ANY_ROWS, spec_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel to tune.
+
+    Attributes
+    ----------
+    spec : LinearSpec
+        The kernel.
+    name : str
+        The first linear that runs it.
+    decode, prefill : int
+        How many times a decode step of one sequence, and a prefill, run it.
+    """
+
+    spec: LinearSpec
+    name: str
+    decode: int
+    prefill: int
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        rows = "M = 1" if self.spec.m == 1 else ANY_ROWS
+        epilogue = f" +{self.spec.epilogue}" if self.spec.epilogue else ""
+        return f"{self.spec.format} {self.spec.n}x{self.spec.k} {rows}{epilogue}"
+
+
+def tasks_of(
+    model: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    target: ResolvedTarget,
+    quantization: str | QuantizationConfig = "amxfp4",
+) -> list[Task]:
+    """List the tasks of a model.
+
+    Parameters
+    ----------
+    model : path, dict or ModelSource
+        An artifact directory, a directory with a ``config.json``, that file, the configuration
+        itself, or anything ``amx_tvm.frontends.open_model`` takes.
+    target : ResolvedTarget
+        What the kernels are built for.
+    quantization : str or QuantizationConfig
+        As for ``amx_tvm.compile``; an artifact keeps its own.
+
+    Raises
+    ------
+    TuningError
+        For an artifact of another target, and when a model has no linear with knobs.
+    """
+    linears = _manifest_linears(model, target)
+    if linears is None:
+        linears = _config_linears(_config_of(model), target, quantization)
+    found = collect(linears, "float32" if target.device == "cpu" else "float16")
+    if not found:
+        raise TuningError("this model has no linear that a schedule of this target has knobs for")
+    return found
+
+
+def collect(linears: Iterable[Mapping[str, Any]], out_dtype: str) -> list[Task]:
+    """Count equal kernels in a list of linears as a manifest holds it, most frequent first."""
+    counts: dict[LinearSpec, list[Any]] = {}
+    for entry in linears:
+        if "activation" not in entry or "epilogue" not in entry:
+            continue  # a plain product that no rule of the registry made
+        spec = spec_of(dict(entry), out_dtype)
+        kept = counts.setdefault(spec, [str(entry["name"]), 0])
+        kept[1] += 1
+    tasks = [
+        Task(s, name, count if s.m == 1 else 0, count if s.m != 1 else 0)
+        for s, (name, count) in counts.items()
+    ]
+    return sorted(tasks, key=lambda t: (t.spec.m is None, -(t.decode + t.prefill), t.name))
+
+
+def _manifest_linears(model: Any, target: ResolvedTarget) -> list[dict[str, Any]] | None:
+    """Return the linears of an artifact, or None when the model is none."""
+    if not isinstance(model, (str, os.PathLike)) or not (Path(model) / "manifest.json").exists():
+        return None
+    from amx_tvm.artifact import Manifest
+
+    manifest = Manifest.load(Path(model))
+    if manifest.target.key != target.key:
+        raise TuningError(
+            f"{model} was compiled for {manifest.target.key}, and this tunes for {target.key}; "
+            "give the model itself, or the target of the artifact"
+        )
+    return manifest.linears
+
+
+def _config_of(model: Any) -> Mapping[str, Any]:
+    """Return a model's configuration in the keys of Hugging Face."""
+    if isinstance(model, Mapping):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        path = path / "config.json" if path.is_dir() else path
+        if path.suffix == ".json" and path.exists():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise TuningError(f"{path} is no JSON: {error}") from error
+    from amx_tvm.frontends import open_model
+
+    source = open_model(model)
+    if source.kind != "causal_lm":
+        raise TuningError(
+            f"{source.name} is a function, not a language model; compile it and tune the artifact"
+        )
+    return source.config
+
+
+def _config_linears(
+    config: Mapping[str, Any], target: ResolvedTarget, quantization: str | QuantizationConfig
+) -> list[dict[str, Any]]:
+    """Run the compiler's passes on the model of a configuration up to the choice of kernels."""
+    from amx_tvm.models import find
+    from relax_passes import legalize, pipeline
+
+    policy = QuantizationConfig.parse(quantization).resolve(target.device)
+    family = find(dict(config))
+    with target.tvm:
+        network = family.build(family.configure(dict(config)))
+        network.to("float32" if target.device == "cpu" else "float16")
+        module, _ = network.export_tvm(network.export_spec())
+        for name, passes in pipeline.phases(target.tvm, policy, target.layout):
+            for one in passes:
+                module = one(module)
+            if name == "legalize":
+                break
+    return legalize.kernels_of(module)
