@@ -49,9 +49,9 @@ def append(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[Damage]]:
-    """Return the complete entries of a file in order, and what could not be read."""
-    entries: list[dict[str, Any]] = []
+def read(path: str | os.PathLike[str]) -> tuple[list[tuple[int, dict[str, Any]]], list[Damage]]:
+    """Return (line number, entry) of the complete lines in order, and what could not be read."""
+    entries: list[tuple[int, dict[str, Any]]] = []
     damage: list[Damage] = []
     text = Path(path).read_bytes()
     for number, line in enumerate(text.split(b"\n"), 1):
@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[Damag
             reason = "torn last line, its writer was killed" if last else f"unreadable: {error}"
             damage.append(Damage(str(path), number, reason))
             continue
-        entries.append(entry)
+        entries.append((number, entry))
     return entries, damage
 
 

@@ -161,7 +161,7 @@ class RecordFile:
 
     def _load(self) -> None:
         entries, self.damage = journal.read(self.path)
-        for number, entry in enumerate(entries, 1):
+        for number, entry in entries:
             try:
                 self.records.append(Record.from_json(entry))
             except ValueError as error:

@@ -115,7 +115,7 @@ class Session:
             return []
         entries, damage = journal.read(self.log)
         states = {s.kernel: s for s in self.states}
-        for entry in entries:
+        for _, entry in entries:
             state = states.get(KernelId(**entry["kernel"]))
             if state is None or entry["target"] != self.target.key:
                 continue

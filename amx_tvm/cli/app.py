@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from amx_tvm.cli import bench_command, export_command, interrupt
+from amx_tvm.cli import bench_command, export_command, interrupt, tune_command
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
@@ -91,13 +91,16 @@ def compile(  # noqa: A001 - the verb that users know
     dump_ir: Annotated[
         Path | None, typer.Option(help="Write the IR after every phase into this directory.")
     ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Tuning records that `tune` made for this target.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Compile a model to an artifact directory."""
     from amx_tvm.cli import compile_command
 
     compile_command.run(
-        model, target, quantization, output, strict, overwrite, dump_ir, show=not quiet
+        model, target, quantization, output, strict, overwrite, dump_ir, records, show=not quiet
     )
 
 
@@ -237,6 +240,7 @@ def devices(
 
 bench_command.register(app)
 export_command.register(app)
+tune_command.register(app)
 
 
 def _depth(verify: Verify) -> Literal[False, "quick", "full"]:

@@ -75,6 +75,7 @@ def run(
     strict: bool,
     overwrite: bool,
     dump_ir: Path | None,
+    records: Path | None,
     show: bool,
 ) -> None:
     """Compile and print what was made; see `amx_tvm.compiler.compile`."""
@@ -91,6 +92,7 @@ def run(
             strict=strict,
             overwrite=overwrite,
             dump_ir=dump_ir,
+            records=records,
             progress=progress,
         )
     manifest = artifact.manifest

@@ -22,6 +22,7 @@ from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
 from relax_passes.bundle_parameters import dtypes_of
+from tuning.lookup import records_for
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -78,8 +79,9 @@ def compile(  # noqa: A001 - the verb that users know
         Replace an existing artifact at ``output``.
     overrides : Overrides
         Weights from a calibration, which replace the model's own.
-    records : callable, optional
-        Tuning records: LinearSpec -> knobs or None.
+    records : path, callable or False, optional
+        Tuning records: a file, a directory of files, or LinearSpec -> knobs or None; by default
+        those that ship for exactly this target, False takes none.
     dump_ir : path, optional
         Write the module after each phase into this directory.
     progress : callable, optional
@@ -103,7 +105,8 @@ def compile(  # noqa: A001 - the verb that users know
     place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
     with ArtifactWriter(place, overwrite=overwrite) as writer:
         tell("lower", 0, 1, source.name)
-        lowered = lower_source(source, resolved, config, records=records, dump_ir=dump_ir)
+        chosen = records_for(records, resolved)
+        lowered = lower_source(source, resolved, config, records=chosen, dump_ir=dump_ir)
         tell("lower", 1, 1, "")
         dtypes = dtypes_of(lowered.module)
         materializer = Materializer(lowered.source, overrides)

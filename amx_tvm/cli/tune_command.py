@@ -1,0 +1,259 @@
+"""`amx-tvm tune MODEL` and what can be done with records: list, show, verify, merge, prune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from tuning.records import Record
+    from tuning.session import Progress
+
+Files = Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="Files that tune made.")]
+File = Annotated[Path, typer.Argument(metavar="RECORDS", help="A file that tune made.")]
+Target = Annotated[str, typer.Option(help="A CPU target that this machine can run.")]
+
+
+class TuneGroup(TyperGroup):
+    """`tune MODEL` is `tune model MODEL`: the first word is a command or a model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the command's name where a model was given."""
+        help_names = ctx.help_option_names
+        if args and args[0] not in (*self.commands, *help_names):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
+commands = typer.Typer(
+    cls=TuneGroup,
+    no_args_is_help=True,
+    help="Measure which schedule parameters are fastest on this machine, and keep records of it.",
+    epilog="Examples:\n\n"
+    "amx-tvm tune models/SmolLM2-135M-Instruct --minutes 20\n\n"
+    "amx-tvm tune dist/smollm2 --trials 200 --records my-records\n\n"
+    "amx-tvm tune list\n\n"
+    "amx-tvm compile models/SmolLM2-135M-Instruct --records tuning-records",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.add_typer(commands, name="tune")
+
+
+@commands.command(name="model")
+def model_(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model, its config.json, or an artifact."),
+    ],
+    target: Target = "llvm",
+    quantization: Annotated[str, typer.Option(help="As for `compile`.")] = "amxfp4",
+    minutes: Annotated[
+        float | None, typer.Option(help="Budget; 10 if neither it nor --trials is given.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Budget in measured points.")] = None,
+    records: Annotated[
+        Path, typer.Option(help="Directory of the records and the log to continue.")
+    ] = Path("tuning-records"),
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a kernel.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds for one candidate.")] = 60.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Tune the kernels of a model; a killed run continues where it was."""
+    from rich.console import Console
+
+    from tuning.api import tune
+
+    console = Console(stderr=True)
+    with Display(console, not quiet) as display:
+        tuned = tune(
+            model,
+            target,
+            quantization,
+            minutes=minutes,
+            trials=trials,
+            records=records,
+            threads=threads,
+            limit=limit,
+            progress=display,
+        )
+    for damage in tuned.damage:
+        console.print(f"[yellow]skipped[/] {damage}", highlight=False)
+    if not quiet:
+        console.print(_summary(tuned), highlight=False)
+        found = sum(s.record is not None for s in tuned.states)
+        console.print(
+            f"{tuned.trials} new trials; {found} of {len(tuned.states)} kernels have a record; "
+            f"linears of a decode step {tuned.step_ratio():.3f}, of a prefill "
+            f"{tuned.step_ratio(decode=False):.3f} of the defaults' time",
+            highlight=False,
+        )
+    print(tuned.path if tuned.path.exists() else tuned.log)
+
+
+class Display:
+    """A live line of the current task, trials, best against default and time left."""
+
+    def __init__(self, console: Any, show: bool):
+        self._status = console.status("Listing kernels") if show else None
+
+    def __enter__(self) -> Display:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show what a trial changed."""
+        if self._status is None:
+            return
+        state = progress.state
+        budget = f"/{progress.budget}" if progress.budget is not None else ""
+        left = f", {progress.remaining:.0f} s left" if progress.remaining is not None else ""
+        failed = sum(state.failures.values())
+        self._status.update(
+            f"{state.task.text}: trial {progress.trials}{budget}, "
+            f"{state.search.trials}/{state.space.size - 1} points, best "
+            f"{state.search.best_ratio:.3f} of the default's time"
+            f"{f', {failed} failed' if failed else ''}{left}"
+        )
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _summary(tuned: Any) -> Any:
+    table = _table("Kernels", "kernel", "runs", "default", "points", "failed", "record", "time")
+    for state in tuned.states:
+        task = state.task
+        runs = f"{task.decode} a step" if task.decode else f"{task.prefill} a prefill"
+        default = "-" if state.default_seconds is None else f"{state.default_seconds * 1e6:.1f} us"
+        record = state.record
+        table.add_row(
+            task.text,
+            runs,
+            default,
+            f"{state.search.trials} of {state.space.size - 1}",
+            ", ".join(f"{n} {kind}" for kind, n in state.failures.items()) or "-",
+            _knobs(record.knobs) if record else "default",
+            _ratio(record) if record else "1",
+        )
+    return table
+
+
+def _knobs(knobs: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in knobs.items())
+
+
+def _ratio(record: Record) -> str:
+    q1, median, q3 = record.ratio
+    return f"{median:.3f} ({q1:.3f}-{q3:.3f})"
+
+
+def _open(path: Path) -> Any:
+    from amx_tvm.errors import TuningError
+    from tuning.records import RecordFile
+
+    if not path.is_file():
+        raise TuningError(f"there is no record file {path}; `amx-tvm tune MODEL` makes one")
+    return RecordFile(path)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+@commands.command(name="list")
+def list_(
+    directory: Annotated[
+        Path | None, typer.Argument(help="A directory; by default what ships in the package.")
+    ] = None,
+) -> None:
+    """List record files: target, records, unreadable lines."""
+    from tuning.records import SHIPPED, RecordFile
+
+    folder = directory or SHIPPED
+    table = _table(str(folder), "file", "target", "records", "unreadable lines")
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name.endswith(".trials.jsonl"):
+            continue
+        file = RecordFile(path)
+        targets = ", ".join(sorted({r.target for r in file.records})) or "-"
+        table.add_row(path.name, targets, str(len(file.records)), str(len(file.damage)))
+    if table.row_count:
+        _console().print(table, highlight=False)
+    else:
+        print(f"no tuning records in {folder}")
+
+
+@commands.command()
+def show(records: File) -> None:
+    """Show the records of a file."""
+    file = _open(records)
+    table = _table(str(records), "kernel", "knobs", "median", "time / default", "measured on")
+    for record in file.records:
+        host = f"{record.host.get('cpu', '?')}, {record.time}"
+        seconds = f"{record.seconds * 1e6:.1f} us"
+        table.add_row(record.kernel.text, _knobs(record.knobs), seconds, _ratio(record), host)
+    _console().print(table, highlight=False)
+    for damage in file.damage:
+        print(f"unreadable: {damage}")
+
+
+@commands.command()
+def verify(records: File, target: Target = "llvm") -> None:
+    """Build every record's kernel again and compare it with NumPy; exit code 1 if one fails."""
+    from tuning.verify import verify as run
+
+    file = _open(records)
+    bad = len(file.damage)
+    for damage in file.damage:
+        print(f"unreadable: {damage}")
+    for record, reason in run(file, target):
+        bad += reason is not None
+        print(
+            f"{'refused' if reason else 'ok'}: {record.kernel.text}"
+            + (f": {reason}" if reason else "")
+        )
+    raise typer.Exit(1 if bad else 0)
+
+
+@commands.command()
+def merge(
+    records: Files,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+) -> None:
+    """Write the records of several files of one target into one."""
+    from tuning.records import merge as run
+
+    print(f"{len(run(records, output).records)} records in {output}")
+
+
+@commands.command()
+def prune(
+    records: File,
+    target: Target = "llvm",
+) -> None:
+    """Drop slower duplicates, unreadable lines, and records of schedules that have changed."""
+    from tuning.records import prune as run
+    from tuning.verify import current_kernels
+
+    file = _open(records)
+    print(f"{run(records, current_kernels(file, target))} lines dropped from {records}")
