@@ -61,7 +61,3 @@ class CpuKnobs:
         if m is not None:
             limit = min(limit, m)
         return tuple(s for s in sizes if s <= limit) or (1,)
-
-    def panel_blocks(self) -> tuple[int, ...]:
-        """Choose the row-block sizes of the panel kernel."""
-        return (self.panel_block, *(s for s in (4, 2, 1) if s < self.panel_block))

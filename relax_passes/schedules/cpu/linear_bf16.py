@@ -24,11 +24,11 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
-from .rows import row_blocks
+from .rows import equal_blocks
 from .terms import ScaleReader, common_factor
 
 SMALL_SCALES = {"E5M2", "E4M3", "E8M0"}
-BLOCKS = (8, 4, 2, 1)
+BLOCK = 8  # rows of x; three tiles make 24 accumulators
 PAIRS = GROUP // 2
 # TVM 0.27 rewrites bf16 vectors before LLVM sees them, so the intrinsic is called from LLVM text.
 DOT_NAME = "amx_dpbf16ps_512"
@@ -78,7 +78,7 @@ def emit_bf16(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: E
                 sums = _products(spec, x, panel, row, rows, wide)
                 _finish(spec, epilogue, sums, first, row)
 
-            row_blocks(m, BLOCKS, body)
+            equal_blocks(m, BLOCK, body)
 
 
 def _emit_activations(spec: LinearSpec, buffers: Any, x: Any, m: Expr) -> None:

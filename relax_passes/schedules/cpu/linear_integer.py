@@ -59,10 +59,10 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             emit_panel(spec, isa, knobs, buffers, m)
 
         if isa.panels and spec.activation in ("int8", "int16") and panel.supports(spec.fmt):
-            either(m, spec, knobs.panel_rows, few, many)
+            either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
         elif isa.bf16 and linear_bf16.supports(spec):
             bf16 = partial(linear_bf16.emit_bf16, spec, isa, knobs, buffers, m)
-            either(m, spec, knobs.panel_rows, few, bf16)
+            either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, bf16)
         else:
             few()
     return buffers["func"]

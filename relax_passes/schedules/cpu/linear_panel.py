@@ -18,7 +18,7 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
-from .rows import row_blocks
+from .rows import equal_blocks
 
 
 def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
@@ -31,9 +31,11 @@ def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: 
         first = e.let(block * wide)
         with e.serial(0, wide) as c, e.serial(0, spec.groups) as group:
             tile = first + c if spec.tiles % wide == 0 else e.clamped(first + c, spec.tiles - 1)
+            tile = e.let(tile)
+            knobs.prefetch_tile(spec, buffers, tile, group)
             decoder.decode(tile, group, codes, scales, c * spec.groups + group)
         kernel = _Block(spec, knobs, buffers, codes, scales, wide, decoder.factor)
-        row_blocks(m, knobs.panel_blocks(), lambda row, rows: kernel.emit(first, row, rows))
+        equal_blocks(m, knobs.panel_block, lambda row, rows: kernel.emit(first, row, rows))
 
 
 class _Block:

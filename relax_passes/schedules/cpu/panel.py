@@ -65,12 +65,22 @@ class PanelDecoder:
 
     def decode(self, tile: Expr, group: Expr, codes: Any, scales: Any, at: Expr) -> None:
         """Decode tile ``tile``, group ``group`` to codes[at, step, :] and scales[at, :]."""
-        if len(self.fmt.terms) == 2:
-            transform, scale = self._merged(tile, group)
-        else:
+        if len(self.fmt.terms) == 1:
             transform, scale = self._single(tile, group)
-        e.store(scales, scale, at, 0, lanes=16)
-        for v in range(self.spec.tile_code_bytes // 64):
+            e.store(scales, scale, at, 0, lanes=16)
+            self._vectors(tile, group, codes, at, transform)
+            return
+        merge = _Merge(self.fmt, self.reader, tile, group)
+        e.store(scales, merge.scale, at, 0, lanes=16)
+        with e.when(merge.far_apart > 0):
+            with e.then():
+                self._vectors(tile, group, codes, at, merge.rounded())
+            with e.otherwise():
+                self._vectors(tile, group, codes, at, merge.exact())
+
+    def _vectors(self, tile: Expr, group: Expr, codes: Any, at: Expr, transform: Any) -> None:
+        """Emit the loop over the packed vectors of a tile and group."""
+        with e.serial(0, self.spec.tile_code_bytes // 64) as v:
             packed = e.let(e.load(self.buffers["w_codes"], tile, group, v * 64, lanes=64))
             halves = [packed] if self.tables[0] is None else self._halves(packed)
             for h, index in enumerate(halves):
@@ -93,16 +103,21 @@ class PanelDecoder:
         shift = e.let(e.bits(shift * e.const(0x01010101, "int32", 16), "uint8", 64))
         return (lambda looked: looked[0] + shift), scale
 
-    def _merged(self, tile: Expr, group: Expr) -> tuple[Any, Expr]:
-        """Prepare the multipliers of the two signs' tables, see the module's docstring."""
-        mantissa_bits, bias = POWERS[self.fmt.scale_tensors[0].type.name]
 
-        def c(v: int) -> Expr:
-            return e.const(v, "int32", 16)
+class _Merge:
+    """The two scales of a tile and group as one: multipliers of either table and a common scale.
+
+    Sixteen-bit words hold two bytes of one row.  Products with multipliers of either sign and
+    their sum are exact modulo 2^16, and the sum's bytes lie in 0..255, so no carry survives.
+    """
+
+    def __init__(self, fmt: Any, reader: ScaleReader, tile: Expr, group: Expr):
+        self.order = [0, 1] if fmt.terms[0].factor > 0 else [1, 0]
+        mantissa_bits, bias = POWERS[fmt.scale_tensors[0].type.name]
+        c = self._c
 
         def parts(name: str) -> tuple[Expr, Expr]:
-            stored = e.cast(self.reader.stored(name, tile, group, 0, 0, 16), "int32", 16)
-            stored = e.let(stored)
+            stored = e.let(e.cast(reader.stored(name, tile, group, 0, 0, 16), "int32", 16))
             if mantissa_bits == 0:
                 return c(4), stored
             exponent = e.let(stored >> c(mantissa_bits))
@@ -110,39 +125,60 @@ class PanelDecoder:
             mantissa = e.let(low + (tirx.min(exponent, c(1)) << c(2)))
             return mantissa, e.let(tirx.max(exponent, c(1)))
 
-        positive, negative = (t.scale for t in sorted(self.fmt.terms, key=lambda t: -t.factor))
-        tables = [0, 1] if self.fmt.terms[0].factor > 0 else [1, 0]
-        (mp, ep), (mn, en) = parts(positive), parts(negative)
+        positive, negative = (fmt.terms[i].scale for i in self.order)
+        (self.mp, ep), (self.mn, en) = parts(positive), parts(negative)
         # All ones where the negative side is the big one. TVM 0.27 cannot bind vectors of bool.
-        flip = e.let((ep - en) >> c(31))
-
-        def pick(one: Expr, other: Expr) -> Expr:
-            return (one & flip) | (other & (flip ^ c(-1)))
-
+        self.flip = e.let((ep - en) >> c(31))
         high = e.let(tirx.max(ep, en))
         d = e.let(high - tirx.min(ep, en))
-        apart = e.let(tirx.min(d, c(1)))
-        twice = c(0x00010001)  # repeat a number in both 16-bit halves of a row's lane
-        big_times = e.let((pick(mn, mp) << apart) * twice)
-        small_times = e.let(pick(mp, mn) * twice)
-        shift = e.let(tirx.min(d - apart, c(7)))
-        rounding = e.let(((c(1) << shift) >> c(1)) * c(0x01010101))
-        mask = e.let((c(255) >> shift) * c(0x01010101))
-        shifts = e.let(e.bits(shift * twice, "uint16", 32))
-        unit = high - apart + c(127 - bias)
-        sign = flip & c(-(2**31))
+        self.apart = e.let(tirx.min(d, c(1)))
+        self.shift = e.let(tirx.min(d - self.apart, c(7)))
+        self.far_apart = e.let(e.llvm("int32", "llvm.vector.reduce.smax", self.shift))
         # The unit is a normal float32 as long as the stored exponents are above 2^-126.
-        scale = e.bits(tirx.max(unit, c(0)) << c(23) | sign, "float32", 16)
-        base = e.const(MERGED_OFFSET * 0x0101, "uint16", 32)
+        unit = tirx.max(high - self.apart + c(127 - bias), c(0))
+        self.scale = e.bits((unit << c(23)) | (self.flip & c(-(2**31))), "float32", 16)
+        self.base = e.const(MERGED_OFFSET * 0x0101, "uint16", 32)
 
-        def words(value: Expr) -> Expr:
-            return e.bits(value, "uint16", 32)
+    @staticmethod
+    def _c(value: int) -> Expr:
+        return e.const(value, "int32", 16)
+
+    def _words(self, value: Expr) -> Expr:
+        return e.bits(value, "uint16", 32)
+
+    def _twice(self, value: Expr) -> Expr:
+        """Repeat a number in both 16-bit halves of a row's lane."""
+        return e.let(self._words((value & self._c(0xFFFF)) * self._c(0x00010001)))
+
+    def _pick(self, one: Expr, other: Expr) -> Expr:
+        return (one & self.flip) | (other & (self.flip ^ self._c(-1)))
+
+    def exact(self) -> Any:
+        """Return looked-up tables -> bytes, for scales whose exponents differ by one at most."""
+        sign = e.let(self.flip | self._c(1))  # 1, or -1 where the byte holds the negated weight
+        times_p = self._twice(sign * (self.mp << (self.apart & (self.flip ^ self._c(-1)))))
+        times_n = self._twice((self._c(0) - sign) * (self.mn << (self.apart & self.flip)))
 
         def transform(looked: list[Expr]) -> Expr:
-            p, n = (e.let(e.bits(looked[i], "int32", 16)) for i in tables)
-            big = e.let(words(pick(n, p)) * words(big_times))
-            small = e.let(words(pick(p, n)) * words(small_times))
-            small = e.let(((small + words(rounding)) >> shifts) & words(mask))
-            return e.bits(base + big - small, "uint8", 64)
+            p, n = (self._words(looked[i]) for i in self.order)
+            return e.bits(self.base + p * times_p + n * times_n, "uint8", 64)
 
-        return transform, scale
+        return transform
+
+    def rounded(self) -> Any:
+        """Return looked-up tables -> bytes, the small side divided by 2^shift and rounded."""
+        c, pick = self._c, self._pick
+        big_times = self._twice(pick(self.mn, self.mp) << self.apart)
+        small_times = self._twice(pick(self.mp, self.mn))
+        rounding = e.let(self._words(((c(1) << self.shift) >> c(1)) * c(0x01010101)))
+        mask = e.let(self._words((c(255) >> self.shift) * c(0x01010101)))
+        shifts = self._twice(self.shift)
+
+        def transform(looked: list[Expr]) -> Expr:
+            p, n = (e.let(e.bits(looked[i], "int32", 16)) for i in self.order)
+            big = e.let(self._words(pick(n, p)) * big_times)
+            small = e.let(self._words(pick(p, n)) * small_times)
+            small = e.let(((small + rounding) >> shifts) & mask)
+            return e.bits(self.base + big - small, "uint8", 64)
+
+        return transform

@@ -38,6 +38,17 @@ def row_blocks(m: Expr, sizes: Sequence[int], body: Callable[[Expr, int], None])
         done = e.let(start + count * size)
 
 
+def equal_blocks(m: Expr, size: int, body: Callable[[Expr, int], None]) -> None:
+    """Run ``body(first row, size)`` over M >= size rows in blocks of one size.
+
+    The last block ends at M and may repeat rows of the one before it: cheaper than smaller blocks,
+    in time and in code. The body must only write what depends on its rows.
+    """
+    count = tirx.floordiv(m + (size - 1), tirx.const(size, "int32"))
+    with e.serial(0, count) as block:
+        body(tirx.min(block * size, m - size), size)
+
+
 def either(
     m: Expr, spec: LinearSpec, threshold: int, few: Callable[[], None], many: Callable[[], None]
 ) -> None:
