@@ -4,7 +4,7 @@
 
 Every tensor repeats one pool of normal numbers, so the files hold the same weights and are written
 in seconds: blocks of 32 quantize alike wherever they lie. Query and key rows are not permuted for
-GGUF and there is no tokenizer: what is compared is time, not text. About 4 GB on disk.
+GGUF and the tokenizer knows one letter: what is compared is time, not text. About 4 GB on disk.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def write_huggingface(directory: Path, numbers: np.ndarray, shape: dict = SHAPE)
     """Write config.json and one bfloat16 safetensors file; return the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(shape, indent=1))
+    empty = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    empty |= {"post_processor": None, "decoder": None, "truncation": None, "padding": None}
+    empty["model"] = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    (directory / "tokenizer.json").write_text(json.dumps(empty))
     weights = (numbers.view(np.uint32) >> 16).astype(np.uint16)
     header, offset = {}, 0
     for name, _, size in tensors(shape):
