@@ -10,7 +10,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
-from amx_tvm.runtime.vm import Memory, VirtualMachine
+from amx_tvm.runtime.vm import ALIGNMENT, Memory, VirtualMachine
 
 
 class FunctionEngine:
@@ -57,10 +57,7 @@ class FunctionEngine:
             raise ArtifactError(
                 f"the module has no function {name!r}, it has {', '.join(self._functions)}"
             )
-        arguments = [
-            self._machine.to_device(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
-            for x in inputs
-        ]
+        arguments = [self._argument(x) for x in inputs]
         try:
             result = self._functions[name](*arguments, *self._parameters)
         except Exception as error:
@@ -69,6 +66,16 @@ class FunctionEngine:
                 raise
             raise GenerationError(reason) from None
         return self._host(result)
+
+    def _argument(self, value: Any) -> Any:
+        """Return an input as the function takes it: as it is where device and alignment allow."""
+        if isinstance(value, np.ndarray):
+            return self._machine.to_device(value)
+        if self._machine.is_cpu and hasattr(value, "__dlpack__"):
+            view = np.from_dlpack(value)
+            if view.ctypes.data % ALIGNMENT or not view.flags.c_contiguous:
+                return self._machine.to_device(view)
+        return value
 
     def _refusal(self, name: str, inputs: tuple[Any, ...], message: str) -> str | None:
         """Return what is wrong with the inputs, if that is what TVM's message is about."""

@@ -25,6 +25,8 @@ _DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
 Memory = Literal["auto", "map", "huge"]
 _EXISTS, _COMPUTE_VERSION = 0, 4  # tvm.runtime.Device: DeviceAttrKind
 
+ALIGNMENT = 64  # bytes that TVM's code may assume of a tensor's first element
+
 
 class VirtualMachine:
     """TVM's virtual machine on one device.
@@ -87,9 +89,9 @@ class VirtualMachine:
         return self._ffi.Shape(tuple(values))
 
     def to_device(self, array: np.ndarray) -> Any:
-        """Return an array as a tensor of the device: a view on the CPU, a copy elsewhere."""
+        """Return an array as a tensor of the device: on the CPU a view, if it is aligned."""
         if self.is_cpu:
-            return self._ffi.from_dlpack(array)
+            return self._ffi.from_dlpack(aligned(array))
         array = np.ascontiguousarray(array)
         dtype = self._ffi.dtype(array.dtype.name)
         tensor = self._allocate(self.shape(array.shape), dtype, self._device, None)
@@ -143,3 +145,19 @@ def _check_gpu(device: str, attribute: Callable[[int], Any], features: Sequence[
                 f"the artifact was compiled for {feature}, {device!r} has compute capability "
                 f"{version}; compile it with `--target cuda` on this machine"
             )
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return a C-contiguous array, copied where it does not start at a multiple of 64 bytes.
+
+    Compiled functions load whole vectors from their inputs and fault on others; NumPy aligns its
+    arrays to 16 bytes only.
+    """
+    array = np.ascontiguousarray(array)
+    if array.ctypes.data % ALIGNMENT == 0:
+        return array
+    space = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -space.ctypes.data % ALIGNMENT
+    copy = space[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
