@@ -122,7 +122,8 @@ def open_model(
     Parameters
     ----------
     model : path-like, str or ModelSource
-        A Hugging Face directory (config.json and safetensors files), a ``.gguf`` file,
+        A Hugging Face directory (config.json and safetensors files), a ``.gguf`` file, an
+        ``.onnx`` file, a StableHLO module (``.mlir`` text or portable bytecode),
         ``package:NAME`` or ``package:NAME/FILE`` for a GGUF file that an installed Python package
         carries (the package is not imported), or a hub id ``owner/model``. A torch module is
         exported. A ModelSource is returned as it is.
@@ -134,8 +135,10 @@ def open_model(
     ModelError
         When nothing is there, or what is there cannot be read.
     """
+    from amx_tvm.frontends import stablehlo
     from amx_tvm.frontends.gguf import GgufSource
     from amx_tvm.frontends.huggingface import HuggingFaceSource
+    from amx_tvm.frontends.onnx_file import from_onnx_file
     from amx_tvm.frontends.torch_module import from_torch, is_torch_module
 
     if isinstance(model, ModelSource):
@@ -164,6 +167,10 @@ def open_model(
             magic = handle.read(4)
         if magic == b"GGUF" or path.suffix == ".gguf":
             return GgufSource(path)
+        if path.suffix == ".onnx":
+            return from_onnx_file(path)
+        if stablehlo.looks_like(path):
+            return stablehlo.from_stablehlo(path.read_bytes(), name=path.stem)
         hint = " (give its directory)" if path.suffix == ".safetensors" else ""
         raise ModelError(
             f"{path} is no model that can be opened; expected a Hugging Face directory with "

@@ -1,0 +1,201 @@
+"""StableHLO operations in Relax: one small function for each, by the operation's name.
+
+What matters for quantization is ``dot_general``: a product with a 2-D right side becomes
+``matmul(x, W)`` or ``matmul(x, permute_dims(W))``, which the passes recognize as a linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tvm import relax
+
+from amx_tvm.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: MLIR bindings, the operation, its operands in Relax, its result's type."""
+
+    ir: Any
+    op: Any
+    operands: list[Any]
+    shape: list[int]
+    dtype: str
+
+    def integers(self, name: str) -> list[int]:
+        """Return an attribute that is an array of integers."""
+        return [int(value) for value in self.op.attributes[name]]
+
+    def text(self, name: str) -> str:
+        """Return an attribute as MLIR prints it."""
+        return str(self.op.attributes[name])
+
+    def refuse(self, what: str) -> ModelError:
+        """Return the error for a form of the operation that is not supported."""
+        return ModelError(f"{self.op.operation.name} at {self.op.location}: {what}")
+
+
+def _elementwise(function: Callable) -> Callable[[Operation], Any]:
+    return lambda op: function(*op.operands)
+
+
+def _compare(op: Operation) -> Any:
+    direction = op.text("comparison_direction").split()[-1].strip(">")
+    known = {
+        "EQ": relax.op.equal,
+        "NE": relax.op.not_equal,
+        "GE": relax.op.greater_equal,
+        "GT": relax.op.greater,
+        "LE": relax.op.less_equal,
+        "LT": relax.op.less,
+    }
+    return known[direction](*op.operands)
+
+
+def _logic(name: str) -> Callable[[Operation], Any]:
+    def build(op: Operation) -> Any:
+        return getattr(relax.op, ("logical_" if op.dtype == "bool" else "bitwise_") + name)(
+            *op.operands
+        )
+
+    return build
+
+
+def _broadcast(op: Operation) -> Any:
+    x, axes = op.operands[0], op.integers("broadcast_dimensions")
+    sizes = [int(v) for v in x.ty.shape.values]
+    middle = [1] * len(op.shape)
+    for axis, size in zip(axes, sizes, strict=True):
+        middle[axis] = size
+    if axes != sorted(axes):
+        raise op.refuse("broadcast_dimensions out of order are not supported")
+    x = relax.op.reshape(x, middle) if middle != sizes else x
+    return relax.op.broadcast_to(x, op.shape) if middle != op.shape else x
+
+
+def _slice(op: Operation) -> Any:
+    begin, end, steps = (
+        op.integers(name) for name in ("start_indices", "limit_indices", "strides")
+    )
+    return relax.op.strided_slice(op.operands[0], list(range(len(begin))), begin, end, steps)
+
+
+def _reduce(op: Operation) -> Any:
+    if len(op.operands) != 2:
+        raise op.refuse("a reduction of several arrays at once is not supported")
+    steps = [str(o.operation.name) for o in op.op.regions[0].blocks[0].operations]
+    known = {
+        "stablehlo.add": relax.op.sum,
+        "stablehlo.maximum": relax.op.max,
+        "stablehlo.minimum": relax.op.min,
+        "stablehlo.multiply": relax.op.prod,
+    }
+    if len(steps) != 2 or steps[0] not in known:
+        raise op.refuse(f"a reduction with {', '.join(steps[:-1])} is not supported")
+    # JAX starts reductions with the operation's neutral element, so the start is left out.
+    return known[steps[0]](op.operands[0], op.integers("dimensions"))
+
+
+def _iota(op: Operation) -> Any:
+    axis = int(op.ir.IntegerAttr(op.op.attributes["iota_dimension"]).value)
+    line = relax.op.arange(0, op.shape[axis], 1, op.dtype)
+    middle = [size if i == axis else 1 for i, size in enumerate(op.shape)]
+    return relax.op.broadcast_to(relax.op.reshape(line, middle), op.shape)
+
+
+def _gather(op: Operation) -> Any:
+    """Rows of a table: the only form of gather that embeddings need."""
+    from jaxlib.mlir.dialects import stablehlo
+
+    table, indices = op.operands
+    numbers = stablehlo.GatherDimensionNumbers(op.op.attributes["dimension_numbers"])
+    rows, *rest = (int(v) for v in table.ty.shape.values)
+    lead = [int(v) for v in indices.ty.shape.values]
+    simple = (
+        list(numbers.collapsed_slice_dims) == [0]
+        and list(numbers.start_index_map) == [0]
+        and op.integers("slice_sizes") == [1, *rest]
+        and numbers.index_vector_dim == len(lead) - 1
+        and list(numbers.offset_dims) == list(range(len(lead) - 1, len(lead) - 1 + len(rest)))
+    )
+    if not simple:
+        raise op.refuse("only a gather of rows (an embedding) is supported")
+    inside = relax.op.clip(relax.op.reshape(indices, lead[:-1]), 0, rows - 1)
+    return relax.op.take(table, inside, axis=0)
+
+
+def _dot_general(op: Operation) -> Any:
+    from jaxlib.mlir.dialects import stablehlo
+
+    numbers = stablehlo.DotDimensionNumbers(op.op.attributes["dot_dimension_numbers"])
+    left, right = op.operands
+    batch = list(numbers.lhs_batching_dimensions), list(numbers.rhs_batching_dimensions)
+    inner = list(numbers.lhs_contracting_dimensions), list(numbers.rhs_contracting_dimensions)
+    ranks = [len(side.ty.shape.values) for side in (left, right)]
+    if not batch[0] and ranks[1] == 2 and inner[0] == [ranks[0] - 1] and len(inner[1]) == 1:
+        return relax.op.matmul(left, right if inner[1] == [0] else relax.op.permute_dims(right))
+    sides = []
+    for index, side in enumerate((left, right)):
+        sizes = [int(v) for v in side.ty.shape.values]
+        free = [i for i in range(ranks[index]) if i not in batch[index] + inner[index]]
+        parts = [batch[index], free, inner[index]]
+        parts = parts if index == 0 else [parts[0], parts[2], parts[1]]
+        side = relax.op.permute_dims(side, [axis for part in parts for axis in part])
+        lead = [sizes[axis] for axis in batch[index]]
+        sides.append(
+            relax.op.reshape(side, lead + [prod(sizes[a] for a in part) for part in parts[1:]])
+        )
+    return relax.op.reshape(relax.op.matmul(*sides), op.shape)
+
+
+TRANSLATE: dict[str, Callable[[Operation], Any]] = {
+    **{
+        f"stablehlo.{name}": _elementwise(function)
+        for name, function in {
+            "abs": relax.op.abs,
+            "add": relax.op.add,
+            "ceil": relax.op.ceil,
+            "cosine": relax.op.cos,
+            "divide": relax.op.divide,
+            "exponential": relax.op.exp,
+            "floor": relax.op.floor,
+            "log": relax.op.log,
+            "logistic": relax.op.sigmoid,
+            "maximum": relax.op.maximum,
+            "minimum": relax.op.minimum,
+            "multiply": relax.op.multiply,
+            "negate": relax.op.negative,
+            "power": relax.op.power,
+            "rsqrt": relax.op.rsqrt,
+            "select": relax.op.where,
+            "sign": relax.op.sign,
+            "sine": relax.op.sin,
+            "sqrt": relax.op.sqrt,
+            "subtract": relax.op.subtract,
+            "tanh": relax.op.tanh,
+        }.items()
+    },
+    "chlo.erf": _elementwise(relax.op.erf),
+    "stablehlo.and": _logic("and"),
+    "stablehlo.or": _logic("or"),
+    "stablehlo.not": _logic("not"),
+    "stablehlo.broadcast_in_dim": _broadcast,
+    "stablehlo.compare": _compare,
+    "stablehlo.concatenate": lambda op: relax.op.concat(
+        op.operands, int(op.ir.IntegerAttr(op.op.attributes["dimension"]).value)
+    ),
+    "stablehlo.convert": lambda op: relax.op.astype(op.operands[0], op.dtype),
+    "stablehlo.dot_general": _dot_general,
+    "stablehlo.gather": _gather,
+    "stablehlo.iota": _iota,
+    "stablehlo.reduce": _reduce,
+    "stablehlo.reshape": lambda op: relax.op.reshape(op.operands[0], op.shape),
+    "stablehlo.slice": _slice,
+    "stablehlo.transpose": lambda op: relax.op.permute_dims(
+        op.operands[0], op.integers("permutation")
+    ),
+}
