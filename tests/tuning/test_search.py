@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from relax_passes.schedules.spec import LinearSpec
+from tuning.search import Search, point_key
+from tuning.spaces import Space, space_of
+
+
+def fake_time(point):
+    """A smooth landscape with one best point, (64, 2, 8)."""
+    return (
+        1
+        + 0.1 * abs(math.log2(point["a"] / 64))
+        + 0.2 * abs(point["b"] - 2)
+        + 0.05 * abs(point["c"] - 8)
+    )
+
+
+SPACE = Space(
+    {"a": (1, 4, 16, 64, 256), "b": (0, 1, 2, 3), "c": (2, 4, 8, 12)},
+    {"a": 1, "b": 0, "c": 2},
+    (1,),
+)
+
+
+def run(search, trials):
+    for _ in range(trials):
+        point = search.next()
+        against = search.incumbent
+        ratio = fake_time(point) / fake_time(against)
+        search.measured(point, against, (ratio, ratio, ratio))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_finds_98_percent_of_the_best_in_a_fifth_of_the_points(seed):
+    search = Search(SPACE, seed)
+    run(search, SPACE.size // 5)
+    best = min(map(fake_time, SPACE.points()))
+    assert best / fake_time(search.incumbent) >= 0.98
+    assert search.best_ratio == pytest.approx(
+        fake_time(search.incumbent) / fake_time(SPACE.default)
+    )
+
+
+def test_every_point_once_then_none():
+    search = Search(SPACE)
+    run(search, SPACE.size - 1)
+    assert search.next() is None and len(search.scores) == SPACE.size
+    assert fake_time(search.incumbent) == min(map(fake_time, SPACE.points()))
+
+
+def test_noise_and_failures_do_not_win():
+    search = Search(SPACE)
+    point = search.next()
+    assert not search.measured(point, search.incumbent, (0.8, 0.97, 1.02))
+    failed = search.next()
+    search.failed(failed)
+    assert search.incumbent == SPACE.default and failed != point
+    assert search.next() not in (point, failed)
+    assert search.scores[point_key(failed)] == math.inf
+
+
+def test_default_has_to_be_a_member():
+    with pytest.raises(ValueError, match="no member"):
+        Space({"a": (1, 2)}, {"a": 3}, (1,))
+
+
+@pytest.mark.parametrize("m", [1, None])
+@pytest.mark.parametrize("activation", ["int8", "float32", "fp4:amxfp4"])
+@pytest.mark.parametrize("silu_mul", [False, True])
+def test_spaces_hold_their_default_and_build(m, activation, silu_mul, target):
+    from relax_passes.schedules.registry import linear_kernel
+
+    spec = LinearSpec("amxfp4", 64, 64, activation, m=m, silu_mul=silu_mul)
+    space = space_of(spec, target.tvm)
+    points = list(space.points())
+    assert points[0] == dict(space.default) and len(points) == space.size
+    for point in (points[1], points[-1]):
+        assert linear_kernel(spec, target.tvm, point).func is not None
