@@ -73,8 +73,14 @@ def test_formats_without_a_kernel_are_refused():
         activations.quantize(64, scheme="fp4:int4")
 
 
+BY_FORMAT = [
+    pytest.param(name, marks=[] if name in ("amxfp4", "nvfp4") else pytest.mark.slow)
+    for name in E2M1
+]
+
+
 @pytest.mark.parametrize("rule", [None, "plain"])
-@pytest.mark.parametrize("name", E2M1)
+@pytest.mark.parametrize("name", BY_FORMAT)
 def test_both_operands_in_four_bits(name, rule):
     spec = LinearSpec(name, 57, 100, f"fp4:{name}", bias=True, residual=True)
     case, func = Case(spec), kernel_func(spec, rule)
@@ -91,6 +97,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight,x", MIXED)
 def test_mixed_formats(weight, x):
     spec = LinearSpec(weight, 32, 96, f"fp4:{x}", silu_mul=True)

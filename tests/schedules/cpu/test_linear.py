@@ -26,6 +26,11 @@ EPILOGUES = {
 }
 RUNNABLE = [r.name for r in CPU_RULES if r.arch in ("", HOST_INFO.arch)]
 
+QUICK = ("amxfp4", "mxfp4", "nvfp4", "int4", "int8")  # the others share their kernels' text
+BY_FORMAT = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in formats.names()
+]
+
 
 def check(spec, rule, rows=ROWS):
     if linear_or_none(spec, rule) is None:
@@ -41,7 +46,7 @@ def linear_or_none(spec, rule):
 
 
 @pytest.mark.parametrize("activation", ["int8", "int16", "float32"])
-@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("name", BY_FORMAT)
 def test_every_format_on_the_best_rule(name, activation):
     spec = LinearSpec(name, 57, 100, activation, bias=True, residual=True)
     case, func = Case(spec), kernel_func(spec)
@@ -67,6 +72,7 @@ def test_merged_scales_are_exact_where_the_signs_are_alike():
     assert case.error(kernel_func(spec), 16) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("name", ["mxfp4", "int4", "int8"])
 def test_panels(name, epilogue):
