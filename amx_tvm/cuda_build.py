@@ -1,16 +1,16 @@
-"""Machine code in artifacts: real cubins for a named architecture, on machines with and without a GPU.
+"""Machine code in artifacts: real cubins for a named architecture, with or without a GPU here.
 
 TVM 0.27 registers its CUDA module only when libtvm_runtime_cuda.so loads, and that library needs
-libcuda.so.1, the driver. Where there is no driver its code generator silently falls back to a module
-that holds CUDA *source*, which the machine that runs the artifact would have to compile; and where the
-architecture is not named it silently takes sm_50. This module closes both gaps:
+libcuda.so.1, the driver. Where there is no driver its code generator silently falls back to a
+module that holds CUDA *source*, which the machine that runs the artifact would have to compile; and
+where the architecture is not named it silently takes sm_50. This module closes both gaps:
 
-    enable()   loads the driver, or, where there is none, a stub of the nine functions the library links
-               to (each answers with an error), and then libtvm_runtime_cuda.so
-    compile    a `tvm_callback_cuda_compile` of its own: nvcc, or nvrtc where there is no nvcc, always
-               for the architecture of the current target, an unknown one refused
+    enable()   loads the driver, or, where there is none, a stub of the nine functions that TVM's
+               library links to (each answers with an error), and then that library
+    compile    a `tvm_callback_cuda_compile` of its own: nvcc, or nvrtc where there is no nvcc,
+               always for the architecture of the current target, an unknown one refused
 
-so `tvm.compile(mod, target(arch))` and `export_library` write a library that needs the driver alone.
+so `tvm.compile(mod, target(arch))` and `export_library` write a library that needs only a driver.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def enable() -> str:
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise CudaBuildError(
-            f"TVM's CUDA runtime {library.name} does not load ({error}); install CUDA 13's runtime, "
-            "for example the package nvidia-cuda-runtime"
+            f"TVM's CUDA runtime {library.name} does not load ({error}); install CUDA 13's "
+            "runtime, for example the package nvidia-cuda-runtime"
         ) from error
     return kind
 
@@ -245,7 +245,7 @@ def _bound_blocks(code: str) -> str:
             kernels[i] = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", kernel)
     # declarations come first and apart: TVM's prototypes carry bounds of their own
     promised = {m for k in kernels for m in re.findall(r"__launch_bounds__\(\d+, 1\) (\w+)\(", k)}
-    for i, kernel in enumerate(kernels):
+    for i in range(len(kernels)):
         for name in promised:
             kernels[i] = re.sub(
                 rf"__launch_bounds__\((\d+)\) {name}\(",

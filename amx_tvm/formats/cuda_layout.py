@@ -1,26 +1,29 @@
 """Packed layout "cuda-fragment": weights in the register order of the tensor cores' A operand.
 
-A tile is 16 rows of W. A *unit* is what one 16-byte load a lane of a warp brings: 16 rows x 64 columns
-of a 4-bit format, x 32 of an 8-bit one, x 16 of float16. Lane ``4 g + t`` (g = 0..7, t = 0..3) holds,
-for each step of 16 columns, the four register halves-pairs of mma.m16n8k16 (and of one warp's part of
-wgmma.m64nNk16), so a load needs no shared memory, no ldmatrix and no shuffle before the product:
+A tile is 16 rows of W. A *unit* is what one 16-byte load a lane of a warp brings: 16 rows x 64
+columns of a 4-bit format, x 32 of an 8-bit one, x 16 of float16. Lane ``4 g + t`` (g = 0..7, t =
+0..3) holds, for each step of 16 columns, the four register pairs of mma.m16n8k16 (and of one
+warp's part of wgmma.m64nNk16), so a load needs no shared memory, no ldmatrix and no shuffle before
+the product:
 
     pair i = 2 * kh + h      row g + 8 h,   columns 2 t + 8 kh + {0, 1}  (element e = 0, 1)
 
 Words of 32 bits, element e in the half at bit 16 e, word j of a lane:
 
-    E2M1    word j is step j; pair i: magnitude at bits 16 e + 9 - 3 i (three bits), sign at 16 e + 15 - i.
-            A shift by 3 i and by i puts magnitude and sign at a float16's place: the value times 2^-14.
+    E2M1    word j is step j; pair i: magnitude at bits 16 e + 9 - 3 i (three bits), sign at bit
+            16 e + 15 - i. A shift by 3 i and by i puts magnitude and sign at a float16's place:
+            the value times 2^-14.
     int4    word j is step j; pair i: the code at bits 16 e + 4 i (four bits)
     int8    word 2 s + kh is half of step s; the byte of pair i at bits 8 (2 h + e)
     float16 word i is pair i
 
-Scales: for each tile and unit, for each g, for each group of the unit, for h = 0, 1: the stored scales
-of row g + 8 h in the format's order (zero points as float16). The pair of groups (2 t, 2 t + 1) that
-a lane of the block-diagonal schedule needs therefore lies side by side.
+Scales: for each tile and unit, for each g, for each group of the unit, for h = 0, 1: the stored
+scales of row g + 8 h in the format's order (zero points as float16). The pair of groups (2 t, 2 t +
+1) that a lane of the block-diagonal schedule needs therefore lies side by side.
 
-    codes   uint8 [N / 16, K / unit, 512]        scales uint8 [N / 16, K / unit, 8 * groups * 2 * bytes]
-    row_scale float32 [N padded to 16], only for formats with a tensor scale
+    codes      uint8 [N / 16, K / unit, 512]
+    scales     uint8 [N / 16, K / unit, 8 * groups * 2 * bytes]
+    row_scale  float32 [N padded to 16], only for formats with a tensor scale
 
 Rows are padded to 16 and columns to whole units (and to 32) with zeros of scale zero.
 """

@@ -1,10 +1,10 @@
 """Compile the kernels of a benchmark run to libraries that hold machine code; needs no GPU.
 
-    python -m benchmarks.gpu.build --out build/gpu --arch sm_90a            the default kernels
-    python -m benchmarks.gpu.build --out build/gpu --sweep sweep.txt        one "shape rows knobs" a line
+    python -m benchmarks.gpu.build --out build/gpu --arch sm_90a      the default kernels
+    python -m benchmarks.gpu.build --out build/gpu --sweep FILE       "shape rows knobs" a line
 
-Writes one library a variant and manifest.json, which benchmarks.gpu.linears reads on the machine with
-the GPU (another one, if need be: nothing is compiled there).
+Writes one library a variant and manifest.json, which benchmarks.gpu.linears reads on the machine
+with the GPU (another one, if need be: nothing is compiled there).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Numeric cases for every format and epilogue: made on one machine, run on another that has the GPU.
+"""Numeric cases for every format and epilogue: made on one machine, run on the one with the GPU.
 
     python -m benchmarks.gpu.cases build --out build/cases --arch sm_90a
     python -m benchmarks.gpu.cases run --out build/cases [--runtime FOLDER]
 
-A case is a library with the default buckets (so every schedule runs), packed weights, x, and the result
-in float64 from the format's own dequantization. It is run for numbers of rows on both sides of every
-bucket's edge.
+A case is a library with the default buckets (so every schedule runs), packed weights, x, and the
+result in float64 from the format's own dequantization. It is run for numbers of rows on both sides
+of every bucket's edge.
 """
 
 from __future__ import annotations

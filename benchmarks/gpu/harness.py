@@ -1,9 +1,9 @@
 """Loading kernels without a compiler, making weights on the GPU, and timing with CUDA graphs.
 
-Weights are random packed bytes: every code is legal and scales are drawn from a realistic range, so that
-nothing has to be quantized on the benchmark machine; the dense product they are checked against comes
-from unpacking the very same bytes. Timing replays a graph that walks copies of the weights, more than
-256 MB together, so that they come from device memory and not from the L2 cache.
+Weights are random packed bytes: every code is legal and scales are drawn from a realistic range, so
+that nothing has to be quantized on the benchmark machine; the dense product they are checked
+against comes from unpacking the very same bytes. Timing replays a graph that walks copies of the
+weights, more than 256 MB together, so that they come from device memory and not from the L2 cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def random_weights(n: int, k: int, copies: int, seed: int = 0) -> tuple[torch.Te
 
 
 def unpack(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Dense float32 [N, K] of one AMXFP4 weight; written apart from the packer, from its picture."""
+    """Dense float32 [N, K] of one AMXFP4 weight, from the layout's picture, not its packer."""
     tiles, units, _ = codes.shape
     words = codes.view(torch.int32).view(tiles, units, 8, 4, 4)  # g t step
     grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device=codes.device)

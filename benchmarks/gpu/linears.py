@@ -1,10 +1,10 @@
 """Time prebuilt kernels on the GPU that is here, check every result, print a table and write JSON.
 
-    python -m benchmarks.gpu.linears --kernels build/gpu --json result.json [--runtime FOLDER] [--peers]
+    python -m benchmarks.gpu.linears --kernels build/gpu --json FILE [--runtime FOLDER] [--peers]
 
-Every result is compared with the dense float32 product of the unpacked weights on fresh random x, with
-y poisoned before; a kernel whose relative error passes 1e-3 or is NaN is reported as wrong, not timed.
-The last table sums the best variant of each shape to one Llama-3-8B step.
+Every result is compared with the dense float32 product of the unpacked weights on fresh random x,
+with y poisoned before; a kernel whose relative error passes 1e-3 or is NaN is reported as wrong,
+not timed. The last table sums the best variant of each shape to one Llama-3-8B step.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
     129..    tile with blocks of 256 rows of x (128 without wgmma); K is split while M <= 512
 
-Choices depend on N and K through one number: how many blocks there are for the multiprocessors. Values
-were measured on an H100 (docs/performance.md); other GPUs take the same ones without its instructions.
+Choices depend on N and K through one number: how many blocks there are for the multiprocessors.
+Values were measured on an H100 (docs/performance.md); other GPUs take the same ones without its
+instructions.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Bucket:
 def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     """Warps, loads in flight and tiles a warp for M <= 16.
 
-    Few row tiles want many warps on each; many want small blocks. Two tiles a warp halve the reads of
-    x, which outweigh those of W from 16 rows on (and of gate and up, which one warp must hold).
+    Few row tiles want many warps on each; many want small blocks. Two tiles a warp halve the reads
+    of x, which outweigh those of W from 16 rows on (and of gate and up, which one warp must hold).
     """
     tiles = 2 if spec.silu_mul or rows == 16 else 1
     blocks = shape.tiles(spec.n) // tiles
@@ -92,7 +93,8 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
     depth = spec.k // STAGE_COLUMNS
     cluster = 1
     if device.clusters:
-        # up to two blocks a multiprocessor, one where a block takes all registers or columns are many
+        # up to two blocks a multiprocessor, one where a block takes all registers or columns are
+        # many
         slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
         m_blocks = 2 if rows == 256 else 1
         most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4

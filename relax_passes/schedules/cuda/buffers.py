@@ -1,6 +1,7 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
-    x [m, K] float16, codes, [scales], [row_scale], [bias [N]], [residual [m, Nout]], y [m, Nout] float16
+    x [m, K] float16, codes, [scales], [row_scale], [bias [N]], [residual [m, Nout]], y [m, Nout]
+    float16
 
 Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
 """

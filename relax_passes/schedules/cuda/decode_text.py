@@ -1,6 +1,7 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
 """CUDA text that decodes one format's fragments: the only part of the schedules that knows formats.
 
-For code c of row n and group g, the plain value is a sum of at most two chains with a coefficient each
+For code c of row n and group g, the plain value is a sum of at most two chains:
 
     value(c) = FACTOR * (alpha[n, g] * first(c) + beta[n, g] * second(c))
 
@@ -11,14 +12,14 @@ For code c of row n and group g, the plain value is a sum of at most two chains 
     int8                         c - 128                              s
     float16                      w                                    1 (no scales)
 
-Both chains are exact in float16 (subnormals included), and the tensor cores multiply them exactly, so
-alpha and beta are applied to float32 sums of whole groups: the form for M <= 8, where the second product
-costs less than touching every weight. For larger M the coefficients are applied in float16 registers
-instead and one chain is left (`half` functions), with
+Both chains are exact in float16 (subnormals included), and the tensor cores multiply them exactly,
+so alpha and beta are applied to float32 sums of whole groups: the form for M <= 8, where the second
+product costs less than touching every weight. For larger M the coefficients are applied in float16
+registers instead and one chain is left (`half` functions), with
 
     alpha * 2^E in float16,  so that the registers hold value / HALF_FACTOR.
 
-E is 7 for E5M2 (and 8 or less elsewhere): products stay exact down to 2^-17 and scales may reach 448.
+E is 7 for E5M2 (and 8 or less elsewhere): products stay exact down to 2^-17 and scales may be 448.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ class FragmentDecode:
         32-bit words a lane holds for one step of 16 columns.
     text : str
         Definitions of ``amx_first_<ident>(w, q, r)`` (a step's chains: 4 words each),
-        ``amx_coef_<ident>(rec, j, alpha, beta)``, ``amx_hcoef_<ident>(rec, j, a, b)`` (float16 pairs)
-        and ``amx_half_<ident>(w, a, b, out)`` (a step's scaled registers; a, b for h = 0, 1).
-        ``rec`` holds stored scales; j counts (group, h) pairs in it.
+        ``amx_coef_<ident>(rec, j, alpha, beta)``, ``amx_hcoef_<ident>(rec, j, a, b)`` (float16
+        pairs) and ``amx_half_<ident>(w, a, b, out)`` (a step's scaled registers; a, b for h = 0,
+        1). ``rec`` holds stored scales; j counts (group, h) pairs in it.
     """
 
     shape: FragmentShape

@@ -1,4 +1,4 @@
-"""What happens to a finished sum: scales of rows, bias, silu * up, residual, rounding to float16."""
+"""What happens to a finished sum: row scale, bias, silu * up, residual, rounding to float16."""
 
 from __future__ import annotations
 

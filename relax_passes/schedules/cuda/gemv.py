@@ -1,25 +1,28 @@
 """Decode schedule for M <= 16: weight fragments straight from device memory into mma.sync.
 
-A warp computes `tiles` tiles of 16 rows of W over a part of K; the warps of a block split K and meet in
-shared memory (gate and up are the two tiles of a warp with silu_mul). The tensor core's 16-row operand is
-W, its 8 columns are filled from x in one of two ways:
+A warp computes `tiles` tiles of 16 rows of W over a part of K; the warps of a block split K and
+meet in shared memory (gate and up are the two tiles of a warp with silu_mul). The tensor core's
+16-row operand is W, its 8 columns are filled from x in one of two ways:
 
     plain (GP = 1)           column n is row n of x; scales are applied after every group
-    block-diagonal (GP > 1)  column n is row n // GP of x in group n % GP of GP consecutive groups, zero
-                             in the others: one pair of chains runs over all GP groups, column n ends up
-                             with group n's sum, and scales are applied once per GP groups. Exact: only
-                             zeros are added. GP = 8 / M where K has that many groups.
+    block-diagonal (GP > 1)  column n is row n // GP of x in group n % GP of GP consecutive groups,
+    zero
+                             in the others: one pair of chains runs over all GP groups, column n
+                             ends up with group n's sum, and scales are applied once per GP groups.
+                             Exact: only zeros are added. GP = 8 / M where K has that many groups.
 
-The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a lane for groups of 32.
-Each warp copies its own superblocks to its own shared memory and reads them back with one ldmatrix: lane
-(g, t) brings 16-byte piece t of column g to place  8 t + (g ^ 2 t), free of bank conflicts both ways.
+The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a lane for groups of
+32. Each warp copies its own superblocks to its own shared memory and reads them back with one
+ldmatrix: lane (g, t) brings 16-byte piece t of column g to place  8 t + (g ^ 2 t), free of bank
+conflicts both ways.
 
-For M = 9..16 (plain only, two tiles of 8 columns) the scales are applied to the weights in registers and
-one chain runs over all of K: a second chain would cost more than touching every weight.
+For M = 9..16 (plain only, two tiles of 8 columns) the scales are applied to the weights in
+registers and one chain runs over all of K: a second chain would cost more than touching every
+weight.
 
-K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch of
-chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the activations
-are waited for (programmatic dependent launch).
+K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch
+of chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the
+activations are waited for (programmatic dependent launch).
 """
 
 from __future__ import annotations
@@ -415,14 +418,15 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
         with T.sblock("linear"):
             T.reads()
             T.writes()
-            # One buffer: TVM would give two that it thinks never live together the same bytes, while
-            # slower warps still read x. The sums lie behind the warps' pieces of x, or in their place
-            # after a barrier where both would pass the 48 KB of static shared memory.
+            # One buffer: TVM would give two that it thinks never live together the same bytes,
+            # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
+            # their place after a barrier where both together would pass 48 KB.
             words, sums = plan.operands * 8 * 4, tiles * warps * 16 * rows
             overlaid = (warps * words + sums + 1) * 4 > 49152
             size = max(warps * words, sums) if overlaid else warps * words + sums
-            # the last element is used by nobody: a store to it keeps the size (see intrinsics.local)
-            shared = T.sblock_alloc_buffer((size + 1,), "float32", scope="shared")
+            # the last element is used by nobody: a store to it keeps the size (see
+            # intrinsics.local)
+            shared = T.sblock_alloc_buffer((size + 1,), "float32", scope="shared.dyn")
             T.buffer_store(shared, tirx.const(0.0, "float32"), [size])
             partial = _Partial(shared, 0 if overlaid else warps * words, warps, 16 * rows)
             stage = at(shared, ty * words)

@@ -1,9 +1,11 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
 """The instructions that TensorIR has no statement for, as CUDA functions called from the IR.
 
 TVM 0.27 emits the text of ``T.cuda.func_call(name, ..., source_code=text)`` once a name, above the
-kernel. All functions are forced inline and touch arrays by constant indices once loops are unrolled, so
-local buffers stay in registers. Shared memory is addressed by 32-bit shared-window addresses: the IR sees
-no access, so TVM inserts no barriers of its own and the kernels place theirs.
+kernel. All functions are forced inline and touch arrays by constant indices once loops are
+unrolled, so local buffers stay in registers. Shared memory is addressed by 32-bit shared-window
+addresses: the IR sees no access, so TVM inserts no barriers of its own and the kernels place
+theirs.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ __device__ __forceinline__ void amx_ldg_words2(unsigned* d, const void* p) {
 __device__ __forceinline__ void amx_ldg_words1(unsigned* d, const void* p) {
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(d[0]) : "l"(p));
 }
-// Activations are written by the kernel before: read after griddepcontrol.wait. 16 bytes a lane to shared
-// memory, zeros where `inside` is false; kept in L1 for the other blocks of the multiprocessor.
+// Activations are written by the kernel before: read after griddepcontrol.wait. 16 bytes a lane to
+// shared memory, zeros where `inside` is false; kept in L1 for the other blocks of the
+// multiprocessor.
 __device__ __forceinline__ void amx_fetch_x(unsigned dst, const void* p, bool inside) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
                :: "r"(dst), "l"(p), "r"(inside ? 16 : 0) : "memory");
@@ -116,7 +119,8 @@ def format_text(decode: FragmentDecode) -> str:
     if decode.shape.group:
         beta = " + beta * acc[{0}]" if decode.chains == 2 else ""
         scaling = f"""
-// out[4] += sums of one group of the lane: c0, c1 in row g, c2, c3 in row g + 8 (M <= 8, plain form)
+// out[4] += sums of one group of the lane: c0, c1 in row g, c2, c3 in row g + 8 (M <= 8, plain
+// form)
 __device__ __forceinline__ void amx_scale_plain_{name}(float* out, const float* acc, const unsigned* rec,
                                                        int group) {{
 #pragma unroll

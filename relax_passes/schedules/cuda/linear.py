@@ -1,7 +1,8 @@
 """One PrimFunc a linear: y = x W^T with its epilogue, for every number of rows of x.
 
-The function takes the arguments of `buffers.argument_shapes` and launches, by M, the kernel of the first
-bucket that holds it; each bucket is a device kernel of its own. With a fixed M one kernel is left.
+The function takes the arguments of `buffers.argument_shapes` and launches, by M, the kernel of the
+first bucket that holds it; each bucket is a device kernel of its own. With a fixed M one kernel is
+left.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Schedule for M > 8: W decoded and scaled in registers, x shared through shared memory.
 
-A block computes `groups` * 64 rows of W by `block_m` rows of x. Each warp owns 16 rows of W (one tile of
-the packed layout) in all columns; K runs in stages of 64 columns through a ring in shared memory:
+A block computes `groups` * 64 rows of W by `block_m` rows of x. Each warp owns 16 rows of W (one
+tile of the packed layout) in all columns; K runs in stages of 64 columns through a ring in shared
+memory:
 
     x       [stages][block_m][64 columns], 128-byte rows, swizzled (see tile_text)
     codes   [stages][warps][units of a stage][512 bytes]
     scales  [stages][warps][units of a stage][8 * record bytes]
 
-Two engines share the rest: tile_wgmma (sm_90a) and tile_mma (everything from sm_80 on). Where row tiles
-alone are too few for the multiprocessors, a cluster of blocks splits K and sums its float32 tiles through
-distributed shared memory (sm_90 and later). The finished tile goes through shared memory, transposed to
-[row of x][row of W], so that y is written in whole sectors.
+Two engines share the rest: tile_wgmma (sm_90a) and tile_mma (everything from sm_80 on). Where row
+tiles alone are too few for the multiprocessors, a cluster of blocks splits K and sums its float32
+tiles through distributed shared memory (sm_90 and later). The finished tile goes through shared
+memory, transposed to [row of x][row of W], so that y is written in whole sectors.
 """
 
 from __future__ import annotations
@@ -85,15 +86,16 @@ class TileBlock:
         self.acc = local(knobs.block_m // 2)
 
     def _share(self, extra_bytes: int) -> None:
-        """Lay out shared memory, from a base that the 128-byte swizzle wants at a multiple of 1024."""
+        """Lay out shared memory; the 128-byte swizzle wants its base at a multiple of 1024."""
         stages, tiles = self.knobs.stages, self.rows // 16
         codes, scales = tiles * self.warp_codes, tiles * self.warp_scales
         self.ring_bytes = stages * (self.x_bytes + codes + scales)
         tile_bytes = self.knobs.block_m * (self.rows + 4) * 4
         size = max(self.ring_bytes + extra_bytes, tile_bytes) + 1024 + 16
-        # a store to the last byte, which nothing uses, keeps the size (see intrinsics.local)
-        smem = T.sblock_alloc_buffer((size,), "uint8", scope="shared.dyn")
-        T.buffer_store(smem, tirx.const(0, "uint8"), [size - 1])
+        # a store to the last word, which nothing uses, keeps the size (see intrinsics.local); of
+        # float32 like gemv's, since C++ wants one type of all kernels' `extern __shared__`
+        smem = T.sblock_alloc_buffer((size // 4,), "float32", scope="shared.dyn")
+        T.buffer_store(smem, tirx.const(0.0, "float32"), [size // 4 - 1])
         raw = T.bind(call("amx_smem", at(smem, 0), returns="uint32"))
         self.base = T.bind((raw + tirx.const(1023, "uint32")) & tirx.const(0xFFFFFC00, "uint32"))
         self.codes_base = self.base + self._u32(stages * self.x_bytes)

@@ -1,7 +1,7 @@
 """Tile schedule with mma.sync and cp.async: every GPU from sm_80 on.
 
-A ring of `stages` slots; iteration k waits for its stage, refills the slot of stage k - 1, decodes the
-warp's codes into scaled A registers and multiplies them with x through ldmatrix.
+A ring of `stages` slots; iteration k waits for its stage, refills the slot of stage k - 1, decodes
+the warp's codes into scaled A registers and multiplies them with x through ldmatrix.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""CUDA text of the tile schedule: asynchronous copies, decode from shared memory, products, epilogue.
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""CUDA text of the tile schedule: copies, decode from shared memory, products, epilogue.
 
-x lies in shared memory as [stage][row of x][64 columns], rows of 128 bytes, in the 128-byte swizzle that
-wgmma reads and that makes ldmatrix free of bank conflicts:
+x lies in shared memory as [stage][row of x][64 columns], rows of 128 bytes, in the 128-byte swizzle
+that wgmma reads and that makes ldmatrix free of bank conflicts:
 
     16-byte chunk c (0..7) of row r is at   r * 128 + ((c ^ (r & 7)) * 16)
 """
@@ -101,7 +102,8 @@ __device__ __forceinline__ void amx_tile_mma(float* acc, const unsigned* a, unsi
 _WGMMA_COMMON = r"""
 #ifndef AMX_WGMMA
 #define AMX_WGMMA
-// K-major operand in the 128-byte swizzle: 8 rows of 128 bytes are 1024 bytes apart (both in 16 bytes).
+// K-major operand in the 128-byte swizzle: 8 rows of 128 bytes are 1024 bytes apart (both in 16
+// bytes).
 __device__ __forceinline__ unsigned long long amx_descriptor(unsigned a) {
   return (unsigned long long)((a & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
@@ -142,8 +144,12 @@ __device__ __forceinline__ void amx_arrive_lane0(unsigned b, int lane) {
 }
 __device__ __forceinline__ void amx_wait_barrier(unsigned b, unsigned parity) {
   asm volatile("{\n.reg .pred p;\nW_%=:\n"
-               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra D_%=;\nbra W_%=;\nD_%=:\n}"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+               "@p bra D_%=;\nbra W_%=;\nD_%=:\n}"
                :: "r"(b), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void amx_tma_prefetch(unsigned long long map) {
+  asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }
 __device__ __forceinline__ void amx_tma_2d(unsigned dst, unsigned long long map, int c0, int c1, unsigned b) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -235,7 +241,8 @@ def stage_decode_text(decode: FragmentDecode) -> str:
 def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[str, str]:
     """Write a finished tile: sum of the cluster's parts, epilogue, y. Returns (name, text).
 
-    The tile is float32 [block_m][rows + 4] in shared memory. Four consecutive columns of y a thread.
+    The tile is float32 [block_m][rows + 4] in shared memory. Four consecutive columns of y a
+    thread.
     """
     spec = linear.spec
     n_out, factor = spec.out_features, linear.decode.half_factor
@@ -314,8 +321,9 @@ __device__ __forceinline__ void {name}(unsigned smem, half* y, const void* resid
 def tile_texts(linear: Linear, block_m: int, cluster: int, rows: int) -> tuple[str, dict[str, str]]:
     """Name of the finishing function, and the text to pass with a call by the name's beginning.
 
-    TVM wants the same text with every call of a name, in all kernels of a module, so a text holds what
-    its function needs and nothing that depends on other choices; guards skip what is there already.
+    TVM wants the same text with every call of a name, in all kernels of a module, so a text holds
+    what its function needs and nothing that depends on other choices; guards skip what is there
+    already.
     """
     finish_name, finish = finish_text(linear, rows, block_m, cluster)
     return finish_name, {

@@ -1,18 +1,20 @@
 """Tile schedule on sm_90a: the copy engine feeds warpgroups that decode and multiply.
 
-One thread issues three bulk tensor copies a stage (x in the 128-byte swizzle, codes, scales). A slot has
-two mbarriers: `full` counts arrived bytes, `empty` the warps that are done with it. Iteration k, so that
-the tensor cores never wait for a decode:
+One thread, of a producer warp of its own or of the first warp, issues three bulk tensor copies a
+stage (x in the 128-byte swizzle, codes, scales). A slot has two mbarriers: `full` counts arrived
+bytes, `empty` the warps that are done with it. Iteration k of a consuming warp, so that the tensor
+cores never wait for a decode:
 
     product k starts (A registers of set k % 2, x of slot k % stages)
     stage k + 1 has arrived: its codes and scales are read
     product k - 1 ends: its slot is handed back, its A registers are free
-    the slot of stage k - 2, which the other warps have handed back by now, is refilled
+    without a producer: the slot of stage k - 2, which all have handed back by now, is refilled
     stage k + 1 is decoded into them, while product k runs
 
     D[64 rows of W, block_m] += A[64, 16] (registers) * x[block_m, 16]^T (shared memory)
 
-Bounds come from the tensor maps: rows of x beyond M, columns beyond K and tiles beyond N arrive as zeros.
+Bounds come from the tensor maps: rows of x beyond M, columns beyond K and tiles beyond N arrive as
+zeros.
 """
 
 from __future__ import annotations
@@ -128,8 +130,8 @@ class WgmmaTile(TileBlock):
             self._copy_x(k + stages, slot)
 
     def _advance(self) -> None:
-        """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of the
-        rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages.
+        """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of
+        the rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages.
         """
         stages, slots = self.knobs.stages, self.slots
         for i in range(3):
@@ -187,6 +189,8 @@ class WgmmaTile(TileBlock):
             self.do("amx_launch_dependents")
         with T.If(tirx.EQ(self.tid, 0)):
             with T.Then():
+                for tensor_map in self.maps:
+                    self.do("amx_tma_prefetch", T.address_of(tensor_map))
                 for slot in range(self.knobs.stages):
                     self.do("amx_init_barrier", self._full(slot), self._u32(1))
                     self.do("amx_init_barrier", self._empty(slot), self._u32(self.warps))

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiled for real, without a GPU: the instructions meant, no spills, machine code."""
+"""CUDA kernels compiled for real without a GPU: instructions meant, no spills, machine code."""
 
 from __future__ import annotations
 
