@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faulty_worker
+import pytest
+
+from tuning import journal
+from tuning.measure import Failure, Measured, Worker
+from tuning.records import file_name
+from tuning.search import point_key
+from tuning.session import Session
+from tuning.spaces import Space
+from tuning.tasks import Task, collect
+
+HERE = Path(__file__).parent
+FAULTY = (sys.executable, str(HERE / "faulty_worker.py"))
+PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
+FAULTS = (
+    faulty_worker.HANG,
+    faulty_worker.CRASH,
+    faulty_worker.WRONG,
+    faulty_worker.BROKEN,
+)
+
+
+def space(values):
+    return lambda _spec, _target: Space({"prefetch": values}, {"prefetch": 4096}, (1,))
+
+
+def entries(path):
+    return [entry for _, entry in journal.read(path)[0]]
+
+
+def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
+    """A hang, a crash, a wrong result and a failing build are typed; the run goes on."""
+    values = tuple(sorted((*FAULTS, 0, 4096)))
+    with Worker("llvm", 10, FAULTY, threads=1) as worker:
+        assert isinstance(worker.measure(spec, (1,), [{"prefetch": 4096}], 2), Measured)
+        worker.limit = 8
+        broken = worker.check(spec, (1,), {"prefetch": faulty_worker.BROKEN})
+        assert isinstance(broken, Failure) and broken.kind == "build_failed"
+        assert "no such prefetch" in broken.detail
+        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, worker, space(values))
+        (state,) = session.run(trials=len(values) - 1)
+        assert worker.starts == 3  # at first, after the hang, after the crash
+    assert state.failures == {"hung": 1, "crashed": 1, "wrong": 1, "build_failed": 1}
+    assert state.exhausted and state.search.incumbent["prefetch"] in (0, 4096)
+    details = {e["state"]: e.get("detail", "") for e in entries(session.log)}
+    assert "SIGSEGV" in details["crashed"] and "oracle" in details["wrong"]
+
+
+def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target):
+    """SIGKILL while trials run: what was finished is there, and no point runs twice."""
+    log = tmp_path / file_name(target.key).replace(".jsonl", ".trials.jsonl")
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = entries(log)
+    with open(log, "ab") as file:
+        file.write(b'{"phase": "trial", "knobs": {"pre')  # as if the kill had hit a write
+    with Worker("llvm", 60, threads=1) as worker:
+        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, worker, space(PREFETCH))
+        assert session.states[0].search.trials == sum(e["phase"] == "trial" for e in before)
+        assert ["torn" in d.reason for d in session.damage] == [True]
+        session.run(trials=100)
+    after = entries(log)
+    assert after[: len(before)] == before
+    tried = [point_key(e["knobs"]) for e in after if e["phase"] == "trial"]
+    assert len(tried) == len(set(tried)) == len(PREFETCH) - 1
+    assert sum(e["phase"] == "default" for e in after) == 1
+    # At least the default: what is kept was not slower than it.
+    assert session.states[0].search.best_ratio <= 1.0
+    assert not session.records.damage
+
+
+def test_tasks_count_equal_kernels():
+    linear = {"format": "amxfp4", "shape": [96, 64], "activation": "int8", "epilogue": ""}
+    linears = [{**linear, "name": f"l{i}", "bucket": "M = 1"} for i in range(3)]
+    linears += [{**linear, "name": "l0", "bucket": "M >= 1"}, {"name": "plain"}]
+    decode, prefill = collect(linears, "float32")
+    assert (decode.decode, decode.prefill, decode.name) == (3, 0, "l0")
+    assert (prefill.decode, prefill.prefill) == (0, 1)
+    assert json.dumps(decode.text) and decode.spec.m == 1 and prefill.spec.m is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "cuda:sm_90a"}, "tuning measures CPU kernels"),
+        ({"target": "raspberry-pi/5-aarch64"}, "cannot run here"),
+        ({"minutes": 0}, "above 0"),
+        ({"trials": -1}, "above 0"),
+    ],
+)
+def test_impossible_requests_say_why(tmp_path, options, message):
+    import amx_tvm
+    from amx_tvm.errors import TuningError
+
+    with pytest.raises(TuningError, match=message):
+        amx_tvm.tune({"model_type": "llama"}, records=tmp_path, **options)
+
+
+if __name__ == "__main__":  # the run that is killed
+    from amx_tvm.targets import resolve
+    from relax_passes.schedules.spec import LinearSpec
+
+    task = Task(LinearSpec("amxfp4", 96, 64, "int8", m=1), "w", 1, 0)
+    with Worker("llvm", 60, threads=1) as measuring:
+        Session([task], resolve("llvm"), sys.argv[1], measuring, space(PREFETCH)).run(trials=100)
