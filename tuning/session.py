@@ -161,14 +161,14 @@ class Session:
             if state.default_seconds is None:
                 report(state, self._default(state))
         while not spent():
-            state = self._neediest()
-            if state is None:
+            needy = self._neediest()
+            if needy is None:
                 break
             for _ in range(TRIALS_A_VISIT):
-                point = state.search.next()
+                point = needy.search.next()
                 if point is None or spent():
                     break
-                report(state, self._trial(state, point))
+                report(needy, self._trial(needy, point))
         for state in self.states:
             self._finish(state)
         return self.states

@@ -123,9 +123,9 @@ class Server:
                 return {"state": "build_failed", "contender": number, "detail": detail}
             kernels.append(kernel)
         errors = [bench.error(kernel) for kernel in kernels]
-        for number, (error, allowed) in enumerate(errors):
-            if not error <= allowed:
-                detail = f"differs from the oracle by {error:.2e}, the limit is {allowed:.0e}"
+        for number, (off, allowed) in enumerate(errors):
+            if not off <= allowed:
+                detail = f"differs from the oracle by {off:.2e}, the limit is {allowed:.0e}"
                 return {"state": "wrong", "contender": number, "detail": detail}
         result: dict[str, Any] = {"state": "ok", "errors": errors}
         if request["op"] == "measure":
