@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from amx_tvm.cli import bench_command, export_command, interrupt, tune_command
+from amx_tvm.cli import bench_command, eval_command, export_command, interrupt, tune_command
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
@@ -239,6 +239,7 @@ def devices(
 
 
 bench_command.register(app)
+eval_command.register(app)
 export_command.register(app)
 tune_command.register(app)
 
