@@ -64,7 +64,10 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Make a bundle that runs on another machine; the same input gives the same bytes.
+    """Make a bundle that runs on another machine.
+
+    The same input gives the same bytes, in a process with fixed addresses also of the library; see
+    `amx_tvm.exporting.determinism`.
 
     Parameters
     ----------

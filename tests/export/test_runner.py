@@ -1,0 +1,130 @@
+"""The C++ runner here: its tokenizer, its text and its refusals are those of the Python runtime."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+
+import pytest
+from export_tools import skip_without
+
+import amx_tvm
+
+pytestmark = pytest.mark.slow
+BLOCKS = ((32, 127), (0xA0, 0x250), (0x300, 0x530), (0x900, 0xA00), (0x2000, 0x2070))
+BLOCKS += ((0x3000, 0x3200), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F700), (0, 32))
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_artifact, tmp_path_factory):
+    skip_without("cmake", "g++")
+    output = tmp_path_factory.mktemp("runner") / "bundle"
+    return amx_tvm.export(tiny_artifact, "x86-64-v3", output, runtimes=("runner",))
+
+
+def run(bundle, *arguments, folder=None, text=None):
+    command = [f"{bundle.path}/bin/amx-run", folder or bundle.path, *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+
+
+def test_same_tokens_as_python(bundle):
+    prompt = list(range(3, 40))
+    done = run(bundle, "--ids", ",".join(map(str, prompt)), "-n", "48", "--print-ids")
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.rpartition("ids:")[2].split(",")
+    expected = amx_tvm.load(bundle.path).generate(prompt, 48)
+    assert [int(token) for token in ids] == expected.token_ids
+    assert "tokens/s, peak memory" in done.stderr
+
+
+def test_size(bundle):
+    assert bundle.runtime_bytes < 12e6
+
+
+def texts():
+    draw = random.Random(3)
+    found = [
+        "",
+        " ",
+        "I'm  you'LL\n\n\tx",
+        "日本語 123 ½",
+        "a\r\n b\u3000c\u0085d",
+        "\x00<|im_end|>",
+    ]
+    for _ in range(400):
+        parts = [
+            "".join(chr(draw.randint(*draw.choice(BLOCKS))) for _ in range(4))
+            + draw.choice(" \nA1")
+            for _ in range(6)
+        ]
+        found.append("".join(parts))
+    return found
+
+
+def kinds():
+    from amx_tvm.frontends.pretokenizers import KINDS
+
+    return sorted(KINDS)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_tokenizer(bundle, tmp_path, kind):
+    """A vocabulary trained on the texts themselves, cut as each kind of GGUF vocabulary is."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    from amx_tvm.frontends.pretokenizers import find_kind
+
+    entry = find_kind(kind)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=entry.ignore_merges))
+    if entry.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = entry.build()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    samples = texts()
+    tokenizer.train_from_iterator(samples, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in samples]
+    lines = "".join(json.dumps(text) + "\n" for text in samples)
+    done = run(bundle, "--encode", folder=tmp_path, text=lines)
+    assert [json.loads(line) for line in done.stdout.split("\n")[:-1]] == ids
+    lines = "".join(json.dumps(row) + "\n" for row in ids)
+    done = run(bundle, "--decode", folder=tmp_path, text=lines)
+    decoded = [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+    assert decoded == [tokenizer.decode(row) for row in ids]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lib.so", "damaged"),
+        ("params/shard-00000.bin", "damaged between bytes"),
+        ("manifest.json", "digest|JSON"),
+    ],
+)
+def test_damage_is_refused(bundle, tmp_path, name, message):
+    import re
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.path, folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    done = run(bundle, "--ids", "1", folder=folder)
+    assert done.returncode == 2 and re.search(message, done.stderr)
+
+
+def test_refusals(bundle, tiny_bundle):
+    done = run(bundle, "--ids", "1", "--max-memory", "20M")
+    assert done.returncode == 2 and "does not fit into 20 MiB" in done.stderr
+    done = run(bundle, "--ids", "1", folder=tiny_bundle.path)
+    assert done.returncode == 2 and "this machine is x86_64" in done.stderr
+    done = run(bundle, "--ids", "300")
+    assert done.returncode == 2 and "outside the vocabulary of 300" in done.stderr
