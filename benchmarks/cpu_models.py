@@ -132,7 +132,9 @@ def start(
 
 def run(model: str, threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time every case of one model; return a row for each case and contender."""
-    workers = start(prepare(args.directory, model), threads, args.peer_python)
+    everybody = prepare(args.directory, model).items()
+    wanted = {n: c for n, c in everybody if not args.contender or n in (OURS, *args.contender)}
+    workers = start(wanted, threads, args.peer_python)
     chosen = cases(32 if model == "smollm2" else 16, args.case)
     pairs = [(case, name) for case in chosen for name in workers if name not in case.without]
     times: dict[tuple[Case, str], list[float]] = {pair: [] for pair in pairs}
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=models, default=models)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--contender", nargs="+", help="beside amxfp4; by default everybody")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has llama_cpp")
     parser.add_argument("--json", type=Path, help="rows are added to those that it has")
