@@ -242,6 +242,7 @@ bench_command.register(app)
 eval_command.register(app)
 export_command.register(app)
 tune_command.register(app)
+quantize_command.register(app)
 
 
 def _depth(verify: Verify) -> Literal[False, "quick", "full"]:

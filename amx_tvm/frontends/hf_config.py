@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.quantized_checkpoint import reads
 
 # What every decoder needs, with the name that GPT-2 type configurations use.
 REQUIRED = (
@@ -61,11 +62,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         for aliases in REQUIRED:
             if all(config.get(alias) is None for alias in aliases):
                 raise ModelError(f"{path} has no field {aliases[0]!r}; a decoder model needs it")
-    if config.get("quantization_config"):
+    if config.get("quantization_config") and not reads(config["quantization_config"]):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
         raise ModelError(
             f"{path} describes weights that are already quantized by {method}; expected bf16, "
-            "fp16 or fp32 weights (use the model's unquantized checkpoint or a GGUF file)"
+            "fp16 or fp32 weights (the unquantized checkpoint), one of amx-tvm quantize, or of "
+            "compressed-tensors (mxfp4-pack-quantized, nvfp4-pack-quantized)"
         )
     return normalize(config)
 

@@ -45,7 +45,8 @@ class HuggingFaceSource(ModelSource):
         self._where = {name: file for file in self._files for name in file.tensors}
         self._check_index()
         for tensor, file in self._where.items():
-            if file.tensors[tensor].dtype in EIGHT_BIT_FLOATS:
+            packed = bool(self.config.get("quantization_config"))
+            if file.tensors[tensor].dtype in EIGHT_BIT_FLOATS and not packed:
                 raise ModelError(
                     f"tensor {tensor!r} in {file.path} is stored as {file.tensors[tensor].dtype}; "
                     "expected bf16, fp16 or fp32 weights (use the unquantized checkpoint)"
@@ -118,6 +119,11 @@ class HuggingFaceSource(ModelSource):
         """Read one tensor as float32."""
         self._entry(name)
         return self._where[name].load(name)
+
+    def stored(self, name: str) -> np.ndarray:
+        """Return a tensor of codes or scales as it is stored: uint8, or bytes of other types."""
+        self._entry(name)
+        return self._where[name].stored(name)
 
     @property
     def nbytes(self) -> int:

@@ -138,3 +138,10 @@ class SafetensorsFile:
             values = stored.view("<f2" if entry.dtype == "F16" else "<f4").astype(np.float32)
         self.file.release(entry.begin, entry.end - entry.begin)
         return values.reshape(entry.shape)
+
+    def stored(self, name: str) -> np.ndarray:
+        """Return a copy of a tensor's bytes, uint8, with the last axis counted in bytes."""
+        entry = self.tensors[name]
+        stored = np.array(self.file.view(entry.begin, entry.end - entry.begin).view(np.uint8))
+        *lead, last = entry.shape
+        return stored.reshape(*lead, last * ITEM_BYTES[entry.dtype])

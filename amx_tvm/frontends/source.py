@@ -139,6 +139,7 @@ def open_model(
     from amx_tvm.frontends.gguf import GgufSource
     from amx_tvm.frontends.huggingface import HuggingFaceSource
     from amx_tvm.frontends.onnx_file import from_onnx_file
+    from amx_tvm.frontends.quantized_checkpoint import QuantizedCheckpoint
     from amx_tvm.frontends.torch_module import from_torch, is_torch_module
 
     if isinstance(model, ModelSource):
@@ -153,7 +154,9 @@ def open_model(
     path = _package_file(text) if text.startswith(PACKAGE_PREFIX) else Path(text).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
-            return HuggingFaceSource(path)
+            source = HuggingFaceSource(path)
+            quantized = bool(source.config.get("quantization_config"))
+            return QuantizedCheckpoint(source) if quantized else source
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return GgufSource(files[0])

@@ -1,0 +1,39 @@
+"""`amx-tvm quantize`: a model's weights rounded once, as a safetensors checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from amx_tvm.cli.compile_command import StageProgress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(
+        name="quantize",
+        epilog="Example:\n\namx-tvm quantize path/to/model --output dist/model-amxfp4",
+    )(quantize)
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model as for `compile`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new directory.")],
+    quantization: Annotated[str, typer.Option(help="Format of the weights.")] = "amxfp4",
+) -> None:
+    """Write a model's quantized weights as a checkpoint that `compile` takes."""
+    from amx_tvm.compiler.checkpoint import quantize_checkpoint
+
+    console = Console()
+    with StageProgress(console, console.is_terminal) as show:
+        place = quantize_checkpoint(
+            model,
+            output,
+            quantization,
+            lambda done, total, name: show("weights", done, total, name),
+        )
+    size = (place / "model.safetensors").stat().st_size
+    console.print(f"{place}: {size / 2**20:.1f} MiB of weights in {quantization}")
