@@ -13,7 +13,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from amx_tvm.cli import bench_command, eval_command, export_command, interrupt, tune_command
+from amx_tvm.cli import (
+    bench_command,
+    eval_command,
+    export_command,
+    interrupt,
+    quantize_command,
+    tune_command,
+)
 from amx_tvm.errors import AmxError
 
 app = typer.Typer(
