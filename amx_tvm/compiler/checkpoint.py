@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -64,6 +65,23 @@ def quantize_checkpoint(
         raise ArtifactError(f"{place} exists already; name a new directory")
     chosen = _formats(source, config)
     place.mkdir(parents=True)
+    try:
+        _write(source, chosen, config, place, progress)
+    except BaseException:
+        shutil.rmtree(place)
+        raise
+    return place
+
+
+def _write(
+    source: ModelSource,
+    chosen: dict[str, str],
+    config: QuantizationConfig,
+    place: Path,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """Fill the directory: tokenizer and configuration first, then the weights, one at a time."""
+    source.write_tokenizer(place)
     names = source.names()
     layout = {name: _parts(source, name, chosen.get(name)) for name in names}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -97,8 +115,6 @@ def quantize_checkpoint(
     (place / "config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     generation = json.dumps(source.generation_config, indent=1)
     (place / "generation_config.json").write_text(generation, encoding="utf-8")
-    source.write_tokenizer(place)
-    return place
 
 
 def _formats(source: ModelSource, config: QuantizationConfig) -> dict[str, str]:

@@ -84,3 +84,14 @@ def test_compressed_tensors(saved, name, tmp_path):
 def test_an_existing_directory_is_refused(saved, tmp_path):
     with pytest.raises(ArtifactError, match="exists already"):
         quantize_checkpoint(saved, tmp_path)
+
+
+def test_the_documented_reader(saved, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    place = quantize_checkpoint(saved, tmp_path / "out")
+    read, source = names["read"](place), open_model(place)
+    assert sorted(read) == sorted(source.names())
+    for name, values in read.items():
+        np.testing.assert_array_equal(values, source.load(name))
