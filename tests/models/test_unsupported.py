@@ -1,0 +1,55 @@
+"""What families cannot do fails before any work, with the field's or the architecture's name."""
+
+from __future__ import annotations
+
+import pytest
+
+from amx_tvm.errors import ModelError
+from amx_tvm.models import families, find
+
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    "architecture, change, words",
+    [
+        ("LlamaForCausalLM", {"hidden_act": "relu2"}, ("hidden_act", "relu2", "silu")),
+        ("LlamaForCausalLM", {"rms_norm_eps": None}, ("rms_norm_eps",)),
+        ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "odd"}}, ("rope_scaling", "odd")),
+        (
+            "Qwen3ForCausalLM",
+            {"use_sliding_window": True, "layer_types": ["x", "y"]},
+            ("layer_types",),
+        ),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, ("no_rope_layers",)),
+        ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, ("bidirectional",)),
+    ],
+)
+def test_options(architecture, change, words):
+    config = {**BASE, "architectures": [architecture], **change}
+    with pytest.raises(ModelError) as raised:
+        find(config).configure(config)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_unknown_architecture_names_the_nearest():
+    with pytest.raises(
+        ModelError, match="'Qwen3MoeForCausalLM'.*nearest supported.*Qwen3ForCausalLM"
+    ):
+        find({"architectures": ["Qwen3MoeForCausalLM"]})
+
+
+def test_full_windows_are_no_windows():
+    family = find({"architectures": ["MistralForCausalLM"]})
+    config = family.configure({**BASE, "sliding_window": 128})
+    assert not config.layer_kinds and family in families()
+    assert family.configure({**BASE, "sliding_window": 64}).slides(1)
