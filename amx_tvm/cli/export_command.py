@@ -65,9 +65,6 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Make a bundle that runs on another machine."""
-    from amx_tvm.exporting.determinism import fix_addresses
-
-    fix_addresses()
     from amx_tvm.exporting.api import PYTHONS, RUNTIMES
     from amx_tvm.exporting.api import export as make
 

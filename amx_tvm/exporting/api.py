@@ -66,8 +66,8 @@ def export(
 ) -> Bundle:
     """Make a bundle that runs on another machine.
 
-    The same input gives the same bytes, in a process with fixed addresses also of the library; see
-    `amx_tvm.exporting.determinism`.
+    The same input gives the same parameters, runtime and texts. In the library a few instructions
+    may change places: TVM 0.27 orders generated shape functions by the addresses of objects.
 
     Parameters
     ----------
