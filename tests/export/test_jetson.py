@@ -1,4 +1,4 @@
-"""A Jetson bundle: an aarch64 library that carries machine code for sm_87, read with ELF's headers."""
+"""A Jetson bundle: an aarch64 library with machine code for sm_87, read from their ELF headers."""
 
 from __future__ import annotations
 
