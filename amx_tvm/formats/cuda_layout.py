@@ -37,7 +37,7 @@ import numpy as np
 from amx_tvm.errors import FormatError
 from amx_tvm.formats.blocks import per_row
 from amx_tvm.formats.data import Quantized
-from amx_tvm.formats.packing import Layout, register_layout
+from amx_tvm.formats.packing import Layout, padded_codes, register_layout
 
 TILE_ROWS = 16
 LANE_BYTES = 16
@@ -229,7 +229,10 @@ def pack(fmt, quantized) -> dict[str, np.ndarray]:
     rows = np.concatenate(columns, axis=-1)  # [N, groups, bytes]
     rows = rows.reshape(tiles, 2, 8, units, shape.unit_groups, shape.scale_bytes)
     scales = rows.transpose(0, 3, 2, 4, 1, 5).reshape(shape.scales_shape(n, k))
-    packed = {"codes": pack_codes(quantized.codes, shape), "scales": np.ascontiguousarray(scales)}
+    packed = {
+        "codes": pack_codes(padded_codes(fmt, quantized, quantized.shape[0]), shape),
+        "scales": np.ascontiguousarray(scales),
+    }
     if fmt.row_scaled:
         row_scale = np.zeros(tiles * 16, np.float32)
         given = per_row(quantized.tensor_scale, (n,))
