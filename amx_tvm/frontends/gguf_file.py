@@ -196,10 +196,10 @@ class GgufFile:
                 "a newer 'gguf' package may know it"
             ) from None
         block, block_bytes = GGML_QUANT_SIZES[type_]
-        if not shape or shape[-1] % block:
+        if not shape or 0 in shape or shape[-1] % block:
             raise ModelError(
-                f"tensor {name!r} in {self.path} has the shape {list(shape)}, whose rows are no "
-                f"whole blocks of {block} of {type_.name}; the file is damaged"
+                f"tensor {name!r} in {self.path} has the shape {list(shape)}, whose rows are not "
+                f"one or more whole blocks of {block} of {type_.name}; the file is damaged"
             )
         nbytes = math.prod(shape) // block * block_bytes
         if offset + nbytes > self.file.size:

@@ -272,6 +272,11 @@ def test_damaged_header_never_crashes(tmp_path, tiny, position, value):
             pass
 
 
+def test_tensor_without_values_is_refused(tmp_path, tiny):
+    tiny["output_norm.weight"] = (np.zeros(0, np.float32), None)
+    fails(write_gguf(tmp_path / "tiny.gguf", tiny), "output_norm.weight", "[0]")
+
+
 @pytest.mark.parametrize(
     "key",
     [
