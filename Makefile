@@ -32,7 +32,7 @@ test-all: $(VENV)/.dev  ## the slow combinations, tuning workers and emulated ma
 quick: $(VENV)/.dev  ## the part that takes under two minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore=tests/tuning
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## style and types; part of what CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:

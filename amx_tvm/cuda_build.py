@@ -171,7 +171,15 @@ def _build_stub() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="amx-tvm-stub-"))
     source, library = folder / "stub.c", folder / "libcuda.so.1"
     source.write_text(_STUB)
-    command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        str(library),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CudaBuildError(f"the stub driver did not compile: {done.stderr.strip()}")
@@ -210,7 +218,18 @@ def compile_source(code: str, arch: str, *, flags: tuple[str, ...] = ()) -> byte
         source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
         source.write_text(code)
         gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
-        command = [nvcc, "-std=c++17", "-O3", "-w", gencode, "-cubin", *flags, "-o", out, source]
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            "-w",
+            gencode,
+            "-cubin",
+            *flags,
+            "-o",
+            str(out),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = "\n".join(x for x in done.stderr.splitlines() if "error" in x) or done.stderr

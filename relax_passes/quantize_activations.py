@@ -1,10 +1,11 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
-A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one input
-share it. With scheme int8, inputs that come from an RMSNorm are quantized to 16 bits (two int8
-words, two integer products): a few channels of a normalized row are far larger than the rest and
-would leave their neighbours in the group a few of the 255 steps. Where x is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the
-prologue: one pass over the row normalizes (or gates) and quantizes.
+A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one
+input share it. With scheme int8, inputs that come from an RMSNorm are quantized to 16 bits (two
+int8 words, two integer products): a few channels of a normalized row are far larger than the rest
+and would leave their neighbours in the group a few of the 255 steps. Where x is an RMSNorm or
+silu(gate) * up that only quantizations read, that becomes the prologue: one pass over the row
+normalizes (or gates) and quantizes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from tvm import relax
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules.spec import LinearSpec
-
 
 COMPUTE_TYPES = ("float32", "float16")  # schemes that leave activations as they are
 NORMALIZED_SCHEME = "int16"

@@ -149,7 +149,7 @@ def _parts(source: ModelSource, name: str, chosen: str | None) -> dict[str, tupl
             "name it in QuantizationConfig.ignored"
         )
     packed = columns // 2 if fmt.bits_per_value < 8 else columns
-    parts = {name + CODES: ((rows, packed), "uint8")}
+    parts: dict[str, tuple[tuple[int, ...], str]] = {name + CODES: ((rows, packed), "uint8")}
     for scale in fmt.scale_tensors:
         parts[f"{name}{SCALE}{scale.name}"] = ((rows, columns // fmt.group_size), scale.dtype)
     if fmt.row_scaled:
@@ -172,5 +172,5 @@ def _arrays(source: ModelSource, name: str, chosen: str | None) -> list[np.ndarr
         codes = codes[:, 0::2] | codes[:, 1::2] << 4
     arrays = [codes, *(raw.scales[scale.name] for scale in fmt.scale_tensors)]
     if fmt.row_scaled:
-        arrays.append(np.reshape(raw.tensor_scale, 1).astype(np.float32))
+        arrays.append(np.reshape(np.asarray(raw.tensor_scale), 1).astype(np.float32))
     return arrays

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from amx_tvm.errors import ArtifactError
 
@@ -39,7 +39,7 @@ def write_archive(directory: Path, output: Path, root: str) -> None:
                 _through_zstd(directory, file, root)
             elif output.name.endswith(".gz"):
                 with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-                    _write_tar(directory, packed, root)
+                    _write_tar(directory, cast(IO[bytes], packed), root)
             else:
                 _write_tar(directory, file, root)
         os.replace(partial, output)

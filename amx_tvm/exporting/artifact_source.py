@@ -131,7 +131,9 @@ class ArtifactSource(ModelSource):
 
     def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
         """Copy the tokenizer's files."""
-        names = [n for n in ("tokenizer.json", "tokenizer_config.json") if n in self.manifest.files]
+        names: list[str] = [
+            n for n in ("tokenizer.json", "tokenizer_config.json") if n in self.manifest.files
+        ]
         for name in names:
             shutil.copyfile(self.path / name, Path(directory) / name)
         return names

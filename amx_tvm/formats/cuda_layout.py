@@ -171,6 +171,7 @@ def unpack_codes(packed: np.ndarray, shape: FragmentShape, n: int, k: int) -> np
     tiles, units, _ = packed.shape
     steps = shape.unit // 16
     outer = (tiles, units, 8, 4, steps)
+    split: np.ndarray
     if shape.bits == 4:
         words = np.ascontiguousarray(packed).view(np.uint32).reshape(outer)
         split = np.zeros((*outer, 2, 2, 2), np.uint8)

@@ -82,6 +82,11 @@ def read_config(
         if value is None:
             if key in REQUIRED_KEYS:
                 raise ModelError(f"{path} has no key '{name}.{key}'; a {name} model needs it")
+        elif isinstance(value, int) and value <= 0 and key in REQUIRED_KEYS:
+            raise ModelError(
+                f"the key '{name}.{key}' in {path} is {value}; a positive number was expected, "
+                "the file is damaged"
+            )
         elif isinstance(value, (int, float)):
             config[field] = value
         else:

@@ -14,12 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from amx_tvm.errors import ModelError
 from amx_tvm.formats.base import Quantized
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
@@ -145,7 +148,7 @@ def open_model(
     if isinstance(model, ModelSource):
         return model
     if is_torch_module(model):
-        return from_torch(model, example_inputs, dynamic_shapes)
+        return from_torch(cast("torch.nn.Module", model), example_inputs, dynamic_shapes)
     if example_inputs is not None:
         raise ModelError(
             f"example_inputs are for torch modules; the model is a {type(model).__name__}"

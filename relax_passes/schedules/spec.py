@@ -29,7 +29,8 @@ def quantized_activation_buffers(
     """
     groups = -(-k // GROUP)
     if scheme in ("int8", "int16"):
-        names, per_group = ("",), 1
+        names: tuple[str, ...] = ("",)
+        per_group = 1
     elif scheme.startswith("fp4:"):
         from amx_tvm import formats
 
@@ -40,6 +41,7 @@ def quantized_activation_buffers(
     else:
         raise ValueError(f"unknown activation scheme {scheme!r}; known: int8, int16, fp4:<format>")
     words = ("", "_low") if scheme == "int16" else names
+    codes: list[tuple[str, tuple, str]]
     codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in words]
     scales = [(f"scales{n}", (groups * per_group,), "float32") for n in names]
     totals = [(f"sums{n}", (groups * per_group,), "int32") for n in names] if sums else []
@@ -161,7 +163,7 @@ class LinearSpec:
         """
         if self.format == "none":
             return (("w_dense", (self.tiles, self.k, TILE_ROWS), "float32"),)
-        buffers = [
+        buffers: list[tuple[str, tuple, str]] = [
             ("w_codes", (self.tiles, self.groups, self.tile_code_bytes), "uint8"),
             ("w_scales", (self.tiles, self.groups, self.tile_scale_bytes), "uint8"),
         ]

@@ -293,6 +293,11 @@ def test_missing_key_is_named(tmp_path, tiny, key):
     fails(path, f"'llama.{key}'")
 
 
+def test_head_count_of_zero_is_refused(tmp_path, tiny):
+    path = write_gguf(tmp_path / "tiny.gguf", tiny, {"attention.head_count": 0})
+    fails(path, "attention.head_count", "positive")
+
+
 def test_head_counts_per_layer_are_refused(tmp_path, tiny):
     path = write_gguf(tmp_path / "tiny.gguf", tiny, {"attention.head_count": [4, 2]})
     fails(path, "attention.head_count", "one number")

@@ -1,4 +1,4 @@
-"""Every pass on small Relax modules that are no language model: what it finds and what it leaves."""
+"""Every pass on small Relax modules, none a language model: what it finds and what it leaves."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "runtime"))
 sys.dont_write_bytecode = True  # the folder may be read-only, and its files have checksums
 
 from amx_tvm.errors import AmxError  # noqa: E402
-from amx_tvm.runtime import load  # noqa: E402
+from amx_tvm.runtime import Engine, load  # noqa: E402
 
 
 def peak_memory() -> int:
@@ -52,6 +52,8 @@ def main() -> int:
     start = time.perf_counter()
     try:
         engine = load(ROOT, threads=arguments.threads, max_memory=arguments.max_memory)
+        if not isinstance(engine, Engine):
+            parser.error(f"{ROOT} holds no language model")
         loaded = time.perf_counter() - start
         prompt = arguments.prompt
         if prompt is None:

@@ -28,7 +28,9 @@ class Neon(Isa):
 
     def adapt(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
         """Shift the offset of eight-bit weights, which are signed here."""
-        return tuple(replace(t, offset=t.offset - 128) if t.table is None else t for t in terms)
+        return tuple(
+            replace(t, offset=int(t.offset) - 128) if t.table is None else t for t in terms
+        )
 
     def eight_bit(self, packed: Expr) -> Expr:
         """Turn q + 128 into the signed byte q."""

@@ -25,6 +25,7 @@ from . import linear_bf16, panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
+from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
 from .linear_panel import emit_panel
 from .rows import either, row_blocks, tile_pair
@@ -55,14 +56,14 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
         def few() -> None:
             _emit_direct(spec, isa, knobs, buffers, m)
 
-        def many() -> None:
-            emit_panel(spec, isa, knobs, buffers, m)
-
-        if isa.panels and spec.activation in ("int8", "int16") and panel.supports(spec.fmt):
+        wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
+        integer = spec.activation in ("int8", "int16")
+        if wide and wide.panels and integer and panel.supports(spec.fmt):
+            many = partial(emit_panel, spec, wide, knobs, buffers, m)
             either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
-        elif isa.bf16 and linear_bf16.supports(spec):
-            bf16 = partial(linear_bf16.emit_bf16, spec, isa, knobs, buffers, m)
-            either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, bf16)
+        elif wide and wide.bf16 and linear_bf16.supports(spec):
+            many = partial(linear_bf16.emit_bf16, spec, wide, knobs, buffers, m)
+            either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, many)
         else:
             few()
     return buffers["func"]
@@ -208,6 +209,7 @@ class _Tile:
     def _start(self, term: Term, total: Expr | None) -> Expr:
         """Return the initial accumulator: a constant offset is subtracted up front, in integers."""
         if isinstance(term.offset, int) and term.offset:
+            assert total is not None  # the spec asks for sums wherever a term has an offset
             return e.let(e.splat(total * (-term.offset), self.isa.rows))
         return e.const(0, "int32", self.isa.rows)
 

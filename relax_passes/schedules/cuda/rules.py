@@ -55,7 +55,7 @@ class CudaLinear:
         """Name the schedules by number of rows."""
         shape = shape_of(format_of(spec))
         names = {GemvKnobs: "fragments into mma.sync", TileKnobs: "tiles through shared memory"}
-        parts = []
+        parts: list[list] = []
         for bucket in default_buckets(spec, shape, Device("sm_90a")):
             text = names[type(bucket.knobs)]
             if not parts or parts[-1][0] != text:
