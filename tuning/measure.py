@@ -6,6 +6,9 @@ Every way to fail has a name, costs one candidate and leaves the tuner running:
     wrong          the result differs from the NumPy oracle
     hung           no answer within the limit: the process is killed and replaced
     crashed        the process died (a segmentation fault, the out-of-memory killer)
+
+Limits count time in which this process runs: while the machine is suspended, or a debugger or a
+batch system has stopped both processes, the clock of a candidate stands still.
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TuningError
 from relax_passes.schedules.spec import LinearSpec
 
 START_SECONDS = 120.0
+TICK = 0.25  # seconds between looks at the clock
 COMMAND = (sys.executable, "-m", "tuning.worker")
+ROOT = str(Path(__file__).resolve().parents[1])  # workers import this very installation
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class Worker:
             return
         self.close()
         environment = dict(os.environ)
+        paths = [ROOT, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         if self.threads is not None:
             environment["TVM_NUM_THREADS"] = str(self.threads)
         self._errors = tempfile.TemporaryFile()
@@ -141,18 +149,21 @@ class Worker:
         """Send a request; return the answer, or a failure after ending the process."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        deadline = time.monotonic() + limit
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             return self._died()
         buffer, descriptor = b"", process.stdout.fileno()
+        waited = 0.0
         while not buffer.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                self.close()
-                return Failure("hung", f"no answer within {limit:.0f} s")
+            start = time.monotonic()
+            if not select.select([descriptor], [], [], TICK)[0]:
+                waited += min(time.monotonic() - start, 2 * TICK)
+                if waited >= limit:
+                    self.close()
+                    return Failure("hung", f"no answer within {limit:g} s")
+                continue
             part = os.read(descriptor, 1 << 16)
             if not part:
                 return self._died()

@@ -12,7 +12,7 @@ import faulty_worker
 import pytest
 
 from tuning import journal
-from tuning.measure import Failure, Measured, Worker
+from tuning.measure import ROOT, Failure, Measured, Worker
 from tuning.records import file_name
 from tuning.search import point_key
 from tuning.session import Session
@@ -59,7 +59,9 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
 def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target):
     """SIGKILL while trials run: what was finished is there, and no point runs twice."""
     log = tmp_path / file_name(target.key).replace(".jsonl", ".trials.jsonl")
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], start_new_session=True)
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    command = [sys.executable, __file__, str(tmp_path)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
     while not log.exists() or log.read_bytes().count(b"\n") < 3:
         assert process.poll() is None and time.monotonic() < deadline
