@@ -27,6 +27,7 @@ from relax_passes.bundle_parameters import bundle_parameters
 from relax_passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.legalize import legalize
 from relax_passes.merge_projections import merge_projections
+from relax_passes.order_shape_functions import order_shape_functions
 from relax_passes.policy import Policy
 from relax_passes.quantize_activations import quantize_activations
 from relax_passes.quantize_parameters import quantize_parameters
@@ -107,6 +108,7 @@ def build(module: tvm.IRModule, target: Any) -> Any:
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
             *stock.finalize_passes(target),
+            order_shape_functions,
         ]
     )
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": backend == "cuda"}):
