@@ -36,6 +36,9 @@ class QuantizationConfig:
         Glob patterns of linears left in float32, such as ``"model.layers.0.*"``.
     overrides : dict of str to str
         Glob pattern to format, first match wins.
+    attention : bool
+        Round queries, keys, attention weights and values to ``format`` too, as the paper does; only
+        with "w4a4".
     """
 
     format: str = "amxfp4"
@@ -43,6 +46,7 @@ class QuantizationConfig:
     head: str = "auto"
     ignored: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
+    attention: bool = False
 
     @staticmethod
     def parse(given: str | QuantizationConfig, strict: bool = False) -> QuantizationConfig:
@@ -83,6 +87,11 @@ class QuantizationConfig:
                 f"unknown activation scheme {config.activation!r}; known are auto, "
                 + ", ".join(ACTIVATIONS)
             )
+        if config.attention and config.activation != "w4a4":
+            raise FormatError(
+                f"quantized attention rounds activations, but activations are {config.activation}; "
+                f"use {config.format}{W4A4_SUFFIX}"
+            )
         return config
 
     @property
@@ -117,10 +126,14 @@ class QuantizationConfig:
         return self.linear(name).format if _is_head(name) else "none"
 
     def _policy(self, chosen: str) -> LinearPolicy:
+        from amx_tvm import formats
+
         if chosen == "none":
             return LinearPolicy()
         if self.activation == "w4a4":
-            return LinearPolicy(chosen, f"fp4:{chosen}")
+            # An 8-bit exception in a 4-bit model computes with 8-bit activations.
+            wide = formats.get(chosen).code_bits != 4
+            return LinearPolicy(chosen, "int8" if wide else f"fp4:{chosen}")
         return LinearPolicy(chosen, self.activation)
 
     def describe(self) -> dict:

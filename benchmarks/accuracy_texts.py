@@ -5,13 +5,19 @@
     calibration  docstrings of SciPy, PyTorch, SymPy, NetworkX and Hypothesis, licences, package
                  descriptions, Python source: nothing of the two test texts
 
-Versions of the packages change the calibration text a little and the figures within their noise.
+    python benchmarks/accuracy_texts.py dist/texts
+
+writes opticks.txt, manual.txt and calibration.jsonl for the command line; the test texts without
+the part that is skipped. Versions of the packages change the calibration text a little and the
+figures within their noise.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from importlib.util import find_spec
@@ -86,3 +92,17 @@ def package(name: str) -> Path:
             f"the package {name} is not installed; it carries a text of this benchmark"
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def write(directory: str) -> None:
+    """Write all three texts into a directory."""
+    place = Path(directory)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "opticks.txt").write_text(opticks(), encoding="utf-8")
+    (place / "manual.txt").write_text(manual(), encoding="utf-8")
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in calibration())
+    (place / "calibration.jsonl").write_text(lines, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(sys.argv[1] if len(sys.argv) > 1 else "dist/texts")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amx_tvm.calibration.attention import Attend, exact
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource
 from amx_tvm.models import DecoderConfig, FamilySource, find
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
 
-Fake = Callable[[Tensor], Tensor]
+Fake = Callable[[str, Tensor], Tensor]
 Rotate = Callable[[Tensor], Tensor]
 Stage = tuple[str, Tensor]
 
@@ -141,7 +142,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def stages(
-    x: Tensor, weights: Mapping[str, Tensor], config: DecoderConfig, rope: Rotate, fake: Fake
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    config: DecoderConfig,
+    rope: Rotate,
+    fake: Fake,
+    attend: Attend = exact,
 ) -> Generator[Stage, None, Tensor]:
     """Run one layer over the residual stream.
 
@@ -151,7 +157,8 @@ def stages(
     weights : the layer's parameters by their name within the layer, read when they are needed
     config : the decoder's shape
     rope : rotates queries and keys, see `Rope`
-    fake : applied to every input of a linear: the identity, or fake quantization
+    fake : applied to every input of a linear with its stage: nothing, or fake quantization
+    attend : attention, see `amx_tvm.calibration.attention`
 
     Yields
     ------
@@ -172,21 +179,21 @@ def stages(
             value = rms_norm(value, weights[f"self_attn.{norm}.weight"], config.norm_eps)
         return value.transpose(1, 2)
 
-    hidden = fake(rms_norm(x, weights["input_layernorm.weight"], config.norm_eps))
+    hidden = rms_norm(x, weights["input_layernorm.weight"], config.norm_eps)
+    hidden = fake("attention_input", hidden)
     yield "attention_input", hidden
     q = rope(heads(project(hidden, "self_attn.q_proj"), config.num_heads, "q_norm"))
     k = rope(heads(project(hidden, "self_attn.k_proj"), config.num_kv_heads, "k_norm"))
     v = heads(project(hidden, "self_attn.v_proj"), config.num_kv_heads, "")
-    attended = functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=True, scale=config.attention_scale
-    )
-    attended = fake(attended.transpose(1, 2).reshape(batch, tokens, -1))
+    attended = attend(q, k, v, config.attention_scale)
+    attended = fake("attention_output", attended.transpose(1, 2).reshape(batch, tokens, -1))
     yield "attention_output", attended
     x = x + project(attended, "self_attn.o_proj")
-    hidden = fake(rms_norm(x, weights["post_attention_layernorm.weight"], config.norm_eps))
+    hidden = rms_norm(x, weights["post_attention_layernorm.weight"], config.norm_eps)
+    hidden = fake("mlp_input", hidden)
     yield "mlp_input", hidden
     gate = ACTIVATIONS[config.activation](project(hidden, "mlp.gate_proj"))
-    hidden = fake(gate * project(hidden, "mlp.up_proj"))
+    hidden = fake("mlp_hidden", gate * project(hidden, "mlp.up_proj"))
     yield "mlp_hidden", hidden
     return x + project(hidden, "mlp.down_proj")
 

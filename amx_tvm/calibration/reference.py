@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amx_tvm import formats
 from amx_tvm.calibration.api import Calibration
+from amx_tvm.calibration.attention import attention_of
 from amx_tvm.calibration.block import (
     EMBEDDING,
     FINAL_NORM,
@@ -26,7 +27,7 @@ from amx_tvm.calibration.block import (
     run,
     stages,
 )
-from amx_tvm.calibration.stream import fake_quantizer
+from amx_tvm.calibration.stream import attention_format, fake_quantizer
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import ModelSource
 
@@ -61,10 +62,8 @@ class Reference:
         self.layers = [
             self._layer(source, layer, calibration) for layer in range(self.decoder.num_layers)
         ]
-        self.fakes = [
-            fake_quantizer(self.config.linear(layer_name(layer, "self_attn.q_proj")).activation)
-            for layer in range(self.decoder.num_layers)
-        ]
+        self.fakes = [fake_quantizer(self.config, n) for n in range(self.decoder.num_layers)]
+        self.attend = attention_of(attention_format(self.config))
 
     @torch.inference_mode()
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
@@ -72,7 +71,7 @@ class Reference:
         x = self.embedding[torch.tensor([list(ids)])] * self.decoder.embedding_scale
         for layer, (weights, fake) in enumerate(zip(self.layers, self.fakes, strict=True)):
             rope = Rope(self.decoder, layer, len(ids))
-            x = run(stages(x, weights, self.decoder, rope, fake))
+            x = run(stages(x, weights, self.decoder, rope, fake, self.attend))
         hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
         return (hidden @ self.head.T).numpy()
 

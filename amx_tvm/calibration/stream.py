@@ -23,6 +23,7 @@ from torch import Tensor
 
 from amx_tvm import formats
 from amx_tvm.calibration import transforms
+from amx_tvm.calibration.attention import attention_of
 from amx_tvm.calibration.block import (
     EMBEDDING,
     STAGES,
@@ -37,7 +38,7 @@ from amx_tvm.calibration.gptq import Rounded, Statistics, corrected, gptq, plain
 from amx_tvm.calibration.grids import grid_of
 from amx_tvm.calibration.recipes import Gptq, Plain, Recipe, RotateValues, Smooth
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.formats import Quantized
+from amx_tvm.formats import Format, Quantized
 from amx_tvm.frontends import ModelSource
 
 BATCH = 4  # windows that go through a layer together
@@ -57,19 +58,29 @@ class Calibrated:
     error: float = 0.0
 
 
-def fake_quantizer(activation: str) -> Fake:
-    """The rounding that an activation scheme does to a linear's input ("fp4:FORMAT", or none).
+def fake_quantizer(config: QuantizationConfig, layer: int) -> Fake:
+    """The rounding that a configuration does to the inputs of a layer's linears.
 
     int8 in groups of 32 and float16 change less than calibration can see and count as exact.
     """
-    if not activation.startswith("fp4:"):
-        return lambda x: x
-    fmt = formats.get(activation.removeprefix("fp4:"))
+    chosen: dict[str, Format] = {}
+    for stage, linears in STAGES.items():
+        scheme = config.linear(layer_name(layer, linears[0])).activation
+        if scheme.startswith("fp4:"):
+            chosen[stage] = formats.get(scheme.removeprefix("fp4:"))
 
-    def fake(x: Tensor) -> Tensor:
-        return torch.from_numpy(fmt.quantize_dequantize(x.detach().numpy(), activation=True))
+    def fake(stage: str, x: Tensor) -> Tensor:
+        if stage not in chosen:
+            return x
+        array = x.detach().contiguous().numpy()
+        return torch.from_numpy(chosen[stage].quantize_dequantize(array, activation=True))
 
     return fake
+
+
+def attention_format(config: QuantizationConfig) -> str:
+    """Format of attention's operands, "" where they are not rounded."""
+    return config.format if config.attention else ""
 
 
 class Stream:
@@ -115,8 +126,9 @@ class Stream:
         stored = self._stored(layer, weights)
         reference = self.run_exact(layer, weights)
         self._transform(weights, stored, reference)
-        rope, fake = Rope(self.decoder, layer, self.tokens), self._fake(layer)
-        generators = [stages(x, weights, self.decoder, rope, fake) for x in self.seen]
+        rope, fake = Rope(self.decoder, layer, self.tokens), fake_quantizer(self.config, layer)
+        attend = attention_of(attention_format(self.config))
+        generators = [stages(x, weights, self.decoder, rope, fake, attend) for x in self.seen]
         rounded: dict[str, Calibrated] = {}
         step = self.recipe.find(Gptq)
         mixed = step is not None and step.correction != 0
@@ -152,17 +164,12 @@ class Stream:
                 stored.add(part)
         return stored
 
-    def _fake(self, layer: int) -> Fake:
-        """The layer's activation rounding; its linears share one scheme."""
-        first = layer_name(layer, "self_attn.q_proj")
-        return fake_quantizer(self.config.linear(first).activation)
-
     def run_exact(self, layer: int, weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """Advance the exact stream by a layer; returns every stage's inputs, batch by batch."""
         inputs: dict[str, list[Tensor]] = {stage: [] for stage in STAGES}
         rope = Rope(self.decoder, layer, self.tokens)
         for index, x in enumerate(self.exact):
-            generator = stages(x, weights, self.decoder, rope, lambda value: value)
+            generator = stages(x, weights, self.decoder, rope, lambda _stage, value: value)
             for _ in STAGES:
                 stage, value = next(generator)
                 inputs[stage].append(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -63,11 +63,23 @@ Penalty = Annotated[float, typer.Option(help="Above 1 makes repetition less like
 Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the text.")]
 
+LOAD = ("device", "context_length", "threads", "verify")  # keywords of amx_tvm.load
+SAMPLING = (  # keywords of Engine.stream
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+)
+
 
 @app.command(
     epilog="Examples:\n\n"
     "amx-tvm compile models/SmolLM2-135M-Instruct --output dist/smollm2\n\n"
     "amx-tvm compile model.Q8_0.gguf --quantization mxfp4 --target llvm:x86-64-v3\n\n"
+    "amx-tvm compile model.gguf --quantization amxfp4-w4a4 --calibration text.jsonl\n\n"
     "amx-tvm compile models/Llama-3-8B --target cuda:sm_90a --quantization amxfp4"
 )
 def compile(  # noqa: A001 - the verb that users know
@@ -92,6 +104,18 @@ def compile(  # noqa: A001 - the verb that users know
     strict: Annotated[
         bool, typer.Option("--strict", help="Compute with unrounded float32 activations.")
     ] = False,
+    quantize_attention: Annotated[
+        bool,
+        typer.Option("--quantize-attention", help="Also round the inputs of QK^T and PV (w4a4)."),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text, other than the test's, by which weights are rounded (torch)."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="How: best (the default), gptq, smooth, search or plain."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact at the output.")
     ] = False,
@@ -107,7 +131,18 @@ def compile(  # noqa: A001 - the verb that users know
     from amx_tvm.cli import compile_command
 
     compile_command.run(
-        model, target, quantization, output, strict, overwrite, dump_ir, records, show=not quiet
+        model,
+        show=not quiet,
+        target=target,
+        quantization=quantization,
+        output=output,
+        strict=strict,
+        attention=quantize_attention,
+        calibration=calibration,
+        recipe=recipe,
+        overwrite=overwrite,
+        dump_ir=dump_ir,
+        records=records,
     )
 
 
@@ -148,20 +183,9 @@ def generate(
         chat=chat,
         as_json=json,
         quiet=quiet,
-        load={
-            "device": device,
-            "context_length": context_length,
-            "threads": threads,
-            "verify": _depth(verify),
-        },
+        load=_pick(locals(), LOAD),
         options={
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
+            **_pick(locals(), SAMPLING),
             "stop": tuple(stop or ()),
             "ignore_eos": ignore_eos,
         },
@@ -197,21 +221,8 @@ def chat(
         artifact,
         system=system,
         quiet=quiet,
-        load={
-            "device": device,
-            "context_length": context_length,
-            "threads": threads,
-            "verify": _depth(verify),
-        },
-        options={
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-        },
+        load=_pick(locals(), LOAD),
+        options=_pick(locals(), SAMPLING),
     )
 
 
@@ -250,6 +261,14 @@ eval_command.register(app)
 export_command.register(app)
 tune_command.register(app)
 quantize_command.register(app)
+
+
+def _pick(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the named options of a command, as the library's keywords."""
+    picked = {name: given[name] for name in names}
+    if "verify" in picked:
+        picked["verify"] = _depth(picked["verify"])
+    return picked
 
 
 def _depth(verify: Verify) -> Literal[False, "quick", "full"]:

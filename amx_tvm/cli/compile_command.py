@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,7 @@ _STAGES = {
     "weights": "Quantize and pack",
     "build": "Machine code",
     "calibrate": "Calibrate",
+    "sensitivity": "Sensitivity",
     "tune": "Tune",
 }
 
@@ -67,34 +67,14 @@ class StageProgress:
         self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)
 
 
-def run(
-    model: str,
-    target: str,
-    quantization: str,
-    output: Path | None,
-    strict: bool,
-    overwrite: bool,
-    dump_ir: Path | None,
-    records: Path | None,
-    show: bool,
-) -> None:
-    """Compile and print what was made; see `amx_tvm.compiler.compile`."""
+def run(model: str, show: bool, **options: Any) -> None:
+    """Compile and print what was made; options as for `amx_tvm.compiler.compile`."""
     console = Console(stderr=True)
     start = time.perf_counter()
     with StageProgress(console, show) as progress:
         import amx_tvm.compiler
 
-        artifact = amx_tvm.compiler.compile(
-            model,
-            target=target,
-            quantization=quantization,
-            output=output,
-            strict=strict,
-            overwrite=overwrite,
-            dump_ir=dump_ir,
-            records=records,
-            progress=progress,
-        )
+        artifact = amx_tvm.compiler.compile(model, progress=progress, **options)
     manifest = artifact.manifest
     if show:
         bits = manifest.quantization.get("bits_per_weight")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
 from amx_tvm.compiler.parameters import NO_OVERRIDES, Materializer, Overrides, parameters
 from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
@@ -49,6 +50,9 @@ def compile(  # noqa: A001 - the verb that users know
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     strict: bool = False,
+    attention: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
+    recipe: Any = None,
     overwrite: bool = False,
     overrides: Overrides = NO_OVERRIDES,
     records: Any = None,
@@ -75,10 +79,17 @@ def compile(  # noqa: A001 - the verb that users know
         Which of their dimensions stay free, as ``torch.export.export`` takes it.
     strict : bool
         Compute with unrounded float32 activations.
+    attention : bool
+        Round both inputs of QK^T and of PV to the format as well, as the paper does; needs
+        activations "w4a4".
+    calibration : path, optional
+        Text by which the weights are rounded, other than what the result is tested on; needs torch.
+    recipe : str or Recipe, optional
+        How: a name of ``amx_tvm.calibration.RECIPES``, by default "best".
     overwrite : bool
         Replace an existing artifact at ``output``.
     overrides : Overrides
-        Weights from a calibration, which replace the model's own.
+        Weights from a calibration that was made before, which replace the model's own.
     records : path, callable or False, optional
         Tuning records: a file, a directory of files, or LinearSpec -> knobs or None; by default
         those that ship for exactly this target, False takes none.
@@ -97,6 +108,12 @@ def compile(  # noqa: A001 - the verb that users know
         For anything wrong with the model, target, format or output; nothing is left behind.
     """
     config = QuantizationConfig.parse(quantization, strict)
+    if attention:
+        config = QuantizationConfig.parse(replace(config, attention=True))
+    if recipe is not None and calibration is None:
+        raise CalibrationError(
+            f"recipe {recipe!r} was given without a text; name a file with --calibration"
+        )
     resolved = resolve(target)
     config = config.resolve(resolved.device)
     source = open_model(model, example_inputs, dynamic_shapes)
@@ -104,6 +121,9 @@ def compile(  # noqa: A001 - the verb that users know
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
     with ArtifactWriter(place, overwrite=overwrite) as writer:
+        if calibration is not None:
+            made = calibrated(source, config, calibration, recipe or "best", tell)
+            config, overrides = made.config, made
         tell("lower", 0, 1, source.name)
         chosen = records_for(records, resolved)
         lowered = lower_source(source, resolved, config, records=chosen, dump_ir=dump_ir)
@@ -119,8 +139,37 @@ def compile(  # noqa: A001 - the verb that users know
         tell("build", 1, 1, "")
         files = source.write_tokenizer(writer.directory) if source.kind == "causal_lm" else []
         manifest = _manifest(source, lowered, resolved, config, writer, files)
+        if hasattr(overrides, "describe"):
+            text = "" if calibration is None else os.fspath(calibration)
+            manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
         manifest = writer.finish(manifest)
     return Artifact(str(place), manifest)
+
+
+def calibrated(
+    source: ModelSource,
+    config: QuantizationConfig,
+    text: str | os.PathLike[str],
+    recipe: Any,
+    progress: Progress,
+) -> Any:
+    """Round a model's weights by a recipe on the text of a file or directory.
+
+    Raises
+    ------
+    CalibrationError
+        When torch is missing, or the recipe, model or text does not fit.
+    """
+    try:
+        from amx_tvm.calibration import calibrate
+    except ImportError:
+        raise CalibrationError(
+            "calibration needs torch, which artifacts and compilation do not; install it with "
+            "'pip install amx-tvm[torch]'"
+        ) from None
+    from amx_tvm.evaluation.text import read_documents
+
+    return calibrate(source, config, read_documents(text), recipe, progress=progress)
 
 
 def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from amx_tvm.compiler.function import lower_function
 from amx_tvm.compiler.linker import linker
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import ModelError
+from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
 from amx_tvm.frontends.relax_module import RelaxModuleSource
 from amx_tvm.models import FamilySource, ModelFamily, find
@@ -58,9 +58,21 @@ def lower_source(
     """
     dump = pipeline.dump_to(dump_ir) if dump_ir is not None else None
     if isinstance(source, RelaxModuleSource):
+        if config.attention:
+            raise ModelError(
+                f"{source.name} is a function, whose attention is ordinary operators; quantized "
+                "attention is for causal language models"
+            )
         return lower_function(source, target, config, records=records, dump=dump)
     family = find(source.config)
     decoder = family.configure(source.config)
+    if config.attention:
+        if target.device != "cpu":
+            raise TargetError(
+                f"attention quantized to {config.format} has kernels for CPUs only, and the target "
+                f"is {target.key}; compile without quantized attention"
+            )
+        decoder = replace(decoder, attention_format=config.format)
     check_layers(source, family, decoder)
     dtype = "float32" if target.device == "cpu" else "float16"
     with target.tvm:

@@ -50,7 +50,8 @@ def evaluate(
     start : int
         Characters of the text to skip.
     calibration : path, optional
-        The text the model was calibrated on; a warning says when the test text is part of it.
+        The text the model was calibrated on; a warning says when the test text is part of it. By
+        default the one that the manifest names, where that file still exists.
     name : str, optional
         How the result is called; by default the artifact's directory.
     device, threads
@@ -70,6 +71,9 @@ def evaluate(
     engine = _engine(artifact, protocol, device, threads)
     vocab = int(engine.manifest.model["vocab_size"])
     ids = _ids(engine, text, start)
+    if calibration is None:
+        made = engine.manifest.quantization.get("recipe", {})
+        calibration = made.get("text") if os.path.exists(made.get("text", "")) else None
     if calibration is not None:
         _warn_overlap(engine, ids, calibration)
     bits = engine.manifest.quantization.get("bits_per_weight")

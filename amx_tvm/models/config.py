@@ -47,6 +47,9 @@ class DecoderConfig:
         Bound c of c tanh(s / c) on scores and logits; 0 leaves them.
     embedding_scale : float
         Factor on the embeddings.
+    attention_format : str
+        4-bit format of the operands of attention; "" leaves them. A choice of the user, not of
+        the model.
     """
 
     family: str
@@ -76,6 +79,7 @@ class DecoderConfig:
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     embedding_scale: float = 1.0
+    attention_format: str = ""
 
     @property
     def attention_scale(self) -> float:

@@ -36,6 +36,7 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
         soft_cap=config.attention_soft_cap,
         max_position_embeddings=config.context_length,
         context_length=config.context_length,
+        quantize=config.attention_format,
     )
 
 

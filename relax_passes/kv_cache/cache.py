@@ -20,6 +20,7 @@ from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
 
 from . import decode, merge, pages, prefill, rotary
 from .config import KVCacheConfig
+from .quantized import quantized_attention
 from .vector import VectorTarget
 
 
@@ -111,11 +112,21 @@ def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa:
         prefill_paged_sliding and decode_sliding.
     """
     vt = target if isinstance(target, VectorTarget) else VectorTarget.of(target)
+    if config.quantize:
+        attend = {
+            "prefill_ragged": quantized_attention(config, "ragged"),
+            "prefill_paged": quantized_attention(config, "paged"),
+            "decode": quantized_attention(config, "decode"),
+        }
+    else:
+        attend = {
+            "prefill_ragged": prefill.ragged_prefill(config, vt),
+            "prefill_paged": prefill.paged_prefill(config, vt),
+            "decode": decode.decode_attention(config, vt),
+        }
     result = {
         "append": pages.append(config),
-        "prefill_ragged": prefill.ragged_prefill(config, vt),
-        "prefill_paged": prefill.paged_prefill(config, vt),
-        "decode": decode.decode_attention(config, vt),
+        **attend,
         "merge_state": merge.merge_state(config),
         "split_rotary": rotary.split_rotary(config),
         "copy_single_page": pages.copy_single_page(config),

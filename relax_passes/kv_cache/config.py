@@ -54,6 +54,9 @@ class KVCacheConfig:
     max_position_embeddings, context_length : int or None
         The model's trained and this deployment's longest sequence; longrope and dynamic scaling
         choose their frequencies by them.
+    quantize : str
+        4-bit format of queries, keys, attention weights and values (see :mod:`.quantized`); "" for
+        none. The cache is then float32 and no layer slides.
     """
 
     layers: int
@@ -71,6 +74,7 @@ class KVCacheConfig:
     page_size: int = PAGE_SIZE
     max_position_embeddings: int | None = None
     context_length: int | None = None
+    quantize: str = ""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -98,6 +102,13 @@ class KVCacheConfig:
                 )
         if len(self.kinds) != self.layers:
             raise ModelError(f"{len(self.kinds)} attention kinds given for {self.layers} layers")
+        if self.quantize and ("mha_sliding" in self.kinds or self.dtype != "float32"):
+            raise ModelError(
+                f"attention quantized to {self.quantize} has kernels for a float32 cache without "
+                "sliding layers only; compile this model without quantized attention"
+            )
+        if self.quantize and self.page_size % 32:
+            raise ModelError(f"KV cache page size {self.page_size}: expected a multiple of 32")
         if "mha_sliding" in self.kinds and not (self.sliding_window or 0) > 0:
             raise ModelError(
                 f"sliding layers need a positive sliding_window, got {self.sliding_window}"

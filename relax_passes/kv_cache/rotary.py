@@ -1,4 +1,4 @@
-"""Split a fused qkv into q, k and v, and rotate q and k.
+"""Split a fused qkv into q, k and v, and rotate q and k; round them where attention is quantized.
 
 Cosine and sine are computed once a token, for all heads: positions times constant frequencies,
 rounded to float32 as a torch model rounds them, then reduced in float64.
@@ -16,6 +16,7 @@ from . import vector as v
 from .config import KVCacheConfig
 from .frequencies import inverse_frequencies
 from .functions import sincos
+from .rounding import Rounding
 
 _SERIAL_TOKENS = 4  # up to this many, waking the other threads costs more than it saves
 
@@ -31,6 +32,7 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
     half = config.rotary // 2
     width = math.gcd(half, v.LANES)
     inv_freq, factor = inverse_frequencies(config)
+    rounding = Rounding(config.quantize) if config.quantize else None
 
     def token(t, qkv, positions, outputs, apply_rope) -> None:  # noqa: ANN001
         cos, sin = v.scratch("cos", half), v.scratch("sin", half)
@@ -73,6 +75,12 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
                 with T.serial(0, (d - start) // step if start < d else 0) as i:
                     j = start + i * step
                     v.store(buffer, v.load(qkv, [t, h + first, j], step), [t, h, j], step)
+                if rounding is not None and rotated:
+                    columns = range(0, d, v.LANES)
+                    row = [v.hold(v.load(buffer, [t, h, j]), "row") for j in columns]
+                    row = rounding.along_lanes(row, rounding.row_scale(row))
+                    for j, value in zip(columns, row, strict=True):
+                        v.store(buffer, value, [t, h, j])
             first += count
 
     with IRBuilder() as builder:

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from amx_tvm.calibration import Gptq, Recipe, RotateValues, Smooth, calibrate
+from amx_tvm.calibration import (
+    Gptq,
+    MixedPrecision,
+    Plain,
+    Recipe,
+    RotateValues,
+    Smooth,
+    calibrate,
+)
 from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import CalibrationError
 
 from .tiny import TinySource
 
@@ -42,3 +51,48 @@ def test_engine_equals_the_reference(tmp_path, name, activation):
     assert error < (1e-5 if activation == "float32" else 1e-3)
     result = evaluate(engine, test, reference=reference, protocol=Protocol(48))
     assert result.kl < 1e-3 and result.windows == 2
+
+
+def test_a_recipe_needs_a_text(tmp_path):
+    from amx_tvm.compiler import compile as compile_model
+
+    with pytest.raises(CalibrationError, match="without a text"):
+        compile_model(TinySource(), recipe="best", output=tmp_path / "artifact")
+    short = tmp_path / "short.txt"
+    short.write_text("abc " * 10)
+    with pytest.raises(CalibrationError, match="needs 12288"):
+        compile_model(TinySource(), calibration=short, output=tmp_path / "artifact")
+    with pytest.raises(CalibrationError, match="known are"):
+        compile_model(TinySource(), calibration=short, recipe="finest", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [short]
+
+
+@pytest.mark.slow
+def test_compile_calibrates_and_eval_warns_of_the_text(tmp_path):
+    from amx_tvm.compiler import compile as compile_model
+    from amx_tvm.evaluation import Protocol, evaluate
+
+    rng = np.random.default_rng(0)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(48 + n) for n in rng.integers(0, 64, 20000)))
+    other = tmp_path / "other.txt"
+    other.write_text("".join(chr(48 + n) for n in rng.integers(0, 64, 500)))
+    source = TinySource()
+    mixed = Recipe("mixed", (MixedPrecision(bits=5.5), Plain()), windows=4, window=48)
+    paths = []
+    for recipe in (Recipe("few", (Plain(),), windows=4, window=48), mixed):
+        paths.append(tmp_path / recipe.name)
+        artifact = compile_model(
+            source, quantization="amxfp4-w4a4", calibration=text, recipe=recipe, output=paths[-1]
+        )
+        told = artifact.manifest.quantization["recipe"]
+        assert told["name"] == recipe.name and told["text"] == str(text)
+    formats_used = {entry["format"] for entry in artifact.manifest.linears}
+    assert formats_used == {"amxfp4", "int8"}
+    schemes = {(e["format"], e["activation"]) for e in artifact.manifest.linears}
+    assert ("amxfp4", "fp4:amxfp4") in schemes
+    assert all(a in ("int8", "int16") for f, a in schemes if f == "int8")
+    scores = [evaluate(path, other, protocol=Protocol(48)) for path in paths]
+    assert scores[1].bits > scores[0].bits
+    with pytest.warns(UserWarning, match="occurs in the calibration text"):
+        evaluate(paths[0], text, protocol=Protocol(48, limit=3))
