@@ -109,12 +109,17 @@ class QuantizationConfig:
         return replace(self, activation=activation, head=head)
 
     def linear(self, name: str) -> LinearPolicy:
-        """Answer the passes: format and activation of the linear of this name."""
+        """Answer the passes: format and activation of the linear of this name.
+
+        The router of a mixture of experts stays in float32, unless an override names it.
+        """
         if any(fnmatch(name, pattern) for pattern in self.ignored):
             return LinearPolicy()
         for pattern, chosen in self.overrides.items():
             if fnmatch(name, pattern):
                 return self._policy(chosen)
+        if name.endswith(".router"):
+            return LinearPolicy()
         if _is_head(name):
             head = self.head
             scheme = "int8" if self.activation == "w4a4" else self.activation

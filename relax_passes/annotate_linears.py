@@ -4,6 +4,7 @@ Two orientations are found, whatever frontend wrote them:
 
     matmul(x, permute_dims(W))   W [N, K], as torch and Relax nn write it
     matmul(x, W)                 W [K, N], as ONNX and StableHLO write it; transposed when loaded
+    amx.expert_matmul(x, W, ..)  W [experts * N, K], the stacked weights of a mixture of experts
 
 Only a 2-D weight parameter counts. The weight stays a float parameter here; the policy's answer
 (format, activation) becomes attributes, so that the printed IR shows what each linear will be.
@@ -30,6 +31,8 @@ def annotate_linears(policy: Policy) -> tvm.transform.Pass:
         plan = parameters.read(module)
 
         def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if is_op(value, "amx.expert_matmul"):
+                return _experts(value, policy)
             if not is_op(value, "relax.matmul"):
                 return None
             x, w = value.args
@@ -57,6 +60,24 @@ def annotate_linears(policy: Policy) -> tvm.transform.Pass:
         return parameters.write(rewrite(module, rule), plan)
 
     return run
+
+
+def _experts(call: relax.Call, policy: Policy) -> relax.Expr:
+    """Return the linear of a mixture's stacked weight; one choice holds for all experts."""
+    x, weight, bounds, *bias = call.args
+    experts = int(call.attrs["experts"])
+    rows, columns = (int(v) for v in weight.ty.shape.values)
+    choice = policy.linear(_plain(weight.name))
+    attrs = LinearAttrs(
+        name=_plain(weight.name),
+        n=rows // experts,
+        k=columns,
+        format=choice.format,
+        activation=choice.activation,
+        out_dtype=str(x.ty.dtype),
+        experts=experts,
+    )
+    return Linear(attrs, (x,), (weight,), bias[0] if bias else None, None, bounds).call()
 
 
 def _plain(name: str) -> str:

@@ -29,7 +29,8 @@ def _linear(ctx: Context, expr: relax.Expr) -> Linear | None:
     """Return the linear behind a variable that only this expression reads."""
     value = ctx.value(expr)
     if is_op(value, "amx.linear") and ctx.uses(expr) == 1:
-        return Linear.of(value)
+        linear = Linear.of(value)
+        return None if linear.attrs.experts else linear
     return None
 
 

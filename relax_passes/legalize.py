@@ -92,6 +92,7 @@ class _Lowering:
             residual=linear.residual is not None,
             silu_mul=attrs.silu_mul,
             out_dtype=attrs.out_dtype,
+            experts=attrs.experts,
         )
         gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
         self.note(attrs.name, spec)
@@ -100,11 +101,14 @@ class _Lowering:
             args.append(linear.bias)
         if linear.residual is not None:
             args.append(flat(ctx, linear.residual, m))
+        if linear.bounds is not None:
+            args.append(linear.bounds)
         out = relax.TensorType([m, spec.out_features], spec.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, args, out), type_)
 
     def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:
-        knobs = self.records(spec) if self.records is not None else None
+        recorded = self.records is not None and not spec.experts
+        knobs = self.records(spec) if recorded else None
         kernel = linear_kernel(spec, self.target, knobs)
         self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": knobs}
         return kernel.func
@@ -120,6 +124,7 @@ class _Lowering:
                 "shape": [spec.n, spec.k],
                 "activation": spec.activation,
                 "epilogue": spec.epilogue,
+                **({"experts": spec.experts} if spec.experts else {}),
                 "bucket": "M >= 1" if spec.m is None else f"M = {spec.m}",
                 **self.chosen[spec],
             }
@@ -222,6 +227,7 @@ def bucket(m: int | None) -> str:
 
 def spec_name(spec: LinearSpec) -> str:
     """Name a linear's function after what it computes."""
-    words = ["linear", spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
+    kind = f"experts{spec.experts}" if spec.experts else "linear"
+    words = [kind, spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
     name = "_".join([*words, spec.epilogue] if spec.epilogue else words)
     return "".join(c if c.isalnum() else "_" for c in name)

@@ -32,7 +32,8 @@ def _groups(function: relax.Function) -> dict[relax.Var, list[relax.Var]]:
             if not isinstance(binding, relax.VarBinding) or not is_op(binding.value, "amx.linear"):
                 continue
             linear = Linear.of(binding.value)
-            if linear.residual is None and not linear.attrs.silu_mul and linear.attrs.num_w == 1:
+            a = linear.attrs
+            if linear.residual is None and not (a.silu_mul or a.experts) and a.num_w == 1:
                 found[_key(linear)].append((binding.var, linear))
     groups = {}
     for members in found.values():

@@ -3,6 +3,7 @@
 ``amx.linear``              y[.., N] = x[.., K] @ W[N, K]^T, with an optional epilogue
 ``amx.quantize_activation`` x -> (codes, scales, sums), optionally behind RMSNorm or silu(a) * b
 ``amx.embedding``           rows of a packed table as float32
+``amx.expert_matmul``       a mixture's products before annotation: rows sorted by expert
 
 Each is a first-class operator with a purity and a type rule, so every stock Relax pass (dead code,
 common subexpressions, memory planning) understands a module that holds them. Their attributes are
@@ -43,6 +44,7 @@ class LinearAttrs:
     silu_mul: bool = False
     out_dtype: str = "float32"
     bucket: str = ""
+    experts: int = 0
 
     @property
     def out_features(self) -> int:
@@ -109,6 +111,7 @@ class Linear:
     weights: tuple[relax.Expr, ...]
     bias: relax.Expr | None = None
     residual: relax.Expr | None = None
+    bounds: relax.Expr | None = None  # of the experts' rows; see LinearSpec.experts
 
     @staticmethod
     def of(call: relax.Call) -> Linear:
@@ -119,7 +122,8 @@ class Linear:
         w, args = args[: attrs.num_w], args[attrs.num_w :]
         bias = args.pop(0) if attrs.bias else None
         residual = args.pop(0) if attrs.residual else None
-        return Linear(attrs, tuple(x), tuple(w), bias, residual)
+        bounds = args.pop(0) if attrs.experts else None
+        return Linear(attrs, tuple(x), tuple(w), bias, residual, bounds)
 
     def call(self) -> relax.Call:
         """Build the call; counts and flags in the attributes follow from the arguments."""
@@ -132,8 +136,31 @@ class Linear:
                 "residual": self.residual is not None,
             }
         )
-        extra = [a for a in (self.bias, self.residual) if a is not None]
+        extra = [a for a in (self.bias, self.residual, self.bounds) if a is not None]
         return relax.Call(_operator("amx.linear"), [*self.x, *self.weights, *extra], _node(attrs))
+
+
+def expert_matmul(
+    x: relax.Expr, weight: relax.Expr, bounds: relax.Expr, bias: relax.Expr | None, experts: int
+) -> relax.Call:
+    """Build a call of ``amx.expert_matmul``.
+
+    Parameters
+    ----------
+    x : relax.Expr
+        [rows, K], sorted by expert.
+    weight : relax.Expr
+        [experts * N, K], one expert's rows after another's.
+    bounds : relax.Expr
+        int32 [experts + 1]: the first row of x of each expert, and the end.
+    bias : relax.Expr or None
+        [experts * N].
+    experts : int
+        How many.
+    """
+    args = [x, weight, bounds] + ([bias] if bias is not None else [])
+    attrs = make_node("ir.DictAttrs", experts=experts)
+    return relax.Call(_operator("amx.expert_matmul"), args, attrs)
 
 
 def quantize_activation(args: Sequence[relax.Expr], attrs: QuantizeAttrs) -> relax.Call:
@@ -188,8 +215,15 @@ def _infer_embedding(call: relax.Call, _ctx: object) -> relax.Type:
     return relax.TensorType([*call.args[0].ty.shape.values, attrs.k], attrs.out_dtype)
 
 
+def _infer_expert_matmul(call: relax.Call, _ctx: object) -> relax.Type:
+    x, weight = call.args[:2]
+    n = int(weight.ty.shape.values[0]) // int(call.attrs["experts"])
+    return relax.TensorType([*_lead(x), n], x.ty.dtype)
+
+
 _INFER = {
     "amx.linear": _infer_linear,
+    "amx.expert_matmul": _infer_expert_matmul,
     "amx.quantize_activation": _infer_quantize,
     "amx.embedding": _infer_embedding,
 }

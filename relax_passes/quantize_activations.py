@@ -43,7 +43,10 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
         if scheme in COMPUTE_TYPES or linear.attrs.format == "none" or len(linear.x) != 1:
             return None
         x = linear.x[0]
-        if scheme == "int8" and is_op(ctx.value(x), "relax.nn.rms_norm"):
+        maker = ctx.value(x)
+        if linear.attrs.experts and is_op(maker, "relax.take"):
+            maker = ctx.value(maker.args[0])  # rows of a norm, gathered for the experts
+        if scheme == "int8" and is_op(maker, "relax.nn.rms_norm"):
             scheme = NORMALIZED_SCHEME
             linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
         sums = needs_sums(linear)

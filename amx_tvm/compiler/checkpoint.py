@@ -22,7 +22,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.quantized_checkpoint import CODES, METHOD, SCALE, TENSOR_SCALE
-from amx_tvm.models import find
+from amx_tvm.models import find, moe
 
 EMBEDDINGS = ("embed_tokens", "wpe")  # tables among the decoder's weights
 _TYPES = {"float32": "F32", "uint8": "U8", "float16": "F16", "uint16": "BF16"}
@@ -120,20 +120,24 @@ def _write(
 def _formats(source: ModelSource, config: QuantizationConfig) -> dict[str, str]:
     """Map the checkpoint's weights that are quantized to their formats, as compile() would.
 
-    Weights that the module reads transposed or shifted are left alone: compile() rounds those.
+    Weights that the module reads transposed, shifted or as an entry of a stack are left alone:
+    compile() rounds those.
     """
     family = find(source.config)
     decoder = family.configure(source.config)
     network = family.build(decoder)
+    present = set(source.names())
     chosen = {}
     for name, parameter in network.named_parameters():
         if len(parameter.shape) != 2:
             continue
         stem = name.removesuffix(".weight")
         wanted = config.table(stem) if stem.endswith(EMBEDDINGS) else config.linear(stem).format
-        stored = family.weight(name, decoder)
-        if wanted != "none" and not stored.transpose and not stored.offset:
-            chosen[stored.name] = wanted
+        for part in moe.sources_of(name, decoder) or (name,):
+            places = [w for w in family.weights(part, decoder) if w.name in present]
+            whole = places and not (places[0].transpose or places[0].offset)
+            if whole and wanted != "none" and places[0].index is None:
+                chosen[places[0].name] = wanted
     return chosen
 
 

@@ -13,7 +13,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
 from amx_tvm.frontends.relax_module import RelaxModuleSource
-from amx_tvm.models import FamilySource, ModelFamily, find
+from amx_tvm.models import FamilySource, ModelFamily, find, moe
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import bundle_parameters, legalize, pipeline
@@ -74,14 +74,18 @@ def lower_source(
             )
         decoder = replace(decoder, attention_format=config.format)
     check_layers(source, family, decoder)
+    check_experts(decoder, target)
     dtype = "float32" if target.device == "cpu" else "float16"
     with target.tvm:
         network = family.build(decoder)
         network.to(dtype)
         module, weights = network.export_tvm(network.export_spec())
-    expected = {name: tuple(int(v) for v in p.shape) for name, p in weights}
+    shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
+    expected, stacks = moe.unstacked(shapes, decoder)
     named = FamilySource(source, family, decoder, expected)
     check_shapes(named, expected)
+    if stacks:
+        module = plans.write(module, {name: plans.Recipe(s) for name, s in stacks.items()})
     functions = sorted(g.name_hint for g in module.get_global_vars())
     functions = [f for f in functions if f in PUBLIC_FUNCTIONS]
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
@@ -110,11 +114,20 @@ PUBLIC_FUNCTIONS = ("prefill", "score", "decode", "decode_batch", "create_kv_cac
 def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:
     """Refuse a checkpoint that has fewer layers than its configuration says."""
     last = f"model.layers.{decoder.num_layers - 1}.self_attn.o_proj.weight"
-    stored = last if source.module_names else family.weight(last, decoder).name
+    stored = last if source.module_names else family.weights(last, decoder)[0].name
     if stored not in source.names():
         raise ModelError(
             f"{source.name} says it has {decoder.num_layers} layers but holds no {stored!r}; the "
             "checkpoint is incomplete or of another architecture"
+        )
+
+
+def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
+    """Refuse a mixture of experts for a target without grouped products."""
+    if decoder.experts and target.device != "cpu":
+        raise ModelError(
+            f"this {decoder.family} model has {decoder.experts} experts, whose grouped products "
+            f"have kernels for CPUs only; {target.key} is no CPU"
         )
 
 

@@ -120,10 +120,15 @@ class HuggingFaceSource(ModelSource):
         self._entry(name)
         return self._where[name].load(name)
 
-    def stored(self, name: str) -> np.ndarray:
-        """Return a tensor of codes or scales as it is stored: uint8, or bytes of other types."""
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Read one entry of a stacked tensor."""
         self._entry(name)
-        return self._where[name].stored(name)
+        return self._where[name].load(name, index)
+
+    def stored(self, name: str, index: int | None = None) -> np.ndarray:
+        """Return a tensor of codes or scales, or one entry of it, as it is stored: bytes."""
+        self._entry(name)
+        return self._where[name].stored(name, index)
 
     @property
     def nbytes(self) -> int:

@@ -115,8 +115,8 @@ class SafetensorsFile:
             )
         return TensorEntry(dtype, shape, start + begin, start + end)
 
-    def load(self, name: str) -> np.ndarray:
-        """Return a BF16, F16 or F32 tensor as a new float32 array.
+    def load(self, name: str, index: int | None = None) -> np.ndarray:
+        """Return a BF16, F16 or F32 tensor, or one entry along axis 0, as a new float32 array.
 
         Raises
         ------
@@ -129,19 +129,30 @@ class SafetensorsFile:
                 f"tensor {name!r} in {self.path} is stored as {entry.dtype}; weights were expected "
                 f"in one of {', '.join(LOADABLE)}"
             )
-        stored = self.file.view(entry.begin, entry.end - entry.begin)
+        begin, size, shape = self._part(entry, index)
+        stored = self.file.view(begin, size)
         if entry.dtype == "BF16":
             values = stored.view("<u2").astype(np.uint32)
             values <<= 16
             values = values.view(np.float32)
         else:
             values = stored.view("<f2" if entry.dtype == "F16" else "<f4").astype(np.float32)
-        self.file.release(entry.begin, entry.end - entry.begin)
-        return values.reshape(entry.shape)
+        self.file.release(begin, size)
+        return values.reshape(shape)
 
-    def stored(self, name: str) -> np.ndarray:
+    @staticmethod
+    def _part(entry: TensorEntry, index: int | None) -> tuple[int, int, tuple[int, ...]]:
+        """Return first byte, bytes and shape of a tensor or of one entry of it."""
+        size = entry.end - entry.begin
+        if index is None:
+            return entry.begin, size, entry.shape
+        size //= entry.shape[0]
+        return entry.begin + index * size, size, entry.shape[1:]
+
+    def stored(self, name: str, index: int | None = None) -> np.ndarray:
         """Return a copy of a tensor's bytes, uint8, with the last axis counted in bytes."""
         entry = self.tensors[name]
-        stored = np.array(self.file.view(entry.begin, entry.end - entry.begin).view(np.uint8))
-        *lead, last = entry.shape
+        begin, size, shape = self._part(entry, index)
+        stored = np.array(self.file.view(begin, size).view(np.uint8))
+        *lead, last = shape or (1,)
         return stored.reshape(*lead, last * ITEM_BYTES[entry.dtype])

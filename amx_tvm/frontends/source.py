@@ -77,6 +77,14 @@ class ModelSource(ABC):
         """
         return None
 
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Read one entry along axis 0 of a stacked tensor, such as one expert of many."""
+        return self.load(name)[index]
+
+    def load_raw_entry(self, name: str, index: int) -> Quantized | None:
+        """Return one entry of :meth:`load_raw`."""
+        return None
+
     @property
     @abstractmethod
     def nbytes(self) -> int:

@@ -185,6 +185,10 @@ class TorchCausalLM(ModelSource):
         """Return one tensor as a new float32 array."""
         return np.array(self._tensor(name).float().cpu().numpy())
 
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Return one entry of a stacked tensor."""
+        return np.array(self._tensor(name)[index].float().cpu().numpy())
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""

@@ -5,10 +5,12 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
     gpt2,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from amx_tvm.models.config import DecoderConfig

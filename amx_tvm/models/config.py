@@ -47,6 +47,16 @@ class DecoderConfig:
         Bound c of c tanh(s / c) on scores and logits; 0 leaves them.
     embedding_scale : float
         Factor on the embeddings.
+    experts, experts_per_token, expert_size : int
+        Experts of an MLP (0: none), how many of them a token takes, and their intermediate size.
+    shares_of_all : bool
+        A chosen expert's share is its part of the softmax over all experts, not over the chosen.
+    router_bias : bool
+        The router has a bias.
+    dense_layers : tuple of int
+        Layers with one dense MLP in a model with experts.
+    attention_sinks : bool
+        Each head has a learned logit that takes part in the softmax and adds nothing.
     attention_format : str
         4-bit format of the operands of attention; "" leaves them. A choice of the user, not of
         the model.
@@ -79,6 +89,13 @@ class DecoderConfig:
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     embedding_scale: float = 1.0
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    shares_of_all: bool = False
+    router_bias: bool = False
+    dense_layers: tuple[int, ...] = ()
+    attention_sinks: bool = False
     attention_format: str = ""
 
     @property

@@ -14,6 +14,20 @@ from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.weights import Weight
 
+# Fields of configurations that stand for parts which no family has.
+UNKNOWN_PARTS = {
+    "kv_lora_rank": "latent attention (kv_lora_rank)",
+    "n_shared_experts": "shared experts (n_shared_experts)",
+    "shared_expert_intermediate_size": "shared experts (shared_expert_intermediate_size)",
+    "mamba_d_state": "state-space layers (mamba_d_state)",
+    "state_size": "state-space layers (state_size)",
+    "linear_num_value_heads": "linear attention (linear_num_value_heads)",
+    "is_encoder_decoder": "encoder (is_encoder_decoder)",
+    "vision_config": "vision tower (vision_config)",
+    "audio_config": "audio tower (audio_config)",
+    "alibi": "ALiBi positions (alibi)",
+}
+
 
 def same_name(name: str, _config: DecoderConfig) -> Weight:
     """Find a weight under the module's own name."""
@@ -37,8 +51,8 @@ class ModelFamily:
     build : callable
         DecoderConfig -> the nn.Module, such as ``amx_tvm.models.decoder.CausalLM``.
     weight : callable
-        Weight name of the module and DecoderConfig -> the Weight to read from the checkpoint; the
-        one of the same name by default.
+        Weight name of the module and DecoderConfig -> the Weight to read from the checkpoint, or
+        several, of which the first that is there counts; the one of the same name by default.
     """
 
     name: str
@@ -46,7 +60,12 @@ class ModelFamily:
     model_types: tuple[str, ...]
     configure: Callable[[dict[str, Any]], DecoderConfig]
     build: Callable[[DecoderConfig], Any]
-    weight: Callable[[str, DecoderConfig], Weight] = same_name
+    weight: Callable[[str, DecoderConfig], Weight | tuple[Weight, ...]] = same_name
+
+    def weights(self, name: str, config: DecoderConfig) -> tuple[Weight, ...]:
+        """Return where a weight of the module may be, first choice first."""
+        found = self.weight(name, config)
+        return found if isinstance(found, tuple) else (found,)
 
 
 _FAMILIES: dict[str, ModelFamily] = {}
@@ -90,6 +109,9 @@ def find(config: dict[str, Any]) -> ModelFamily:
     known = [a for f in families() for a in f.architectures + f.model_types]
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.3)
     hint = f"; the nearest supported one is {near[0]}" if near else ""
+    lacking = [words for field, words in UNKNOWN_PARTS.items() if config.get(field)]
+    if lacking:
+        hint += "; no family here has its " + ", ".join(dict.fromkeys(lacking))
     raise ModelError(
         f"architecture {given!r} is not supported{hint} (supported: "
         + ", ".join(a for f in families() for a in f.architectures)

@@ -59,8 +59,7 @@ class Weight:
         return shape
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """Return the view of the stored array that this weight is (without the offset)."""
-        array = array[self.index] if self.index is not None else array
+        """Return the view of the stored array (or entry) that this weight is, without offset."""
         array = array.T if self.transpose else array
         return array if self.rows is None else array[slice(*self.rows, self.step)]
 
@@ -86,11 +85,12 @@ class FamilySource(ModelSource):
         self.source, self.name, self.kind = source, source.name, source.kind
         self.config, self.generation_config = source.config, source.generation_config
         present = set(source.names())
-        found = {
-            name: Weight(name) if source.module_names else family.weight(name, config)
-            for name in names
-        }
-        self._weights = {name: w for name, w in found.items() if w.name in present}
+        self._weights = {}
+        for name in names:
+            places = (Weight(name),) if source.module_names else family.weights(name, config)
+            found = [place for place in places if place.name in present]
+            if found:
+                self._weights[name] = found[0]
 
     def weight(self, name: str) -> Weight:
         """Return where a weight is."""
@@ -114,7 +114,10 @@ class FamilySource(ModelSource):
     def load(self, name: str) -> np.ndarray:
         """Read one weight as float32."""
         weight = self.weight(name)
-        array = weight.take(self.source.load(weight.name))
+        if weight.index is None:
+            array = weight.take(self.source.load(weight.name))
+        else:
+            array = weight.take(self.source.load_entry(weight.name, weight.index))
         return array + np.float32(weight.offset) if weight.offset else array
 
     def load_raw(self, name: str) -> Quantized | None:
@@ -122,7 +125,10 @@ class FamilySource(ModelSource):
         weight = self.weight(name)
         if weight.transpose or weight.offset:
             return None
-        raw = self.source.load_raw(weight.name)
+        if weight.index is None:
+            raw = self.source.load_raw(weight.name)
+        else:
+            raw = self.source.load_raw_entry(weight.name, weight.index)
         if raw is None:
             return None
         scales = {key: weight.take(value) for key, value in raw.scales.items()}

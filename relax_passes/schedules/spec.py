@@ -3,7 +3,7 @@
 A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
 arguments, so that a caller and a rule can never disagree about their order:
 
-    activation buffers, weight codes, weight scales, [row_scale], [bias], [residual], y
+    activation buffers, weight codes, weight scales, [row_scale], [bias], [residual], [bounds], y
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class LinearSpec:
         interleaved in tiles of 16; (+ residual, of y's shape).
     out_dtype : str
         Type of y; "float32" on CPUs.
+    experts : int
+        0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
+        mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are
+        the first row of each and the end, and an expert without rows is not read.
     """
 
     format: str
@@ -84,6 +88,7 @@ class LinearSpec:
     residual: bool = False
     silu_mul: bool = False
     out_dtype: str = "float32"
+    experts: int = 0
 
     @cached_property
     def fmt(self):  # noqa: ANN201 - amx_tvm.formats.Format, imported lazily
@@ -96,6 +101,11 @@ class LinearSpec:
     def tiles(self) -> int:
         """Row tiles of 16, the last one padded."""
         return -(-self.n // TILE_ROWS)
+
+    @property
+    def stacked_tiles(self) -> int:
+        """Row tiles in the weight buffers: those of all experts."""
+        return self.tiles * max(1, self.experts)
 
     @property
     def groups(self) -> int:
@@ -162,13 +172,13 @@ class LinearSpec:
         A float32 linear (format "none") reads rows in tiles of 16: w_dense [T, K, 16].
         """
         if self.format == "none":
-            return (("w_dense", (self.tiles, self.k, TILE_ROWS), "float32"),)
+            return (("w_dense", (self.stacked_tiles, self.k, TILE_ROWS), "float32"),)
         buffers: list[tuple[str, tuple, str]] = [
-            ("w_codes", (self.tiles, self.groups, self.tile_code_bytes), "uint8"),
-            ("w_scales", (self.tiles, self.groups, self.tile_scale_bytes), "uint8"),
+            ("w_codes", (self.stacked_tiles, self.groups, self.tile_code_bytes), "uint8"),
+            ("w_scales", (self.stacked_tiles, self.groups, self.tile_scale_bytes), "uint8"),
         ]
         if self.fmt.row_scaled:
-            buffers.append(("row_scale", (self.tiles * TILE_ROWS,), "float32"))
+            buffers.append(("row_scale", (self.stacked_tiles * TILE_ROWS,), "float32"))
         return tuple(buffers)
 
     def buffers(self) -> tuple[tuple[str, tuple, str], ...]:
@@ -176,9 +186,11 @@ class LinearSpec:
         args = [(name, (None, *shape), dtype) for name, shape, dtype in self.activation_buffers()]
         args += self.weight_buffers()
         if self.bias:
-            args.append(("bias", (self.n,), "float32"))
+            args.append(("bias", (self.n * max(1, self.experts),), "float32"))
         if self.residual:
             args.append(("residual", (None, self.out_features), "float32"))
+        if self.experts:
+            args.append(("bounds", (self.experts + 1,), "int32"))
         args.append(("y", (None, self.out_features), self.out_dtype))
         return tuple(args)
 

@@ -48,6 +48,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "olmo2": ("Olmo2Config", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+        | {"num_hidden_layers": 3, "mlp_only_layers": [1]},
+    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -108,7 +114,19 @@ def fake_quantize(model: torch.nn.Module, linear: str, head: str) -> torch.nn.Mo
             array = weight.numpy().T if transposed else weight.numpy()
             rounded = fmt.dequantize(fmt.quantize(np.ascontiguousarray(array)))
             weight.copy_(torch.from_numpy(rounded.T if transposed else rounded))
+        for name, stack in model.named_parameters():
+            if ".experts." in name and stack.ndim == 3:
+                _round_experts(
+                    stack, formats.get(linear), transposed="GptOss" in type(model).__name__
+                )
     return model
+
+
+def _round_experts(stack: torch.Tensor, fmt: formats.Format, transposed: bool) -> None:
+    """Round the experts' weights [experts, N, K], or [experts, K, N], in place."""
+    array = stack.numpy().swapaxes(1, 2) if transposed else stack.numpy()
+    rounded = fmt.dequantize(fmt.quantize(np.ascontiguousarray(array)))
+    stack.copy_(torch.from_numpy(rounded.swapaxes(1, 2) if transposed else rounded))
 
 
 def logits(model: torch.nn.Module, ids: list[int]) -> np.ndarray:

@@ -23,6 +23,7 @@ class Epilogue:
     def __init__(self, spec: LinearSpec, buffers: Mapping[str, Any], lanes: int, factor: float):
         self.spec, self.buffers, self.lanes, self.factor = spec, buffers, lanes, factor
         self.ragged = spec.n % TILE_ROWS
+        self.expert: Expr | None = None  # whose part of the row scales and biases
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
@@ -34,14 +35,16 @@ class Epilogue:
         if self.factor != 1.0:
             sums = sums * e.const(self.factor, "float32", lanes)
         if "row_scale" in self.buffers:
-            sums = sums * e.load(self.buffers["row_scale"], at, lanes=lanes)
+            start = 0 if self.expert is None else self.expert * (self.spec.tiles * TILE_ROWS)
+            sums = sums * e.load(self.buffers["row_scale"], start + at, lanes=lanes)
         if self.spec.bias:
-            sums = sums + self._load(self.buffers["bias"], (), tile, first)
+            start = 0 if self.expert is None else self.expert * self.spec.n
+            sums = sums + self._load(self.buffers["bias"], (), tile, first, start)
         return e.let(sums)
 
-    def _load(self, buffer: Any, row: tuple, tile: Expr, first: int) -> Expr:
-        """Load 16-row data of true length N; lanes beyond N are zero."""
-        at = tile * TILE_ROWS + first
+    def _load(self, buffer: Any, row: tuple, tile: Expr, first: int, start: Expr = 0) -> Expr:
+        """Load 16-row data of true length N behind ``start``; lanes beyond N are zero."""
+        at = tile * TILE_ROWS + first + start
         if not self.ragged:
             return e.load(buffer, *row, at, lanes=self.lanes)
         value = e.Register("float32", self.lanes, e.const(0.0, "float32", self.lanes))

@@ -14,7 +14,7 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
-from .rows import row_blocks
+from .rows import each_tile, row_blocks
 
 BLOCKS = (8, 4, 2, 1)
 UNROLL = 4
@@ -31,14 +31,16 @@ def linear_dense(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     with e.function("linear_dense", spec.buffers(), spec.m) as (buffers, m):
         span = 2 if spec.silu_mul else 1
         epilogue = Epilogue(spec, buffers, lanes, 1.0)
-        with e.parallel(0, -(-spec.tiles // span)) as t:
+        with each_tile(spec, buffers, m, span) as part:
+            epilogue.expert = part.expert
 
             def body(row: Expr, rows: int) -> None:
-                row = e.let(row) if not isinstance(row, int) else row
-                sums = [_product(spec, isa, buffers, t * span + s, row, rows) for s in range(span)]
-                epilogue.rows(sums, t, row)
+                row = e.let(row + part.first)
+                tiles = [part.tile * span + s + part.base for s in range(span)]
+                sums = [_product(spec, isa, buffers, tile, row, rows) for tile in tiles]
+                epilogue.rows(sums, part.tile, row)
 
-            row_blocks(m, knobs.blocks(BLOCKS, spec.m), body)
+            row_blocks(part.count, knobs.blocks(BLOCKS, spec.m), body)
     return buffers["func"]
 
 

@@ -15,7 +15,7 @@ from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
 from .knobs import CpuKnobs
-from .rows import row_blocks, tile_pair
+from .rows import each_tile, row_blocks, tile_pair
 from .terms import ScaleReader, common_factor
 
 
@@ -27,14 +27,13 @@ def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     tvm.tirx.PrimFunc
     """
     with e.function("linear_float32", spec.buffers(), spec.m) as (buffers, m):
-        with e.parallel(0, spec.tiles // 2 if spec.silu_mul else spec.tiles) as t:
+        with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
             kernel = _Tile(spec, isa, knobs, buffers)
 
             def body(row: Expr, rows: int) -> None:
-                row = e.let(row)
-                tile_pair(spec, kernel, t, row, rows)
+                tile_pair(spec, kernel, part, e.let(row + part.first), rows)
 
-            row_blocks(m, knobs.blocks(isa.block, spec.m), body)
+            row_blocks(part.count, knobs.blocks(isa.block, spec.m), body)
     return buffers["func"]
 
 

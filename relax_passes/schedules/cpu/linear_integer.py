@@ -28,7 +28,7 @@ from .isa import Isa
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
 from .linear_panel import emit_panel
-from .rows import either, row_blocks, tile_pair
+from .rows import each_tile, either, row_blocks, tile_pair
 from .terms import ScaleReader, Term, common_factor
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
@@ -58,7 +58,9 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
         integer = spec.activation in ("int8", "int16")
-        if wide and wide.panels and integer and panel.supports(spec.fmt):
+        if spec.experts:
+            few()
+        elif wide and wide.panels and integer and panel.supports(spec.fmt):
             many = partial(emit_panel, spec, wide, knobs, buffers, m)
             either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
         elif wide and wide.bf16 and linear_bf16.supports(spec):
@@ -71,16 +73,16 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
 
 def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
     """Emit the kernel that decodes a tile again for every block of rows of x."""
-    with e.parallel(0, spec.tiles // 2 if spec.silu_mul else spec.tiles) as t:
+    with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
         kernel = _Tile(spec, isa, knobs, buffers)
 
         def body(row: Expr, rows: int) -> None:
-            tile_pair(spec, kernel, t, e.let(row), rows)
+            tile_pair(spec, kernel, part, e.let(row + part.first), rows)
 
         arrays = sum(len(x.words) for x in kernel.x)
         most = max(1, ACCUMULATORS // (len(kernel.terms) * arrays))
         sizes = [s for s in isa.block if s <= most] or [1]
-        row_blocks(m, knobs.blocks(sizes, spec.m), body)
+        row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
 
 
 class _Sum:

@@ -1,8 +1,10 @@
-"""Splitting M rows of x into blocks of fixed sizes, and tiles of W into pairs for silu * up."""
+"""The loops around a kernel: row tiles of W (of all experts), and M rows of x in fixed blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -10,6 +12,48 @@ from tvm import tirx
 from ..spec import TILE_ROWS, LinearSpec
 from . import emit as e
 from .emit import Expr
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one iteration of the parallel loop computes: a tile (or pair) for some rows of x.
+
+    Attributes
+    ----------
+    tile : Expr
+        The tile of the output.
+    base : Expr or int
+        The expert's first tile in the weight buffers; 0 where there are no experts.
+    expert : Expr or None
+        Which expert.
+    first, count : Expr or int
+        The rows of x.
+    """
+
+    tile: Expr
+    base: Expr
+    expert: Expr | None
+    first: Expr
+    count: Expr
+
+
+@contextmanager
+def each_tile(spec: LinearSpec, buffers: Any, m: Expr, span: int = 1) -> Iterator[Part]:
+    """Open the parallel loop over tiles (pairs with ``span`` 2) of W, and of every expert.
+
+    Experts are the inner index: threads take consecutive iterations, and few experts have rows.
+    """
+    tiles = -(-spec.tiles // span)
+    if not spec.experts:
+        with e.parallel(0, tiles) as t:
+            yield Part(t, 0, None, 0, m)
+        return
+    with e.parallel(0, tiles * spec.experts) as i:
+        tile = e.let(tirx.truncdiv(i, tirx.const(spec.experts, "int32")))
+        expert = e.let(i - tile * spec.experts)
+        first = e.let(e.load(buffers["bounds"], expert))
+        count = e.let(e.load(buffers["bounds"], expert + 1) - first)
+        yield Part(tile, e.let(expert * spec.tiles), expert, first, count)
 
 
 def row_blocks(m: Expr, sizes: Sequence[int], body: Callable[[Expr, int], None]) -> None:
@@ -68,26 +112,29 @@ def either(
                 few()
 
 
-def tile_pair(spec: LinearSpec, kernel: Any, t: Expr, row: Expr, rows: int) -> None:
+def tile_pair(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int) -> None:
     """Emit product and epilogue of tile t, or of the tiles 2t and 2t + 1 of silu * up.
 
     The pair is a loop, not two copies: lowering time grows with the text. Its sums wait on the
     stack for the epilogue.
     """
+    t = part.tile
+    kernel.epilogue.expert = part.expert
     if not spec.silu_mul:
-        kernel.epilogue.rows([[[p.get() for p in r] for r in kernel.product(t, row, rows)]], t, row)
+        sums = kernel.product(t + part.base, row, rows)
+        kernel.epilogue.rows([[[p.get() for p in r] for r in sums]], t, row)
         return
     lanes, parts = kernel.isa.rows, kernel.isa.parts
     kept = e.scratch_rows(rows, 2 * TILE_ROWS)
     with e.serial(0, 2) as s:
-        for r, registers in enumerate(kernel.product(t * 2 + s, row, rows)):
+        for r, registers in enumerate(kernel.product(t * 2 + s + part.base, row, rows)):
             for p, register in enumerate(registers):
                 e.store(kept[r], register.get(), s * TILE_ROWS + p * lanes, lanes=lanes)
-    sums = [
+    pairs = [
         [
             [e.load(buffer, s * TILE_ROWS + p * lanes, lanes=lanes) for p in range(parts)]
             for buffer in kept
         ]
         for s in range(2)
     ]
-    kernel.epilogue.rows(sums, t, row)
+    kernel.epilogue.rows(pairs, t, row)
