@@ -107,12 +107,17 @@ def build(module: tvm.IRModule, target: Any) -> Any:
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
-            *stock.finalize_passes(target),
-            order_shape_functions,
+            *_finalize(stock.finalize_passes(target)),
         ]
     )
     with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": backend == "cuda"}):
         return tvm.compile(module, target=target, relax_pipeline=final)
+
+
+def _finalize(passes: list[tvm.transform.Pass]) -> list[tvm.transform.Pass]:
+    """Return the stock passes with shape functions put into order as soon as they exist."""
+    end = next(i for i, one in enumerate(passes, 1) if one.info.name == "VMShapeLower")
+    return [*passes[:end], order_shape_functions, *passes[end:]]
 
 
 def dump_to(directory: str | os.PathLike[str]) -> Dump:
