@@ -135,7 +135,7 @@ def enable() -> str:
         ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
     except OSError:
         kind = "stub"
-        ctypes.CDLL(str(_build_stub()), ctypes.RTLD_GLOBAL)
+        _load_stub()
     try:
         _load_cudart()
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -163,27 +163,19 @@ def _load_cudart() -> None:
     raise last
 
 
-def _build_stub() -> Path:
-    """Compile the stub driver into a private directory; the C compiler is the one that links."""
+def _load_stub() -> None:
+    """Compile and load the stub driver; a loaded library needs its file no longer."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         raise CudaBuildError("building for CUDA needs a C compiler (cc or gcc); none was found")
-    folder = Path(tempfile.mkdtemp(prefix="amx-tvm-stub-"))
-    source, library = folder / "stub.c", folder / "libcuda.so.1"
-    source.write_text(_STUB)
-    command = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        "-Wl,-soname,libcuda.so.1",
-        "-o",
-        str(library),
-        str(source),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CudaBuildError(f"the stub driver did not compile: {done.stderr.strip()}")
-    return library
+    with tempfile.TemporaryDirectory(prefix="amx-tvm-stub-") as folder:
+        source, library = Path(folder) / "stub.c", Path(folder) / "libcuda.so.1"
+        source.write_text(_STUB)
+        command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CudaBuildError(f"the stub driver did not compile: {done.stderr.strip()}")
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 def find_nvcc() -> str | None:

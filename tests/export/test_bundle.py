@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -29,16 +30,26 @@ def digests(folder):
     }
 
 
-def test_same_input_gives_the_same_files(tiny_artifact, tiny_bundle, tmp_path):
-    """All but the library, whose shape functions TVM orders by addresses; see docs/targets.md."""
-    output = tmp_path / "elsewhere" / "tiny"
-    again = amx_tvm.export(tiny_artifact.path, PI, output, runtimes=()).manifest
-    one, two = digests(tiny_bundle.path), digests(output)
-    assert one.keys() == two.keys()
-    differing = {name for name in one if one[name] != two[name]}
-    assert differing <= {"lib.so", "manifest.json"}
-    assert replace(again, library=None) == replace(tiny_bundle.manifest, library=None)
-    assert again.library.bytes == tiny_bundle.manifest.library.bytes
+def test_same_input_gives_the_same_bytes(tiny_artifact, tmp_path):
+    """Two processes with other hash seeds and folders write the same archive, library included."""
+    archives = []
+    for name in ("one", "two"):
+        output = tmp_path / name / "tiny.tar.gz"
+        output.parent.mkdir()
+        command = [sys.executable, "-m", "amx_tvm", "export", tiny_artifact.path]
+        command += ["--target", PI, "--runtime", "none", "-q", "-o", output]
+        scratch = tmp_path / f"scratch-{name}"
+        scratch.mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": str(len(archives)), "TMPDIR": str(scratch)}
+        subprocess.run(command, env=environment, cwd=scratch, check=True, capture_output=True)
+        assert not list(scratch.iterdir())
+        archives.append(output.read_bytes())
+    assert archives[0] == archives[1]
+    with tarfile.open(tmp_path / "one" / "tiny.tar.gz") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == sorted(m.name for m in members)
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+    assert {"tiny/lib.so", "tiny/manifest.json"} <= {m.name for m in members}
 
 
 def test_parameters_are_not_quantized_again(tiny_artifact, tiny_bundle):
