@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,31 @@ def calibrate(
         if isinstance(result.value, Quantized):
             errors[result.name] = result.error
     return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
+
+
+def sensitivity_report(
+    source: ModelSource,
+    names: Sequence[str],
+    text: str | os.PathLike[str] | Tensor,
+    progress: Progress | None = None,
+) -> list[Sensitivity]:
+    """Measure how much each group of linears suffers under formats, by a text or token ids.
+
+    Parameters
+    ----------
+    source : ModelSource
+    names : formats
+    text : path of a text, or integer token ids [windows, tokens]
+    progress : callable, optional
+        Called with (stage, done, total, detail).
+    """
+    from amx_tvm.evaluation.text import read_documents
+
+    documents = text if isinstance(text, Tensor) else read_documents(text)
+    recipe = recipes.get("plain")
+    windows = _windows(source, documents, recipe, open_decoder(source)[1].vocab_size)
+    stream = Stream(source, QuantizationConfig(format="none"), windows, recipe)
+    return list(sensitivities(stream, names, progress))
 
 
 def _windows(

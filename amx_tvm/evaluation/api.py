@@ -107,7 +107,7 @@ def compare(
     formats : quantization names, such as "amxfp4", "amxfp4-w4a4", "nvfp4", "int4"
     text, protocol, start : as for `evaluate`
     against : quantization that serves as the reference, "none" being float32; None: no reference
-    options : more arguments of `amx_tvm.compile`
+    options : more arguments of `amx_tvm.compile`; a calibration leaves the reference as it is
 
     Returns
     -------
@@ -122,9 +122,12 @@ def compare(
         known = None
         for index, quantization in enumerate(order):
             place = Path(folder) / str(index)
-            compile_model(
-                model, target=target, quantization=quantization, output=place, **(options or {})
-            )
+            if progress is not None:
+                progress(0, 1, f"{quantization}: compile")
+            given = dict(options or {})
+            if quantization == "none":
+                given = {k: v for k, v in given.items() if k not in ("calibration", "recipe")}
+            compile_model(model, target=target, quantization=quantization, output=place, **given)
             engine = _engine(place, protocol, None, None)
             results.append(
                 evaluate(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,32 @@ def weight_errors(
             for fmt in chosen
         }
         yield LayerError(name, _layer(name), weight.shape, errors)
+
+
+def output_errors(
+    source: ModelSource,
+    names: Sequence[str],
+    text: Any,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> list[LayerError]:
+    """Relative squared error of every linear's output when it alone is rounded.
+
+    The sensitivity that mixed precision goes by; linears of one input (q, k, v; gate, up) count as
+    one. Needs torch.
+
+    Parameters
+    ----------
+    source : the float model
+    names : 4-bit formats
+    text : path of calibration text
+    progress : called with (stage, done, total, detail)
+    """
+    from amx_tvm.calibration.api import sensitivity_report
+
+    return [
+        LayerError(f"model.layers.{u.layer}.{u.stage}", u.layer, (u.weights,), u.errors)
+        for u in sensitivity_report(source, names, text, progress)
+    ]
 
 
 def by_layer(errors: Sequence[LayerError], name: str) -> list[float]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import EvaluationError
+from amx_tvm.evaluation.layers import LayerError, by_layer
 from amx_tvm.evaluation.measure import Result
 
 COLUMNS = ("name", "bits", "perplexity", "+-", "above", "KL", "top-1", "accuracy", "seconds")
@@ -39,27 +41,34 @@ def table(results: Sequence[Result], baseline: float | None = None) -> str:
     """Return a plain text table; columns without any value are left out."""
     body = [COLUMNS, *rows(results, baseline)]
     kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in body[1:])]
-    widths = [max(len(row[i]) for row in body) for i in kept]
-    lines = []
-    for row in body:
-        cells = [
-            row[i].ljust(w) if i == 0 else row[i].rjust(w)
-            for i, w in zip(kept, widths, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return _aligned([[row[i] for i in kept] for row in body])
+
+
+def layer_table(layers: Sequence[LayerError], most: int = 10) -> str:
+    """Return the linears that suffer most, worst first, by their mean error over formats."""
+    names = list(layers[0].errors) if layers else []
+    worst = sorted(layers, key=lambda one: -sum(one.errors.values()))[:most]
+    body = [("linear", *names)]
+    body += [(one.name, *(f"{one.errors[n]:.5f}" for n in names)) for one in worst]
+    return _aligned(body)
 
 
 def to_json(
-    results: Sequence[Result], settings: Mapping[str, Any], layers: Sequence[Any] = ()
+    results: Sequence[Result], settings: Mapping[str, Any], layers: Sequence[LayerError] = ()
 ) -> str:
     """Return a JSON document: the settings, the results, and layer errors where measured."""
     document = {
         "settings": dict(settings),
         "results": [result.to_dict() for result in results],
-        "layers": [vars(layer) for layer in layers],
+        "layers": [asdict(layer) for layer in layers],
     }
     return json.dumps(document, indent=1)
+
+
+def curves(layers: Sequence[LayerError]) -> dict[str, list[float]]:
+    """Return the mean error of each layer by format, for `plot`."""
+    names = list(layers[0].errors) if layers else []
+    return {name: by_layer(layers, name) for name in names}
 
 
 def plot(
@@ -110,10 +119,20 @@ def plot(
         axis = next(axes)
         for name, errors in layers.items():
             axis.plot(range(len(errors)), errors, marker=".", label=name)
-        axis.set(xlabel="layer", ylabel="relative output error", yscale="log")
+        axis.set(xlabel="layer", ylabel="relative error", yscale="log")
         axis.legend()
     figure.savefig(path, dpi=150)
 
 
 def _number(value: float | None, pattern: str) -> str:
     return "" if value is None or value != value else pattern.format(value)
+
+
+def _aligned(body: Sequence[Sequence[str]]) -> str:
+    """Lines of equally wide columns, the first one flush left."""
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    lines = []
+    for first, *rest in body:
+        cells = [cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
