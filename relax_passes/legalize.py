@@ -110,7 +110,7 @@ class _Lowering:
         recorded = self.records is not None and not spec.experts
         knobs = self.records(spec) if recorded else None
         kernel = linear_kernel(spec, self.target, knobs)
-        self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": knobs}
+        self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
         return kernel.func
 
     def note(self, name: str, spec: LinearSpec) -> None:
@@ -218,6 +218,11 @@ def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
     """View a two-dimensional result in the shape that the operator had."""
     shape = list(type_.shape.values)
     return value if len(shape) == 2 else relax.op.reshape(ctx.emit(value), shape)
+
+
+def record_name(knobs: Any) -> str | None:
+    """Say which tuning record the knobs come from; a callable of the user's own has no names."""
+    return None if knobs is None else getattr(knobs, "name", f"given: {dict(knobs)}")
 
 
 def bucket(m: int | None) -> str:

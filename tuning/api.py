@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget, resolve
 from tuning.journal import Damage
-from tuning.measure import Worker
+from tuning.measure import Worker, remote_workers
 from tuning.session import Progress, Session, TaskState
 from tuning.tasks import tasks_of
 
@@ -34,6 +35,8 @@ class Tuned:
         New trials of this session.
     damage : list of Damage
         Lines of the log that could not be read, such as the torn last line of a killed session.
+    lost : int
+        Remote devices that disappeared.
     """
 
     path: Path
@@ -41,6 +44,7 @@ class Tuned:
     states: list[TaskState]
     trials: int
     damage: list[Damage]
+    lost: int = 0
 
     def step_ratio(self, decode: bool = True) -> float:
         """Time of a decode step's (or a prefill's) linears with the records over the defaults'."""
@@ -63,9 +67,11 @@ def tune(
     records: str | os.PathLike[str] = DEFAULT_DIRECTORY,
     threads: int | None = None,
     limit: float = 60.0,
+    remote: str | None = None,
+    key: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Tuned:
-    """Tune the kernels of a model for this machine.
+    """Tune the kernels of a model for this machine, or for remote devices.
 
     Parameters
     ----------
@@ -84,6 +90,9 @@ def tune(
         Threads of a kernel; by default TVM's choice, as at run time.
     limit : float
         Seconds that building and measuring one candidate may take.
+    remote, key : str, optional
+        HOST:PORT of TVM's RPC tracker and the key of its devices: kernels are built here and
+        measured there, on all devices of the key at the same time.
     progress : callable, optional
         Called with a ``Progress`` after every trial.
 
@@ -102,30 +111,56 @@ def tune(
     if minutes is None and trials is None:
         minutes = 10.0
     resolved = resolve(target)
-    require_here(resolved)
+    require_measurable(resolved, remote, key)
     tasks = tasks_of(model, resolved, quantization)
-    with Worker(target, limit, threads=threads) as worker:
-        session = Session(tasks, resolved, records, worker, tell=progress)
+    if remote is not None and key is not None:
+        workers = remote_workers(target, remote, key, limit)
+    else:
+        workers = [Worker(target, limit, threads=threads)]
+    with ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
+        session = Session(tasks, resolved, records, workers, tell=progress)
+        stack.callback(session.close)
         states = session.run(minutes, trials)
-    return Tuned(session.records.path, session.log, states, session.trials, session.damage)
+    lost = session.pool.lost
+    return Tuned(session.records.path, session.log, states, session.trials, session.damage, lost)
 
 
-def require_here(target: ResolvedTarget) -> None:
-    """Refuse a target whose kernels cannot run in this process.
+def require_measurable(target: ResolvedTarget, remote: str | None, key: str | None) -> None:
+    """Refuse targets and options with which nothing can be measured.
 
     Raises
     ------
     TuningError
-        For GPUs, other architectures, and CPUs with extensions that this one lacks.
+        For a tracker without a key or the reverse, and for GPUs, which are measured by packages.
     """
+    if (remote is None) != (key is None):
+        raise TuningError("a remote tracker and the key of its devices belong together: give both")
     if target.device != "cpu":
         raise TuningError(
-            f"tuning measures CPU kernels; {target.key} is a GPU, whose defaults were measured by "
-            "hand and whose records `compile` takes as a file or callable"
+            f"this measures CPU kernels and {target.key} is a GPU: `amx-tvm tune package` builds "
+            "its candidates, `python -m tuning.package_run` measures them on the machine with the "
+            "GPU, and `amx-tvm tune import` makes records of the results"
         )
+    if remote is None:
+        require_here(target)
+
+
+def require_here(target: ResolvedTarget) -> None:
+    """Refuse a CPU whose kernels cannot run in this process.
+
+    Raises
+    ------
+    TuningError
+        For other architectures, and CPUs with extensions that this one lacks.
+    """
     here = resolve("llvm")
     if target.triple.split("-")[0] != here.triple.split("-")[0]:
-        raise TuningError(f"{target.key} cannot run here ({here.key}); tune on the device itself")
+        raise TuningError(
+            f"{target.key} cannot run here ({here.key}); run `amx-tvm device-server` on the device "
+            "and tune with --remote"
+        )
     present = cpu_features()
     lacking = [f for f in target.features if present and normalize(f) not in present]
     if lacking:

@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from amx_tvm.errors import TuningError
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,29 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.reason}"
+
+
+def lock(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Lock a log for one session, through a file beside it, until the returned file is closed.
+
+    The lock goes with its process, however that ends.
+
+    Raises
+    ------
+    TuningError
+        When another session has it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path.with_name(path.name + ".lock"), "wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise TuningError(
+            f"another session is tuning into {path.parent}; wait for it, or give another directory"
+        ) from error
+    return file
 
 
 def append(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:

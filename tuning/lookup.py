@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TuningError
 from relax_passes.schedules.spec import LinearSpec
-from tuning.kernels import identity
+from tuning.kernels import identity, rows_of
 from tuning.records import SHIPPED, RecordFile, file_name, refusal
+
+
+class Knobs(dict):
+    """A schedule's knobs that know which records they come from.
+
+    Attributes
+    ----------
+    name : str
+        The records in words, for manifests: the revision of each kernel, when it was measured and
+        its time over the default's.
+    """
+
+    def __init__(self, knobs: Mapping[str, Any], records: list[Any]):
+        super().__init__(knobs)
+        self.name = "; ".join(
+            f"{r.kernel.bucket} {r.kernel.revision}: "
+            f"{', '.join(f'{k}={v}' for k, v in r.knobs.items())} "
+            f"({r.ratio[1]:.3f} of the default, {r.time[:10] or 'undated'})"
+            for r in records
+        )
 
 
 class Lookup:
@@ -30,18 +51,43 @@ class Lookup:
         for record in sorted(self.file.records, key=lambda r: r.ratio[1]):
             self._by_shape.setdefault((record.kernel.n, record.kernel.k), []).append(record)
 
-    def __call__(self, spec: LinearSpec) -> Mapping[str, Any] | None:
-        """Return the knobs of the best record that fits, or None."""
+    def __call__(self, spec: LinearSpec) -> Knobs | None:
+        """Return the knobs of the best record that fits, or None.
+
+        For CUDA: of the best record of each bucket of rows that the function has.
+        """
         candidates = self._by_shape.get((spec.n, spec.k))
         if not candidates:
             return None
-        kernel = identity(spec, self.target.tvm, self.target.layout)
+        if self.target.device == "cuda":
+            return self._function(spec, candidates)
+        record = self._best(spec, candidates, None)
+        return Knobs(record.knobs, [record]) if record is not None else None
+
+    def _function(self, spec: LinearSpec, candidates: list[Any]) -> Knobs | None:
+        """Put a CUDA function together."""
+        from tuning import cuda_buckets
+
+        wanted = {r for c in candidates if (r := rows_of(c.kernel.bucket)) is not None}
+        found = {}
+        for bucket in cuda_buckets.buckets_of(spec, self.target.tvm):
+            if bucket.rows in wanted:
+                record = self._best(replace(spec, m=None), candidates, bucket.rows)
+                if record is not None:
+                    found[bucket.rows] = record
+        points = {rows: record.knobs for rows, record in found.items()}
+        knobs = cuda_buckets.function(spec, self.target.tvm, points)
+        used = [found[e["rows"]] for e in knobs["buckets"] if e["rows"] in found]
+        return Knobs(knobs, used) if used else None
+
+    def _best(self, spec: LinearSpec, candidates: list[Any], rows: int | None) -> Any:
+        kernel = identity(spec, self.target.tvm, self.target.layout, rows)
         for record in candidates:
             if record.kernel.problem != kernel.problem:
                 continue
             reason = refusal(record, self.target.key, kernel)
             if reason is None:
-                return dict(record.knobs)
+                return record
             self.refused.append((record, reason))
         return None
 

@@ -7,6 +7,9 @@ Every way to fail has a name, costs one candidate and leaves the tuner running:
     hung           no answer within the limit: the process is killed and replaced
     crashed        the process died (a segmentation fault, the out-of-memory killer)
 
+and "lost" is no fault of the candidate: a remote device is gone, another one has to try.
+
+
 Limits count time in which this process runs: while the machine is suspended, or a debugger or a
 batch system has stopped both processes, the clock of a candidate stands still.
 """
@@ -17,6 +20,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,11 +43,13 @@ ROOT = str(Path(__file__).resolve().parents[1])  # workers import this very inst
 class Measured:
     """Contenders that took turns: ``times[contender][turn]`` in seconds.
 
-    ``errors[contender]`` is (deviation from the oracle, what is allowed).
+    ``errors[contender]`` is (deviation from the oracle, what is allowed); ``host`` describes a
+    device that is not this machine.
     """
 
     times: list[list[float]]
     errors: list[tuple[float, float]]
+    host: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,50 @@ class Failure:
     kind: str
     detail: str
     contender: int | None = None
+
+
+def remote_workers(target: str, tracker: str, key: str, limit: float = 60.0) -> list[Worker]:
+    """Return one worker for each device of a key that a tracker lists.
+
+    Parameters
+    ----------
+    target : str
+        What the devices are.
+    tracker, key : str
+        HOST:PORT of TVM's RPC tracker, and the key that the devices serve under.
+    limit : float
+        Seconds that a session on a device may take.
+
+    Raises
+    ------
+    TuningError
+        When the tracker does not answer or lists no such device.
+    """
+    from tvm import rpc
+
+    from tuning.remote_worker import PATIENCE, count
+
+    host, _, port = tracker.rpartition(":")
+    if not host or not port.isdigit():
+        raise TuningError(f"the tracker is {tracker!r}, expected HOST:PORT")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+        devices = count(rpc.connect_tracker(host, int(port)), key)
+    except (OSError, RuntimeError) as error:
+        raise TuningError(
+            f"no RPC tracker answers at {tracker} ({error}); start one there with "
+            "`python -m tvm.exec.rpc_tracker --port PORT`"
+        ) from error
+    if not devices:
+        raise TuningError(
+            f"the tracker {tracker} lists no device of key {key!r}; start one with "
+            f"`amx-tvm device-server --tracker {tracker} --key {key}`"
+        )
+    command = (sys.executable, "-m", "tuning.remote_worker", tracker, key, str(limit))
+    # A session may be tried twice, after a build, and may wait for another tuner's session.
+    whole = 4 * limit + PATIENCE
+    return [Worker(target, whole, command) for _ in range(devices)]
 
 
 class Worker:
@@ -118,8 +168,9 @@ class Worker:
         if isinstance(answer, Failure):
             return answer
         if answer["state"] != "ok":
-            return Failure(answer["state"], answer["detail"], answer["contender"])
-        return Measured(answer.get("times", []), [tuple(e) for e in answer["errors"]])
+            return Failure(answer["state"], answer["detail"], answer.get("contender"))
+        errors = [tuple(e) for e in answer["errors"]]
+        return Measured(answer.get("times", []), errors, answer.get("host"))
 
     def _start(self) -> None:
         """Start a process and wait until it has imported the compiler."""
@@ -179,6 +230,12 @@ class Worker:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self.close()
         return Failure("crashed", f"{name}: {lines[-1][:300]}" if lines else name)
+
+    def kill(self) -> None:
+        """End the process under whoever waits for its answer."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process."""

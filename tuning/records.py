@@ -1,8 +1,8 @@
 """Tuning records: one JSON line a kernel, one file an exact target.
 
-    {"schema": 1, "target": "llvm/x86-64/znver4", "kernel": {...}, "knobs": {"prefetch": 8192},
-     "rows": [1], "seconds": 1.2e-5, "spread": [q1, q3], "default_seconds": 1.3e-5,
-     "ratio": [q1, median, q3], "check": {"error": 2e-7, "limit": 1e-5},
+    {"schema": 2, "target": "llvm/x86-64/znver4", "kernel": {...}, "knobs": {"prefetch": 8192},
+     "trace": [instructions, decisions], "rows": [1], "seconds": 1.2e-5, "spread": [q1, q3],
+     "default_seconds": 1.3e-5, "ratio": [q1, median, q3], "check": {"error": 2e-7, "limit": 1e-5},
      "versions": {"amx_tvm": ..., "tvm": ...}, "host": {...}, "time": "2026-01-31T12:00:00Z"}
 
 A record is used only where everything about it is known to fit; `refusal` says what does not.
@@ -22,7 +22,7 @@ from tuning import journal
 from tuning.journal import Damage
 from tuning.kernels import KernelId
 
-SCHEMA = 1
+SCHEMA = 2
 SHIPPED = Path(__file__).parent / "records"
 
 
@@ -38,6 +38,8 @@ class Record:
         What was tuned.
     knobs : dict
         The winning values.
+    trace : list
+        MetaSchedule's JSON trace of them (tuning/decisions.py): what is replayed.
     rows : tuple of int
         Numbers of rows of x that were measured; seconds are their sum.
     seconds, default_seconds : float
@@ -58,6 +60,7 @@ class Record:
     target: str
     kernel: KernelId
     knobs: dict[str, Any]
+    trace: list[Any]
     rows: tuple[int, ...]
     seconds: float
     default_seconds: float
@@ -117,6 +120,7 @@ def refusal(record: Record, target: str, kernel: KernelId | None = None) -> str 
     kernel : KernelId, optional
         The kernel as this installation builds it; when None only the record itself is judged.
     """
+    from tuning.decisions import replay
     from tuning.spaces import unknown_knobs
 
     if record.target != target:
@@ -133,9 +137,15 @@ def refusal(record: Record, target: str, kernel: KernelId | None = None) -> str 
             )
     if reason := unknown_knobs(record.knobs, record.kernel.layout):
         return reason
-    error, limit = record.check.get("error"), record.check.get("limit")
-    if error is None or limit is None or not error <= limit:
-        return f"its numeric check did not pass (error {error}, limit {limit})"
+    try:
+        decided = replay(record.trace)
+    except ValueError as error:
+        return str(error)
+    if decided != record.knobs:
+        return f"its trace decides {decided}, its knobs say {record.knobs}"
+    off, limit = record.check.get("error"), record.check.get("limit")
+    if off is None or limit is None or not off <= limit:
+        return f"its numeric check did not pass (error {off}, limit {limit})"
     return None
 
 

@@ -11,7 +11,6 @@ counts, and no point is measured a second time.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,8 +23,11 @@ from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
 from amx_tvm.version import versions
 from tuning import journal
+from tuning.decisions import trace_of
+from tuning.host import host
 from tuning.kernels import KernelId, identity
 from tuning.measure import Failure, Measured, Worker
+from tuning.pool import Job, Pool
 from tuning.records import Record, RecordFile, file_name
 from tuning.search import Search, point_key, ratios
 from tuning.spaces import Space, space_of
@@ -50,11 +52,6 @@ class TaskState:
     final: dict[str, Any] | None = None
     record: Record | None = None
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether every point was tried."""
-        return self.search.next() is None
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -76,13 +73,13 @@ class Session:
     tasks : sequence of Task
         What to tune.
     target : ResolvedTarget
-        For what; it has to be this machine, because kernels run here.
+        For what; the workers have to be able to run its kernels.
     directory : path
-        Where the log and the records are.
-    worker : Worker
-        What measures.
+        Where the log and the records are; one session at a time.
+    workers : sequence of Worker
+        What measures, each on a device of its own, all at the same time.
     spaces : callable, optional
-        (spec, target) -> Space; by default ``tuning.spaces.space_of``.
+        (spec, target, rows) -> Space; by default ``tuning.spaces.space_of``.
     tell : callable, optional
         Called with a Progress after every trial.
     """
@@ -92,22 +89,27 @@ class Session:
         tasks: Sequence[Task],
         target: ResolvedTarget,
         directory: str | os.PathLike[str],
-        worker: Worker,
-        spaces: Callable[[Any, Any], Space] = space_of,
+        workers: Sequence[Worker],
+        spaces: Callable[[Any, Any, int | None], Space] = space_of,
         tell: Callable[[Progress], None] | None = None,
         repeats: int = REPEATS,
     ):
-        self.target, self.worker, self.repeats = target, worker, repeats
+        self.target, self.pool, self.repeats = target, Pool(workers), repeats
         self.records = RecordFile.of(directory, target.key)
         self.log = Path(directory) / file_name(target.key).replace(".jsonl", ".trials.jsonl")
         self.tell = tell or (lambda _progress: None)
         self.trials = 0
         self.states = []
         for number, task in enumerate(tasks):
-            space = spaces(task.spec, target.tvm)
-            kernel = identity(task.spec, target.tvm, target.layout)
+            space = spaces(task.spec, target.tvm, task.rows)
+            kernel = identity(task.spec, target.tvm, target.layout, task.rows)
             self.states.append(TaskState(task, kernel, space, Search(space, number)))
+        self._lock = journal.lock(self.log)
         self.damage = self._resume()
+
+    def close(self) -> None:
+        """Let another session continue in this directory."""
+        self._lock.close()
 
     def _resume(self) -> list[journal.Damage]:
         """Read the log: trials of these very kernels count as done."""
@@ -139,13 +141,20 @@ class Session:
             Wall-clock budget; the last measurements of the winners come on top.
         trials : int, optional
             Number of new trials.
+
+        Raises
+        ------
+        TuningError
+            When a default cannot be measured, or every device is gone; what was measured is in the
+            log and counts the next time.
         """
         start = time.monotonic()
         end = start + 60 * minutes if minutes is not None else None
+        handed = 0
 
         def spent() -> bool:
             late = end is not None and time.monotonic() >= end
-            return late or (trials is not None and self.trials >= trials)
+            return late or (trials is not None and handed >= trials)
 
         def report(state: TaskState, event: str) -> None:
             now = time.monotonic()
@@ -155,41 +164,74 @@ class Session:
                 left = by_trials if left is None else min(left, by_trials)
             self.tell(Progress(state, self.trials, trials, now - start, left, event))
 
-        for state in self.states:
+        waiting = [s for s in self.states if s.default_seconds is None]
+
+        def next_default(_worker: Worker) -> Job | None:
+            return self._default(waiting.pop(0), report) if waiting and not spent() else None
+
+        visits: dict[Worker, list[Any]] = {}
+
+        def next_trial(worker: Worker) -> Job | None:
+            nonlocal handed
             if spent():
-                break
-            if state.default_seconds is None:
-                report(state, self._default(state))
-        while not spent():
-            needy = self._neediest()
-            if needy is None:
-                break
-            for _ in range(TRIALS_A_VISIT):
-                point = needy.search.next()
-                if point is None or spent():
-                    break
-                report(needy, self._trial(needy, point))
+                return None
+            visit = visits.get(worker)
+            if visit is None or visit[1] == 0 or visit[0].search.exhausted:
+                needy = self._neediest()
+                if needy is None:
+                    return None
+                visit = visits[worker] = [needy, TRIALS_A_VISIT]
+            visit[1] -= 1
+            point = visit[0].search.next()
+            if point is None:
+                return None
+            handed += 1
+            return self._trial(visit[0], point, report)
+
+        self.pool.drive(next_default)
+        self.pool.drive(next_trial)
+        winners = [s for s in self.states if s.search.incumbent != s.space.default]
+
+        def next_final(_worker: Worker) -> Job | None:
+            while winners:
+                state = winners.pop(0)
+                if state.final is None or state.final["knobs"] != state.search.incumbent:
+                    return self._final(state)
+            return None
+
+        self.pool.drive(next_final)
         for state in self.states:
-            self._finish(state)
+            self._keep(state)
         return self.states
 
-    def _default(self, state: TaskState) -> str:
+    @staticmethod
+    def _job(
+        state: TaskState,
+        contenders: list[dict[str, Any]],
+        repeats: int,
+        handle: Callable[[Any], None],
+    ) -> Job:
+        return Job(state.task.spec, state.space.rows, contenders, repeats, handle)
+
+    def _default(self, state: TaskState, report: Callable[[TaskState, str], None]) -> Job:
         """Measure the default by itself: it must work, and its time sets the task's share."""
-        result = self.worker.measure(
-            state.task.spec, state.space.rows, [dict(state.space.default)], self.repeats
-        )
-        if isinstance(result, Failure):
-            raise TuningError(
-                f"the default of {state.task.text} cannot be measured on this machine "
-                f"({result.kind}: {result.detail}); nothing can be compared with it"
-            )
-        state.default_seconds = float(np.median(result.times[0]))
-        self._note(state, "default", state.space.default, "ok", seconds=state.default_seconds)
-        return "default"
+
+        def handle(result: Any) -> None:
+            if isinstance(result, Failure):
+                raise TuningError(
+                    f"the default of {state.task.text} cannot be measured "
+                    f"({result.kind}: {result.detail}); nothing can be compared with it"
+                )
+            state.default_seconds = float(np.median(result.times[0]))
+            seconds = state.default_seconds
+            self._note(state, "default", state.space.default, "ok", seconds=seconds)
+            report(state, "default")
+
+        return self._job(state, [dict(state.space.default)], self.repeats, handle)
 
     def _neediest(self) -> TaskState | None:
         """Return the task with the fewest trials for its share of a decode step or a prefill."""
-        open_ = [s for s in self.states if s.default_seconds is not None and not s.exhausted]
+        open_ = [s for s in self.states if s.default_seconds is not None and not s.search.exhausted]
         if not open_:
             return None
 
@@ -200,53 +242,61 @@ class Session:
             phase = [s for s in self.states if (s.task.spec.m == 1) == (state.task.spec.m == 1)]
             return cost(state) / max(sum(map(cost, phase)), 1e-12)
 
-        return min(open_, key=lambda s: (s.search.trials + 1) / max(share(s), 1e-3))
+        def tried(state: TaskState) -> int:
+            return state.search.trials + len(state.search.pending)
 
-    def _trial(self, state: TaskState, point: dict[str, Any]) -> str:
+        return min(open_, key=lambda s: (tried(s) + 1) / max(share(s), 1e-3))
+
+    def _trial(
+        self, state: TaskState, point: dict[str, Any], report: Callable[[TaskState, str], None]
+    ) -> Job:
         """Measure a challenger in turns with the incumbent."""
         against = dict(state.search.incumbent)
-        result = self.worker.measure(
-            state.task.spec, state.space.rows, [against, point], self.repeats
-        )
-        self.trials += 1
-        if isinstance(result, Failure):
-            self._note(state, "trial", point, result.kind, detail=result.detail)
-            state.search.failed(point)
-            state.failures[result.kind] = state.failures.get(result.kind, 0) + 1
-            return result.kind
-        ratio = ratios(result.times[1], result.times[0])
-        seconds = float(np.median(result.times[1]))
-        self._note(state, "trial", point, "ok", against=against, ratio=ratio, seconds=seconds)
-        return "better" if state.search.measured(point, against, ratio) else "measured"
 
-    def _finish(self, state: TaskState) -> None:
-        """Measure the winner against the default once more, longer, and write its record."""
-        best = state.search.incumbent
-        if best == state.space.default:
-            return
-        if state.final is None or state.final["knobs"] != best:
-            spec, rows = state.task.spec, state.space.rows
-            result = self.worker.measure(
-                spec, rows, [dict(state.space.default), best], FINAL_REPEATS
-            )
+        def handle(result: Any) -> None:
+            self.trials += 1
+            if isinstance(result, Failure):
+                self._note(state, "trial", point, result.kind, detail=result.detail)
+                state.search.failed(point)
+                state.failures[result.kind] = state.failures.get(result.kind, 0) + 1
+                return report(state, result.kind)
+            ratio = ratios(result.times[1], result.times[0])
+            seconds = float(np.median(result.times[1]))
+            self._note(state, "trial", point, "ok", against=against, ratio=ratio, seconds=seconds)
+            won = state.search.measured(point, against, ratio)
+            return report(state, "better" if won else "measured")
+
+        return self._job(state, [against, point], self.repeats, handle)
+
+    def _final(self, state: TaskState) -> Job:
+        """Measure the winner against the default once more, longer."""
+        best = dict(state.search.incumbent)
+
+        def handle(result: Any) -> None:
             if isinstance(result, Failure):
                 self._note(state, "final", best, result.kind, detail=result.detail)
-                return
-            state.final = self._note(state, "final", best, "ok", **_summary(result))
-        final = state.final
+            else:
+                state.final = self._note(state, "final", best, "ok", **_summary(result))
+
+        return self._job(state, [dict(state.space.default), best], FINAL_REPEATS, handle)
+
+    def _keep(self, state: TaskState) -> None:
+        """Write the record of a winner that its last measurement confirmed."""
+        best, final = state.search.incumbent, state.final
+        if final is None or final["knobs"] != best or best == state.space.default:
+            return
         q1, median, q3 = final.get("ratio", (1.0, 1.0, 1.0))
         if median > 1 - MIN_GAIN or q3 >= 1:
             return
-        changed = {k: v for k, v in best.items() if v != state.space.default[k]}
-        known = [r for r in self.records.records if r.kernel == state.kernel]
-        for record in known:
-            if point_key(record.knobs) == point_key(changed):
+        for record in self.records.records:
+            if record.kernel == state.kernel and point_key(record.knobs) == point_key(best):
                 state.record = record
                 return
         state.record = Record(
             target=self.target.key,
             kernel=state.kernel,
-            knobs=changed,
+            knobs=best,
+            trace=trace_of(state.space, best),
             rows=state.space.rows,
             seconds=final["seconds"],
             default_seconds=final["default_seconds"],
@@ -254,7 +304,7 @@ class Session:
             ratio=(q1, median, q3),
             check=final["check"],
             versions=versions(),
-            host=host(),
+            host=final["host"],
             time=final["time"],
         )
         self.records.append(state.record)
@@ -285,16 +335,5 @@ def _summary(result: Measured) -> dict[str, Any]:
         "default_seconds": float(np.median(result.times[0])),
         "ratio": ratios(result.times[1], result.times[0]),
         "check": dict(zip(("error", "limit"), result.errors[1], strict=True)),
+        "host": result.host or host(),
     }
-
-
-def host() -> dict[str, Any]:
-    """Return what is worth knowing of the machine that measured; no names of machines or users."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}

@@ -63,8 +63,8 @@ class Space:
                 yield point
 
 
-def space_of(spec: LinearSpec, target: Any) -> Space:
-    """Return the space of a kernel on a CPU.
+def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
+    """Return the space of a kernel.
 
     Parameters
     ----------
@@ -72,8 +72,15 @@ def space_of(spec: LinearSpec, target: Any) -> Space:
         The kernel.
     target : tvm.target.Target or TargetInfo
         What it is built for.
+    rows : int, optional
+        The bucket of a CUDA function.
     """
     info = TargetInfo.of(target)
+    if rows is not None:
+        from tuning import cuda_buckets
+
+        values, point = cuda_buckets.space(spec, target, rows)
+        return Space(values, point, (rows,))
     quantized = spec.format != "none"
     panels = quantized and spec.activation in ("int8", "int16") and info.has("avx512vbmi")
     knobs: dict[str, tuple[Any, ...]] = {}
@@ -106,12 +113,12 @@ def unknown_knobs(knobs: Mapping[str, Any], layout: str) -> str | None:
 
 
 def _cuda_knobs(knobs: Mapping[str, Any]) -> str | None:
-    from relax_passes.schedules.cuda.rules import knobs_to_buckets
+    from tuning.cuda_buckets import GEMV, TILE
 
-    if unknown := set(knobs) - {"buckets", "dependent"}:
-        return f"unknown knobs {sorted(unknown)}; the schedule has buckets and dependent"
-    try:
-        knobs_to_buckets(knobs) if "buckets" in knobs else None
-    except (KeyError, TypeError) as error:
-        return f"unknown knob in its buckets: {error}"
+    kinds = [values for values in (GEMV, TILE) if set(knobs) == set(values)]
+    if not kinds:
+        return f"unknown knobs {sorted(knobs)}; the schedules have {sorted(GEMV)} or {sorted(TILE)}"
+    for name, value in knobs.items():
+        if type(value) is not int or value < 0:
+            return f"knob {name} is {value!r}, which is no integer of 0 or more"
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
 from relax_passes.schedules.spec import LinearSpec
-from tuning.kernels import ANY_ROWS, spec_of
+from tuning.kernels import bucket, spec_of
+
+# Rows of x that CUDA kernels are tuned for: one sequence, small batches, a short prompt.
+CUDA_ROWS = (1, 8, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,20 @@ class Task:
         The first linear that runs it.
     decode, prefill : int
         How many times a decode step of one sequence, and a prefill, run it.
+    rows : int or None
+        The bucket of a CUDA function that this is.
     """
 
     spec: LinearSpec
     name: str
     decode: int
     prefill: int
+    rows: int | None = None
 
     @property
     def text(self) -> str:
         """One line for people."""
-        rows = "M = 1" if self.spec.m == 1 else ANY_ROWS
+        rows = bucket(self.spec, self.rows)
         epilogue = f" +{self.spec.epilogue}" if self.spec.epilogue else ""
         return f"{self.spec.format} {self.spec.n}x{self.spec.k} {rows}{epilogue}"
 
@@ -71,21 +77,38 @@ def tasks_of(
         For an artifact of another target, and when a model has no linear with knobs.
     """
     linears = _manifest_linears(model, target)
+    specs: list[LinearSpec] = []
     if linears is None:
-        linears = _config_linears(_config_of(model), target, quantization)
-    found = collect(linears, "float32" if target.device == "cpu" else "float16")
+        linears, specs = _config_linears(_config_of(model), target, quantization)
+    found = collect(linears, "float32" if target.device == "cpu" else "float16", specs)
+    if target.device == "cuda":
+        found = by_bucket(found)
     if not found:
         raise TuningError("this model has no linear that a schedule of this target has knobs for")
     return found
 
 
-def collect(linears: Iterable[Mapping[str, Any]], out_dtype: str) -> list[Task]:
-    """Count equal kernels in a list of linears as a manifest holds it, most frequent first."""
+def collect(
+    linears: Iterable[Mapping[str, Any]], out_dtype: str, specs: Iterable[LinearSpec] = ()
+) -> list[Task]:
+    """Count equal kernels in a list of linears as a manifest holds it, most frequent first.
+
+    Parameters
+    ----------
+    linears : iterable of dict
+        Entries of a manifest.
+    out_dtype : str
+        Type of y.
+    specs : iterable of LinearSpec, optional
+        The kernels themselves where they are known; entries say less than they do.
+    """
+    known = {_described(s): s for s in specs}
     counts: dict[LinearSpec, list[Any]] = {}
     for entry in linears:
-        if "activation" not in entry or "epilogue" not in entry:
-            continue  # a plain product that no rule of the registry made
+        if "activation" not in entry or "epilogue" not in entry or entry.get("experts"):
+            continue  # a plain product that no rule of the registry made, or one without records
         spec = spec_of(dict(entry), out_dtype)
+        spec = known.get(_described(spec), spec)
         kept = counts.setdefault(spec, [str(entry["name"]), 0])
         kept[1] += 1
     tasks = [
@@ -93,6 +116,29 @@ def collect(linears: Iterable[Mapping[str, Any]], out_dtype: str) -> list[Task]:
         for s, (name, count) in counts.items()
     ]
     return sorted(tasks, key=lambda t: (t.spec.m is None, -(t.decode + t.prefill), t.name))
+
+
+def _described(spec: LinearSpec) -> tuple:
+    """Return what a manifest's entry says of a kernel."""
+    return (spec.format, spec.n, spec.k, spec.activation, spec.epilogue, spec.m)
+
+
+def by_bucket(tasks: Iterable[Task]) -> list[Task]:
+    """Split CUDA functions into one task for each of the numbers of rows in ``CUDA_ROWS``.
+
+    The kernel of M = 1 is the same in a decode step's function and in that for any M.
+    """
+    found: dict[tuple[LinearSpec, int], Task] = {}
+    for task in tasks:
+        for rows in CUDA_ROWS:
+            if task.spec.m not in (None, rows):
+                continue
+            spec = replace(task.spec, m=None)
+            kept = found.get((spec, rows))
+            decode = max(task.decode if rows == 1 else 0, kept.decode if kept else 0)
+            prefill = max(task.prefill if rows > 1 else 0, kept.prefill if kept else 0)
+            found[spec, rows] = Task(spec, task.name, decode, prefill, rows)
+    return sorted(found.values(), key=lambda t: (t.rows or 0, -(t.decode + t.prefill), t.name))
 
 
 def _manifest_linears(model: Any, target: ResolvedTarget) -> list[dict[str, Any]] | None:
@@ -134,20 +180,24 @@ def _config_of(model: Any) -> Mapping[str, Any]:
 
 def _config_linears(
     config: Mapping[str, Any], target: ResolvedTarget, quantization: str | QuantizationConfig
-) -> list[dict[str, Any]]:
-    """Run the compiler's passes on the model of a configuration up to the choice of kernels."""
+) -> tuple[list[dict[str, Any]], list[LinearSpec]]:
+    """Run the compiler's passes on the model of a configuration up to the choice of kernels.
+
+    Returns the report of the linears and the kernels that were asked for.
+    """
     from amx_tvm.models import find
     from relax_passes import legalize, pipeline
 
     policy = QuantizationConfig.parse(quantization).resolve(target.device)
     family = find(dict(config))
+    asked: list[LinearSpec] = []
     with target.tvm:
         network = family.build(family.configure(dict(config)))
         network.to("float32" if target.device == "cpu" else "float16")
         module, _ = network.export_tvm(network.export_spec())
-        for name, passes in pipeline.phases(target.tvm, policy, target.layout):
+        for name, passes in pipeline.phases(target.tvm, policy, target.layout, asked.append):
             for one in passes:
                 module = one(module)
             if name == "legalize":
                 break
-    return legalize.kernels_of(module)
+    return legalize.kernels_of(module), asked

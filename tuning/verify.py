@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from amx_tvm.errors import AmxError
 from amx_tvm.targets import resolve
-from tuning.kernels import KernelId, identity, spec_of
+from tuning.kernels import KernelId, identity, rows_of, spec_of
 from tuning.measure import Failure, Worker
 from tuning.records import Record, RecordFile, refusal
 from tuning.spaces import space_of
@@ -25,7 +25,8 @@ def current_kernels(file: RecordFile, target: str) -> dict[tuple, KernelId]:
             continue
         try:
             spec = spec_of(asdict(record.kernel))
-            kernel = identity(spec, resolved.tvm, resolved.layout)
+            rows = rows_of(record.kernel.bucket)
+            kernel = identity(spec, resolved.tvm, resolved.layout, rows)
         except (AmxError, ValueError):
             continue
         found[record.kernel.problem] = kernel

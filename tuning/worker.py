@@ -11,11 +11,10 @@ a model; the turn's number is the median of the calls.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from relax_passes.schedules.spec import LinearSpec
 from tuning.oracle import Operands, limit
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+WATCH_SECONDS = 1.0
 CACHE_BYTES = 96 << 20  # the copies of the weights together; above the largest caches of one socket
 MOST_COPIES = 48
 MOST_CALLS_SECONDS = 0.15  # of one contender in one turn
@@ -54,17 +53,21 @@ class Bench:
         ]
         self.kernels: dict[str, Any] = {}
 
-    def build(self, knobs: dict[str, Any]) -> Any:
-        """Build a candidate, once."""
+    def compiled(self, knobs: dict[str, Any]) -> Any:
+        """Compile a candidate; returns a module with the function "f"."""
         import tvm
 
-        from relax_passes.schedules.registry import linear_kernel
+        from tuning.kernels import build
 
+        func = build(self.spec, self.target, knobs).func
+        module = tvm.IRModule({"f": func.with_attr("global_symbol", "f")})
+        return tvm.compile(module, self.target)
+
+    def build(self, knobs: dict[str, Any]) -> Any:
+        """Build a candidate, once."""
         key = json.dumps(knobs, sort_keys=True)
         if key not in self.kernels:
-            func = linear_kernel(self.spec, self.target, knobs).func
-            module = tvm.IRModule({"f": func.with_attr("global_symbol", "f")})
-            self.kernels[key] = tvm.compile(module, self.target)["f"]
+            self.kernels[key] = self.compiled(knobs)["f"]
         return self.kernels[key]
 
     def error(self, kernel: Any) -> tuple[float, float]:
@@ -101,6 +104,8 @@ class Bench:
 class Server:
     """State between requests: the target and the bench of the last specification."""
 
+    bench_type: type[Bench] = Bench
+
     def __init__(self) -> None:
         self._targets: dict[str, Any] = {}
         self._bench: tuple[str, Bench] | None = None
@@ -114,31 +119,51 @@ class Server:
 
             return {"state": "ok"}
         bench = self._bench_of(request)
-        kernels = []
-        for number, knobs in enumerate(request["contenders"]):
+        kernels: list[Any] = []
+        if failure := self._built(bench, request["contenders"], kernels):
+            return failure
+        errors = [bench.error(kernel) for kernel in kernels]
+        if failure := self._wrong(errors):
+            return failure
+        result: dict[str, Any] = {"state": "ok", "errors": errors}
+        if request["op"] == "measure":
+            calls = len(bench.weights) + 1
+            result["times"] = self._turns(
+                kernels, lambda kernel: bench.seconds(kernel, calls), int(request["repeats"])
+            )
+        return result
+
+    @staticmethod
+    def _built(bench: Any, contenders: list[dict], kernels: list[Any]) -> dict[str, Any] | None:
+        """Build all contenders into ``kernels``; returns the answer if one refuses."""
+        for number, knobs in enumerate(contenders):
             try:
-                kernel = bench.build(knobs)
+                kernels.append(bench.build(knobs))
             except Exception as error:  # a candidate may fail in any way that Python knows
                 detail = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
                 return {"state": "build_failed", "contender": number, "detail": detail}
-            kernels.append(kernel)
-        errors = [bench.error(kernel) for kernel in kernels]
+        return None
+
+    @staticmethod
+    def _wrong(errors: list[tuple[float, float]]) -> dict[str, Any] | None:
+        """Return the answer if a contender differs from the oracle."""
         for number, (off, allowed) in enumerate(errors):
             if not off <= allowed:
                 detail = f"differs from the oracle by {off:.2e}, the limit is {allowed:.0e}"
                 return {"state": "wrong", "contender": number, "detail": detail}
-        result: dict[str, Any] = {"state": "ok", "errors": errors}
-        if request["op"] == "measure":
-            times: list[list[float]] = [[] for _ in kernels]
-            calls = len(bench.weights) + 1
-            for turn in range(int(request["repeats"]) + 1):
-                order = range(len(kernels)) if turn % 2 else reversed(range(len(kernels)))
-                for i in order:
-                    seconds = bench.seconds(kernels[i], calls)
-                    if turn:  # the first turn warms up
-                        times[i].append(seconds)
-            result["times"] = times
-        return result
+        return None
+
+    @staticmethod
+    def _turns(kernels: list[Any], seconds: Any, repeats: int) -> list[list[float]]:
+        """Time contenders in turns, in both orders; the first turn warms up and does not count."""
+        times: list[list[float]] = [[] for _ in kernels]
+        for turn in range(repeats + 1):
+            order = range(len(kernels)) if turn % 2 else reversed(range(len(kernels)))
+            for i in order:
+                taken = seconds(kernels[i])
+                if turn:
+                    times[i].append(taken)
+        return times
 
     def _bench_of(self, request: dict[str, Any]) -> Bench:
         key = json.dumps([request["spec"], request["target"], request["rows"]], sort_keys=True)
@@ -150,26 +175,36 @@ class Server:
             if name not in self._targets:
                 self._targets[name] = resolve(name).tvm
             spec = LinearSpec(**request["spec"])
-            self._bench = key, Bench(spec, self._targets[name], tuple(request["rows"]))
+            self._bench = key, self.bench_type(spec, self._targets[name], tuple(request["rows"]))
         return self._bench[1]
 
 
-def serve() -> None:
+def serve(server: Server | None = None) -> None:
     """Answer requests until standard input ends; what libraries print goes to stderr."""
-    _die_with_parent()
+    _end_with_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    server = Server()
+    server = server or Server()
     for line in sys.stdin:
         answer = server.answer(json.loads(line))
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
 
-def _die_with_parent() -> None:
-    """Have Linux end this process with the tuner, even inside a kernel that never returns."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_parent() -> None:
+    """End this process when the tuner is gone, even inside a kernel that never returns.
+
+    Linux could do it (PR_SET_PDEATHSIG), but counts the *thread* that started this process as its
+    parent. Kernels run without the interpreter's lock, so a thread of our own is enough.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,30 @@ commands = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.add_typer(commands, name="tune")
+    app.command(
+        name="device-server",
+        epilog="Examples:\n\n"
+        "python -m tvm.exec.rpc_tracker --port 9190   (on the machine that tunes)\n\n"
+        "amx-tvm device-server --tracker 192.168.0.2:9190 --key pi4   (on the board)\n\n"
+        "amx-tvm tune MODEL --target raspberry-pi/4b-aarch64 --remote 192.168.0.2:9190 --key pi4",
+    )(device_server)
+
+
+def device_server(
+    tracker: Annotated[str, typer.Option(help="HOST:PORT of TVM's RPC tracker.")],
+    key: Annotated[str, typer.Option(help="Kind of device, such as pi4; tuners ask for it.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="First port to try.")] = 9090,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a kernel.")] = None,
+    address: Annotated[str, typer.Option(help="Address that tuners shall use.")] = "",
+) -> None:
+    """Let tuners on other machines measure here: TVM's RPC server, with its runtime alone.
+
+    Whoever reaches the port can run code on this machine: only in networks that you trust.
+    """
+    from tuning.device_server import run
+
+    run(tracker, key, host, port, threads, address)
 
 
 @commands.command(name="model")
@@ -62,6 +86,13 @@ def model_(
     ] = Path("tuning-records"),
     threads: Annotated[int | None, typer.Option(help="CPU threads of a kernel.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds for one candidate.")] = 60.0,
+    remote: Annotated[
+        str | None, typer.Option(help="HOST:PORT of an RPC tracker: measure on its devices.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the devices at the tracker.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw how each search went into this .png or .svg file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Tune the kernels of a model; a killed run continues where it was."""
@@ -80,10 +111,18 @@ def model_(
             records=records,
             threads=threads,
             limit=limit,
+            remote=remote,
+            key=key,
             progress=display,
         )
     for damage in tuned.damage:
         console.print(f"[yellow]skipped[/] {damage}", highlight=False)
+    if tuned.lost:
+        console.print(f"[yellow]{tuned.lost} devices disappeared[/]; others did their trials")
+    if plot is not None:
+        from tuning.plot import draw
+
+        draw({s.task.text: s.search.history for s in tuned.states}, plot)
     if not quiet:
         console.print(_summary(tuned), highlight=False)
         found = sum(s.record is not None for s in tuned.states)
@@ -97,34 +136,43 @@ def model_(
 
 
 class Display:
-    """A live line of the current task, trials, best against default and time left."""
+    """A live table of the tasks: trials, best against default, failures; and the time left."""
 
     def __init__(self, console: Any, show: bool):
-        self._status = console.status("Listing kernels") if show else None
+        from rich.live import Live
+
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if show else None
+        self._states: dict[str, Any] = {}
 
     def __enter__(self) -> Display:
-        if self._status is not None:
-            self._status.start()
+        if self._live is not None:
+            self._live.start()
+            self._live.update("Listing kernels")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Show what a trial changed."""
-        if self._status is None:
+        if self._live is None:
             return
-        state = progress.state
-        budget = f"/{progress.budget}" if progress.budget is not None else ""
+        budget = f" of {progress.budget}" if progress.budget is not None else ""
         left = f", {progress.remaining:.0f} s left" if progress.remaining is not None else ""
-        failed = sum(state.failures.values())
-        self._status.update(
-            f"{state.task.text}: trial {progress.trials}{budget}, "
-            f"{state.search.trials}/{state.space.size - 1} points, best "
-            f"{state.search.best_ratio:.3f} of the default's time"
-            f"{f', {failed} failed' if failed else ''}{left}"
-        )
+        title = f"{progress.trials}{budget} trials in {progress.elapsed:.0f} s{left}"
+        table = _table(title, "", "kernel", "points", "failed", "best / default")
+        self._states[progress.state.task.text] = progress.state
+        for text, state in self._states.items():
+            search = state.search
+            table.add_row(
+                ">" if state is progress.state else "",
+                text,
+                f"{search.trials} of {state.space.size - 1}",
+                str(sum(state.failures.values()) or "-"),
+                f"{search.best_ratio:.3f}",
+            )
+        self._live.update(table)
 
 
 def _table(title: str, *columns: str) -> Any:

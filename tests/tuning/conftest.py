@@ -33,10 +33,12 @@ def kernel(spec, target):
 
 @pytest.fixture
 def record(kernel, target):
+    import tuning_points
+
     return Record(
         target=target.key,
         kernel=kernel,
-        knobs={"prefetch": 1024},
+        **tuning_points.edit(1024),
         rows=(1,),
         seconds=1e-6,
         default_seconds=2e-6,

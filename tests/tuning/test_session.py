@@ -31,7 +31,7 @@ FAULTS = (
 
 
 def space(values):
-    return lambda _spec, _target: Space({"prefetch": values}, {"prefetch": 4096}, (1,))
+    return lambda _spec, _target, _rows: Space({"prefetch": values}, {"prefetch": 4096}, (1,))
 
 
 def entries(path):
@@ -47,11 +47,11 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
         broken = worker.check(spec, (1,), {"prefetch": faulty_worker.BROKEN})
         assert isinstance(broken, Failure) and broken.kind == "build_failed"
         assert "no such prefetch" in broken.detail
-        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, worker, space(values))
+        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(values))
         (state,) = session.run(trials=len(values) - 1)
         assert worker.starts == 3  # at first, after the hang, after the crash
     assert state.failures == {"hung": 1, "crashed": 1, "wrong": 1, "build_failed": 1}
-    assert state.exhausted and state.search.incumbent["prefetch"] in (0, 4096)
+    assert state.search.exhausted and state.search.incumbent["prefetch"] in (0, 4096)
     details = {e["state"]: e.get("detail", "") for e in entries(session.log)}
     assert "SIGSEGV" in details["crashed"] and "oracle" in details["wrong"]
 
@@ -72,7 +72,7 @@ def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target):
     with open(log, "ab") as file:
         file.write(b'{"phase": "trial", "knobs": {"pre')  # as if the kill had hit a write
     with Worker("llvm", 60, threads=1) as worker:
-        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, worker, space(PREFETCH))
+        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(PREFETCH))
         assert session.states[0].search.trials == sum(e["phase"] == "trial" for e in before)
         assert ["torn" in d.reason for d in session.damage] == [True]
         session.run(trials=100)
@@ -99,8 +99,9 @@ def test_tasks_count_equal_kernels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "cuda:sm_90a"}, "tuning measures CPU kernels"),
+        ({"target": "cuda:sm_90a"}, "measures CPU kernels"),
         ({"target": "raspberry-pi/5-aarch64"}, "cannot run here"),
+        ({"remote": "host:9190"}, "belong together"),
         ({"minutes": 0}, "above 0"),
         ({"trials": -1}, "above 0"),
     ],
@@ -119,4 +120,4 @@ if __name__ == "__main__":  # the run that is killed
 
     task = Task(LinearSpec("amxfp4", 96, 64, "int8", m=1), "w", 1, 0)
     with Worker("llvm", 60, threads=1) as measuring:
-        Session([task], resolve("llvm"), sys.argv[1], measuring, space(PREFETCH)).run(trials=100)
+        Session([task], resolve("llvm"), sys.argv[1], [measuring], space(PREFETCH)).run(trials=100)

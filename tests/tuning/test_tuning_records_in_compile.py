@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+from tuning_points import edit
 
 from amx_tvm.cli import main
 from tuning import journal
@@ -62,7 +63,7 @@ def test_tune_command_and_records(tmp_path, target, capsys):
     record = Record(
         target=target.key,
         kernel=kernel,
-        knobs={"prefetch": 8192},
+        **edit(8192),
         rows=(1,),
         seconds=1e-6,
         default_seconds=2e-6,

@@ -1,0 +1,37 @@
+"""A remote measuring process in which some knobs make kernels that end or stop their session."""
+
+from __future__ import annotations
+
+import sys
+
+import tvm
+from faulty_worker import CRASH, HANG
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tuning.remote_worker import RemoteBench, RemoteServer
+from tuning.worker import serve
+
+
+class FaultyBench(RemoteBench):
+    """Kernels of two prefetch distances call abort() and pause() of the C library."""
+
+    def compiled(self, knobs):
+        call = {CRASH: "abort", HANG: "pause"}.get(knobs["prefetch"])
+        if call is None:
+            return super().compiled(knobs)
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("f")
+                for name, shape, dtype in self.spec.buffers():
+                    T.arg(name, T.Buffer([1 if n is None else n for n in shape], dtype))
+                T.evaluate(tvm.tirx.call_extern("int32", call))
+        return tvm.compile(tvm.IRModule({"f": builder.get()}), self.target)
+
+
+class FaultyServer(RemoteServer):
+    bench_type = FaultyBench
+
+
+if __name__ == "__main__":
+    serve(FaultyServer(sys.argv[1], sys.argv[2], float(sys.argv[3])))

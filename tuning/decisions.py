@@ -1,0 +1,111 @@
+"""A space as MetaSchedule sees it: sampled decisions, annotated on a block, expanded by a schedule.
+
+The schedules of this project are factories: knobs in, a finished PrimFunc out. So a decision is not
+a transformation of loops, it is an annotation,
+
+    v = sch.sample_categorical([0, 512, 1024, ...], weights)
+    sch.annotate(block, "amx.prefetch", v)
+
+on the one block of a small carrier function, and whoever builds the candidate reads the annotations
+and calls the factory with them. All of MetaSchedule works on it: traces, mutation, replay,
+structural deduplication, the evolutionary search. A trace is some 0.4 kB of JSON and does not
+depend on the kernel's code, so it replays as long as the knobs exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from tuning.spaces import Space
+
+BLOCK = "kernel"
+PREFIX = "amx."
+
+
+@cache
+def carrier() -> Any:
+    """Return the IRModule whose block carries the annotations."""
+    import tvm
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("main")
+            T.func_attr({"global_symbol": "main"})
+            with T.sblock(BLOCK):
+                T.reads()
+                T.writes()
+                T.evaluate(0)
+    return tvm.IRModule({"main": builder.get()})
+
+
+def sampler(space: Space) -> Callable[[Any], None]:
+    """Return the design space of a kernel: a function of a tvm.s_tir.Schedule that samples it."""
+
+    def sample(schedule: Any, decisions: Mapping[str, int] | None = None) -> None:
+        block = schedule.get_sblock(BLOCK)
+        for name, values in space.knobs.items():
+            decision = values.index(decisions[name]) if decisions is not None else None
+            # MetaSchedule takes relative weights; equal ones
+            value = schedule.sample_categorical(list(values), [1.0] * len(values), decision)
+            schedule.annotate(block, PREFIX + name, value)
+
+    return sample
+
+
+def knobs_of(schedule: Any) -> dict[str, int]:
+    """Return the knobs that a schedule of the carrier was annotated with."""
+    annotations = schedule.get(schedule.get_sblock(BLOCK)).annotations
+    return {
+        str(name).removeprefix(PREFIX): int(value)
+        for name, value in annotations.items()
+        if str(name).startswith(PREFIX)
+    }
+
+
+def trace_of(space: Space, knobs: Mapping[str, int]) -> list[Any]:
+    """Return the JSON trace of one point; knobs that are not named keep their defaults.
+
+    Raises
+    ------
+    ValueError
+        For a value that the space does not have.
+    """
+    from tvm.s_tir import Schedule
+
+    schedule = Schedule(carrier())
+    sampler(space)(schedule, {**space.default, **knobs})
+    return _plain(schedule.trace.as_json())
+
+
+def replay(trace: list[Any]) -> dict[str, int]:
+    """Replay a JSON trace onto a fresh carrier and return the knobs that it decides.
+
+    Raises
+    ------
+    ValueError
+        For anything that is no trace of such a space.
+    """
+    from tvm.s_tir import Schedule, Trace
+
+    schedule = Schedule(carrier())
+    try:
+        Trace.apply_json_to_schedule(trace, schedule)
+        return knobs_of(schedule)
+    except Exception as error:  # TVM raises several types of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"its trace does not replay: {reason[-1][:200]}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Turn TVM's containers and immediates into what json can write."""
+    if isinstance(value, (str, int, float)) or value is None:
+        return str(value) if isinstance(value, str) else value
+    if hasattr(value, "value"):  # IntImm, FloatImm
+        return value.value
+    if hasattr(value, "__iter__"):
+        return [_plain(v) for v in value]
+    return str(value)
