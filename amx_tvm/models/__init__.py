@@ -3,6 +3,7 @@
 from amx_tvm.models import (  # noqa: F401 - they register themselves
     gemma,
     gpt2,
+    gpt_oss,
     llama,
     mistral,
     mixtral,

@@ -53,6 +53,8 @@ class DecoderConfig:
         A chosen expert's share is its part of the softmax over all experts, not over the chosen.
     router_bias : bool
         The router has a bias.
+    gate_alpha, gate_limit : float
+        Of gpt-oss's gate: the sigmoid's slope, and the bound of both its inputs.
     dense_layers : tuple of int
         Layers with one dense MLP in a model with experts.
     attention_sinks : bool
@@ -94,6 +96,8 @@ class DecoderConfig:
     expert_size: int = 0
     shares_of_all: bool = False
     router_bias: bool = False
+    gate_alpha: float = 1.0
+    gate_limit: float = 0.0
     dense_layers: tuple[int, ...] = ()
     attention_sinks: bool = False
     attention_format: str = ""

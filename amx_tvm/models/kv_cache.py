@@ -22,9 +22,10 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
     """Return the cache's shape, rotary embedding and storage for a model."""
     return KVCacheConfig(
         layers=config.num_layers,
-        num_heads=config.num_heads,
+        num_heads=config.num_heads + (config.num_kv_heads if config.attention_sinks else 0),
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
+        lse_heads=config.attention_sinks,
         rope_theta=config.rope_theta,
         rope_scaling=config.rope_scaling or None,
         rotary_dim=config.rotary_dim,

@@ -54,6 +54,10 @@ class KVCacheConfig:
     max_position_embeddings, context_length : int or None
         The model's trained and this deployment's longest sequence; longrope and dynamic scaling
         choose their frequencies by them.
+    lse_heads : bool
+        The last query head of each group does not attend: its output is the log2-sum-exp of the
+        scores of the others, channel g for head g and channel group - 1 + g for what rounding to
+        the cache's type lost. Attention sinks are made of it.
     quantize : str
         4-bit format of queries, keys, attention weights and values (see :mod:`.quantized`); "" for
         none. The cache is then float32 and no layer slides.
@@ -74,6 +78,7 @@ class KVCacheConfig:
     page_size: int = PAGE_SIZE
     max_position_embeddings: int | None = None
     context_length: int | None = None
+    lse_heads: bool = False
     quantize: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +111,11 @@ class KVCacheConfig:
             raise ModelError(
                 f"attention quantized to {self.quantize} has kernels for a float32 cache without "
                 "sliding layers only; compile this model without quantized attention"
+            )
+        if self.lse_heads and (self.quantize or 2 * (self.group - 1) > self.head_dim):
+            raise ModelError(
+                f"attention sinks need unquantized attention and head_dim {self.head_dim} of at "
+                f"least twice the {self.group - 1} query heads of a group"
             )
         if self.quantize and self.page_size % 32:
             raise ModelError(f"KV cache page size {self.page_size}: expected a multiple of 32")

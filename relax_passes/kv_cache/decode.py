@@ -25,6 +25,7 @@ from tvm.tirx.script.builder import ir as T
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 from .functions import exp2, log2, soft_cap
+from .merge import attending, store_lse
 from .pages import match_pages, view_pages
 
 _CHUNK = 64  # tokens of a chunk where pages are shorter
@@ -123,7 +124,8 @@ class _Decode:
             with T.Else(), v.dealt_out(), T.parallel(0, self.items) as item:
                 self._item(item)
         with T.serial(0, batch) as b, T.serial(0, config.num_heads) as h:
-            self._merge(b, h, output, lse)
+            with attending(config, h):
+                self._merge(b, h, output, lse)
 
     def _item(self, item: Expr) -> None:
         """Attend to one split of one sequence."""
@@ -283,4 +285,6 @@ class _Decode:
             v.store(output, register.get() * inverse, [b, h, c * v.LANES])
         empty = total.get() <= v.const(0.0)
         value = tirx.Select(empty, v.const(v.EMPTY_LSE), m + log2(safe))
-        T.buffer_store(lse, v.first_lane(v.bind(value, "value")), [b, h])
+        single = v.bind(v.first_lane(v.bind(value, "value")), "single")
+        T.buffer_store(lse, single, [b, h])
+        store_lse(self.config, output, b, h, single)

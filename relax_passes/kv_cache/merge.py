@@ -6,6 +6,10 @@ With outputs o1, o2 and log-sum-exps s1, s2 (log2), the result over all keys is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
@@ -18,12 +22,35 @@ from .functions import exp2, log2
 _SERIAL_TOKENS = 8
 
 
+@contextmanager
+def attending(config: KVCacheConfig, head: Expr) -> Iterator[None]:
+    """Emit what follows for heads that attend: all but those of ``config.lse_heads``."""
+    if not config.lse_heads:
+        yield
+        return
+    with T.If(v.mod(head, config.group) < config.group - 1), T.Then():
+        yield
+
+
+def store_lse(config: KVCacheConfig, output: Any, row: Expr, head: Expr, lse: Expr) -> None:
+    """Store a head's log2-sum-exp in its group's last head; see ``KVCacheConfig.lse_heads``."""
+    if not config.lse_heads:
+        return
+    others = config.group - 1
+    g = v.bind(v.mod(head, config.group), "g")
+    carrier = head - g + others
+    high = v.bind(lse.astype(config.dtype), "high")
+    low = (lse - high.astype("float32")).astype(config.dtype)
+    T.buffer_store(output, high, [row, carrier, g])
+    T.buffer_store(output, low, [row, carrier, g + others])
+
+
 def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
     """Build the kernel: o1 [n, heads, d], lse1 [n, heads], o2, lse2; o1 and lse1 are updated."""
     heads, d = config.num_heads, config.head_dim
 
     def token(t: Expr, o1, s1, o2, s2) -> None:  # noqa: ANN001
-        with T.serial(0, heads) as h:
+        with T.serial(0, heads) as h, attending(config, h):
             a = v.bind(v.splat(s1[t, h]), "a")
             b = v.bind(v.splat(s2[t, h]), "b")
             top = v.bind(tirx.max(a, b), "top")
@@ -36,7 +63,9 @@ def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
                 at = [t, h, c * v.LANES]
                 v.store(o1, v.load(o1, at) * a + v.load(o2, at) * b, at)
             merged = v.bind(log2(total) + top, "merged")
-            T.buffer_store(s1, v.first_lane(merged), [t, h])
+            lse = v.bind(v.first_lane(merged), "lse")
+            T.buffer_store(s1, lse, [t, h])
+            store_lse(config, o1, t, h, lse)
 
     with IRBuilder() as builder:
         with T.prim_func():

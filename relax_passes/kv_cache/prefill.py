@@ -25,6 +25,7 @@ from tvm.tirx.script.builder import ir as T
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 from .functions import exp2, log2, soft_cap
+from .merge import attending, store_lse
 from .pages import match_pages, view_pages
 
 _ROWS = 48  # queries of an item; a multiple of every register tile below
@@ -342,10 +343,11 @@ class _Prefill:
             lse = tirx.Select(sums <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
             v.store(self.alpha, lse, [r])
             v.store(total, v.const(1.0) / safe, [r])
-        with T.serial(0, rows) as r:
+        with attending(self.config, self.head), T.serial(0, rows) as r:
             row = v.bind(self.q_begin + self.row0 + r, "row")
             inverse = v.bind(v.splat(total[r]), "inverse")
             for j in range(0, self.d, v.LANES):
                 value = v.load(self.o, [r * self.d + j]) * inverse
                 v.store(self.output, value, [row, self.head, j])
             T.buffer_store(self.lse, self.alpha[r], [row, self.head])
+            store_lse(self.config, self.output, row, self.head, self.alpha[r])

@@ -10,7 +10,7 @@ from amx_tvm.models import families
 
 from . import tiny
 
-LENGTH, PREFILLED = 40, 33  # past the window and into a third page
+LENGTH, FIRST, PREFILLED = 40, 20, 33  # two chunks; past the window and into a third page
 
 
 def test_every_family_has_a_case():
@@ -24,11 +24,12 @@ def saved(request, tmp_path_factory):
 
 
 def run(artifact, ids):
-    """Return the logits of a scoring pass, and of a prefill with the rest decoded."""
+    """Return the logits of a scoring pass, and of a prefill in two chunks with the rest decoded."""
     engine = amx_tvm.load(artifact.path)
     scored = np.asarray(engine.logits(ids))
     with engine.sequence() as sequence:
-        rows = [sequence.append(ids[:PREFILLED])]
+        sequence.append(ids[:FIRST])
+        rows = [sequence.append(ids[FIRST:PREFILLED])]
         rows += [sequence.append([token]) for token in ids[PREFILLED:]]
     return scored, np.concatenate([np.reshape(row, (1, -1)) for row in rows])
 

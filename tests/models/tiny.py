@@ -37,6 +37,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 32,
+}
+
 # Family: the transformers configuration class and what differs from SHAPE.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"rope_parameters": LLAMA3, "attention_bias": True}),
@@ -53,6 +63,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
         | {"num_hidden_layers": 3, "mlp_only_layers": [1]},
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2, **LOCAL}
+        | {"rope_parameters": YARN, "swiglu_limit": 1.0},
     ),
     "gpt2": (
         "GPT2Config",
