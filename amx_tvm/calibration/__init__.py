@@ -7,6 +7,7 @@ Needs torch; compiled models and their evaluation do not.
 """
 
 from amx_tvm.calibration.api import Calibration, calibrate
+from amx_tvm.calibration.modules import calibrate_module
 from amx_tvm.calibration.recipes import (
     RECIPES,
     Gptq,
@@ -27,4 +28,5 @@ __all__ = [
     "RotateValues",
     "Smooth",
     "calibrate",
+    "calibrate_module",
 ]

@@ -20,6 +20,7 @@ from amx_tvm.compiler.parameters import NO_OVERRIDES, Materializer, Overrides, p
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource, open_model
+from amx_tvm.frontends.torch_module import is_torch_module
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
 from relax_passes.bundle_parameters import dtypes_of
@@ -51,7 +52,7 @@ def compile(  # noqa: A001 - the verb that users know
     dynamic_shapes: Any = None,
     strict: bool = False,
     attention: bool = False,
-    calibration: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     recipe: Any = None,
     overwrite: bool = False,
     overrides: Overrides = NO_OVERRIDES,
@@ -82,10 +83,11 @@ def compile(  # noqa: A001 - the verb that users know
     attention : bool
         Round both inputs of QK^T and of PV to the format as well, as the paper does; needs
         activations "w4a4".
-    calibration : path, optional
-        Text by which the weights are rounded, other than what the result is tested on; needs torch.
+    calibration : path, or inputs of a torch module, optional
+        Text, other than what the result is tested on, by which the weights are rounded; for a
+        torch module that is no language model, a list of calls' positional inputs. Needs torch.
     recipe : str or Recipe, optional
-        How: a name of ``amx_tvm.calibration.RECIPES``, by default "best".
+        How: a name of ``amx_tvm.calibration.RECIPES``, by default "best", "gptq" for modules.
     overwrite : bool
         Replace an existing artifact at ``output``.
     overrides : Overrides
@@ -122,7 +124,10 @@ def compile(  # noqa: A001 - the verb that users know
     place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
     with ArtifactWriter(place, overwrite=overwrite) as writer:
         if calibration is not None:
-            made = calibrated(source, config, calibration, recipe or "best", tell)
+            if source.kind == "function":
+                made = calibrated_module(model, config, calibration, recipe)
+            else:
+                made = calibrated(source, config, calibration, recipe or "best", tell)
             config, overrides = made.config, made
         tell("lower", 0, 1, source.name)
         chosen = records_for(records, resolved)
@@ -140,7 +145,7 @@ def compile(  # noqa: A001 - the verb that users know
         files = source.write_tokenizer(writer.directory) if source.kind == "causal_lm" else []
         manifest = _manifest(source, lowered, resolved, config, writer, files)
         if hasattr(overrides, "describe"):
-            text = "" if calibration is None else os.fspath(calibration)
+            text = os.fspath(calibration) if isinstance(calibration, str | os.PathLike) else ""
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
         manifest = writer.finish(manifest)
     return Artifact(str(place), manifest)
@@ -149,7 +154,7 @@ def compile(  # noqa: A001 - the verb that users know
 def calibrated(
     source: ModelSource,
     config: QuantizationConfig,
-    text: str | os.PathLike[str],
+    text: Any,
     recipe: Any,
     progress: Progress,
 ) -> Any:
@@ -160,6 +165,10 @@ def calibrated(
     CalibrationError
         When torch is missing, or the recipe, model or text does not fit.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise CalibrationError(
+            f"calibration is a {type(text).__name__}; for a language model it is a file of text"
+        )
     try:
         from amx_tvm.calibration import calibrate
     except ImportError:
@@ -170,6 +179,24 @@ def calibrated(
     from amx_tvm.evaluation.text import read_documents
 
     return calibrate(source, config, read_documents(text), recipe, progress=progress)
+
+
+def calibrated_module(model: Any, config: QuantizationConfig, batches: Any, recipe: Any) -> Any:
+    """Round a torch module's linears by a recipe on example inputs.
+
+    Raises
+    ------
+    CalibrationError
+        When the model is no torch module, or batches or recipe do not fit.
+    """
+    if not is_torch_module(model) or isinstance(batches, str | os.PathLike):
+        raise CalibrationError(
+            "calibration of a function takes a torch module and a list of calls' inputs, given "
+            f"were a {type(model).__name__} and a {type(batches).__name__}"
+        )
+    from amx_tvm.calibration import calibrate_module
+
+    return calibrate_module(model, batches, config, recipe)
 
 
 def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> None:

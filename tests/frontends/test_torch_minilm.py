@@ -1,4 +1,4 @@
-"""A BERT-type encoder with real weights: sentence embeddings in weight-only AMXFP4."""
+"""A BERT-type encoder with real weights: sentence embeddings in weight-only AMXFP4, calibrated."""
 
 from __future__ import annotations
 
@@ -26,6 +26,61 @@ PREDICATES = (
     "needs water.",
     "surprised the committee of experts from seven countries.",
 )
+# What the weights are calibrated on: other sentences, of other words.
+OTHER_SUBJECTS = (
+    "The old fisherman",
+    "A young doctor",
+    "The committee",
+    "This recipe",
+    "The river",
+    "Every student",
+    "A flock of birds",
+    "The price of bread",
+    "The last train",
+    "A small company",
+    "The weather in spring",
+    "An engineer from Norway",
+    "The football team",
+    "The algorithm",
+    "A bottle of wine",
+    "The government",
+    "This equation",
+    "The proof of the conjecture",
+    "A continuous function",
+    "The second argument",
+    "Every prime number",
+    "The compiler",
+)
+OTHER_PREDICATES = (
+    "arrived two hours late because of the storm.",
+    "was painted by a famous artist in 1890.",
+    "has never been to another country.",
+    "makes a strange noise at night.",
+    "was sold for half of its value.",
+    "is hidden behind the mountains.",
+    "wants to learn how to cook.",
+    "lost everything in the fire.",
+    "can be divided into three equal parts.",
+    "was discussed in parliament yesterday.",
+    "tastes better with a little salt.",
+    "won the first prize.",
+    "will be closed until further notice.",
+    "explains why the ice is melting.",
+    "sleeps in the garden when the sun shines.",
+    "did not answer the letter.",
+    "is older than the church.",
+    "needs a new battery.",
+    "was written for children, but adults like it as well.",
+    "grows faster in warm countries.",
+    "broke down on the motorway.",
+    "sings.",
+    "is a special case of the previous result.",
+    "can be computed in linear time.",
+    "is defined for all real numbers.",
+    "has at most two solutions.",
+    "was first published in a journal of physics.",
+    "returns a list of strings.",
+)
 
 
 class Embedder(nn.Module):
@@ -39,6 +94,15 @@ class Embedder(nn.Module):
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def calls_of_one_length(tokenizer, sentences):
+    """Return inputs without padding: one call for the sentences of each length."""
+    by_length = {}
+    for ids in tokenizer(sentences)["input_ids"]:
+        by_length.setdefault(len(ids), []).append(ids)
+    ids = [torch.tensor(same) for same in by_length.values()]
+    return [(same, torch.ones_like(same)) for same in ids]
 
 
 def test_embeddings_keep_their_direction(tmp_path):
@@ -61,6 +125,9 @@ def test_embeddings_keep_their_direction(tmp_path):
         example_inputs=inputs,
         dynamic_shapes=({0: torch.export.Dim("batch")}, {0: torch.export.Dim("batch")}),
         strict=True,
+        calibration=calls_of_one_length(
+            tokenizer, [f"{s} {p}" for s in OTHER_SUBJECTS for p in OTHER_PREDICATES]
+        ),
         output=tmp_path / "minilm",
     )
     assert len(artifact.manifest.linears) >= 6 * 4
@@ -69,5 +136,5 @@ def test_embeddings_keep_their_direction(tmp_path):
         (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     )
     assert len(cosine) == 50
-    # Rounding to the nearest code costs this much, in torch too (0.9628 and 0.9750).
-    assert cosine.min() > 0.96 and cosine.mean() > 0.974
+    # Rounding to the nearest code gives 0.963 and 0.975, in torch too.
+    assert cosine.min() >= 0.98 and cosine.mean() > 0.985

@@ -9,7 +9,8 @@ from torch import nn
 
 import amx_tvm
 from amx_tvm import formats
-from amx_tvm.errors import ModelError
+from amx_tvm.calibration import calibrate_module
+from amx_tvm.errors import CalibrationError, ModelError
 from tests.models import tiny
 
 from .conftest import one_line
@@ -157,3 +158,28 @@ def test_errors_name_what_is_missing(tmp_path):
     half = mlp().eval().half()
     with pytest.raises(ModelError, match="float32"):
         amx_tvm.compile(half, example_inputs=(torch.rand(1, 48).half(),), output=tmp_path / "out")
+
+
+def test_calibrated_weights_are_compiled(tmp_path):
+    torch.manual_seed(0)
+    module, batches = mlp().eval(), [(torch.randn(64, 48),)]
+    made = calibrate_module(module, batches)
+    artifact = amx_tvm.compile(
+        module,
+        example_inputs=(torch.randn(5, 48),),
+        calibration=batches,
+        strict=True,
+        output=tmp_path / "out",
+    )
+    assert artifact.manifest.quantization["recipe"]["name"] == "gptq"
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        for name, quantized in made.quantized.items():
+            values = quantized.format.dequantize(quantized)
+            module.get_parameter(name).copy_(torch.from_numpy(values))
+        expected = module(x).numpy()
+    assert tiny.relative_error(np.asarray(amx_tvm.load(artifact.path)(x)), expected) < 1e-3
+    with pytest.raises(CalibrationError, match="list of calls' inputs"):
+        amx_tvm.compile(
+            module, example_inputs=(x,), calibration="text.txt", output=tmp_path / "other"
+        )
