@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 
-from amx_tvm.errors import FormatError
+from amx_tvm.errors import FormatError, TargetError
 from relax_passes.policy import LinearPolicy
 
 W4A4_SUFFIX = "-w4a4"
+FOUR_OVER_SIX_SUFFIX = "-46"
 ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
 
 
@@ -39,6 +40,9 @@ class QuantizationConfig:
     attention : bool
         Round queries, keys, attention weights and values to ``format`` too, as the paper does; only
         with "w4a4".
+    four_over_six : bool
+        Choose each activation's scale so that the largest value becomes 6 or 4, whichever errs less
+        (``amx_tvm.formats.four_over_six``); only with "w4a4", on CPUs.
     """
 
     format: str = "amxfp4"
@@ -47,10 +51,13 @@ class QuantizationConfig:
     ignored: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
     attention: bool = False
+    four_over_six: bool = False
 
     @staticmethod
     def parse(given: str | QuantizationConfig, strict: bool = False) -> QuantizationConfig:
-        """Read a short name ("amxfp4", "nvfp4-w4a4", "none") or take a config as it is.
+        """Read a short name or take a config as it is.
+
+        Names are "amxfp4", "nvfp4-w4a4", "amxfp4-w4a4-46" (four over six), "none" and the like.
 
         Raises
         ------
@@ -63,8 +70,10 @@ class QuantizationConfig:
             config = given
         elif given == "none":
             config = QuantizationConfig(format="none", activation="float32", head="none")
-        elif given.endswith(W4A4_SUFFIX):
-            config = QuantizationConfig(format=given.removesuffix(W4A4_SUFFIX), activation="w4a4")
+        elif given.removesuffix(FOUR_OVER_SIX_SUFFIX).endswith(W4A4_SUFFIX):
+            better = given.endswith(FOUR_OVER_SIX_SUFFIX)
+            name = given.removesuffix(FOUR_OVER_SIX_SUFFIX).removesuffix(W4A4_SUFFIX)
+            config = QuantizationConfig(format=name, activation="w4a4", four_over_six=better)
         else:
             config = QuantizationConfig(format=given)
         if strict:
@@ -87,6 +96,11 @@ class QuantizationConfig:
                 f"unknown activation scheme {config.activation!r}; known are auto, "
                 + ", ".join(ACTIVATIONS)
             )
+        if config.four_over_six and config.activation != "w4a4":
+            raise FormatError(
+                f"four over six rounds activations, but activations are {config.activation}; "
+                f"use {config.format}{W4A4_SUFFIX}{FOUR_OVER_SIX_SUFFIX}"
+            )
         if config.attention and config.activation != "w4a4":
             raise FormatError(
                 f"quantized attention rounds activations, but activations are {config.activation}; "
@@ -100,7 +114,18 @@ class QuantizationConfig:
         return self.activation == "float32"
 
     def resolve(self, device: str) -> QuantizationConfig:
-        """Replace "auto" by what the device's kernels compute with."""
+        """Replace "auto" by what the device's kernels compute with.
+
+        Raises
+        ------
+        TargetError
+            When the device has no kernels for what is asked.
+        """
+        if self.four_over_six and device != "cpu":
+            raise TargetError(
+                f"four over six has kernels for CPUs only, and the target's device is {device}; "
+                f"use {self.format}{W4A4_SUFFIX}"
+            )
         activation, head = self.activation, self.head
         if activation == "auto":
             activation = "int8" if device == "cpu" else "float16"
@@ -138,7 +163,8 @@ class QuantizationConfig:
         if self.activation == "w4a4":
             # An 8-bit exception in a 4-bit model computes with 8-bit activations.
             wide = formats.get(chosen).code_bits != 4
-            return LinearPolicy(chosen, "int8" if wide else f"fp4:{chosen}")
+            scheme = f"fp4:{chosen}+46" if self.four_over_six else f"fp4:{chosen}"
+            return LinearPolicy(chosen, "int8" if wide else scheme)
         return LinearPolicy(chosen, self.activation)
 
     def describe(self) -> dict:

@@ -136,9 +136,12 @@ class Fp4Quantizer:
         for suffix, sign, largest in zip(
             self.suffixes, self.signs, extrema(values, self.signs), strict=True
         ):
-            scale = scale_value(self.fmt.rule, largest, self.tensor_scale)
-            if self.tensor_scale is not None:
-                scale = e.opaque(scale * self.tensor_scale, "float32")
+            scale = self._scale(largest)
+            if getattr(self.fmt, "four_over_six", False):
+                stretched = e.bits(largest, "float32") * e.const(1.5, "float32")
+                four = self._scale(e.opaque(e.bits(stretched, "int32"), "int32"))
+                better = self._error(values, sign, four) < self._error(values, sign, scale)
+                scale = e.opaque(tirx.Select(better, four, scale), "float32")
             factor = half if sign >= 0 else -half
             stored = scale * e.const(factor, "float32")
             e.store(self.buffers[f"scales{suffix}"], stored, self.row, group)
@@ -158,6 +161,31 @@ class Fp4Quantizer:
             if f"sums{suffix}" in self.buffers:
                 value = e.llvm("int32", "llvm.vector.reduce.add", e.let(total))
                 e.store(self.buffers[f"sums{suffix}"], value, self.row, group)
+
+    def _scale(self, largest: Expr) -> Expr:
+        """Scale of a group by the format's rule, the tensor scale included."""
+        scale = scale_value(self.fmt.rule, largest, self.tensor_scale)
+        if self.tensor_scale is not None:
+            scale = e.opaque(scale * self.tensor_scale, "float32")
+        return scale
+
+    def _error(self, values: list[Expr], sign: int, scale: Expr) -> Expr:
+        """Squared error of the values of a sign (0: of all) under a scale, float32."""
+        zero, nothing = e.const(0.0, "float32", LANES), scale == e.const(0.0, "float32")
+        divisor = tirx.Select(nothing, e.bits(e.const(INFINITY), "float32"), scale)
+        divisor = e.let(e.splat(e.opaque(divisor, "float32"), LANES))
+        half = e.let(e.splat(scale * e.const(0.5, "float32"), LANES))
+        total = e.Register("float32", LANES, zero)
+        for value in values:
+            part = tirx.abs(value) if sign == 0 else tirx.max(value if sign > 0 else -value, zero)
+            part = e.opaque(part, "float32", LANES)
+            doubled = doubled_magnitude(e.let(part / divisor))
+            difference = e.cast(doubled, "float32", LANES) * half - part
+            difference = e.opaque(difference, "float32", LANES)
+            total.set(total.get() + difference * difference)
+        start = e.const(0.0, "float32")
+        added = e.llvm("float32", "llvm.vector.reduce.fadd", start, e.let(total.get()))
+        return e.opaque(added, "float32")
 
     def _codes(self, value: Expr, divisors: list[Expr]) -> list[Expr]:
         """Codes of each term: both signs in one array, or one array for each sign."""
