@@ -68,7 +68,7 @@ class _Lowering:
             return self.quantize(ctx, value)
         if is_op(value, "amx.embedding"):
             return self.embedding(ctx, value)
-        if is_op(value, "relax.nn.rms_norm") and self.target.kind.name == "llvm":
+        if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
             return self.rms_norm(ctx, value)
         return None
 
@@ -139,12 +139,14 @@ class _Lowering:
             ctx,
             key,
             f"{name}_k{attrs.k}_{bucket(static)}",
-            lambda: activations.quantize(static, **asdict(attrs)),
+            lambda: activations.quantize(static, self.target, **asdict(attrs)),
         )
         args = [flat(ctx, a, m) if len(a.ty.shape.values) > 1 else a for a in call.args]
         parts = ops.activation_parts(attrs)
         outs = [relax.TensorType([m, *shape], dtype) for _, shape, dtype in parts]
         result = relax.call_tir(gvar, args, outs)
+        if len(parts) == 1:  # a call with one result has no tuple around it
+            return relax.Tuple([ctx.emit(shaped(ctx, result, call.ty.fields[0]))])
         if len(call.args[0].ty.shape.values) == 2:
             return result
         both = ctx.emit(result)
@@ -176,8 +178,11 @@ class _Lowering:
         x, weight = call.args[:2]
         shape = x.ty.shape.values
         axes = [int(a) for a in call.attrs.axes]
-        fits = axes in ([-1], [len(shape) - 1]) and x.ty.dtype == "float32"
+        dtype = activations.compute_type(self.target)
+        fits = axes in ([-1], [len(shape) - 1]) and x.ty.dtype == dtype
         if not fits or not isinstance(shape[-1], tirx.IntImm):
+            return None
+        if dtype == "float16" and int(shape[-1]) % activations.ROW_PIECE:
             return None
         m, static = rows_of(x)
         k, eps = int(shape[-1]), float(call.attrs.epsilon)
@@ -185,9 +190,9 @@ class _Lowering:
             ctx,
             ("rms_norm", k, static, eps),
             f"rms_norm_k{k}_{bucket(static)}",
-            lambda: activations.rms_norm(k, static, eps),
+            lambda: activations.rms_norm(k, static, eps, self.target),
         )
-        out = relax.TensorType([m, k], "float32")
+        out = relax.TensorType([m, k], dtype)
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
 
 

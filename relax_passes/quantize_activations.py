@@ -49,7 +49,12 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
         if scheme == "int8" and is_op(maker, "relax.nn.rms_norm"):
             scheme = NORMALIZED_SCHEME
             linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
-        sums = needs_sums(linear)
+        if x.ty.dtype == "float16":  # CUDA: rounded values in the compute type, no integers
+            if not scheme.startswith("fp4:"):
+                return replace(linear, attrs=replace(linear.attrs, activation="float16")).call()
+            scheme = scheme.replace("fp4:", "fake:")
+            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+        sums = x.ty.dtype != "float16" and needs_sums(linear)
         key = (x, scheme, sums)
         if key not in shared:
             args, attrs = _prologue(ctx, x, QuantizeAttrs(scheme, linear.attrs.k, sums))

@@ -108,7 +108,14 @@ def lower_source(
     )
 
 
-PUBLIC_FUNCTIONS = ("prefill", "score", "decode", "decode_batch", "create_kv_cache")
+PUBLIC_FUNCTIONS = (
+    "prefill",
+    "score",
+    "decode",
+    "decode_greedy",
+    "decode_batch",
+    "create_kv_cache",
+)
 
 
 def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
+from tvm.target import Target
 
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache
 from amx_tvm.models.rotary import rotate
 from amx_tvm.models.step import Step, attend
+from relax_passes.schedules.cuda import argmax
 
 ACTIVATIONS = {
     "silu": op.silu,
@@ -62,7 +64,7 @@ class Attention(nn.Module):
         rope = step.rope(self.layer)
         if rope is not None:
             qkv = rotate(qkv, rope, heads + kv)
-        return self.o_proj(op.reshape(attend(step.cache, config, self.layer, qkv), (tokens, -1)))
+        return self.o_proj(op.reshape(attend(step, self.layer, qkv), (tokens, -1)))
 
 
 class GatedMLP(nn.Module):
@@ -145,10 +147,14 @@ class DecoderModel(nn.Module):
         scale = self.config.embedding_scale
         return hidden if scale == 1.0 else hidden * scale
 
-    def forward(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
-        """Map token ids int32 [tokens] to hidden states [tokens, hidden]."""
-        step = Step(self.config, cache, input_ids.shape[0])
+    def forward(self, input_ids: Tensor, cache: PagedKVCache, decoding: bool = False) -> Tensor:
+        """Map token ids int32 [tokens] to hidden states [tokens, hidden].
+
+        ``decoding`` says that every token continues a sequence of its own.
+        """
+        step = Step(self.config, cache, input_ids.shape[0], decoding)
         hidden = self.embed(input_ids, step)
+        step.begin(hidden)
         for layer in self.layers:
             hidden = layer(hidden, step)
         return hidden
@@ -195,12 +201,21 @@ class CausalLM(nn.Module):
 
     def decode(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
         """Append one token [1, 1]; its logits [1, vocab]."""
-        return self._logits(self.model(op.reshape(input_ids, (1,)), cache))
+        return self._logits(self.model(op.reshape(input_ids, (1,)), cache, True))
+
+    def decode_greedy(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+        """Append one token [1, 1]; the most likely next one, int32 [1, 1] (CUDA; -1: NaN)."""
+        logits = self.decode(input_ids, cache)
+        keys = Tensor.placeholder((argmax.BLOCKS,), "int64")
+        token = Tensor.placeholder((1, 1), "int32")
+        vocab = int(logits.shape[1])
+        best = op.tensor_ir_op(argmax.best(vocab), "argmax_best", [logits], keys)
+        return op.tensor_ir_op(argmax.choose(), "argmax_choose", [best], token)
 
     def decode_batch(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
         """Append one token to each of b sequences [b, 1]; their logits [b, vocab]."""
         batch = input_ids.shape[0]
-        return self._logits(self.model(op.reshape(input_ids, (batch,)), cache))
+        return self._logits(self.model(op.reshape(input_ids, (batch,)), cache, True))
 
     def create_kv_cache(
         self,
@@ -243,6 +258,9 @@ class CausalLM(nn.Module):
                 "$": {"param_mode": "none", "effect_mode": "none"},
             },
         }
+        target = Target.current(allow_none=True)
+        if target is not None and target.kind.name == "cuda":
+            spec["decode_greedy"] = tokens([1, 1])
         return nn.spec.ModuleSpec.from_raw(spec, self)
 
 

@@ -1,10 +1,12 @@
 """The paged KV cache that models attend through, for the target that is being compiled for.
 
-CPU targets get this project's parallel, vectorized kernels; GPU targets TVM's own.
+CPU and CUDA targets get this project's kernels; CUDA models with heads of other sizes than these
+kernels take get TVM's own.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax
@@ -14,8 +16,11 @@ from tvm.target import Target
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from relax_passes.kv_cache import CpuPagedKVCache, KVCacheConfig
+from relax_passes.kv_cache.frequencies import inverse_frequencies
+from relax_passes.schedules.cuda.attention.cache import CudaPagedKVCache
+from relax_passes.schedules.cuda.attention.config import AttentionConfig, Rotation
 
-__all__ = ["PagedKVCache", "cache_config", "create_kv_cache"]
+__all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention", "rotation"]
 
 
 def cache_config(config: DecoderConfig) -> KVCacheConfig:
@@ -41,6 +46,34 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
     )
 
 
+def cuda_attention(config: DecoderConfig) -> AttentionConfig | None:
+    """Return what this project's CUDA attention is made for; None where it does not apply."""
+    target = Target.current(allow_none=True)
+    if target is None or target.kind.name != "cuda" or config.attention_sinks:
+        return None
+    made = AttentionConfig(
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        str(target.attrs["arch"]),
+        config.attention_soft_cap,
+    )
+    return made if made.fits else None
+
+
+def rotation(config: DecoderConfig, layer: int) -> Rotation:
+    """Return the rotary embedding of a layer."""
+    shape = cache_config(config)
+    if config.layer_ropes:
+        rope = config.layer_ropes[layer]
+        if rope is None:
+            return Rotation()
+        shape = replace(shape, rope_theta=rope.theta, rope_scaling=rope.scaling or None)
+    frequencies, factor = inverse_frequencies(shape)
+    return Rotation(tuple(float(f) for f in frequencies), factor)
+
+
 def check_gpu(config: DecoderConfig, kind: str) -> None:
     """Refuse what TVM's own attention kernels cannot do.
 
@@ -52,6 +85,8 @@ def check_gpu(config: DecoderConfig, kind: str) -> None:
     lacking = []
     if config.sliding_window:
         lacking.append(f"sliding layers (sliding_window {config.sliding_window})")
+    if config.attention_sinks:
+        lacking.append("attention sinks")
     if config.attention_soft_cap:
         lacking.append(f"attn_logit_softcapping {config.attention_soft_cap}")
     if lacking:
@@ -74,6 +109,15 @@ def create_kv_cache(
     if target.kind.name == "llvm":
         return CpuPagedKVCache(
             cache_config(config), max_batch_size, max_total_seq_len, prefill_chunk_size, target
+        )
+    attention = cuda_attention(config)
+    if attention is not None:
+        return CudaPagedKVCache(
+            attention,
+            config.hidden_size,
+            max_batch_size,
+            max_total_seq_len,
+            prefill_chunk_size,
         )
     check_gpu(config, target.kind.name)
     return TIRPagedKVCache(

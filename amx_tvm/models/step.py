@@ -1,16 +1,22 @@
-"""One forward pass as layers see it: the KV cache, positions, rotary tables; and attention."""
+"""One forward pass as layers see it: the KV cache, positions, rotary tables; and attention.
+
+On CUDA the kernels of ``relax_passes.schedules.cuda.attention`` rotate, store and attend; on other
+targets, and for shapes that those kernels do not take, the cache object's own functions do.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax
-from tvm.relax.frontend.nn import Tensor
+from tvm import relax, tirx
+from tvm.relax.frontend.nn import Tensor, op
 from tvm.target import Target
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import PagedKVCache
+from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, rotation
 from amx_tvm.models.rotary import Tables, tables
+from relax_passes.schedules.cuda.attention import cache as cuda_cache
+from relax_passes.schedules.cuda.attention import kernels
 
 
 class Step:
@@ -24,12 +30,23 @@ class Step:
         The function's cache.
     tokens : PrimExpr or int
         Rows of the hidden states.
+    decoding : bool
+        Whether every row belongs to a sequence of its own.
     """
 
-    def __init__(self, config: DecoderConfig, cache: PagedKVCache, tokens: Any) -> None:
-        self.config, self.cache, self.tokens = config, cache, tokens
+    def __init__(
+        self, config: DecoderConfig, cache: PagedKVCache, tokens: Any, decoding: bool = False
+    ) -> None:
+        self.config, self.cache, self.tokens, self.decoding = config, cache, tokens, decoding
+        self.cuda = cuda_attention(config)
+        self.token: Tensor | None = None
         self._positions: Tensor | None = None
         self._tables: list[tuple[Any, Tables]] = []
+
+    def begin(self, hidden: Tensor) -> None:
+        """Tell attention kernels where this pass's pages are; hidden is what layers start from."""
+        if self.cuda is not None:
+            self.token = cuda_cache.begin(self.cache, hidden)
 
     def positions(self) -> Tensor:
         """Return each token's position in its sequence, int32 [tokens]."""
@@ -38,9 +55,9 @@ class Step:
         return self._positions
 
     def rope(self, layer: int) -> Tables | None:
-        """Return a layer's cosines and sines; None where the cache or nobody rotates."""
+        """Return a layer's cosines and sines; None where attention or nobody rotates."""
         ropes = self.config.layer_ropes
-        wanted = ropes[layer] if ropes else None
+        wanted = ropes[layer] if ropes and self.cuda is None else None
         if wanted is None:
             return None
         for known, made in self._tables:
@@ -50,15 +67,13 @@ class Step:
         return self._tables[-1][1]
 
 
-def attend(cache: PagedKVCache, config: DecoderConfig, layer: int, qkv: Tensor) -> Tensor:
+def attend(step: Step, layer: int, qkv: Tensor) -> Tensor:
     """Append keys and values to the cache and attend.
 
     Parameters
     ----------
-    cache : PagedKVCache
-        The function's cache; it also rotates, unless layers have their own rotary embeddings.
-    config : DecoderConfig
-        The model's shape.
+    step : Step
+        The pass.
     layer : int
         Which layer's pages.
     qkv : Tensor
@@ -69,13 +84,35 @@ def attend(cache: PagedKVCache, config: DecoderConfig, layer: int, qkv: Tensor) 
     Tensor
         [tokens, heads, d].
     """
-    tokens, _, d = qkv.shape
+    config, (tokens, _, d) = step.config, qkv.shape
+    if step.cuda is not None:
+        return _attend_cuda(step, layer, qkv)
     scale = config.attention_scale
     if config.slides(layer) and Target.current(allow_none=False).kind.name == "llvm":
         scale = -scale  # how the CPU kernels are told of a sliding layer
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
-        [cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
+        [step.cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
         out_ty=relax.TensorType((tokens, config.num_heads, d), qkv.dtype),
     )
     return Tensor(_expr=relax.BlockBuilder.current().emit(call))
+
+
+def _attend_cuda(step: Step, layer: int, qkv: Tensor) -> Tensor:
+    """Call the kernels of a layer: one for decoding, two for a chunk of one sequence."""
+    config, attention, token = step.config, step.cuda, step.token
+    assert attention is not None and token is not None
+    tokens, _, d = qkv.shape
+    scale = config.attention_scale
+    window = config.sliding_window if config.slides(layer) else 0
+    size = config.hidden_size - 2
+    out = Tensor.placeholder((tokens, config.num_heads, d), qkv.dtype)
+    turn, index = rotation(config, layer), tirx.const(layer, "int64")
+    if step.decoding:
+        m = int(tokens) if isinstance(tokens, int) else None
+        function = kernels.decode(attention, turn, scale, window, m, size)
+        return op.tensor_ir_op(function, "attention_decode", [qkv, token, index], out)
+    function = kernels.store(attention, turn, size)
+    q = op.tensor_ir_op(function, "attention_store", [qkv, token, index], out)
+    function = kernels.prefill(attention, scale, window, size)
+    return op.tensor_ir_op(function, "attention_prefill", [q, token, index], out)

@@ -77,6 +77,7 @@ class Engine:
             int(manifest.model["vocab_size"]),
             context,
             self._chunk,
+            manifest.functions,
         )
         self._cache: KVCache | None = None
 

@@ -62,6 +62,11 @@ class Run:
         self._started = time.perf_counter()
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is all that is asked for."""
+        return self._sampler.options.greedy
+
+    @property
     def last_token(self) -> int:
         """The token that was chosen last."""
         return self.result.token_ids[-1]
@@ -73,8 +78,11 @@ class Run:
 
     def take(self, logits: np.ndarray) -> str:
         """Choose a token from logits [vocab] and return the text that can be shown now."""
+        return self.accept(self._sampler(logits))
+
+    def accept(self, token: int) -> str:
+        """Take a token that was chosen, and return the text that can be shown now."""
         result = self.result
-        token = self._sampler(logits)
         result.token_ids.append(token)
         if token in self._limits.stop_tokens:
             self._finish("stop", token)
@@ -154,13 +162,17 @@ class TextStream:
             kept = sequence.keep_prefix(run.prompt)
             logits = sequence.append(run.prompt[kept:])
             run.prefilled(len(run.prompt) - kept, time.perf_counter() - start)
+            on_device = run.greedy and sequence.chooses
+            piece = run.take(logits)
             while True:
-                piece = run.take(logits)
                 if piece:
                     yield piece
                 if run.finished:
                     return
-                logits = sequence.append([run.last_token])
+                if on_device:
+                    piece = run.accept(sequence.choose(run.last_token))
+                else:
+                    piece = run.take(sequence.append([run.last_token]))
         finally:
             self._release()
 

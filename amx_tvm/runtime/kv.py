@@ -47,6 +47,7 @@ class KVCache:
         }
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
         self._lengths: dict[int, int] = {}
+        self._prepared: int | None = None  # a sequence whose next token is begun already
         self._free = list(range(max_sequences - 1, -1, -1))
 
     @property
@@ -60,10 +61,31 @@ class KVCache:
 
     def available_tokens(self) -> int:
         """Return how many tokens the free pages hold."""
+        self._settle()
         return int(self._available(self.state)) * self.page_size
+
+    def prepare(self, sequence: int) -> None:
+        """Begin the transaction of one more token now, while the device still works.
+
+        The next `forward` of just this takes it; whatever else comes next takes it back.
+        """
+        self._settle()
+        full = self._lengths[sequence] % self.page_size == 0
+        if full and not int(self._available(self.state)):
+            return
+        self._call["begin_forward"](self.state, self._shape([sequence]), self._shape([1]))
+        self._prepared = sequence
+
+    def _settle(self) -> None:
+        """Take back what `prepare` began."""
+        if self._prepared is not None:
+            sequence, self._prepared = self._prepared, None
+            self._call["end_forward"](self.state)
+            self._call["popn"](self.state, sequence, 1)
 
     def add(self) -> int:
         """Start an empty sequence and return its id."""
+        self._settle()
         sequence = self._take()
         self._call["add_sequence"](self.state, sequence)
         self._lengths[sequence] = 0
@@ -71,6 +93,7 @@ class KVCache:
 
     def fork(self, parent: int, position: int | None = None) -> int:
         """Start a sequence that shares a parent's first ``position`` tokens (default: all)."""
+        self._settle()
         length = self._lengths[parent]
         position = length if position is None else position
         if not 0 <= position <= length:
@@ -84,6 +107,7 @@ class KVCache:
 
     def rollback(self, sequence: int, count: int) -> None:
         """Forget the last ``count`` tokens of a sequence."""
+        self._settle()
         length = self._lengths[sequence]
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
@@ -93,6 +117,7 @@ class KVCache:
 
     def remove(self, sequence: int) -> None:
         """Forget a sequence and free its pages."""
+        self._settle()
         self._call["remove_sequence"](self.state, sequence)
         del self._lengths[sequence]
         self._free.append(sequence)
@@ -120,8 +145,12 @@ class KVCache:
 
         Yields the cache object for the call.
         """
-        self.check_room(sequences, counts)
-        self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
+        if self._prepared is not None and [self._prepared] == list(sequences) and [*counts] == [1]:
+            self._prepared = None
+        else:
+            self._settle()
+            self.check_room(sequences, counts)
+            self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
         try:
             yield self.state
         except BaseException:

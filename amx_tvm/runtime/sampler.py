@@ -14,6 +14,10 @@ import numpy as np
 
 from amx_tvm.errors import GenerationError
 
+BROKEN_LOGITS = (
+    "the model's logits hold NaN or infinity; its weights or its kernels are broken: check the "
+    "model with quantization 'none', and report the kernel otherwise"
+)
 _BLOCK = 512
 _SORTED = 4096  # so few weights are sorted without narrowing them down
 
@@ -44,6 +48,11 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, whatever was said before."""
+        return self.temperature == 0.0 and self.repetition_penalty == 1.0
 
     def __post_init__(self):
         checks = {
@@ -85,10 +94,7 @@ class Sampler:
             logits = self._penalize(logits)
         token = int(np.argmax(logits))
         if not np.isfinite(logits[token]):
-            raise GenerationError(
-                "the model's logits hold NaN or infinity; its weights or its kernels are broken: "
-                "check the model with quantization 'none', and report the kernel otherwise"
-            )
+            raise GenerationError(BROKEN_LOGITS)
         if options.temperature > 0.0:
             token = self._draw(logits)
         if options.repetition_penalty != 1.0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.sampler import BROKEN_LOGITS
 from amx_tvm.runtime.vm import VirtualMachine
 
 
@@ -31,6 +32,8 @@ class Model:
         Longest sequence in tokens.
     chunk : int
         Most tokens in one prefill call.
+    functions : sequence of str
+        Names of the artifact's functions, where it lists them.
     """
 
     def __init__(
@@ -40,21 +43,48 @@ class Model:
         vocab_size: int,
         context_length: int,
         chunk: int,
+        functions: Iterable[str] = (),
     ):
+        self._names = frozenset(functions)
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.chunk = chunk
         self._machine = machine
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
+        self._chosen: tuple[int, Any] = (-1, None)  # by the device, last: the token and its tensor
 
     def run(self, name: str, tokens: np.ndarray, state: Any) -> np.ndarray:
-        """Call ``name`` on int32 tokens [b, n] and return its float32 logits [rows, vocab]."""
+        """Call ``name`` on int32 tokens [b, n]; return its result, float32 logits [rows, vocab]."""
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._machine.function(name)
         logits = function(self._machine.to_device(tokens), state, self._parameters)
         return self._machine.to_host(logits)
+
+    def start_choosing(self, token: int, state: Any) -> None:
+        """Start decoding one token; `chosen` waits for the most likely next one.
+
+        What the device chose last is still there: given again, it needs no way back.
+        """
+        value, held = self._chosen
+        if value != token:
+            held = self._machine.to_device(np.array([[token]], np.int32))
+        function = self._functions.get("decode_greedy")
+        if function is None:
+            function = self._functions["decode_greedy"] = self._machine.function("decode_greedy")
+        self._chosen = (-1, function(held, state, self._parameters))
+
+    def chosen(self) -> int:
+        """Return the token that the device takes for the most likely, -1 for broken logits."""
+        held = self._chosen[1]
+        value = int(self._machine.to_host(held).item())
+        self._chosen = (value, held)
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether the artifact has a function of this name."""
+        return name in self._names
 
     def check_tokens(self, tokens: Iterable[int]) -> np.ndarray:
         """Return token ids as int32 [n]; GenerationError names the first that is out of range."""
@@ -113,6 +143,25 @@ class Sequence:
             raise GenerationError("no tokens to append, expected at least one")
         return self._run(ids, "prefill")[-1]
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `choose` is there: the device can take the most likely token itself."""
+        return self._model.has("decode_greedy")
+
+    def choose(self, token: int) -> int:
+        """Add one token and return the most likely next one; the logits stay on the device."""
+        self._model.check_tokens([token])
+        self._check_length(1)
+        with self._cache.forward([self.handle], [1]) as state:
+            self._model.start_choosing(token, state)
+        self.tokens.append(token)
+        if len(self) < self._model.context_length:
+            self._cache.prepare(self.handle)
+        chosen = self._model.chosen()
+        if chosen < 0:
+            raise GenerationError(BROKEN_LOGITS)
+        return chosen
+
     def score(self, tokens: Iterable[int]) -> np.ndarray:
         """Add tokens and return the float32 logits [len(tokens), vocab] that follow each."""
         ids = self._model.check_tokens(tokens)
@@ -120,14 +169,18 @@ class Sequence:
             return np.zeros((0, self._model.vocab_size), np.float32)
         return self._run(ids, "score")
 
-    def _run(self, ids: np.ndarray, function: str) -> np.ndarray:
-        """Run tokens [n] in chunks; a single token of a prefill is a decode step."""
+    def _check_length(self, count: int) -> None:
+        """Raise GenerationError where more tokens exceed the context."""
         limit = self._model.context_length
-        if len(self) + ids.size > limit:
+        if len(self) + count > limit:
             raise GenerationError(
-                f"{ids.size} tokens after {len(self)} exceed the context of {limit} tokens; "
+                f"{count} tokens after {len(self)} exceed the context of {limit} tokens; "
                 "shorten the prompt, or load with a larger context_length if the model allows it"
             )
+
+    def _run(self, ids: np.ndarray, function: str) -> np.ndarray:
+        """Run tokens [n] in chunks; a single token of a prefill is a decode step."""
+        self._check_length(ids.size)
         self._cache.check_room([self.handle], [ids.size])
         chunk = self._model.chunk
         rows = []

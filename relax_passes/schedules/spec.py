@@ -25,9 +25,12 @@ def quantized_activation_buffers(
     low byte of 16-bit codes: code = 256 * codes + codes_low. "fp4:<format>" has one array of
     codes for each term of the format (amxfp4: the values of either sign, apart), code =
     table[c] - offset as int8, and float32 scales that contain the term's factor, one a group of
-    the format. Sums are of the codes under one scale.
+    the format. Sums are of the codes under one scale. "fake:<format>" is one float16 array of the
+    values that the codes stand for.
     """
     groups = -(-k // GROUP)
+    if scheme.startswith("fake:"):
+        return (("x", (k,), "float16"),)  # the rounded values themselves
     if scheme in ("int8", "int16"):
         names: tuple[str, ...] = ("",)
         per_group = 1

@@ -1,7 +1,7 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
-    x [m, K] float16, codes, [scales], [row_scale], [bias [N]], [residual [m, Nout]], y [m, Nout]
-    float16
+    x [m, K] float16, codes, [scales], [row_scale], [bias [N]],
+    [residual [m, Nout]], y [m, Nout] float16
 
 Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
 """
@@ -58,10 +58,8 @@ def argument_shapes(spec: LinearSpec) -> list[tuple[str, tuple, str]]:
     """List (name, shape, dtype) of all arguments in order; a leading None is m."""
     fmt = format_of(spec)
     shape = shape_of(fmt)
-    args = [
-        ("x", (None, spec.k), "float16"),
-        ("codes", shape.codes_shape(spec.n, spec.k), "uint8"),
-    ]
+    args: list[tuple[str, tuple, str]] = [("x", (None, spec.k), "float16")]
+    args.append(("codes", shape.codes_shape(spec.n, spec.k), "uint8"))
     if shape.group:
         args.append(("scales", shape.scales_shape(spec.n, spec.k), "uint8"))
     if fmt is not None and fmt.row_scaled:

@@ -23,7 +23,8 @@ _DEPENDENT = "tirx.use_programtic_dependent_launch"
 
 def supported(spec: LinearSpec) -> bool:
     """Whether the CUDA schedules compute a linear: 16-byte rows of x, float16 in and out."""
-    if spec.activation not in ("float16", "float32") or spec.out_dtype != "float16":
+    plain = spec.activation in ("float16", "float32") or spec.activation.startswith("fake:")
+    if spec.experts or not plain or spec.out_dtype != "float16":
         return False
     if spec.silu_mul and (spec.n % 32 or spec.residual):
         return False

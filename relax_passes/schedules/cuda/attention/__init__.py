@@ -1,0 +1,1 @@
+"""Attention on CUDA: pages of keys and values, RoPE, decode split over clusters, and prefill."""

@@ -1,0 +1,80 @@
+"""What the attention kernels of a model are made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+PAGE_TOKENS = 16
+HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Sizes of a model's attention and the architecture.
+
+    Parameters
+    ----------
+    layers, heads, kv_heads, head_dim : int
+        As in Hugging Face's configurations.
+    arch : str
+        Architecture, such as "sm_90a".
+    soft_cap : float
+        Bound c of c tanh(s / c) on scaled scores; 0 leaves them as they are.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    arch: str
+    soft_cap: float = 0.0
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a kv head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def page_elements(self) -> int:
+        """float16 numbers of a page of all layers."""
+        return self.layers * 2 * self.kv_heads * PAGE_TOKENS * self.head_dim
+
+    @property
+    def fits(self) -> bool:
+        """Whether the kernels compute this shape."""
+        return self.head_dim in HEAD_DIMS and self.group <= 16
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A rotary embedding: radians a position of each pair of channels, and a factor on both.
+
+    Without frequencies nothing turns.
+    """
+
+    frequencies: tuple[float, ...] = ()
+    factor: float = 1.0
+
+    @property
+    def pairs(self) -> int:
+        """Channels that turn with as many others."""
+        return len(self.frequencies)
+
+    @property
+    def name(self) -> str:
+        """C name of the array of frequencies."""
+        data = np.asarray(self.frequencies, np.float32).tobytes()
+        return f"amx_frequencies_{self.pairs}_{crc32(data):08x}"
+
+    def text(self) -> str:
+        """Define the array in constant memory."""
+        values = self.frequencies or (0.0,)
+        numbers = ", ".join(f"{float(np.float32(v))!r}f" for v in values)
+        name = self.name
+        return (
+            f"#ifndef {name.upper()}\n#define {name.upper()}\n"
+            f"__device__ const float {name}[{len(values)}] = {{{numbers}}};\n#endif\n"
+        )

@@ -1,0 +1,264 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""CUDA text of decode attention: one new token a sequence, rotated, stored and attended in one go.
+
+A cluster of SPLITS blocks shares one kv head of one sequence; page p of the sequence belongs to
+block p % SPLITS, warp p / SPLITS % WARPS. Queries that share the head are the 16 (8 used) rows of
+mma.m16n8k16, the keys of a page its columns, in an order that needs no shuffle:
+
+    scores   S[query][token] = Q K^T     columns 2t, 2t+1 of tile i are tokens 4t + 2i, 4t + 2i + 1
+    values   O[query][d] = P V           k = 2t, 2t+1, 2t+8, 2t+9 are tokens 4t .. 4t+3
+
+so that P goes from the first product's result to the second's operand within a lane, lane (g, t)
+loads keys 16 bytes at a time (channels 8t .. 8t+7 of every 32, permuted alike in Q), and 8 bytes of
+every row of V. Softmax runs online a warp; warps meet in shared memory, blocks in the cluster's.
+
+The last page, which takes the new token, is read after the block has written it. All other pages
+are of earlier steps: their first keys are requested before the kernel in front has ended.
+"""
+
+from __future__ import annotations
+
+from .state_text import STATE
+
+_PEER = r"""
+#ifndef AMX_ATTENTION_PEER
+#define AMX_ATTENTION_PEER
+__device__ __forceinline__ void amx_attend_cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ float2 amx_attend_peer2(const float* p, unsigned rank) {
+  float2 v = make_float2(0.f, 0.f);
+#if __CUDA_ARCH__ >= 900
+  unsigned a = (unsigned)__cvta_generic_to_shared(p), q;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(q) : "r"(a), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(q) : "memory");
+#endif
+  return v;
+}
+#endif
+"""
+
+_DECODE = r"""
+#ifndef AMX_ATTEND_DECODE
+#define AMX_ATTEND_DECODE
+template <int D>
+__device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* page, int g, int t) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const half* row = page + (4 * (g >> 1) + (g & 1) + 2 * i) * D + 8 * t;
+#pragma unroll
+    for (int j = 0; j < D / 32; ++j) k[i][j] = *(const uint4*)(row + 32 * j);
+  }
+}
+__device__ __forceinline__ unsigned amx_pack(float a, float b) { return amx_u32(__floats2half2_rn(a, b)); }
+
+// D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
+template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool ONE, bool DEPENDENT>
+__device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, void* out_,
+                                                  const float* frequencies, float factor, int layer,
+                                                  int layers, float scale, float cap, int window,
+                                                  int split, int head, int row, int warp, int lane) {
+  constexpr int HEADS = G * KV, THREADS = WARPS * 32, STRIDE = D + 8, TILES = D / 8;
+  constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
+  constexpr float NONE = -1e30f;
+  const half* qkv = (const half*)qkv_;
+  half* out = (half*)out_;
+  half* qs = (half*)shared;                             // [ROWS][STRIDE]
+  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
+  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D]
+  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]: maximum, sum
+  float* whole = tops + WARPS * G * 2;                  // [G][2]: of the block
+  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
+  if (DEPENDENT) amx_launch_dependents();
+
+  const AmxTable table = amx_table<ONE>(row);
+  const int position = ONE ? amx_state.position : amx_state.positions[row];
+  const int length = position + 1, last = position >> 4;
+  const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
+  const long long stride = (long long)layers * 2 * KV * BLOCK;
+  half* base = amx_state.pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
+
+  int page = first + split + SPLITS * warp;
+  int id = page <= last ? amx_page(table, page) : 0;
+  uint4 k[2][D / 32];
+  if (page < last) amx_load_keys<D>(k, base + id * stride, g, t);
+  __syncthreads();
+  if (DEPENDENT) amx_wait_prerequisites();
+
+  const half* mine = qkv + (long long)row * (HEADS + 2 * KV) * D;
+  for (int i = tid; i < ROWS * D; i += THREADS) {
+    const int r = i / D, e = i % D;
+    const float v = r < G ? amx_rotated(mine + (head * G + r) * D, e, HALF, turn) : 0.f;
+    qs[r * STRIDE + e] = __float2half_rn(v);
+  }
+  if ((last - first) % SPLITS == split) {
+    half* target = base + amx_page(table, last) * stride;
+    const int slot = position & 15;
+    for (int e = tid; e < D; e += THREADS) {
+      target[slot * D + e] = __float2half_rn(amx_rotated(mine + (HEADS + head) * D, e, HALF, turn));
+      target[KV * BLOCK + e * 16 + slot] = mine[(HEADS + KV + head) * D + e];
+    }
+  }
+  __syncthreads();
+
+  unsigned q[D / 16][ROWS / 4];
+#pragma unroll
+  for (int j = 0; j < D / 32; ++j) {
+    const uint4 a = *(const uint4*)(qs + g * STRIDE + 32 * j + 8 * t);
+    if constexpr (ROWS == 8) {
+      q[2 * j][0] = a.x; q[2 * j][1] = a.y; q[2 * j + 1][0] = a.z; q[2 * j + 1][1] = a.w;
+    } else {
+      const uint4 b = *(const uint4*)(qs + (g + 8) * STRIDE + 32 * j + 8 * t);
+      q[2 * j][0] = a.x; q[2 * j][1] = b.x; q[2 * j][2] = a.y; q[2 * j][3] = b.y;
+      q[2 * j + 1][0] = a.z; q[2 * j + 1][1] = b.z; q[2 * j + 1][2] = a.w; q[2 * j + 1][3] = b.w;
+    }
+  }
+  float o[TILES][4], top[2] = {NONE, NONE}, sum[2] = {0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < TILES; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.f;
+
+  while (page <= last) {
+    const half* here = base + id * stride;
+    if (page == last) amx_load_keys<D>(k, here, g, t);
+    uint2 v[TILES];
+#pragma unroll
+    for (int i = 0; i < TILES; ++i)
+      v[i] = *(const uint2*)(here + KV * BLOCK + (8 * i + g) * 16 + 4 * t);
+    const int next = page + SPLITS * WARPS;
+    const int next_id = next <= last ? amx_page(table, next) : 0;
+    float s[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.f;
+#pragma unroll
+      for (int j = 0; j < D / 32; ++j) {
+        const uint4 w = k[i][j];
+        if constexpr (ROWS == 8) {
+          const unsigned a[4] = {q[2 * j][0], 0u, q[2 * j][1], 0u};
+          const unsigned b[4] = {q[2 * j + 1][0], 0u, q[2 * j + 1][1], 0u};
+          amx_mma(s[i], a, w.x, w.y);
+          amx_mma(s[i], b, w.z, w.w);
+        } else {
+          amx_mma(s[i], q[2 * j], w.x, w.y);
+          amx_mma(s[i], q[2 * j + 1], w.z, w.w);
+        }
+      }
+    }
+    if (next < last) amx_load_keys<D>(k, base + next_id * stride, g, t);
+    const int token = page * 16 + 4 * t;
+    float high[2] = {NONE, NONE};
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        float x = s[i][c] * scale;
+        if (cap > 0.f) x = cap * 1.44269504f * tanhf(x / cap);
+        const int at = token + 2 * i + (c & 1);
+        x = at >= low && at < length ? x : NONE;
+        s[i][c] = x;
+        high[c >> 1] = fmaxf(high[c >> 1], x);
+      }
+    float fade[2];
+#pragma unroll
+    for (int h = 0; h < ROWS / 8; ++h) {
+      high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
+      high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
+      high[h] = fmaxf(high[h], top[h]);
+      fade[h] = exp2f(top[h] - high[h]);
+      top[h] = high[h];
+      sum[h] *= fade[h];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float p = exp2f(s[i][2 * h + e] - top[h]);
+          s[i][2 * h + e] = p;
+          sum[h] += p;
+        }
+#pragma unroll
+      for (int i = 0; i < TILES; ++i) { o[i][2 * h] *= fade[h]; o[i][2 * h + 1] *= fade[h]; }
+    }
+    unsigned p[4] = {amx_pack(s[0][0], s[0][1]), 0u, amx_pack(s[1][0], s[1][1]), 0u};
+    if constexpr (ROWS == 16) { p[1] = amx_pack(s[0][2], s[0][3]); p[3] = amx_pack(s[1][2], s[1][3]); }
+    if (page == last) {  // slots beyond the sequence may hold anything, NaN too
+      const int valid = length - token;
+      const unsigned mx = (valid > 0 ? 0xffffu : 0u) | (valid > 1 ? 0xffff0000u : 0u);
+      const unsigned my = (valid > 2 ? 0xffffu : 0u) | (valid > 3 ? 0xffff0000u : 0u);
+#pragma unroll
+      for (int i = 0; i < TILES; ++i) { v[i].x &= mx; v[i].y &= my; }
+    }
+#pragma unroll
+    for (int i = 0; i < TILES; ++i) amx_mma(o[i], p, v[i].x, v[i].y);
+    page = next;
+    id = next_id;
+  }
+
+#pragma unroll
+  for (int h = 0; h < ROWS / 8; ++h) {
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+    const int r = g + 8 * h;
+    if (r < G) {
+      if (t == 0) { tops[(warp * G + r) * 2] = top[h]; tops[(warp * G + r) * 2 + 1] = sum[h]; }
+#pragma unroll
+      for (int i = 0; i < TILES; ++i)
+        *(float2*)(part + (warp * G + r) * D + 8 * i + 2 * t) = make_float2(o[i][2 * h], o[i][2 * h + 1]);
+    }
+  }
+  __syncthreads();
+  for (int i = tid; i < G * D / 2; i += THREADS) {
+    const int r = 2 * i / D, e = 2 * i % D;
+    float best = NONE, total = 0.f;
+    float2 acc = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) best = fmaxf(best, tops[(w * G + r) * 2]);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+      const float f = exp2f(tops[(w * G + r) * 2] - best);
+      const float2 x = *(const float2*)(part + (w * G + r) * D + e);
+      total += f * tops[(w * G + r) * 2 + 1];
+      acc.x += f * x.x; acc.y += f * x.y;
+    }
+    if (SPLITS == 1) {
+      *(half2*)(out + ((long long)row * HEADS + head * G + r) * D + e) =
+          __floats2half2_rn(acc.x / total, acc.y / total);
+    } else {
+      *(float2*)(part + r * D + e) = acc;  // read by this thread alone until now
+      if (e == 0) { whole[2 * r] = best; whole[2 * r + 1] = total; }
+    }
+  }
+  if (SPLITS == 1) return;
+  amx_attend_cluster_sync();
+  for (int i = tid * SPLITS + split; i < G * D / 2; i += THREADS * SPLITS) {
+    const int r = 2 * i / D, e = 2 * i % D;
+    float2 m[SPLITS], x[SPLITS];
+#pragma unroll
+    for (int p = 0; p < SPLITS; ++p) {
+      m[p] = amx_attend_peer2(whole + 2 * r, p);
+      x[p] = amx_attend_peer2(part + r * D + e, p);
+    }
+    float best = NONE, total = 0.f, a = 0.f, b = 0.f;
+#pragma unroll
+    for (int p = 0; p < SPLITS; ++p) best = fmaxf(best, m[p].x);
+#pragma unroll
+    for (int p = 0; p < SPLITS; ++p) {
+      const float f = exp2f(m[p].x - best);
+      total += f * m[p].y; a += f * x[p].x; b += f * x[p].y;
+    }
+    *(half2*)(out + ((long long)row * HEADS + head * G + r) * D + e) = __floats2half2_rn(a / total, b / total);
+  }
+  amx_attend_cluster_sync();  // no block may leave while another reads its part
+}
+#endif
+"""
+
+DECODE = STATE + _PEER + _DECODE
+
+
+def shared_floats(d: int, group: int, half: int, warps: int) -> int:
+    """Floats of shared memory that ``amx_attend_decode`` lays out."""
+    rows = 16 if group > 8 else 8
+    return rows * (d + 8) // 2 + 2 * half + warps * group * (d + 2) + 2 * group
