@@ -215,3 +215,32 @@ def test_evaluation_imports_no_torch_and_no_compiler():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_task_of_lm_eval(tmp_path):
+    """A multiple-choice task of our own, from a file, through the package itself."""
+    pytest.importorskip("lm_eval", reason="the lm-eval package is an option")
+    from lm_eval.api.task import ConfigurableTask
+
+    engine = LetterEngine(context=32)
+    letters = engine.table[ord("b"), ord("a") : ord("z") + 1]
+    best, worst = (chr(int(n) + ord("a")) for n in (letters.argmax(), letters.argmin()))
+    lines = [{"question": "ab", "choices": [worst, best], "answer": n} for n in (1, 1, 1, 0)]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = ConfigurableTask(
+        config={
+            "task": "letters",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(tmp_path)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}],
+        }
+    )
+    results = run_tasks(engine, [task], bootstrap_iters=0)
+    assert results["letters"]["acc,none"] == 0.75
