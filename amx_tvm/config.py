@@ -27,7 +27,7 @@ class QuantizationConfig:
         Weight format of the linears: a name of ``amx_tvm.formats.names()`` or "none".
     activation : str
         "auto" (int8 on CPUs, the compute type on GPUs), "float32" (exact products: the strict
-        mode), "int8" (groups of 32; inputs that come from a norm in 16 bits), "float16" or "w4a4"
+        mode), "int8" (groups of 32, 16 bits in those with outliers), "float16" or "w4a4"
         (inputs quantized to ``format`` as well).
     head : str
         Format of the LM head, and of the embedding table where the two are tied. The paper leaves

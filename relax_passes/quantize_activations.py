@@ -1,9 +1,8 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
 A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one
-input share it. With scheme int8, inputs that come from an RMSNorm are quantized to 16 bits (two
-int8 words, two integer products): a few channels of a normalized row are far larger than the rest
-and would leave their neighbours in the group a few of the 255 steps. Where x is an RMSNorm or
+input share it. Integer codes get a second byte where a group of 32 holds outliers
+(schedules/cpu/outliers.py). Where x is an RMSNorm or
 silu(gate) * up that only quantizations read, that becomes the prologue: one pass over the row
 normalizes (or gates) and quantizes.
 """
@@ -21,7 +20,7 @@ from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules.spec import LinearSpec
 
 COMPUTE_TYPES = ("float32", "float16")  # schemes that leave activations as they are
-NORMALIZED_SCHEME = "int16"
+INTEGER_SCHEME = "int8-outliers"  # what "int8" is computed as
 
 
 def needs_sums(linear: Linear) -> bool:
@@ -43,11 +42,8 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
         if scheme in COMPUTE_TYPES or linear.attrs.format == "none" or len(linear.x) != 1:
             return None
         x = linear.x[0]
-        maker = ctx.value(x)
-        if linear.attrs.experts and is_op(maker, "relax.take"):
-            maker = ctx.value(maker.args[0])  # rows of a norm, gathered for the experts
-        if scheme == "int8" and is_op(maker, "relax.nn.rms_norm"):
-            scheme = NORMALIZED_SCHEME
+        if scheme == "int8":
+            scheme = INTEGER_SCHEME
             linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
         if x.ty.dtype == "float16":  # CUDA: rounded values in the compute type, no integers
             if not scheme.startswith("fp4:"):

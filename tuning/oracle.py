@@ -13,19 +13,21 @@ import numpy as np
 
 from amx_tvm import formats
 from amx_tvm.formats import packing
-from relax_passes.schedules.spec import GROUP, TILE_ROWS, LinearSpec
+from relax_passes.schedules.cpu import outliers
+from relax_passes.schedules.cpu.knobs import CpuKnobs
+from relax_passes.schedules.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 
 BLOCK_TILES = 7
 # Of the largest result.
 EXACT = 1e-5  # float32 sums in another order
-MERGED = 4e-3  # a panel merges the two scales of a format, see relax_passes/schedules/cpu/panel.py
-PANEL_ROWS = 8  # the fewest rows of x that a point of a space decodes a panel for
+MERGED = 4e-3  # kernels for several rows merge two scales, see schedules/cpu/merge.py
+MERGED_ROWS = CpuKnobs().merge_rows
 
 
 def limit(spec: LinearSpec, m: int) -> float:
     """Return how far a correct kernel may be from the oracle, relative to its largest value."""
-    integer = spec.format != "none" and spec.activation in ("int8", "int16")
-    merged = integer and spec.m is None and m >= PANEL_ROWS and len(spec.fmt.terms) > 1
+    integer = spec.format != "none" and spec.activation in INTEGER_SCHEMES
+    merged = integer and m >= MERGED_ROWS and len(spec.fmt.terms) > 1
     return MERGED if merged else EXACT
 
 
@@ -91,27 +93,34 @@ def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.nd
     m = x.shape[0]
     padded = np.zeros((m, spec.k_padded), np.float32)
     padded[:, : spec.k] = x
-    if spec.activation in ("int8", "int16"):
-        value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec.activation)
+    if spec.activation in INTEGER_SCHEMES:
+        value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec)
     else:
         value, arguments, sums = _four_bits(padded, spec.activation.removeprefix("fp4:"))
     return value[:, : spec.k], [*arguments, *(sums if spec.needs_sums else [])]
 
 
-def _integers(x: np.ndarray, scheme: str) -> tuple[np.ndarray, list, list]:
-    top = np.float32(127 if scheme == "int8" else 127 * 256)
-    scales = (np.abs(x).max(-1) / top).astype(np.float32)
+def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
+    rows, groups = x.shape[:2]
+    steps = outliers.LOW_STEPS if spec.activation == OUTLIERS else 1
+    largest, top = np.abs(x).max(-1), np.float32(127 * steps)
+    scales = (largest / top).astype(np.float32)
     divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
     codes = np.clip(np.rint(x / divisor), -top, top).astype(np.int32)
-    value = (codes * scales[..., None].astype(np.float64)).reshape(len(x), -1)
-    sums = codes.sum(-1, dtype=np.int32)
-    if scheme == "int8":
-        words = [codes]
-    else:
+    words, lists = [codes], []
+    if steps > 1:
+        mean = np.sqrt((x.astype(np.float64) ** 2).sum((1, 2)) / spec.k)[:, None]
+        marked = largest > outliers.FACTOR * mean
+        listed = np.zeros((rows, 1 + groups), np.int32)
+        for row, one in enumerate(marked):
+            listed[row, : 1 + one.sum()] = [one.sum(), *np.flatnonzero(one)]
         high = (codes + 128) >> 8
-        words = [high, codes - (high << 8)]
-    flat = [w.astype(np.int8).reshape(len(x), -1) for w in words]
-    return value, [*flat, scales], [sums]
+        words, lists = [high, (codes - (high << 8)) * marked[..., None]], [listed]
+    scales = scales * np.float32(steps)
+    exact = words[0] + (words[1] / steps if steps > 1 else 0)
+    value = (exact * scales[..., None].astype(np.float64)).reshape(rows, -1)
+    sums = [w.sum(-1, dtype=np.int32) for w in words]
+    return value, [*(w.astype(np.int8).reshape(rows, -1) for w in words), scales], [*sums, *lists]
 
 
 def _four_bits(x: np.ndarray, name: str) -> tuple[np.ndarray, list, list]:

@@ -45,7 +45,7 @@ def quantize(
     target : tvm.target.Target
         What the kernel is made for.
     scheme : str
-        "int8", "int16" or "fp4:<format>" on CPUs, "fake:<format>" on CUDA.
+        "int8", "int8-outliers" or "fp4:<format>" on CPUs, "fake:<format>" on CUDA.
     k, sums, prologue, eps
         As ``relax_passes.ops.QuantizeAttrs``.
 

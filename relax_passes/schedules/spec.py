@@ -14,6 +14,8 @@ from functools import cached_property
 
 TILE_ROWS = 16  # rows of W in one packed tile
 GROUP = 32  # columns of W in one packed tile, and columns of x under one activation scale
+OUTLIERS = "int8-outliers"
+INTEGER_SCHEMES = ("int8", OUTLIERS)
 
 
 def quantized_activation_buffers(
@@ -21,8 +23,9 @@ def quantized_activation_buffers(
 ) -> tuple[tuple[str, tuple, str], ...]:
     """List the tensors of quantized activations as (name, shape after M, dtype).
 
-    "int8" has one array of codes with one scale a group of 32. "int16" has two, the high and the
-    low byte of 16-bit codes: code = 256 * codes + codes_low. "fp4:<format>" has one array of
+    "int8" has one array of codes with one scale a group of 32. "int8-outliers" adds a second byte
+    in the groups that ``outliers`` lists (how many, then which): x = scale * (codes + codes_low /
+    256) there and scale * codes elsewhere. "fp4:<format>" has one array of
     codes for each term of the format (amxfp4: the values of either sign, apart), code =
     table[c] - offset as int8, and float32 scales that contain the term's factor, one a group of
     the format. Sums are of the codes under one scale. "fake:<format>" is one float16 array of the
@@ -31,7 +34,7 @@ def quantized_activation_buffers(
     groups = -(-k // GROUP)
     if scheme.startswith("fake:"):
         return (("x", (k,), "float16"),)  # the rounded values themselves
-    if scheme in ("int8", "int16"):
+    if scheme in INTEGER_SCHEMES:
         names: tuple[str, ...] = ("",)
         per_group = 1
     elif scheme.startswith("fp4:"):
@@ -42,13 +45,15 @@ def quantized_activation_buffers(
         names = ("",) if count == 1 else tuple(f"_{i}" for i in range(count))
         per_group = GROUP // fmt.group_size
     else:
-        raise ValueError(f"unknown activation scheme {scheme!r}; known: int8, int16, fp4:<format>")
-    words = ("", "_low") if scheme == "int16" else names
+        known = ", ".join(INTEGER_SCHEMES)
+        raise ValueError(f"unknown activation scheme {scheme!r}; known: {known}, fp4:<format>")
+    words = ("", "_low") if scheme == OUTLIERS else names
     codes: list[tuple[str, tuple, str]]
     codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in words]
     scales = [(f"scales{n}", (groups * per_group,), "float32") for n in names]
-    totals = [(f"sums{n}", (groups * per_group,), "int32") for n in names] if sums else []
-    return (*codes, *scales, *totals)
+    totals = [(f"sums{n}", (groups * per_group,), "int32") for n in words] if sums else []
+    listed = [("outliers", (1 + groups,), "int32")] if scheme == OUTLIERS else []
+    return (*codes, *scales, *totals, *listed)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,8 @@ class LinearSpec:
     n, k : int
         True sizes of W; packed buffers pad N to 16 and K to 32.
     activation : str
-        "float32" (x as it is, float32 arithmetic), "int8" (codes, scales and, where the weight
-        format has an offset, sums) or "fp4:<format>" (both operands in four bits); see
-        ``quantized_activation_buffers``.
+        "float32" (x as it is, float32 arithmetic), "int8" or "int8-outliers" (codes, scales, sums)
+        or "fp4:<format>" (both operands in four bits); see ``quantized_activation_buffers``.
     m : int or None
         Number of rows of x; None compiles a function for every M >= 1.
     m_max : int or None
@@ -159,7 +163,7 @@ class LinearSpec:
         Always with int8, where kernels for many rows use offsets of their own; with four bits
         only if a term of W has an offset.
         """
-        if self.activation in ("int8", "int16"):
+        if self.activation in INTEGER_SCHEMES:
             return True
         return self.activation != "float32" and any(t.offset != 0 for t in self.terms)
 

@@ -8,6 +8,8 @@ Quantization to int8; four bits are in fp4.py:
 
     codes int8 [M, Kp], scales float32 [M, Kp/32] = max|x| / 127, sums int32 [M, Kp/32]
     code = round half to even of x / scale (true division); an all-zero group has scale 0
+
+Scheme "int8-outliers" adds second bytes for some groups: outliers.py.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import Any
 
 from tvm import tirx
 
-from ..spec import GROUP, quantized_activation_buffers
+from ..spec import GROUP, INTEGER_SCHEMES, OUTLIERS, quantized_activation_buffers
 from . import emit as e
 from . import fp4
 from .emit import Expr
 from .math import silu
+from .outliers import FACTOR, LOW_STEPS
 
 LANES = 16
 PARALLEL_ROWS = 8  # fewer rows than this stay on one thread
@@ -148,7 +151,8 @@ def quantize(
     m : int or None
         Rows, None for any.
     scheme : str
-        "int8", "int16" or "fp4:<format>"; ``quantized_activation_buffers`` lists what is written.
+        "int8", "int8-outliers" or "fp4:<format>"; what is written is listed by
+        ``quantized_activation_buffers``.
     sums : bool
         Also store the sums of each scale group's codes.
     prologue : str
@@ -166,8 +170,7 @@ def quantize(
     FormatError
         The format has no kernel that quantizes activations to it.
     """
-    integers = scheme in ("int8", "int16")
-    fmt = None if integers else fp4.require_e2m1(scheme.removeprefix("fp4:"))
+    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
     outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
     name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
     name = name.replace(":", "_").replace("-", "_")
@@ -176,7 +179,10 @@ def quantize(
         def body(row: Expr) -> None:
             values = Prologue(prologue, buffers, k, eps, row)
             if fmt is None:
-                for_groups(values, k, lambda g, v: _store_integers(buffers, row, g, v))
+                limit = outlier_limit(values, k) if scheme == OUTLIERS else None
+                integers = _Integers(buffers, row, limit)
+                for_groups(values, k, integers.store)
+                integers.finish()
                 return
             tensor_scale = None
             if fmt.row_scaled:
@@ -202,6 +208,19 @@ def quantize(
     return buffers["func"]
 
 
+def outlier_limit(values: Prologue, k: int) -> Expr:
+    """Return the value above which a group has outliers: a multiple of the row's quadratic mean."""
+    squares = e.Register("float32", LANES, e.const(0.0, "float32", LANES))
+
+    def add(_group: Expr, vectors: list[Expr]) -> None:
+        for v in vectors:
+            squares.set(e.fma(v, v, squares.get(), LANES))
+
+    for_groups(values, k, add)
+    mean = e.let(horizontal_sum(squares.get(), LANES)) * e.const(1.0 / k, "float32")
+    return e.let(tirx.sqrt(mean) * e.const(FACTOR, "float32"))
+
+
 def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:
     """Run ``body(group, two 16-lane vectors)`` over groups of 32, the last padded with zeros."""
     whole = k // GROUP
@@ -216,34 +235,51 @@ def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None
         body(e.const(whole), [e.let(e.load(padded, j * LANES, lanes=LANES)) for j in range(2)])
 
 
-def _store_integers(buffers: dict[str, Any], row: Expr, group: Expr, values: list[Expr]) -> None:
-    """Quantize and store one group of 32, to one byte or to a high and a low one.
+class _Integers:
+    """Quantizes the groups of one row to int8, and with second bytes where there are outliers."""
 
-    A 16-bit code is at most 127 * 256, so that its high byte, rounded to nearest, fits int8.
-    """
-    low = buffers.get("codes_low")
-    top = 127.0 if low is None else 127.0 * 256
-    largest = e.let(e.bits(fp4.extrema(values, (0,))[0], "float32"))
-    scale = e.let(largest / e.const(top, "float32"))
-    zero, one = e.const(0.0, "float32"), e.const(1.0, "float32")
-    divisor = e.let(e.splat(tirx.Select(scale == zero, one, scale), LANES))
-    limit = e.const(top, "float32", LANES)
-    total = e.const(0, "int32", LANES)
-    e.store(buffers["scales"], scale, row, group)
-    for j, v in enumerate(values):
-        code = e.llvm(f"float32x{LANES}", "llvm.rint", v / divisor)
-        # A subnormal scale is inexact, and its quotients may pass the largest code.
-        code = tirx.max(tirx.min(code, limit), e.const(-top, "float32", LANES))
-        code = e.let(e.cast(code, "int32", LANES))
-        at = group * GROUP + j * LANES
-        high = code
-        if low is not None:
-            high = e.let((code + e.const(128, "int32", LANES)) >> e.const(8, "int32", LANES))
-            rest = code - (high << e.const(8, "int32", LANES))
-            e.store(low, e.cast(rest, "int8", LANES), row, at, lanes=LANES)
-        e.store(buffers["codes"], e.cast(high, "int8", LANES), row, at, lanes=LANES)
-        total = total + code
-    if "sums" in buffers:
-        e.store(
-            buffers["sums"], e.llvm("int32", "llvm.vector.reduce.add", e.let(total)), row, group
-        )
+    def __init__(self, buffers: dict[str, Any], row: Expr, limit: Expr | None):
+        self.buffers, self.row, self.limit = buffers, row, limit
+        self.steps = 1 if limit is None else LOW_STEPS
+        self.listed = e.Register("int32", 1, e.const(0))
+
+    def store(self, group: Expr, values: list[Expr]) -> None:
+        """Quantize and store one group of 32.
+
+        With second bytes codes are made in 256 steps; the high byte, rounded to nearest, is int8.
+        """
+        steps, buffers, row = self.steps, self.buffers, self.row
+        largest = e.let(e.bits(fp4.extrema(values, (0,))[0], "float32"))
+        scale = e.let(largest / e.const(127.0 * steps, "float32"))
+        zero, one = e.const(0.0, "float32"), e.const(1.0, "float32")
+        divisor = e.let(e.splat(tirx.Select(scale == zero, one, scale), LANES))
+        top = e.const(127.0 * steps, "float32", LANES)
+        e.store(buffers["scales"], scale * e.const(float(steps), "float32"), row, group)
+        totals = [e.const(0, "int32", LANES)] * 2
+        for j, v in enumerate(values):
+            code = e.llvm(f"float32x{LANES}", "llvm.rint", v / divisor)
+            # A subnormal scale is inexact, and its quotients may pass the largest code.
+            code = tirx.max(tirx.min(code, top), e.const(-127.0 * steps, "float32", LANES))
+            high = code = e.let(e.cast(code, "int32", LANES))
+            at = group * GROUP + j * LANES
+            if self.limit is not None:
+                high = e.let((code + e.const(128, "int32", LANES)) >> e.const(8, "int32", LANES))
+                low = e.let(code - (high << e.const(8, "int32", LANES)))
+                e.store(buffers["codes_low"], e.cast(low, "int8", LANES), row, at, lanes=LANES)
+                totals[1] = totals[1] + low
+            e.store(buffers["codes"], e.cast(high, "int8", LANES), row, at, lanes=LANES)
+            totals[0] = totals[0] + high
+        for name, total in zip(("sums", "sums_low"), totals, strict=True):
+            if name in buffers:
+                value = e.llvm("int32", "llvm.vector.reduce.add", e.let(total))
+                e.store(buffers[name], value, row, group)
+        if self.limit is not None:
+            # Every group takes the next place of the list; the following one may overwrite it.
+            listed = e.let(self.listed.get())
+            e.store(buffers["outliers"], group, row, listed + 1)
+            self.listed.set(listed + e.cast(largest > self.limit, "int32"))
+
+    def finish(self) -> None:
+        """Store the number of listed groups."""
+        if self.limit is not None:
+            e.store(self.buffers["outliers"], self.listed.get(), self.row, 0)

@@ -49,6 +49,11 @@ class Avx512(Isa):
         """Look up 64 bytes with vpermb."""
         return _bytes(e.llvm("int8x64", "llvm.x86.avx512.permvar.qi.512", _i8(table), _i8(index)))
 
+    def lookup_128(self, low: Expr, high: Expr, index: Expr) -> Expr:
+        """Look up 64 bytes in a table of 128 with vpermi2b, which reads seven index bits."""
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        return _bytes(e.llvm("int8x64", name, _i8(low), _i8(index), _i8(high)))
+
     def activation(self, codes: object, row: Expr, column: Expr) -> Expr:
         """Broadcast four int8 to every lane (a memory operand of vpdpbusd)."""
         word = e.bits(e.load(codes, row, column, lanes=4), "int32")

@@ -20,6 +20,8 @@ class CpuKnobs:
         Software prefetch distance in bytes of codes; 0 is none.
     rows : int
         Most rows of x per block of the kernel; 0 takes the instruction set's own sizes.
+    merge_rows : int
+        Rows of a block from which on a group's two scales are merged before it is multiplied.
     panel_rows : int
         Rows of x from which on a panel of W is decoded first and then used for all of them.
     panel_tiles, panel_block : int
@@ -28,7 +30,8 @@ class CpuKnobs:
 
     prefetch: int = 4096
     rows: int = 0
-    panel_rows: int = 16
+    merge_rows: int = 4
+    panel_rows: int = 32
     panel_tiles: int = 2
     panel_block: int = 8
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..spec import GROUP, LinearSpec
+from ..spec import GROUP, INTEGER_SCHEMES, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import linear_bf16, panel
 from .emit import Expr
@@ -27,7 +27,9 @@ from .epilogue import Epilogue
 from .isa import Isa
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
+from .linear_merged import MergedTile
 from .linear_panel import emit_panel
+from .outliers import LOW_STEPS, listed_groups
 from .rows import each_tile, either, row_blocks, tile_pair
 from .terms import ScaleReader, Term, common_factor
 
@@ -35,7 +37,7 @@ ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 
 
 def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for activation "int8", "int16" or "fp4:<format>".
+    """Build the PrimFunc for activation "int8", "int8-outliers" or "fp4:<format>".
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             _emit_direct(spec, isa, knobs, buffers, m)
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
-        integer = spec.activation in ("int8", "int16")
+        integer = spec.activation in INTEGER_SCHEMES
         if spec.experts:
             few()
         elif wide and wide.panels and integer and panel.supports(spec.fmt):
@@ -75,45 +77,41 @@ def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: E
     """Emit the kernel that decodes a tile again for every block of rows of x."""
     with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
         kernel = _Tile(spec, isa, knobs, buffers)
+        merged = None
+        if (
+            isinstance(isa, Avx512)
+            and spec.activation in INTEGER_SCHEMES
+            and panel.supports(spec.fmt)
+        ):
+            merged = MergedTile(spec, isa, knobs, buffers, kernel.start)
 
         def body(row: Expr, rows: int) -> None:
-            tile_pair(spec, kernel, part, e.let(row + part.first), rows)
+            chosen = merged if merged and rows >= knobs.merge_rows else kernel
+            tile_pair(spec, chosen, part, e.let(row + part.first), rows)
 
-        arrays = sum(len(x.words) for x in kernel.x)
-        most = max(1, ACCUMULATORS // (len(kernel.terms) * arrays))
-        sizes = [s for s in isa.block if s <= most] or [1]
+        most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
+        sizes = [s for s in isa.block if s <= most or merged] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
-
-
-class _Sum:
-    """An integer sum: one int32 vector, or two for the high and the low byte of 16-bit codes."""
-
-    def __init__(self, words: int, lanes: int, start: Expr):
-        zero = e.const(0, "int32", lanes)
-        starts = [zero] * (words - 1) + [start]
-        self.lanes, self.words = lanes, [e.Register("int32", lanes, s) for s in starts]
-
-    def get(self) -> Expr:
-        """Return the sum: at most 32 * 12 * 32639 in 16 bits, far from overflow."""
-        if len(self.words) == 1:
-            return self.words[0].get()
-        high, low = (w.get() for w in self.words)
-        return e.let((high << e.const(8, "int32", self.lanes)) + low)
 
 
 class _Activation:
     """One array of activation codes with its scales and, where a format needs them, sums."""
 
     def __init__(self, suffix: str, buffers: Any, sub_groups: int):
-        low = buffers.get("codes_low")
-        self.words = [buffers[f"codes{suffix}"], *([low] if low is not None else [])]
-        self.scales = buffers[f"scales{suffix}"]
-        self.sums = buffers.get(f"sums{suffix}")
+        low = suffix == "_low"
+        self.codes, self.sums = buffers[f"codes{suffix}"], buffers.get(f"sums{suffix}")
+        self.scales = buffers["scales" if low else f"scales{suffix}"]
+        self.factor = 1 / LOW_STEPS if low else 1.0
         self.sub_groups = sub_groups
 
-    def at(self, buffer: Any, row: Expr, group: Expr, sub: int) -> Expr:
-        """Load the scale or sum of one sub-group."""
-        return e.let(e.load(buffer, row, group * self.sub_groups + sub))
+    def scale(self, row: Expr, group: Expr, sub: int) -> Expr:
+        """Load the scale of one sub-group."""
+        value = e.load(self.scales, row, group * self.sub_groups + sub)
+        return e.let(value if self.factor == 1.0 else value * e.const(self.factor, "float32"))
+
+    def sum(self, row: Expr, group: Expr, sub: int) -> Expr:
+        """Load the sum of the codes of one sub-group."""
+        return e.let(e.load(self.sums, row, group * self.sub_groups + sub))
 
 
 class _Tile:
@@ -128,70 +126,100 @@ class _Tile:
         self.eight_bit = self.terms[0].table is None
         self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
         names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
-        names = [name for name in names if name != "codes_low"]
         per_group = GROUP // spec.activation_group
-        self.x = [_Activation(n.removeprefix("codes"), buffers, per_group) for n in names]
+        arrays = {n: _Activation(n.removeprefix("codes"), buffers, per_group) for n in names}
+        self.low = arrays.pop("codes_low", None)
+        self.x = list(arrays.values())
         self.sub_groups = max(per_group, self.reader.sub_groups)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""
-        lanes = self.isa.rows
-        zero = e.const(0.0, "float32", lanes)
         tile = e.let(tile)
-        out = [
-            [e.Register("float32", lanes, zero) for _ in range(self.isa.parts)] for _ in range(rows)
-        ]
+        out = self.start(tile, row, rows)
         with e.serial(0, self.spec.groups) as group:
             self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
             for part in range(self.isa.parts):
-                self._group(tile, group, part, row, out)
+                self._group(tile, group, part, row, self.x, [r[part] for r in out])
         return out
 
+    def start(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Make the float32 sums [row][part]: zero, or the products with the second bytes.
+
+        Only the groups that a row lists as ``outliers`` have them, so rows go one by one.
+        """
+        lanes, parts = self.isa.rows, self.isa.parts
+        zero = e.const(0.0, "float32", lanes)
+        if self.low is None:
+            return [[e.Register("float32", lanes, zero) for _ in range(parts)] for _ in range(rows)]
+        kept = e.scratch(rows * TILE_ROWS, "float32")
+        with e.serial(0, rows) as r:
+            own = e.let(row + r)
+            out = [e.Register("float32", lanes, zero) for _ in range(parts)]
+            with listed_groups(self.buffers, own) as group:
+                for part in range(parts):
+                    self._group(tile, group, part, own, [self.low], [out[part]])
+            for part in range(parts):
+                e.store(kept, out[part].get(), r * TILE_ROWS + part * lanes, lanes=lanes)
+        return [
+            [
+                e.Register("float32", lanes, e.load(kept, r * TILE_ROWS + p * lanes, lanes=lanes))
+                for p in range(parts)
+            ]
+            for r in range(rows)
+        ]
+
     def _group(
-        self, tile: Expr, group: Expr, part: int, row: Expr, out: list[list[e.Register]]
+        self,
+        tile: Expr,
+        group: Expr,
+        part: int,
+        row: Expr,
+        xs: list[_Activation],
+        out: list[e.Register],
     ) -> None:
         """Emit one group of 32 columns for the rows of one vector part."""
         rows, lanes = len(out), self.isa.rows
-        parts_of_x = range(len(self.x))
-        totals: list[list[Expr | None]] = [[None] * len(self.x) for _ in range(rows)]
+        totals: list[list[Expr | None]] = [[None] * len(xs) for _ in range(rows)]
         for sub in range(self.sub_groups):
-            x_sub = sub * self.x[0].sub_groups // self.sub_groups
-            sums = self._sums(row, rows, group, x_sub)
-            acc = self._products(tile, group, part, row, sub, sums)
+            x_sub = sub * xs[0].sub_groups // self.sub_groups
+            sums = self._sums(row, rows, group, x_sub, xs)
+            acc = self._products(tile, group, part, row, sub, xs, sums)
             weights = self._weights(
                 tile, group, sub * self.reader.sub_groups // self.sub_groups, part
             )
-            last = (sub + 1) * self.x[0].sub_groups % self.sub_groups == 0  # of this x scale
+            last = (sub + 1) * xs[0].sub_groups % self.sub_groups == 0  # of this x scale
             for r in range(rows):
-                for i in parts_of_x:
+                for i, x in enumerate(xs):
                     values = [a.get() for a in acc[r][i]]
                     total = self._combine(values, weights, sums[r][i], totals[r][i])
                     totals[r][i] = total
                     if last:
-                        scale = self.x[i].at(self.x[i].scales, row + r, group, x_sub)
-                        register = out[r][part]
-                        register.set(e.fma(e.splat(scale, lanes), total, register.get(), lanes))
+                        scale = e.splat(x.scale(row + r, group, x_sub), lanes)
+                        out[r].set(e.fma(scale, total, out[r].get(), lanes))
                         totals[r][i] = None
 
-    def _sums(self, row: Expr, rows: int, group: Expr, sub: int) -> list[list[Expr | None]]:
+    def _sums(
+        self, row: Expr, rows: int, group: Expr, sub: int, xs: list[_Activation]
+    ) -> list[list[Expr | None]]:
         """Load the sums of activation codes that offsets need, [row][array of x]."""
         needed = any(t.offset != 0 for t in self.terms)
-        return [
-            [x.at(x.sums, row + r, group, sub) if needed else None for x in self.x]
-            for r in range(rows)
-        ]
+        return [[x.sum(row + r, group, sub) if needed else None for x in xs] for r in range(rows)]
 
     def _products(
-        self, tile: Expr, group: Expr, part: int, row: Expr, sub: int, sums: list
-    ) -> list[list[list[_Sum]]]:
+        self,
+        tile: Expr,
+        group: Expr,
+        part: int,
+        row: Expr,
+        sub: int,
+        xs: list[_Activation],
+        sums: list[list[Expr | None]],
+    ) -> list[list[list[e.Register]]]:
         """Emit the integer products of a sub-group: [row][array of x][term of W]."""
         isa, lanes = self.isa, self.isa.rows
         per_sub = self.spec.tile_code_bytes // 64 // self.sub_groups
         acc = [
-            [
-                [_Sum(len(x.words), lanes, self._start(t, total)) for t in self.terms]
-                for x, total in zip(self.x, row_sums, strict=True)
-            ]
+            [[e.Register("int32", lanes, self._start(t, s)) for t in self.terms] for s in row_sums]
             for row_sums in sums
         ]
         with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
@@ -201,17 +229,15 @@ class _Tile:
                 column = group * GROUP + (v * 4 if self.eight_bit else v * 8 + 4 * half)
                 prepared = [isa.prepare(w) for w in decoded]
                 for r, arrays in enumerate(acc):
-                    for x, registers in zip(self.x, arrays, strict=True):
-                        given = [isa.activation(codes, row + r, column) for codes in x.words]
+                    for x, registers in zip(xs, arrays, strict=True):
+                        a = isa.activation(x.codes, row + r, column)
                         for register, w in zip(registers, prepared, strict=True):
-                            for word, a in zip(register.words, given, strict=True):
-                                word.set(isa.dot(word.get(), w, a))
+                            register.set(isa.dot(register.get(), w, a))
         return acc
 
-    def _start(self, term: Term, total: Expr | None) -> Expr:
+    def _start(self, term: Term, total: Expr) -> Expr:
         """Return the initial accumulator: a constant offset is subtracted up front, in integers."""
         if isinstance(term.offset, int) and term.offset:
-            assert total is not None  # the spec asks for sums wherever a term has an offset
             return e.let(e.splat(total * (-term.offset), self.isa.rows))
         return e.const(0, "int32", self.isa.rows)
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..spec import GROUP, TILE_ROWS, LinearSpec
+from ..spec import GROUP, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
+from .outliers import LOW_STEPS, listed_groups
 from .rows import equal_blocks
 
 
@@ -60,48 +61,68 @@ class _Block:
     def emit(self, first: Expr, row: Expr, rows: int) -> None:
         """Emit the product of a block and its epilogue."""
         row = e.let(row)
-        zero = e.const(0.0, "float32", TILE_ROWS)
-        out = [
-            [e.Register("float32", TILE_ROWS, zero) for _ in range(rows)] for _ in range(self.wide)
-        ]
+        out = self._start_rows(row, rows)
         with e.serial(0, self.spec.groups) as group:
-            self._group(group, row, out)
+            at = [e.let(c * self.spec.groups + group) for c in range(self.wide)]
+            self._group(at, group, row, "", 1.0, out)
         self._finish(first, row, out)
 
-    def _group(self, group: Expr, row: Expr, out: list[list[e.Register]]) -> None:
-        rows, groups = len(out[0]), self.spec.groups
-        at = [e.let(c * groups + group) for c in range(self.wide)]
-        acc: list[list[e.Register]] = [[] for _ in range(self.wide)]
-        low = self.buffers.get("codes_low")
-        zero = e.const(0, "int32", TILE_ROWS)
+    def _start_rows(self, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Make the float32 sums [tile][row]: zero, or the products with the second bytes."""
+        zero, tiles = e.const(0.0, "float32", TILE_ROWS), range(self.wide)
+        if self.spec.activation != OUTLIERS:
+            return [[e.Register("float32", TILE_ROWS, zero) for _ in range(rows)] for _ in tiles]
+        kept = [e.scratch(rows * TILE_ROWS, "float32") for _ in tiles]
+        with e.serial(0, rows) as r:
+            own = e.let(row + r)
+            out = [[e.Register("float32", TILE_ROWS, zero)] for _ in tiles]
+            with listed_groups(self.buffers, own) as group:
+                at = [e.let(c * self.spec.groups + group) for c in tiles]
+                self._group(at, group, own, "_low", 1 / LOW_STEPS, out)
+            for c in tiles:
+                e.store(kept[c], out[c][0].get(), r * TILE_ROWS, lanes=TILE_ROWS)
+        return [
+            [
+                e.Register("float32", TILE_ROWS, e.load(k, r * TILE_ROWS, lanes=TILE_ROWS))
+                for r in range(rows)
+            ]
+            for k in kept
+        ]
+
+    def _group(
+        self,
+        at: list[Expr],
+        group: Expr,
+        row: Expr,
+        suffix: str,
+        factor: float,
+        out: list[list[e.Register]],
+    ) -> None:
+        """Add a group's products with one byte of the codes; ``at`` is its place in the panel."""
+        rows = len(out[0])
+        acc: list[list[e.Register]] = [[] for _ in at]
         for r in range(rows):
-            start = zero if low is not None else self._start(row + r, group)
-            for c in range(self.wide):
-                acc[c].append(e.Register("int32", TILE_ROWS, start))
-        self._products(self.buffers["codes"], at, group, row, acc)
-        if low is not None:
-            # 16-bit codes: the high bytes' sums move up, at most 32 * 252 * 127 * 256 = 2^28.
-            for r in range(rows):
-                start = self._start(row + r, group)
-                for c in range(self.wide):
-                    high = acc[c][r].get() << e.const(8, "int32", TILE_ROWS)
-                    acc[c][r].set(high + start)
-            self._products(low, at, group, row, acc)
+            start = self._start(self.buffers[f"sums{suffix}"], row + r, group)
+            for registers in acc:
+                registers.append(e.Register("int32", TILE_ROWS, start))
+        self._products(self.buffers[f"codes{suffix}"], at, group, row, acc)
         w_scales = [e.let(e.load(self.scales, i, 0, lanes=TILE_ROWS)) for i in at]
         for r in range(rows):
-            x_scale = e.let(e.splat(e.load(self.buffers["scales"], row + r, group), TILE_ROWS))
+            x_scale = e.load(self.buffers["scales"], row + r, group)
+            if factor != 1.0:
+                x_scale = x_scale * e.const(factor, "float32")
+            x_scale = e.let(e.splat(x_scale, TILE_ROWS))
             for c in range(self.wide):
                 value = e.cast(acc[c][r].get(), "float32", TILE_ROWS)
                 register = out[c][r]
                 scaled = e.let(value * w_scales[c])
                 register.set(e.fma(scaled, x_scale, register.get(), TILE_ROWS))
 
-    def _start(self, row: Expr, group: Expr) -> Expr:
+    def _start(self, sums: Any, row: Expr, group: Expr) -> Expr:
         """Return what the weights' offset adds to a row's sum, to be taken off up front."""
         if not self.offset:
             return e.const(0, "int32", TILE_ROWS)
-        total = e.load(self.buffers["sums"], row, group)
-        return e.let(e.splat(total * (-self.offset), TILE_ROWS))
+        return e.let(e.splat(e.load(sums, row, group) * (-self.offset), TILE_ROWS))
 
     def _products(
         self, codes: Any, at: list[Expr], group: Expr, row: Expr, acc: list[list[e.Register]]

@@ -8,8 +8,9 @@ from tvm.target import Target
 
 from amx_tvm.formats import packing
 from relax_passes.schedules.base import TargetInfo
+from relax_passes.schedules.cpu import outliers
 from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import GROUP, LinearSpec
+from relax_passes.schedules.spec import GROUP, OUTLIERS, LinearSpec
 
 HOST = Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu(), "num-cores": 2})
 HOST_INFO = TargetInfo.of(HOST)
@@ -47,19 +48,32 @@ def quantize_int8(x):
     return codes.reshape(m, -1), scales, codes.sum(-1, dtype=np.int32)
 
 
-def quantize_int16(x):
-    """Quantize float32 [M, K] to 16 bits, groups of 32: (high, low, scales, sums, codes)."""
+def quantize_outliers(x):
+    """Quantize float32 [M, K] to int8-outliers; returns the arguments, and x as kernels read it.
+
+    Arguments: codes, low codes, scales, sums, low sums, and the lists of groups with outliers.
+    Entries that kernels must not read hold 77.
+    """
     m, k = x.shape
     padded = np.zeros((m, -(-k // GROUP), GROUP), np.float32)
     padded.reshape(m, -1)[:, :k] = x
-    top = np.float32(127 * 256)
-    scales = (np.abs(padded).max(-1) / top).astype(np.float32)
+    largest, top = np.abs(padded).max(-1), np.float32(127 * 256)
+    mean = np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True))
+    marked = largest > outliers.FACTOR * mean
+    scales = (largest / top).astype(np.float32)
     divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
     codes = np.clip(np.rint(padded / divisor), -top, top).astype(np.int32)
     high = (codes + 128) >> 8
-    low = codes - (high << 8)
+    low = np.where(marked[..., None], codes - (high << 8), 77)
+    listed = np.full((m, 1 + marked.shape[1]), 77, np.int32)
+    for row, groups in enumerate(marked):
+        listed[row, 0] = groups.sum()
+        listed[row, 1 : 1 + groups.sum()] = np.flatnonzero(groups)
+    scales = scales * np.float32(256)
     words = [w.astype(np.int8).reshape(m, -1) for w in (high, low)]
-    return (*words, scales, codes.sum(-1, dtype=np.int32), codes)
+    sums = [w.sum(-1, dtype=np.int32) for w in (high, low)]
+    value = (high + marked[..., None] * low / 256) * scales[..., None].astype(np.float64)
+    return [*words, scales, *sums, listed], value.reshape(m, -1)[:, :k]
 
 
 def quantize_fp4(x, fmt):
@@ -114,10 +128,10 @@ class Case:
             value = codes.reshape(m, -1, GROUP) * scales[..., None].astype(np.float64)
             args = [codes, scales] + ([sums] if spec.needs_sums else [])
             return value.reshape(m, -1)[:, : spec.k], args
-        if spec.activation == "int16":
-            high, low, scales, sums, codes = quantize_int16(x)
-            value = codes * scales[..., None].astype(np.float64)
-            return value.reshape(m, -1)[:, : spec.k], [high, low, scales, sums]
+        if spec.activation == OUTLIERS:
+            x[::2, :: spec.k // 2 + 3] *= 40  # in every other row
+            args, value = quantize_outliers(x)
+            return value, args
         from amx_tvm import formats
 
         fmt = formats.get(spec.activation.removeprefix("fp4:"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_oracle import compile_func, empty, quantize_int8, quantize_int16, silu, tensors
+from cpu_oracle import compile_func, empty, quantize_int8, quantize_outliers, silu, tensors
 
 from relax_passes.schedules.cpu import activations, emit, math
+from relax_passes.schedules.spec import OUTLIERS
 
 SIZES = [(1, 64), (3, 100), (9, 33), (12, 576)]
 
@@ -38,16 +39,24 @@ def test_silu_mul(m, k):
 
 
 @pytest.mark.parametrize("m,k", SIZES)
-def test_quantize_int16_bit_for_bit(m, k):
+def test_quantize_outliers_bit_for_bit(m, k):
     rng = np.random.default_rng(k)
     x = (rng.standard_normal((m, k)) * np.exp2(rng.integers(-20, 20, (m, 1)))).astype(np.float32)
     x[0, :32] = 0
-    high, low, scales, sums, _ = quantize_int16(x)
-    expected = (high, low, scales, sums)
+    x[-1, k // 2] *= 50
+    expected, _ = quantize_outliers(x)
     out = [empty(a.shape, str(a.dtype)) for a in expected]
-    compile_func(activations.quantize(k, scheme="int16", sums=True))(*tensors(x), *out)
-    for got, want in zip(out, expected, strict=True):
-        np.testing.assert_array_equal(got.numpy(), want)
+    compile_func(activations.quantize(k, scheme=OUTLIERS, sums=True))(*tensors(x), *out)
+    codes, low, scales, sums, low_sums, listed = (a.numpy() for a in out)
+    for got, want in zip((codes, scales, sums), (expected[0], *expected[2:4]), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert listed[-1, 0] > 0
+    for row, count in enumerate(expected[5][:, 0]):  # what is not listed is not read
+        groups = expected[5][row, 1 : count + 1]
+        np.testing.assert_array_equal(listed[row, : count + 1], [count, *groups])
+        np.testing.assert_array_equal(low_sums[row, groups], expected[4][row, groups])
+        both = [a.reshape(m, -1, 32)[row, groups] for a in (low, expected[1])]
+        np.testing.assert_array_equal(*both)
 
 
 @pytest.mark.parametrize("m,k", SIZES)

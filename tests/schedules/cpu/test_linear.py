@@ -14,7 +14,7 @@ from relax_passes.schedules.cpu import panel
 from relax_passes.schedules.cpu.knobs import CpuKnobs
 from relax_passes.schedules.cpu.rules import CPU_RULES
 from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.schedules.spec import INTEGER_SCHEMES, OUTLIERS, LinearSpec
 
 ROWS = (1, 2, 3, 7, 8, 9, 33)
 TOLERANCE = 2e-6  # float32 sums in another order
@@ -37,7 +37,14 @@ def check(spec, rule, rows=ROWS):
         pytest.skip(f"rule {rule} needs features that this machine lacks")
     case, func = Case(spec), kernel_func(spec, rule)
     for m in rows:
-        assert case.error(func, m) < TOLERANCE, f"M={m}"
+        assert case.error(func, m) < limit(spec, rule, m), f"M={m}"
+
+
+def limit(spec, rule, m):
+    """The tolerance: wider where AVX-512 kernels merge two scales of a format, for several rows."""
+    merges = rule == "avx512" and spec.activation in INTEGER_SCHEMES
+    merges = merges and panel.supports(spec.fmt) and len(spec.fmt.terms) == 2
+    return MERGED if merges and m >= CpuKnobs().merge_rows else TOLERANCE
 
 
 def linear_or_none(spec, rule):
@@ -45,17 +52,13 @@ def linear_or_none(spec, rule):
     return found.apply(spec, HOST_INFO)
 
 
-@pytest.mark.parametrize("activation", ["int8", "int16", "float32"])
+@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "float32"])
 @pytest.mark.parametrize("name", BY_FORMAT)
 def test_every_format_on_the_best_rule(name, activation):
     spec = LinearSpec(name, 57, 100, activation, bias=True, residual=True)
     case, func = Case(spec), kernel_func(spec)
-    merged = (
-        activation in ("int8", "int16") and panel.supports(spec.fmt) and len(spec.fmt.terms) == 2
-    )
     for m in ROWS:
-        limit = MERGED if merged and m >= CpuKnobs().panel_rows else TOLERANCE
-        assert case.error(func, m) < limit, f"M={m}"
+        assert case.error(func, m) < limit(spec, RUNNABLE[0], m), f"M={m}"
 
 
 def test_merged_scales_cost_little():
@@ -83,7 +86,7 @@ def test_panels(name, epilogue):
             assert case.error(func, m) < TOLERANCE, f"M={m}"
 
 
-@pytest.mark.parametrize("activation", ["int8", "int16", "float32"])
+@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "float32"])
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("rule", RUNNABLE)
 def test_epilogues(rule, epilogue, activation):
@@ -112,7 +115,8 @@ def test_knobs_change_the_schedule_not_the_result():
     spec = LinearSpec("amxfp4", 48, 64, "int8")
     case = Case(spec)
     for knobs in ({"prefetch": 0}, {"rows": 2}, {"rows": 4, "prefetch": 512}):
-        assert case.error(kernel_func(spec, knobs=knobs), 9) < TOLERANCE
+        assert case.error(kernel_func(spec, knobs=knobs), 3) < TOLERANCE
+        assert case.error(kernel_func(spec, knobs=knobs), 9) < limit(spec, RUNNABLE[0], 9)
     with pytest.raises(ValueError, match="prefetch"):
         CpuKnobs.of({"prefetsch": 1})
 
