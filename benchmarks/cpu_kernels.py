@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+OURS = "amxfp4:int8-outliers"  # what a model compiled with default options runs
 PEER_KINDS = (
     "llama.cpp mxfp4",
     "llama.cpp q4_0",
@@ -41,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", nargs="+", default=["4096x4096"], help="N x K, as 4096x4096")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 128, 512])
-    parser.add_argument("--format", nargs="+", default=["amxfp4:int8"], help="FORMAT:ACTIVATION")
+    parser.add_argument("--format", nargs="+", default=[OURS], help="FORMAT:ACTIVATION")
     parser.add_argument("--peer", nargs="*", default=list(PEER_KINDS))
     parser.add_argument("--peers", help="site-packages of an environment that holds the peers")
     parser.add_argument("--repeats", type=int, default=7)
@@ -79,9 +80,8 @@ def our_linear(spec_text: str, n: int, k: int, m: int, copies: int) -> tuple[Cal
     if spec.activation != "float32":
         parts = spec.activation_buffers()
         inputs = [tvm.runtime.empty((m, *shape), dtype) for _, shape, dtype in parts]
-        quantize = activations.quantize(
-            m, scheme=spec.activation, k=k, sums=spec.needs_sums, prologue="none", eps=0.0
-        )
+        scheme = {"scheme": spec.activation, "sums": spec.needs_sums, "prologue": "none"}
+        quantize = activations.quantize(m, target, k=k, eps=0.0, **scheme)
         compiled(quantize)(x, *inputs)
     weights = []
     for _ in range(copies):
