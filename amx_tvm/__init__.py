@@ -12,9 +12,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from amx_tvm.version import __version__, guard
+from amx_tvm.version import __version__, guard_import
 
-guard()
+guard_import()
 
 _LAZY = {
     "Artifact": "amx_tvm.compiler",

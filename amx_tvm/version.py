@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from amx_tvm.errors import AmxError
 
@@ -39,6 +41,21 @@ def guard() -> None:
             f"apache-tvm-ffi {found} is installed; apache-tvm {TVM} crashes with other versions "
             f"than {TVM_FFI}: run `pip install apache-tvm-ffi=={TVM_FFI}`"
         )
+
+
+def guard_import() -> None:
+    """Run :func:`guard` for ``import amx_tvm``; the command line ends with its message instead.
+
+    The command line is known by its name, because the import comes before any of its own code:
+    ``python -m amx_tvm`` is "-m" until it runs.
+    """
+    try:
+        guard()
+    except AmxError as error:
+        if Path(sys.argv[0]).name not in ("amx-tvm", "-m"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def _installed(package: str) -> str:

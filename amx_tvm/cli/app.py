@@ -230,7 +230,8 @@ def chat(
     epilog="Examples:\n\n"
     "amx-tvm inspect dist/smollm2\n\n"
     "amx-tvm inspect dist/smollm2 --all\n\n"
-    "amx-tvm inspect dist/smollm2 --json | jq .linears"
+    "amx-tvm inspect dist/smollm2 --json | jq .linears\n\n"
+    "amx-tvm inspect dist/smollm2 --emit tensorir --kernel layers.0.mlp.down_proj"
 )
 def inspect(
     artifact: ArtifactPath,
@@ -239,10 +240,20 @@ def inspect(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest and sizes.")] = False,
     verify: VerifyOption = Verify.none,
+    emit: Annotated[
+        str | None,
+        typer.Option(help="Print one kernel: relax, tensorir, llvm, asm, cuda or ptx."),
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="Which: a linear's name or a part of it; NAME@M = 1.")
+    ] = None,
 ) -> None:
     """Show what an artifact holds: its linears and their kernels, sizes, target, versions."""
     from amx_tvm.cli import inspect_command
 
+    if emit is not None:
+        inspect_command.run_emit(artifact, emit, kernel)
+        return
     inspect_command.run(artifact, every=every, as_json=json, verify=_depth(verify))
 
 

@@ -53,6 +53,13 @@ def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> No
     console.print(table, highlight=False)
 
 
+def run_emit(artifact: Path, level: str, kernel: str | None) -> None:
+    """Print one kernel of the artifact at one level of its lowering."""
+    from amx_tvm.compiler.emit import emit
+
+    print(emit(Manifest.load(artifact), level, kernel))
+
+
 def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
     model, target, versions = manifest.model, manifest.target, manifest.versions
     yield "artifact", f"{artifact} ({manifest.kind}, schema {manifest.schema})"

@@ -83,6 +83,11 @@ class FunctionEngine:
             expected = int(found[1]) - len(self._parameters)
             return f"{name} takes {expected} inputs, given were {len(inputs)}"
         if found := re.search(r"loc=param\[(\d+)\], param=(\S+), annotation=(.+)\)  ", message):
+            if int(found[1]) >= len(inputs):
+                raise ArtifactError(
+                    f"the parameters of {self.path} do not fit its library, whose {name} expects "
+                    f"{found[3]}; compile the module again"
+                )
             given = inputs[int(found[1])]
             kind = f"{getattr(given, 'dtype', type(given).__name__)}"
             shape = tuple(getattr(given, "shape", ()))

@@ -56,7 +56,7 @@ class VirtualMachine:
                 features,
             )
         try:
-            executable = ffi.load_module(str(Path(library).resolve()))
+            executable = ffi.load_module(_name_of(Path(library).resolve()))
             self._machine = executable["vm_load_executable"]()
             arguments = [_DLPACK_DEVICES[name], int(index or 0), POOLED_ALLOCATOR]
             if not self.is_cpu:  # shape functions run on the host
@@ -123,6 +123,24 @@ class VirtualMachine:
         arrays = open_parameters(directory, manifest.parameters, huge)
         tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
         return self._ffi.convert(tensors)
+
+
+_LOADED: dict[Path, list[tuple[int, ...]]] = {}
+
+
+def _name_of(library: Path) -> str:
+    """Return a name under which the dynamic linker loads what the file holds now.
+
+    dlopen returns the library that is loaded already when it knows the name, even if another file
+    has taken its place since (a model that was compiled again). Each file that a path has held
+    gets a spelling of its own: the n-th one has n times "./" in front of the file's name.
+    """
+    status = library.stat()
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    known = _LOADED.setdefault(library, [])
+    if identity not in known:
+        known.append(identity)
+    return f"{library.parent}/{'./' * known.index(identity)}{library.name}"
 
 
 def _check_gpu(device: str, attribute: Callable[[int], Any], features: Sequence[str]) -> None:

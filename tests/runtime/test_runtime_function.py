@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -102,3 +104,18 @@ def test_command_line_says_it_is_no_language_model(product):
 
     with pytest.raises(GenerationError, match="compiled function"):
         load_engine(product.path, {})
+
+
+def test_a_replaced_library_gets_another_name(tmp_path):
+    """The dynamic linker takes a known name for the library that it has loaded under it."""
+    from amx_tvm.runtime.vm import _name_of
+
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"first")
+    first = _name_of(path)
+    assert first == str(path) == _name_of(path)
+    newer = tmp_path / "newer.so"
+    newer.write_bytes(b"second, of another length")
+    newer.replace(path)
+    second = _name_of(path)
+    assert second != first and Path(second).read_bytes() == path.read_bytes()

@@ -1,0 +1,204 @@
+"""One kernel of an artifact at every level of its lowering, rebuilt from the manifest.
+
+    relax      the operator, before it is legalized
+    tensorir   the scheduled loops that a rule has made of it
+    llvm       LLVM's IR                     CPU targets
+    asm        the target's assembly         CPU targets
+    cuda       CUDA C++                      CUDA targets
+    ptx        NVIDIA's intermediate code    CUDA targets; needs nvcc or nvrtc
+
+An artifact holds machine code only; a manifest's entry names everything that a kernel depends on,
+so the same rule makes the same kernel again. Knobs of tuning records that were used are not kept in
+the manifest: a tuned kernel is shown with its rule's defaults unless the records are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from amx_tvm.artifact import Manifest
+from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.formats import packing
+from relax_passes.ops import Linear, LinearAttrs
+from relax_passes.schedules.registry import linear_kernel
+from relax_passes.schedules.spec import LinearSpec
+
+LEVELS = {
+    "relax": ("cpu", "cuda"),
+    "tensorir": ("cpu", "cuda"),
+    "llvm": ("cpu",),
+    "asm": ("cpu",),
+    "cuda": ("cuda",),
+    "ptx": ("cuda",),
+}
+
+
+def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any = None) -> str:
+    """Return the text of one kernel at one level.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the artifact.
+    level : str
+        A key of LEVELS.
+    kernel : str, optional
+        Name of a linear or a part of it, by default the first; "NAME@M = 1" also names the rows.
+    records : path, callable or False, optional
+        Tuning records, as for ``amx_tvm.compile``.
+
+    Raises
+    ------
+    ArtifactError
+        When no linear has the name.
+    TargetError
+        When the artifact's target has no such level.
+    """
+    device = manifest.target.device
+    if level not in LEVELS or device not in LEVELS[level]:
+        known = ", ".join(name for name, devices in LEVELS.items() if device in devices)
+        raise TargetError(f"{manifest.target.key} has no level {level!r}; it has {known}")
+    entry = find(manifest, kernel)
+    spec = _spec(entry, "float16" if device == "cuda" else "float32")
+    head = f"{entry['name']}: {entry['format']} {spec.n} x {spec.k}, {entry['bucket']}"
+    if level == "relax":
+        layout = "cuda-fragment" if device == "cuda" else "tile16x32"
+        return f"# {head}\n{_relax(spec, str(entry['name']), layout)}"
+    import tvm
+
+    target = _target(manifest)
+    with target:
+        function = linear_kernel(spec, target, _knobs(spec, manifest, records)).func
+    function = function.with_attr("global_symbol", "kernel")
+    if level == "tensorir":
+        return f"# {head}\n{function.script(show_meta=False)}\n"
+    if device == "cuda":
+        from amx_tvm.cuda_build import enable
+
+        enable()
+    built = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod
+    if level in ("llvm", "asm"):
+        mark = ";" if level == "llvm" else "#"
+        return f"{mark} {head}\n{built.inspect_source('ll' if level == 'llvm' else 'asm')}"
+    sources = (part.inspect_source("cuda") for part in built.imports if part.kind == "cuda")
+    source = next(sources, "")
+    return f"// {head}\n{source if level == 'cuda' else _ptx(source, manifest.target.features[0])}"
+
+
+def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
+    """Return the manifest's entry of a linear by (a part of) its name; see :func:`emit`."""
+    wanted, _, bucket = (kernel or "").partition("@")
+    for entry in manifest.linears:
+        if wanted in str(entry["name"]) and bucket in ("", str(entry["bucket"])):
+            return entry
+    some = ", ".join(dict.fromkeys(str(e["name"]) for e in manifest.linears[:8])) or "none at all"
+    raise ArtifactError(f"no linear is called {kernel!r}; the first ones are {some}")
+
+
+def _spec(entry: dict[str, Any], out_dtype: str) -> LinearSpec:
+    from tuning.kernels import spec_of
+
+    return spec_of(entry, out_dtype)
+
+
+def _knobs(spec: LinearSpec, manifest: Manifest, records: Any) -> Any:
+    if not records:
+        return None
+    from amx_tvm.targets import ResolvedTarget
+    from tuning.lookup import records_for
+
+    kept = manifest.target
+    resolved = ResolvedTarget(
+        _target(manifest), kept.key, kept.device, "", tuple(kept.features), kept.triple
+    )
+    chosen = records_for(records, resolved)
+    return chosen(spec) if chosen is not None else None
+
+
+def _target(manifest: Manifest) -> Any:
+    """Return TVM's target of the features that the manifest lists."""
+    from tvm.target import Target
+
+    from amx_tvm.targets import resolve
+
+    kept = manifest.target
+    if kept.device == "cuda":
+        return resolve(f"cuda:{kept.features[0]}").tvm
+    options: dict[str, Any] = {"kind": "llvm", "num-cores": 2}
+    options["mattr"] = [f"+{feature}" for feature in kept.features]
+    return Target({**options, "mtriple": kept.triple} if kept.triple else options)
+
+
+Buffers = Iterable[tuple[str, tuple, str]]
+
+
+def _inputs(spec: LinearSpec) -> Buffers:
+    """List the activation's tensors as (name, shape after the rows, dtype)."""
+    if spec.activation in ("float32", "float16"):
+        return [("x", (spec.k,), spec.activation)]
+    return spec.activation_buffers()
+
+
+def _weights(spec: LinearSpec, layout: str) -> Buffers:
+    """List the arrays of the packed weight."""
+    if spec.format == "none":
+        return spec.weight_buffers()
+    rows = spec.n * max(1, spec.experts)
+    shapes = packing.part_shapes(spec.format, (rows, spec.k), layout)
+    return [(name, shape, dtype) for name, (shape, dtype) in shapes.items()]
+
+
+def _relax(spec: LinearSpec, name: str, layout: str) -> str:
+    """Print a function that is this one operator."""
+    from tvm import relax, tirx
+
+    rows = tirx.Var("rows", "int64") if spec.m is None else tirx.const(spec.m, "int64")
+    variables: dict[str, relax.Var] = {}
+
+    def add(label: str, shape: Iterable[Any], dtype: str) -> relax.Var:
+        variables[label] = relax.Var(label, relax.TensorType(list(shape), dtype))
+        return variables[label]
+
+    x = [add(label, (rows, *shape), dtype) for label, shape, dtype in _inputs(spec)]
+    weights = [add(label, shape, dtype) for label, shape, dtype in _weights(spec, layout)]
+    experts = max(1, spec.experts)
+    bias = add("bias", (spec.n * experts,), spec.out_dtype) if spec.bias else None
+    out = (rows, spec.out_features)
+    residual = add("residual", out, spec.out_dtype) if spec.residual else None
+    bounds = add("bounds", (spec.experts + 1,), "int32") if spec.experts else None
+    attrs = LinearAttrs(
+        name=name,
+        n=spec.n,
+        k=spec.k,
+        format=spec.format,
+        layout=layout,
+        activation=spec.activation,
+        silu_mul=spec.silu_mul,
+        out_dtype=spec.out_dtype,
+        experts=spec.experts,
+    )
+    call = Linear(attrs, tuple(x), tuple(weights), bias, residual, bounds).call()
+    builder = relax.BlockBuilder()
+    with builder.function("main", list(variables.values())):
+        with builder.dataflow():
+            result = builder.emit_output(builder.emit(call))
+        builder.emit_func_output(result)
+    return builder.finalize().script(show_meta=False) + "\n"
+
+
+def _ptx(source: str, arch: str) -> str:
+    """Compile CUDA C++ to PTX with nvcc, or nvrtc where there is no nvcc."""
+    from tvm.support import nvcc
+
+    from amx_tvm.cuda_build import find_nvcc
+
+    compiler = "nvcc" if find_nvcc() else "nvrtc"
+    try:
+        made = nvcc.compile_cuda(source, target_format="ptx", arch=arch, compiler=compiler)
+    except Exception as error:
+        raise TargetError(
+            f"{compiler} cannot compile for {arch}: {error}; install CUDA 13's nvcc, or "
+            "cuda-bindings and nvidia-cuda-nvrtc"
+        ) from error
+    return bytes(made).decode() if isinstance(made, bytes | bytearray) else str(made)
