@@ -112,6 +112,7 @@ PUBLIC_FUNCTIONS = (
     "prefill",
     "score",
     "decode",
+    "begin_greedy",
     "decode_greedy",
     "decode_batch",
     "create_kv_cache",

@@ -14,10 +14,9 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
-from tvm.target import Target
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache
+from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache, cuda_attention
 from amx_tvm.models.rotary import rotate
 from amx_tvm.models.step import Step, attend
 from relax_passes.schedules.cuda import argmax
@@ -147,14 +146,20 @@ class DecoderModel(nn.Module):
         scale = self.config.embedding_scale
         return hidden if scale == 1.0 else hidden * scale
 
-    def forward(self, input_ids: Tensor, cache: PagedKVCache, decoding: bool = False) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, cache: PagedKVCache, decoding: bool = False, begun: bool = False
+    ) -> Tensor:
         """Map token ids int32 [tokens] to hidden states [tokens, hidden].
 
-        ``decoding`` says that every token continues a sequence of its own.
+        ``decoding`` says that every token continues a sequence of its own, ``begun`` that the
+        attention kernels know the pages already.
         """
         step = Step(self.config, cache, input_ids.shape[0], decoding)
         hidden = self.embed(input_ids, step)
-        step.begin(hidden)
+        if begun:
+            step.token = op.empty((1, self.config.hidden_size - 2, 1), hidden.dtype)
+        else:
+            step.begin(hidden)
         for layer in self.layers:
             hidden = layer(hidden, step)
         return hidden
@@ -166,6 +171,8 @@ class CausalLM(nn.Module):
     Every function takes token ids and the KV cache, writes the new keys and values to the cache and
     returns float32 logits; ``export_spec`` gives their shapes.
     """
+
+    reads_positions = False  # whether the embedding asks the cache for positions
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -203,9 +210,16 @@ class CausalLM(nn.Module):
         """Append one token [1, 1]; its logits [1, vocab]."""
         return self._logits(self.model(op.reshape(input_ids, (1,)), cache, True))
 
+    def begin_greedy(self, cache: PagedKVCache) -> Tensor:
+        """Tell the attention kernels where the pages of the next `decode_greedy` are."""
+        step = Step(self.config, cache, 1, True)
+        step.begin(op.empty((1, self.config.hidden_size), "float16"))
+        assert step.token is not None
+        return step.token
+
     def decode_greedy(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
-        """Append one token [1, 1]; the most likely next one, int32 [1, 1] (CUDA; -1: NaN)."""
-        logits = self.decode(input_ids, cache)
+        """Append one token [1, 1]; the most likely next one, int32 [1, 1] (-1: NaN)."""
+        logits = self._logits(self.model(op.reshape(input_ids, (1,)), cache, True, True))
         keys = Tensor.placeholder((argmax.BLOCKS,), "int64")
         token = Tensor.placeholder((1, 1), "int32")
         vocab = int(logits.shape[1])
@@ -258,8 +272,9 @@ class CausalLM(nn.Module):
                 "$": {"param_mode": "none", "effect_mode": "none"},
             },
         }
-        target = Target.current(allow_none=True)
-        if target is not None and target.kind.name == "cuda":
+        if cuda_attention(self.config) is not None and not self.reads_positions:
+            mode = {"param_mode": "none", "effect_mode": "none"}
+            spec["begin_greedy"] = {"cache": cache, "$": mode}
             spec["decode_greedy"] = tokens([1, 1])
         return nn.spec.ModuleSpec.from_raw(spec, self)
 

@@ -8,7 +8,7 @@ positions for the tokens of one model call, the call fills them, `end_forward` c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ class KVCache:
         }
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
         self._lengths: dict[int, int] = {}
-        self._prepared: int | None = None  # a sequence whose next token is begun already
+        self._ahead: tuple[int, Callable[[], Any]] | None = None
         self._free = list(range(max_sequences - 1, -1, -1))
 
     @property
@@ -59,33 +59,46 @@ class KVCache:
         """Return how many tokens a sequence holds."""
         return self._lengths[sequence]
 
+    def available_pages(self) -> int:
+        """Return how many pages are free, whatever is under way."""
+        return int(self._available(self.state))
+
     def available_tokens(self) -> int:
         """Return how many tokens the free pages hold."""
-        self._settle()
+        self.settle()
         return int(self._available(self.state)) * self.page_size
 
-    def prepare(self, sequence: int) -> None:
-        """Begin the transaction of one more token now, while the device still works.
+    @contextmanager
+    def ahead(self, sequence: int, finish: Callable[[], Any]) -> Iterator[Any]:
+        """Reserve a position for a step that may turn out not to be wanted.
 
-        The next `forward` of just this takes it; whatever else comes next takes it back.
+        `adopt` makes it a position of the sequence. Whatever else comes next takes it back, after
+        ``finish`` has waited for the device.
         """
-        self._settle()
-        full = self._lengths[sequence] % self.page_size == 0
-        if full and not int(self._available(self.state)):
-            return
+        self.check_room([sequence], [1])
         self._call["begin_forward"](self.state, self._shape([sequence]), self._shape([1]))
-        self._prepared = sequence
+        self._ahead = (sequence, finish)
+        yield self.state
+        self._call["end_forward"](self.state)
 
-    def _settle(self) -> None:
-        """Take back what `prepare` began."""
-        if self._prepared is not None:
-            sequence, self._prepared = self._prepared, None
-            self._call["end_forward"](self.state)
+    def adopt(self, sequence: int) -> bool:
+        """Keep the step ahead of a sequence; False where there is none."""
+        if self._ahead is None or self._ahead[0] != sequence:
+            return False
+        self._ahead = None
+        self._lengths[sequence] += 1
+        return True
+
+    def settle(self) -> None:
+        """Take back the step ahead, if there is one."""
+        if self._ahead is not None:
+            (sequence, finish), self._ahead = self._ahead, None
+            finish()
             self._call["popn"](self.state, sequence, 1)
 
     def add(self) -> int:
         """Start an empty sequence and return its id."""
-        self._settle()
+        self.settle()
         sequence = self._take()
         self._call["add_sequence"](self.state, sequence)
         self._lengths[sequence] = 0
@@ -93,7 +106,7 @@ class KVCache:
 
     def fork(self, parent: int, position: int | None = None) -> int:
         """Start a sequence that shares a parent's first ``position`` tokens (default: all)."""
-        self._settle()
+        self.settle()
         length = self._lengths[parent]
         position = length if position is None else position
         if not 0 <= position <= length:
@@ -107,7 +120,7 @@ class KVCache:
 
     def rollback(self, sequence: int, count: int) -> None:
         """Forget the last ``count`` tokens of a sequence."""
-        self._settle()
+        self.settle()
         length = self._lengths[sequence]
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
@@ -117,7 +130,7 @@ class KVCache:
 
     def remove(self, sequence: int) -> None:
         """Forget a sequence and free its pages."""
-        self._settle()
+        self.settle()
         self._call["remove_sequence"](self.state, sequence)
         del self._lengths[sequence]
         self._free.append(sequence)
@@ -145,12 +158,9 @@ class KVCache:
 
         Yields the cache object for the call.
         """
-        if self._prepared is not None and [self._prepared] == list(sequences) and [*counts] == [1]:
-            self._prepared = None
-        else:
-            self._settle()
-            self.check_room(sequences, counts)
-            self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
+        self.settle()
+        self.check_room(sequences, counts)
+        self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
         try:
             yield self.state
         except BaseException:

@@ -7,11 +7,13 @@ the conversation so far, and scoring are all written with `append`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.greedy import GreedySteps
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.sampler import BROKEN_LOGITS
 from amx_tvm.runtime.vm import VirtualMachine
@@ -52,7 +54,6 @@ class Model:
         self._machine = machine
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
-        self._chosen: tuple[int, Any] = (-1, None)  # by the device, last: the token and its tensor
 
     def run(self, name: str, tokens: np.ndarray, state: Any) -> np.ndarray:
         """Call ``name`` on int32 tokens [b, n]; return its result, float32 logits [rows, vocab]."""
@@ -62,25 +63,10 @@ class Model:
         logits = function(self._machine.to_device(tokens), state, self._parameters)
         return self._machine.to_host(logits)
 
-    def start_choosing(self, token: int, state: Any) -> None:
-        """Start decoding one token; `chosen` waits for the most likely next one.
-
-        What the device chose last is still there: given again, it needs no way back.
-        """
-        value, held = self._chosen
-        if value != token:
-            held = self._machine.to_device(np.array([[token]], np.int32))
-        function = self._functions.get("decode_greedy")
-        if function is None:
-            function = self._functions["decode_greedy"] = self._machine.function("decode_greedy")
-        self._chosen = (-1, function(held, state, self._parameters))
-
-    def chosen(self) -> int:
-        """Return the token that the device takes for the most likely, -1 for broken logits."""
-        held = self._chosen[1]
-        value = int(self._machine.to_host(held).item())
-        self._chosen = (value, held)
-        return value
+    @cached_property
+    def greedy(self) -> GreedySteps:
+        """Steps whose tokens the device chooses."""
+        return GreedySteps(self._machine, self._parameters)
 
     def has(self, name: str) -> bool:
         """Whether the artifact has a function of this name."""
@@ -111,6 +97,7 @@ class Sequence:
         self._cache = cache
         self._handle: int | None = handle
         self.tokens = tokens
+        self._promised = -1  # the token that a step ahead started from
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -146,18 +133,27 @@ class Sequence:
     @property
     def chooses(self) -> bool:
         """Whether `choose` is there: the device can take the most likely token itself."""
-        return self._model.has("decode_greedy")
+        return self._model.has("begin_greedy")
 
     def choose(self, token: int) -> int:
-        """Add one token and return the most likely next one; the logits stay on the device."""
+        """Add one token and return the most likely next one; the logits stay on the device.
+
+        The step behind is started too, as if the token returned here came next.
+        """
         self._model.check_tokens([token])
-        self._check_length(1)
-        with self._cache.forward([self.handle], [1]) as state:
-            self._model.start_choosing(token, state)
+        cache, greedy = self._cache, self._model.greedy
+        if token != self._promised or not cache.adopt(self.handle):
+            self._check_length(1)
+            with cache.forward([self.handle], [1]) as state:
+                greedy.start(token, state)
         self.tokens.append(token)
-        if len(self) < self._model.context_length:
-            self._cache.prepare(self.handle)
-        chosen = self._model.chosen()
+        if len(self) < self._model.context_length and cache.available_pages():
+            with cache.ahead(self.handle, greedy.finish) as state:
+                greedy.follow(state)
+            chosen = greedy.wait()
+        else:
+            chosen = greedy.finish()
+        self._promised = chosen
         if chosen < 0:
             raise GenerationError(BROKEN_LOGITS)
         return chosen

@@ -81,7 +81,8 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     if rows == 1 and columns % (14 * 256) == 0:
         warps, inflight = 14, 4  # K = 14336 and its like: no warp idles in the last round
     if spec.silu_mul:
-        inflight = max(1, inflight // 2)
+        # two tiles a warp load twice as much; one row of a long K still gains from all of it
+        inflight = inflight if rows == 1 and spec.k >= 4096 else max(1, inflight // 2)
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
     return GemvKnobs(warps, inflight, tiles)
