@@ -23,6 +23,7 @@ from amx_tvm.runtime.library import load_runtime
 POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
 _DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
 Memory = Literal["auto", "map", "huge"]
+_PINNED = 3  # DLPack's kDLCUDAHost
 _EXISTS, _COMPUTE_VERSION = 0, 4  # tvm.runtime.Device: DeviceAttrKind
 
 ALIGNMENT = 64  # bytes that TVM's code may assume of a tensor's first element
@@ -106,6 +107,13 @@ class VirtualMachine:
         self._to_bytes(tensor, self._pointer(array), array.nbytes)
         return array
 
+    def mailbox(self) -> tuple[Any, np.ndarray]:
+        """Return an int32 [1, 1] that the device can copy to at any time, and the host's view."""
+        host = self._ffi.Device(_PINNED, 0)
+        tensor = self._allocate(self.shape([1, 1]), self._ffi.dtype("int32"), host, None)
+        memory = (ctypes.c_int32 * 1).from_address(tensor.data_ptr())
+        return tensor, np.ctypeslib.as_array(memory).reshape(1, 1)
+
     @staticmethod
     def _pointer(array: np.ndarray) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)
@@ -152,17 +160,17 @@ def _check_gpu(device: str, attribute: Callable[[int], Any], features: Sequence[
         raise TargetError(f"there is no device {device!r}; `amx-tvm devices` lists what is here")
     version = str(attribute(_COMPUTE_VERSION))
     here = tuple(int(part) for part in version.split("."))
-    for feature in features:
-        match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", feature)
-        if match is None:
-            continue
+    matches = [m for f in features if (m := re.fullmatch(r"sm_(\d+)(\d)([af]?)", f))]
+
+    def fits(match: re.Match[str]) -> bool:
         built = (int(match[1]), int(match[2]))
-        fits = here == built if match[3] == "a" else here[0] == built[0] and here >= built
-        if not fits:
-            raise TargetError(
-                f"the artifact was compiled for {feature}, {device!r} has compute capability "
-                f"{version}; compile it with `--target cuda` on this machine"
-            )
+        return here == built if match[3] == "a" else here[0] == built[0] and here >= built
+
+    if matches and not any(map(fits, matches)):
+        raise TargetError(
+            f"the artifact was compiled for {', '.join(m[0] for m in matches)}, {device!r} has "
+            f"compute capability {version}; compile it with `--target cuda` on this machine"
+        )
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -69,6 +69,12 @@ def test_compute_capability(version, feature, fits):
             _check_gpu("cuda", gpu(version), [feature])
 
 
+def test_one_of_several_architectures_is_enough():
+    _check_gpu("cuda", gpu("8.6"), ["sm_80", "sm_90a"])
+    with pytest.raises(TargetError, match="sm_80, sm_90a.*12.0"):
+        _check_gpu("cuda", gpu("12.0"), ["sm_80", "sm_90a"])
+
+
 def test_missing_gpu_and_wrong_name(artifact):
     with pytest.raises(TargetError, match="no device 'cuda:3'"):
         _check_gpu("cuda:3", gpu("9.0", exists=False), [])
