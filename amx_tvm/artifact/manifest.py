@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from amx_tvm.artifact.cpu import missing_features
 from amx_tvm.errors import ArtifactError
 
 SCHEMA = 1
@@ -65,6 +66,14 @@ class LibraryRecord:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Another library for the same parameters, for CPUs with more instruction sets."""
+
+    target: TargetRecord
+    library: LibraryRecord
+
+
+@dataclass(frozen=True)
 class ShardRecord:
     """One raw parameter file.
 
@@ -106,7 +115,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that manifest.json says; see the module's docstring and ``docs``."""
+    """Everything that manifest.json says; see the module's docstring and ``docs``.
+
+    ``target`` and ``library`` are what runs on the most machines; ``variants``, the most demanding
+    first, are taken instead where the CPU has what they need.
+    """
 
     versions: Versions
     target: TargetRecord
@@ -120,6 +133,17 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     kind: str = "causal_lm"
     schema: int = SCHEMA
+    variants: list[Variant] = field(default_factory=list)
+
+    def for_cpu(self, present: frozenset[str]) -> Manifest:
+        """Return the manifest with the target and library for a CPU with these features.
+
+        Nothing is changed where no variant fits, or where the features are unknown (empty).
+        """
+        for variant in self.variants if present else ():
+            if not missing_features(variant.target.features, present):
+                return replace(self, target=variant.target, library=variant.library)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready data, ``digest`` included."""
@@ -187,6 +211,10 @@ class Manifest:
                 target=TargetRecord(**data["target"]),
                 library=LibraryRecord(**data["library"]),
                 parameters=_parameters(data["parameters"]),
+                variants=[
+                    Variant(TargetRecord(**v["target"]), LibraryRecord(**v["library"]))
+                    for v in data.get("variants", [])
+                ],
                 **{
                     key: data[key]
                     for key in (

@@ -55,6 +55,11 @@ def verify_artifact(
     device : str, optional
         The device asked for ("cpu", "cuda"); must be the artifact's.
 
+    Returns
+    -------
+    Manifest
+        With the target and library for this CPU, where the artifact has several.
+
     Raises
     ------
     ArtifactError
@@ -66,6 +71,7 @@ def verify_artifact(
     manifest = Manifest.load(root)
     if versions is not None:
         _check_versions(root, manifest, versions)
+    manifest = manifest.for_cpu(cpu_features())
     check_target(root, manifest, device)
     check_contents(root, manifest, verify)
     return manifest

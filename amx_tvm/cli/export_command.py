@@ -38,7 +38,8 @@ def export(
         str, typer.Argument(metavar="MODEL", help="An artifact, or a model as for `compile`.")
     ],
     target: Annotated[
-        str, typer.Option(help="The device, such as raspberry-pi/4b-aarch64 or x86-64-v3.")
+        str,
+        typer.Option(help="The device, such as raspberry-pi/4b-aarch64, or x86-64-v3,x86-64-v4."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A directory, or FILE.tar.zst, .tar.gz, .tar.")
@@ -49,6 +50,9 @@ def export(
     strict: Annotated[
         bool, typer.Option("--strict", help="Compute with unrounded float32 activations.")
     ] = False,
+    records: Annotated[
+        Path | None, typer.Option(help="Tuning records of the target: a file or a folder.")
+    ] = None,
     runtime: Annotated[
         Runtime, typer.Option(help="What the bundle brings to run the model.")
     ] = Runtime.all,
@@ -78,6 +82,7 @@ def export(
             output,
             quantization=quantization,
             strict=strict,
+            records=records,
             runtimes=runtimes,
             pythons=tuple(python) if python else PYTHONS,
             wheels=wheels,

@@ -19,10 +19,11 @@ from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.exporting import device_runtime
 from amx_tvm.exporting.archive import is_archive, write_archive
 from amx_tvm.exporting.artifact_source import ArtifactSource
+from amx_tvm.exporting.levels import resolve_levels, with_variants
 from amx_tvm.exporting.readme import readme
+from amx_tvm.exporting.records import UsedRecords
 from amx_tvm.exporting.runner_build import build_runner
 from amx_tvm.exporting.wheels import PYTHONS
-from amx_tvm.targets import resolve
 
 RUNTIMES = ("python", "runner")
 ARCHITECTURES = ("x86_64", "aarch64")  # for which PyPI has TVM's runtime
@@ -53,11 +54,12 @@ class Bundle:
 
 def export(
     model: Any,
-    target: str,
+    target: str | Sequence[str],
     output: str | os.PathLike[str],
     *,
     quantization: str | QuantizationConfig | None = None,
     strict: bool = False,
+    records: Any = None,
     runtimes: Sequence[str] = RUNTIMES,
     pythons: Sequence[str] = PYTHONS,
     wheels: str | os.PathLike[str] | None = None,
@@ -66,20 +68,23 @@ def export(
 ) -> Bundle:
     """Make a bundle that runs on another machine.
 
-    The same input gives the same parameters, runtime and texts. In the library a few instructions
-    may change places: TVM 0.27 orders generated shape functions by the addresses of objects.
+    The same input gives the same bytes, in any process and folder.
 
     Parameters
     ----------
     model : path, hub id, ModelSource or Artifact
         What `amx_tvm.compile` takes, or an artifact: then its codes and scales are packed for the
         target as they are, and nothing is quantized again.
-    target : str
-        A row of `amx_tvm.targets`, or what `amx_tvm.compile` takes.
+    target : str or sequence of str
+        A row of `amx_tvm.targets`, or what `amx_tvm.compile` takes. Several CPU targets of one
+        architecture, such as "x86-64-v3,x86-64-v4", give one bundle with a library for each; the
+        most demanding one that the device's CPU can run is chosen when it is loaded.
     output : path
         A directory, or an archive that ends in .tar, .tar.gz or .tar.zst.
     quantization, strict
         As for `amx_tvm.compile`; an artifact has its own.
+    records : path, callable or False, optional
+        Tuning records, as for `amx_tvm.compile`; those that were used come along in ``tuning/``.
     runtimes : sequence of str
         What runs the model on the device: "python", "runner", both or none.
     pythons : sequence of str
@@ -104,7 +109,8 @@ def export(
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown:
         raise TargetError(f"runtime {unknown[0]!r} is unknown; known are {', '.join(RUNTIMES)}")
-    resolved = resolve(target)
+    levels = resolve_levels(target)
+    resolved = levels[0]
     arch = _architecture(resolved.triple)
     if runtimes and arch not in ARCHITECTURES:
         raise TargetError(
@@ -120,23 +126,36 @@ def export(
         scratch = Path(
             stack.enter_context(tempfile.TemporaryDirectory(dir=final.parent, prefix=".export-"))
         )
-        compiled = compile(
-            given, target, config, scratch / "compiled", strict=strict, progress=progress
-        )
+        used = [UsedRecords(records, level) for level in levels]
+        compiled = [
+            compile(
+                given,
+                level.name,
+                config,
+                scratch / f"compiled-{i}",
+                strict=strict,
+                records=lookup.records,
+                progress=progress,
+            )
+            for i, (level, lookup) in enumerate(zip(levels, used, strict=True))
+        ]
         folder_name = _stem(final)
         place = scratch / folder_name if archive else final
         with ArtifactWriter(place, overwrite=overwrite) as writer:
             shutil.rmtree(writer.directory)
-            os.rename(scratch / "compiled", writer.directory)
+            os.rename(scratch / "compiled-0", writer.directory)
+            described = with_variants(writer.directory, compiled)
+            for lookup in used:
+                lookup.write(writer.directory)
             folder = Path(wheels) if wheels is not None else None
             tell("bundle", 0, 3, "runtime")
             _add_runtime(writer.directory, arch, resolved.device, runtimes, pythons, folder)
             tell("bundle", 1, 3, "manifest")
             writer.path("README.md").write_text(
-                readme(compiled.manifest, runtimes, final.name if archive else "", folder_name),
+                readme(described, runtimes, final.name if archive else "", folder_name),
                 encoding="utf-8",
             )
-            manifest = writer.finish(compiled.manifest)
+            manifest = writer.finish(described)
         tell("bundle", 2, 3, "archive" if archive else "")
         total = artifact_bytes(place)
         parts = [place / device_runtime.FOLDER, place / "bin"]

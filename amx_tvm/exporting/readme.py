@@ -38,6 +38,11 @@ def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str)
         f"Weights: {manifest.quantization['format']}, {manifest.parameters.bytes / 1e6:.1f} MB. "
         f"Context: up to {model['context_length']} tokens.",
         f"CPU features that the code uses: {features}; they are checked before anything is loaded.",
+        *[
+            f"`{v.library.file}` is taken instead on CPUs that also have "
+            f"{', '.join(f for f in v.target.features if f not in target.features)}."
+            for v in manifest.variants
+        ],
         "",
     ]
     if "runner" in runtimes:

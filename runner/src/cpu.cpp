@@ -1,5 +1,8 @@
 #include "cpu.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <sched.h>
 #include <sys/auxv.h>
 #include <sys/resource.h>
@@ -52,6 +55,42 @@ std::set<std::string> arm_features() {
   return found;
 }
 
+#if defined(__x86_64__)
+// Bits of the CPUID instruction (Intel SDM, volume 2). /proc/cpuinfo says what the kernel lets
+// programs use, but shows the host's CPU under emulation; a feature must be in both.
+std::set<std::string> denied_by_cpuid() {
+  enum Register { kEax, kEbx, kEcx, kEdx };
+  struct Bit {
+    unsigned leaf, sub;
+    Register where;
+    int bit;
+    const char* name;
+  };
+  static const Bit bits[] = {
+      {1, 0, kEcx, 0, "sse3"},       {1, 0, kEcx, 9, "ssse3"},      {1, 0, kEcx, 12, "fma"},
+      {1, 0, kEcx, 19, "sse41"},     {1, 0, kEcx, 20, "sse42"},     {1, 0, kEcx, 22, "movbe"},
+      {1, 0, kEcx, 23, "popcnt"},    {1, 0, kEcx, 28, "avx"},       {1, 0, kEcx, 29, "f16c"},
+      {7, 0, kEbx, 3, "bmi"},        {7, 0, kEbx, 5, "avx2"},       {7, 0, kEbx, 8, "bmi2"},
+      {7, 0, kEbx, 16, "avx512f"},   {7, 0, kEbx, 17, "avx512dq"},  {7, 0, kEbx, 21, "avx512ifma"},
+      {7, 0, kEbx, 28, "avx512cd"},  {7, 0, kEbx, 30, "avx512bw"},  {7, 0, kEbx, 31, "avx512vl"},
+      {7, 0, kEcx, 1, "avx512vbmi"}, {7, 0, kEcx, 6, "avx512vbmi2"}, {7, 0, kEcx, 8, "gfni"},
+      {7, 0, kEcx, 11, "avx512vnni"}, {7, 0, kEcx, 12, "avx512bitalg"},
+      {7, 0, kEcx, 14, "avx512vpopcntdq"}, {7, 0, kEdx, 23, "avx512fp16"},
+      {0x80000001, 0, kEcx, 5, "lzcnt"}, {7, 1, kEax, 4, "avxvnni"}, {7, 1, kEax, 5, "avx512bf16"},
+      {7, 1, kEdx, 4, "avxvnniint8"},
+  };
+  std::set<std::string> denied;
+  for (const Bit& b : bits) {
+    unsigned word[4] = {};
+    bool known = __get_cpuid_count(b.leaf, b.sub, &word[0], &word[1], &word[2], &word[3]);
+    if (!known || !(word[b.where] >> b.bit & 1)) denied.insert(b.name);
+  }
+  return denied;
+}
+#else
+std::set<std::string> denied_by_cpuid() { return {}; }
+#endif
+
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
   std::string line;
@@ -77,6 +116,7 @@ std::set<std::string> cpu_features() {
     for (std::string word; words >> word;) found.insert(normalize(word));
     break;
   }
+  for (const std::string& name : denied_by_cpuid()) found.erase(name);
   return found;
 }
 

@@ -192,8 +192,9 @@ int generate(const Options& o) {
   }
   if (!o.quiet) {
     double rate = decoded > 0 ? double(ids.size() - 1) / decoded : 0;
-    std::fprintf(stderr, "load %.2f s, first token %.2f s, %.2f tokens/s, peak memory %lld MB\n",
-                 loaded, first, rate, peak_memory() >> 20);
+    std::fprintf(stderr, "load %.2f s, first token %.2f s, %.2f tokens/s, peak memory %lld MB, "
+                 "code for %s\n",
+                 loaded, first, rate, peak_memory() >> 20, m.target_key.c_str());
   }
   return 0;
 }

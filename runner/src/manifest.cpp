@@ -74,6 +74,17 @@ void check_size(const Manifest& m, const std::string& name, int64_t bytes) {
   }
 }
 
+// The part of the manifest with "target" and "library" for this CPU: of a bundle with several
+// libraries the first (they come with the most demanding first) whose features are all here.
+const Json& for_cpu(const Json& json) {
+  auto present = cpu_features();
+  if (present.empty() || !json.contains("variants")) return json;
+  for (const Json& variant : json.at("variants")) {
+    if (missing_features(variant.at("target").at("features"), present).empty()) return variant;
+  }
+  return json;
+}
+
 void check_target(const std::string& root, const Json& target) {
   std::string key = target.at("key"), device = target.at("device"), triple = target.at("triple");
   if (device != "cpu") {
@@ -105,16 +116,16 @@ void check_versions(const std::string& root, const Json& versions) {
   }
 }
 
-Manifest parse(const std::string& root, const Json& json) {
+Manifest parse(const std::string& root, const Json& json, const Json& chosen) {
   Manifest m;
   m.root = root;
   const Json& model = json.at("model");
   const Json& config = model.at("config");
   const Json& cache = json.at("kv_cache");
-  m.library = json.at("library").at("file");
-  m.library_bytes = json.at("library").at("bytes");
-  m.library_sha256 = json.at("library").at("sha256");
-  m.target_key = json.at("target").at("key");
+  m.library = chosen.at("library").at("file");
+  m.library_bytes = chosen.at("library").at("bytes");
+  m.library_sha256 = chosen.at("library").at("sha256");
+  m.target_key = chosen.at("target").at("key");
   m.name = model.at("name");
   m.vocab_size = model.at("vocab_size");
   m.context_length = model.at("context_length");
@@ -181,8 +192,9 @@ Manifest open_artifact(const std::string& root, bool contents) {
       throw UserError(root + " is a compiled function; this runner runs language models");
     }
     check_versions(root, json.at("versions"));
-    check_target(root, json.at("target"));
-    Manifest m = parse(root, json);
+    const Json& chosen = for_cpu(json);
+    check_target(root, chosen.at("target"));
+    Manifest m = parse(root, json, chosen);
     check_size(m, m.library, m.library_bytes);
     for (const Shard& shard : m.shards) check_size(m, shard.file, shard.bytes);
     if (contents) {

@@ -1,11 +1,11 @@
-"""A bundle on an emulated Raspberry Pi: only Debian's Python and NumPy, and what the bundle has."""
+"""Bundles on emulated boards: only Debian's Python and NumPy, and what the bundle has."""
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from pathlib import Path
+import re
+import signal
 
+import emulation
 import pytest
 from export_tools import skip_without
 
@@ -13,40 +13,40 @@ import amx_tvm
 
 pytestmark = pytest.mark.slow
 PROMPT = [5, 6, 7, 8]
+REQUEST = ["--ids", ",".join(map(str, PROMPT)), "-n", "32", "--print-ids", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    skip_without("qemu-aarch64-static", "aarch64-linux-gnu-g++", "apt-get", "dpkg-deb", "cmake")
-    if platform.machine() != "x86_64":
-        pytest.skip("the device is emulated on x86-64")
-    folder = tmp_path_factory.mktemp("arm64") / "root"
-    subprocess.run(["sh", Path(__file__).parent / "arm64_root.sh", folder], check=True)
-    return folder
+    skip_without("cmake")
+    return emulation.make_root(tmp_path_factory.mktemp("arm64") / "root")
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_artifact, tmp_path_factory):
+def bundle(root, tiny_artifact, tmp_path_factory):
     output = tmp_path_factory.mktemp("pi") / "bundle"
     amx_tvm.export(tiny_artifact, "raspberry-pi/4b-aarch64", output, pythons=("3.11",))
     return output
 
 
-def emulate(root, cpu, *command):
-    emulator = ["qemu-aarch64-static", "-cpu", cpu, "-L", root, "-U", "PYTHONPATH"]
-    return subprocess.run(
-        [*emulator, "-U", "LD_LIBRARY_PATH", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+@pytest.fixture(scope="module")
+def integer_artifact(tiny_model, tmp_path_factory):
+    """The tiny model with int8 activations, for this project's kernels with integer products."""
+    output = tmp_path_factory.mktemp("artifacts") / "integer"
+    return amx_tvm.compile(tiny_model, "x86-64-v3", output=output)
+
+
+@pytest.fixture(scope="module")
+def newer(root, integer_artifact, tmp_path_factory):
+    """A bundle for a CPU with dot products."""
+    output = tmp_path_factory.mktemp("pi5") / "bundle"
+    amx_tvm.export(integer_artifact, "raspberry-pi/5-aarch64", output, pythons=("3.11",))
+    return output
 
 
 def ids_of(done):
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("ids:"))
-    return [int(token) for token in line.removeprefix("ids:").split(",")]
+    return emulation.ids_of(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,55 @@ def expected(tiny_artifact):
     return amx_tvm.load(tiny_artifact.path).generate(PROMPT, 32).token_ids
 
 
-REQUEST = ["--ids", ",".join(map(str, PROMPT)), "-n", "32", "--print-ids", "--threads", "1"]
-
-
 def test_python_runtime(root, bundle, expected):
-    python = root / "usr" / "bin" / "python3.11"
-    done = emulate(root, "cortex-a72", python, bundle / "generate.py", *REQUEST)
+    program = [emulation.python(root), bundle / "generate.py"]
+    done = emulation.emulate(root, "cortex-a72", *program, *REQUEST)
     assert ids_of(done) == expected
 
 
 def test_runner(root, bundle, expected):
-    done = emulate(root, "cortex-a72", bundle / "bin" / "amx-run", bundle, *REQUEST)
+    done = emulation.emulate(root, "cortex-a72", bundle / "bin" / "amx-run", bundle, *REQUEST)
     assert ids_of(done) == expected
 
 
-def test_missing_instructions_are_an_error_and_no_crash(root, tiny_artifact, bundle, tmp_path):
-    newer = tmp_path / "newer"
-    amx_tvm.export(tiny_artifact, "raspberry-pi/5-aarch64", newer, runtimes=())
-    done = emulate(root, "cortex-a72", bundle / "bin" / "amx-run", newer, *REQUEST)
-    assert done.returncode == 2 and "needs the CPU features dotprod" in done.stderr
+def test_dot_products_are_executed(root, newer, integer_artifact, tmp_path):
+    """The emulator's log of executed blocks has them, and the tokens are those of x86-64."""
+    log = tmp_path / "blocks.log"
+    program = [newer / "bin" / "amx-run", newer, *REQUEST]
+    done = emulation.emulate(root, "cortex-a76", *program, log=log)
+    assert ids_of(done) == amx_tvm.load(integer_artifact.path).generate(PROMPT, 32).token_ids
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        assert sum(map(is_dot_product, lines)) > 100
+
+
+def is_dot_product(line):
+    """Whether a line of the log, "0xADDRESS:  4e8194a9  ...", is a vector SDOT or UDOT.
+
+    Arm Architecture Reference Manual, C7.2: 0 Q U 01110 10 0 Rm 100101 Rn Rd.
+    """
+    words = line.split()
+    if len(words) < 2 or not re.fullmatch("[0-9a-f]{8}", words[1]):
+        return False
+    return int(words[1], 16) & 0x9FE0FC00 == 0x0E809400
+
+
+def test_missing_instructions_are_an_error_and_no_crash(root, newer):
+    done = emulation.emulate(root, "cortex-a72", newer / "bin" / "amx-run", newer, *REQUEST)
+    assert done.returncode == 2 and "needs the CPU features" in done.stderr
+    assert "dotprod" in done.stderr
+    program = [emulation.python(root), newer / "generate.py"]
+    done = emulation.emulate(root, "cortex-a72", *program, *REQUEST)
+    assert done.returncode == 2 and "dotprod" in done.stderr
+
+
+def test_the_check_is_what_prevents_the_crash(root, newer):
+    """Without it the same library on the same CPU ends in an illegal instruction."""
+    script = (
+        f"import sys; sys.path.insert(0, '{newer}/runtime'); import amx_tvm; "
+        "from amx_tvm.artifact import verify; verify.cpu_features = frozenset; "
+        f"print(amx_tvm.load('{newer}', threads=1).generate({PROMPT}, 2).token_ids)"
+    )
+    done = emulation.emulate(root, "cortex-a76", emulation.python(root), "-c", script)
+    assert done.returncode == 0, done.stderr
+    done = emulation.emulate(root, "cortex-a72", emulation.python(root), "-c", script)
+    assert done.returncode in (-signal.SIGILL, 128 + signal.SIGILL)

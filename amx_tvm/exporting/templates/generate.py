@@ -77,7 +77,8 @@ def main() -> int:
     peak = peak_memory() / 1024
     print(
         f"load {loaded:.2f} s, first token {timings.first_token_s:.2f} s, "
-        f"{timings.decode_tokens_per_s:.2f} tokens/s, peak memory {peak:.0f} MB",
+        f"{timings.decode_tokens_per_s:.2f} tokens/s, peak memory {peak:.0f} MB, "
+        f"code for {engine.manifest.target.key}",
         file=sys.stderr,
     )
     return 0
