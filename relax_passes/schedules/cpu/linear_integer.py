@@ -83,7 +83,7 @@ def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: E
             and spec.activation in INTEGER_SCHEMES
             and panel.supports(spec.fmt)
         ):
-            merged = MergedTile(spec, isa, knobs, buffers, kernel.start)
+            merged = MergedTile(spec, isa, knobs, buffers, kernel.add_second_bytes)
 
         def body(row: Expr, rows: int) -> None:
             chosen = merged if merged and rows >= knobs.merge_rows else kernel
@@ -134,39 +134,42 @@ class _Tile:
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""
-        tile = e.let(tile)
-        out = self.start(tile, row, rows)
-        with e.serial(0, self.spec.groups) as group:
-            self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
-            for part in range(self.isa.parts):
-                self._group(tile, group, part, row, self.x, [r[part] for r in out])
-        return out
-
-    def start(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
-        """Make the float32 sums [row][part]: zero, or the products with the second bytes.
-
-        Only the groups that a row lists as ``outliers`` have them, so rows go one by one.
-        """
         lanes, parts = self.isa.rows, self.isa.parts
         zero = e.const(0.0, "float32", lanes)
+        tile = e.let(tile)
+        out = [[e.Register("float32", lanes, zero) for _ in range(parts)] for _ in range(rows)]
+        with e.serial(0, self.spec.groups) as group:
+            self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
+            for part in range(parts):
+                self._group(tile, group, part, row, self.x, [r[part] for r in out])
+        self.add_second_bytes(tile, row, out)
+        return out
+
+    def add_second_bytes(self, tile: Expr, row: Expr, out: list[list[e.Register]]) -> None:
+        """Add the products with second bytes to the float32 sums [row][part] of a block.
+
+        Rows go one by one, each over the groups that it lists; behind the loop over all groups,
+        which has brought the tile into the cache.
+        """
         if self.low is None:
-            return [[e.Register("float32", lanes, zero) for _ in range(parts)] for _ in range(rows)]
+            return
+        lanes, rows = self.isa.rows, len(out)
         kept = e.scratch(rows * TILE_ROWS, "float32")
+        for r, registers in enumerate(out):
+            for p, register in enumerate(registers):
+                e.store(kept, register.get(), r * TILE_ROWS + p * lanes, lanes=lanes)
         with e.serial(0, rows) as r:
             own = e.let(row + r)
-            out = [e.Register("float32", lanes, zero) for _ in range(parts)]
+            at = [r * TILE_ROWS + p * lanes for p in range(self.isa.parts)]
+            sums = [e.Register("float32", lanes, e.load(kept, i, lanes=lanes)) for i in at]
             with listed_groups(self.buffers, own) as group:
-                for part in range(parts):
-                    self._group(tile, group, part, own, [self.low], [out[part]])
-            for part in range(parts):
-                e.store(kept, out[part].get(), r * TILE_ROWS + part * lanes, lanes=lanes)
-        return [
-            [
-                e.Register("float32", lanes, e.load(kept, r * TILE_ROWS + p * lanes, lanes=lanes))
-                for p in range(parts)
-            ]
-            for r in range(rows)
-        ]
+                for part, register in enumerate(sums):
+                    self._group(tile, group, part, own, [self.low], [register])
+            for i, register in zip(at, sums, strict=True):
+                e.store(kept, register.get(), i, lanes=lanes)
+        for r, registers in enumerate(out):
+            for p, register in enumerate(registers):
+                register.set(e.load(kept, r * TILE_ROWS + p * lanes, lanes=lanes))
 
     def _group(
         self,

@@ -32,21 +32,22 @@ class MergedTile:
         isa: Avx512,
         knobs: CpuKnobs,
         buffers: Any,
-        start: Callable[[Expr, Expr, int], list[list[e.Register]]],
+        add_second_bytes: Callable[[Expr, Expr, list[list[e.Register]]], None],
     ):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
-        self.start = start  # the sums of the direct kernel before its loop
+        self.add_second_bytes = add_second_bytes  # of the direct kernel
         self.decoder = panel.PanelDecoder(spec, isa, buffers)
         self.offset = panel.offset(spec.fmt)
         self.epilogue = Epilogue(spec, buffers, TILE_ROWS, self.decoder.factor)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""
-        tile = e.let(tile)
-        out = self.start(tile, row, rows)
+        tile, zero = e.let(tile), e.const(0.0, "float32", TILE_ROWS)
+        out = [[e.Register("float32", TILE_ROWS, zero)] for _ in range(rows)]
         with e.serial(0, self.spec.groups) as group:
             self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
             self._group(tile, group, row, [r[0] for r in out])
+        self.add_second_bytes(tile, row, out)
         return out
 
     def _group(self, tile: Expr, group: Expr, row: Expr, out: list[e.Register]) -> None:
