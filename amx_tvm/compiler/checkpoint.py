@@ -21,7 +21,7 @@ from amx_tvm import formats
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
-from amx_tvm.frontends.quantized_checkpoint import CODES, METHOD, SCALE, TENSOR_SCALE
+from amx_tvm.frontends.quantized_layouts import CODES, METHOD, SCALE, TENSOR_SCALE
 from amx_tvm.models import find, moe
 
 EMBEDDINGS = ("embed_tokens", "wpe")  # tables among the decoder's weights

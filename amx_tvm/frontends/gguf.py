@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,16 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies, and how many heads its rows are interleaved by (0: not at all)."""
+    """Where a tensor lies, and how many heads its rows are interleaved by (0: not at all).
+
+    ``scale`` is the factor on the whole of an NVFP4 weight, which is a tensor of its own.
+    """
 
     file: GgufFile
     tensor: GgufTensor
     interleaved_heads: int = 0
     offset: float = 0.0
+    scale: np.float32 | None = None
 
 
 class GgufSource(ModelSource):
@@ -73,6 +77,7 @@ class GgufSource(ModelSource):
                 norm = hf_name.endswith("norm.weight")
                 offset = architecture.norm_offset if norm else 0.0
                 self._tensors[hf_name] = _Stored(file, tensor, 0, offset)
+        self._attach_scales()
         shapes = {key: stored.tensor.shape for key, stored in self._tensors.items()}
         self.config = read_config(
             name, architecture, self.metadata, shapes, rope_factors, self.path
@@ -86,6 +91,23 @@ class GgufSource(ModelSource):
             "add_bos": adds(self.metadata, "bos"),
         }
 
+    def _attach_scales(self) -> None:
+        """Move the tensors ``X.scale`` and ``X.input_scale`` of NVFP4 weights to their weights."""
+        for name in [n for n in self._tensors if n.endswith((".scale", ".input_scale"))]:
+            entry = self._tensors.pop(name)
+            weight = f"{name.rpartition('.')[0]}.weight"
+            if name.endswith(".input_scale") or weight not in self._tensors:
+                continue
+            data = entry.file.data(entry.tensor)
+            values = dequantize(data, entry.tensor.type, entry.tensor.shape)
+            if values.size != 1:
+                raise ModelError(
+                    f"tensor {name!r} in {self.path} has {values.size} values; one scale was "
+                    "expected"
+                )
+            scale = np.float32(values.reshape(()))
+            self._tensors[weight] = replace(self._tensors[weight], scale=scale)
+
     def _mark_interleaved(self) -> None:
         counts = {
             "q_proj": int(self.config["num_attention_heads"]),
@@ -98,7 +120,7 @@ class GgufSource(ModelSource):
                     f"tensor {name!r} in {self.path} has {stored.tensor.shape[0]} rows, which do "
                     f"not divide into {heads} heads of an even size"
                 )
-            self._tensors[name] = _Stored(stored.file, stored.tensor, heads, stored.offset)
+            self._tensors[name] = replace(stored, interleaved_heads=heads)
 
     def _stored(self, name: str) -> _Stored:
         if name not in self._tensors:
@@ -123,6 +145,8 @@ class GgufSource(ModelSource):
         data = stored.file.data(stored.tensor)
         values = dequantize(data, stored.tensor.type, stored.tensor.shape)
         stored.file.release(stored.tensor)
+        if stored.scale is not None:
+            values *= stored.scale
         if stored.offset:
             values -= np.float32(stored.offset)
         return deinterleave(values, stored.interleaved_heads)
@@ -142,7 +166,10 @@ class GgufSource(ModelSource):
                 raise ModelError(f"tensor {name!r} in {self.path} holds NaN or Inf; it is damaged")
         heads = stored.interleaved_heads
         scales = {key: deinterleave(value, heads) for key, value in raw.scales.items()}
-        return Quantized(deinterleave(raw.codes, heads), scales, raw.format)
+        tensor_scale = raw.tensor_scale
+        if tensor_scale is not None and stored.scale is not None:
+            tensor_scale = np.asarray(tensor_scale * stored.scale, np.float32)
+        return Quantized(deinterleave(raw.codes, heads), scales, raw.format, tensor_scale)
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,8 @@
 Blocks that pass through without another rounding (``d`` is a little-endian float16)::
 
     MXFP4  1 byte E8M0 scale, 16 bytes: low nibbles = values 0..15, high nibbles = values 16..31
+    NVFP4  4 bytes E4M3 scales, then for each of them 8 bytes: low nibbles = values 0..7 of its 16,
+           high nibbles = values 8..15
     Q8_0   2 bytes d, 32 int8
 """
 
@@ -21,7 +23,7 @@ SUPPORTED = frozenset(
         GgmlType.F32, GgmlType.F16, GgmlType.BF16,
         GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1,
         GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K,
-        GgmlType.IQ4_NL, GgmlType.IQ4_XS, GgmlType.MXFP4,
+        GgmlType.IQ4_NL, GgmlType.IQ4_XS, GgmlType.MXFP4, GgmlType.NVFP4,
     }
 )  # fmt: skip
 
@@ -56,7 +58,7 @@ def dequantize(stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]) -> np
 def quantized_blocks(
     stored: np.ndarray, kind: GgmlType, shape: tuple[int, ...]
 ) -> Quantized | None:
-    """Return an MXFP4 tensor as "mxfp4", a Q8_0 one as "int8", and None for other types.
+    """Return MXFP4 as "mxfp4", NVFP4 as "nvfp4", Q8_0 as "int8", and None for other types.
 
     The arguments are those of :func:`dequantize`; codes and scale bits are the stored ones.
     """
@@ -67,6 +69,14 @@ def quantized_blocks(
         codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
         scales = {"scale": blocks[..., 0].copy()}
         return Quantized(codes.reshape(shape), scales, formats.get("mxfp4"))
+    if kind == GgmlType.NVFP4:
+        blocks = stored.reshape(*shape[:-1], shape[-1] // 64, 36)
+        packed = blocks[..., 4:].reshape(*blocks.shape[:-1], 4, 8)
+        codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
+        scales = {"scale": blocks[..., :4].reshape(*shape[:-1], shape[-1] // 16)}
+        return Quantized(
+            codes.reshape(shape), scales, formats.get("nvfp4"), np.ones((), np.float32)
+        )
     if kind == GgmlType.Q8_0:
         blocks = stored.reshape(*groups, 34)
         scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]

@@ -62,12 +62,18 @@ def read_config(directory: Path) -> dict[str, Any]:
         for aliases in REQUIRED:
             if all(config.get(alias) is None for alias in aliases):
                 raise ModelError(f"{path} has no field {aliases[0]!r}; a decoder model needs it")
+    if not config.get("quantization_config"):
+        # ModelOpt's older exports describe themselves in a file of their own.
+        own = read_json(directory / "hf_quant_config.json", optional=True)
+        if own.get("quantization", {}).get("quant_algo"):
+            config["quantization_config"] = {"quant_method": "modelopt", **own["quantization"]}
     if config.get("quantization_config") and not reads(config["quantization_config"]):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
         raise ModelError(
             f"{path} describes weights that are already quantized by {method}; expected bf16, "
-            "fp16 or fp32 weights (the unquantized checkpoint), one of amx-tvm quantize, or of "
-            "compressed-tensors (mxfp4-pack-quantized, nvfp4-pack-quantized)"
+            "fp16 or fp32 weights (the unquantized checkpoint), or one of amx-tvm quantize, "
+            "compressed-tensors (mxfp4-pack-quantized, nvfp4-pack-quantized), modelopt (NVFP4), "
+            "gpt-oss (mxfp4) or torchao (MXTensor, NVFP4Tensor)"
         )
     return normalize(config)
 

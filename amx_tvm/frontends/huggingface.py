@@ -103,6 +103,11 @@ class HuggingFaceSource(ModelSource):
             raise self.missing(name)
         return self._where[name].tensors[name]
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the headers of the weight files say beside the tensors."""
+        return {key: value for file in self._files for key, value in file.metadata.items()}
+
     def names(self) -> list[str]:
         """Return the names of all tensors, shard by shard."""
         return list(self._where)

@@ -1,38 +1,26 @@
 """Hugging Face directories whose weights are 4-bit already: codes and scales pass through.
 
-Three layouts are read; in all of them a byte holds two codes, the even column in the low nibble:
-
-    amx-tvm             X.weight_codes, X.weight_scale_<name>, [X.weight_tensor_scale]
-    compressed-tensors  X.weight_packed, X.weight_scale (E8M0 bytes: mxfp4-pack-quantized)
-                        X.weight_packed, X.weight_scale (E4M3), X.weight_global_scale, by which the
-                        scales are divided (nvfp4-pack-quantized)
-
-The first is what ``amx-tvm quantize`` writes; docs/models.md describes it and reads it in 40 lines.
+:mod:`amx_tvm.frontends.quantized_layouts` finds the tensors; docs/models.md describes the layout
+that ``amx-tvm quantize`` writes and reads it in 40 lines.
 """
 
 from __future__ import annotations
 
 import os
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from amx_tvm import formats
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Quantized
+from amx_tvm.frontends.quantized_layouts import METHOD, UNUSED, Stored, layout_of
 from amx_tvm.frontends.source import ModelSource
-
-METHOD = "amx-tvm"
-CODES, SCALE, TENSOR_SCALE = "_codes", "_scale_", "_tensor_scale"
-COMPRESSED = {"mxfp4-pack-quantized": "mxfp4", "nvfp4-pack-quantized": "nvfp4"}
 
 
 def reads(config: dict[str, Any]) -> bool:
     """Whether a ``quantization_config`` is of a layout that is read here."""
-    method = config.get("quant_method")
-    return method == METHOD or (
-        method == "compressed-tensors" and config.get("format") in COMPRESSED
-    )
+    return layout_of(config) is not None
 
 
 class QuantizedCheckpoint(ModelSource):
@@ -54,43 +42,17 @@ class QuantizedCheckpoint(ModelSource):
         self.generation_config = source.generation_config
         self.config = {k: v for k, v in source.config.items() if k != "quantization_config"}
         quantization = source.config["quantization_config"]
-        own = quantization["quant_method"] == METHOD
-        codes = CODES if own else "_packed"
-        self._quantized: dict[str, dict[str, Any]] = {}
+        layout = layout_of(quantization)
+        assert layout is not None, quantization  # read_config has refused it
+        self._quantized: dict[str, Stored] = layout(source, quantization)
         stored = source.names()
-        for tensor in stored:
-            if tensor.endswith(f".weight{codes}"):
-                name = tensor.removesuffix(codes)
-                made = self._own(name, quantization) if own else self._compressed(name)
-                self._quantized[name] = {"codes": tensor, **made}
-        parts = {
-            part
-            for entry in self._quantized.values()
-            for part in (entry["codes"], *entry["scales"].values(), entry["tensor"])
-        }
-        for part in parts - set(stored) - {None}:
+        parts = {part for entry in self._quantized.values() for part in entry.parts}
+        for part in sorted(parts - set(stored)):
             raise ModelError(f"{source.name} lacks the tensor {part!r} of a quantized weight")
-        self._names = [*(n for n in stored if n not in parts), *self._quantized]
-        if own:
+        plain = [n for n in stored if n not in parts and not n.endswith(UNUSED)]
+        self._names = [*plain, *self._quantized]
+        if quantization.get("quant_method") == METHOD:
             self.config["tie_word_embeddings"] = bool(quantization["tie_word_embeddings"])
-
-    def _own(self, name: str, quantization: dict[str, Any]) -> dict[str, Any]:
-        chosen = quantization["weights"].get(name)
-        if chosen not in formats.names():
-            raise ModelError(
-                f"the quantization_config of {self.name} gives {name!r} the format {chosen!r}; "
-                f"known are {', '.join(formats.names())}"
-            )
-        fmt = formats.get(chosen)
-        scales = {s.name: f"{name}{SCALE}{s.name}" for s in fmt.scale_tensors}
-        tensor = f"{name}{TENSOR_SCALE}" if fmt.row_scaled else None
-        return {"format": fmt, "scales": scales, "tensor": tensor, "divide": False}
-
-    def _compressed(self, name: str) -> dict[str, Any]:
-        fmt = formats.get(COMPRESSED[self.source.config["quantization_config"]["format"]])
-        tensor = f"{name}_global_scale" if fmt.row_scaled else None
-        scales = {"scale": f"{name}_scale"}
-        return {"format": fmt, "scales": scales, "tensor": tensor, "divide": True}
 
     def names(self) -> list[str]:
         """Return the names of all weights."""
@@ -101,38 +63,60 @@ class QuantizedCheckpoint(ModelSource):
         if name not in self._quantized:
             return self.source.shape(name)
         entry = self._quantized[name]
-        rows, stored = self.source.shape(entry["codes"])
-        return rows, stored * (2 if entry["format"].bits_per_value < 8 else 1)
+        return self._unpacked(entry, self.source.shape(entry.codes))
+
+    @staticmethod
+    def _unpacked(entry: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in values of stored codes."""
+        rows, columns = (shape[:-2], shape[-2:]) if entry.blocks else (shape[:-1], shape[-1:])
+        return (*rows, prod(columns) * (2 if entry.format.code_bits == 4 else 1))
 
     def dtype(self, name: str) -> str:
         """Return the stored type or the number format."""
         if name in self._quantized:
-            return self._quantized[name]["format"].name
+            return self._quantized[name].format.name
         return self.source.dtype(name)
 
     def load_raw(self, name: str) -> Quantized | None:
         """Return the stored codes and scales of a quantized weight."""
+        return self._raw(name, None)
+
+    def load_raw_entry(self, name: str, index: int) -> Quantized | None:
+        """Return the stored codes and scales of one entry of a stack."""
+        return self._raw(name, index)
+
+    def _raw(self, name: str, index: int | None) -> Quantized | None:
         if name not in self._quantized:
             return None
         entry = self._quantized[name]
-        fmt, codes = entry["format"], self.source.stored(entry["codes"])
-        if fmt.bits_per_value < 8:
-            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
-        tensor = None
-        if entry["tensor"]:
-            tensor = self.source.load(entry["tensor"]).reshape(())
-            tensor = np.float32(1.0) / tensor if entry["divide"] else tensor
+        fmt, codes = entry.format, self.source.stored(entry.codes, index)
+        shape = self._unpacked(entry, codes.shape)
+        if fmt.code_bits == 4:
+            codes = np.stack([codes & 15, codes >> 4], axis=-1)
+        tensor: np.ndarray | None = None
+        if fmt.row_scaled:
+            tensor = np.ones((), np.float32)
+            if entry.tensor:
+                given = self.source.load(entry.tensor).reshape(())
+                tensor = np.asarray(tensor / given if entry.divide else given, np.float32)
         types = {scale.name: scale.dtype for scale in fmt.scale_tensors}
         scales = {
-            key: self.source.stored(stored).view(types[key])
-            for key, stored in entry["scales"].items()
+            key: self.source.stored(stored, index).view(types[key])
+            for key, stored in entry.scales.items()
         }
-        return Quantized(codes, scales, fmt, tensor)
+        for key, scale in scales.items():
+            fmt.scale_tensor(key).type.check(scale, f"the scales of {name} in {self.name}")
+        return Quantized(codes.reshape(shape), scales, fmt, tensor)
 
     def load(self, name: str) -> np.ndarray:
         """Read one weight as float32."""
         raw = self.load_raw(name)
         return self.source.load(name) if raw is None else raw.format.dequantize(raw)
+
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Read one entry of a stacked weight as float32."""
+        raw = self.load_raw_entry(name, index)
+        return self.source.load_entry(name, index) if raw is None else raw.format.dequantize(raw)
 
     @property
     def nbytes(self) -> int:

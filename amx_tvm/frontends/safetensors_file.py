@@ -62,6 +62,7 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = MappedFile(path)
         self.path = self.file.path
+        self.metadata: dict[str, str] = {}
         self.tensors = self._read_header()
 
     def _read_header(self) -> dict[str, TensorEntry]:
@@ -82,6 +83,7 @@ class SafetensorsFile:
             )
         try:
             header = json.loads(bytes(self.file.buffer[8:start]))
+            self.metadata = {k: str(v) for k, v in header.get("__metadata__", {}).items()}
             entries = {
                 name: self._entry(name, fields, start)
                 for name, fields in header.items()

@@ -79,7 +79,10 @@ def fails(path, *parts):
         assert part in message
 
 
-@pytest.mark.parametrize("kind", sorted(SUPPORTED - {GgmlType.F32}, key=lambda kind: kind.name))
+GOLDEN = SUPPORTED - {GgmlType.F32, GgmlType.NVFP4}
+
+
+@pytest.mark.parametrize("kind", sorted(GOLDEN, key=lambda kind: kind.name))
 def test_block_types_equal_ggml(kind):
     stored, values = BLOCKS[f"{kind.name}_stored"], BLOCKS[f"{kind.name}_values"]
     result = dequantize(stored, kind, (2, 256))
@@ -95,6 +98,32 @@ def test_formats_pass_through_without_rounding(kind):
     raw = quantized_blocks(stored, kind, (2, 256))
     assert raw.codes.shape == (2, 256) and raw.scales["scale"].shape == (2, 8)
     np.testing.assert_array_equal(raw.format.dequantize(raw), values)
+
+
+def nvfp4_blocks(rows, columns):
+    """Random NVFP4 blocks: any codes under any scales but the reserved one."""
+    rng = np.random.default_rng(7)
+    blocks = rng.integers(0, 256, (rows, columns // 64, 36), dtype=np.uint8)
+    blocks[..., :4] &= 0x77
+    return blocks.reshape(rows, -1)
+
+
+def test_nvfp4_passes_through_without_rounding(tiny, tmp_path):
+    stored = nvfp4_blocks(64, 64)
+    raw = quantized_blocks(stored, GgmlType.NVFP4, (64, 64))
+    values = gguf.dequantize(stored, GgmlType.NVFP4)
+    np.testing.assert_array_equal(raw.format.dequantize(raw), values)
+    np.testing.assert_array_equal(dequantize(stored, GgmlType.NVFP4, (64, 64)), values)
+    # In a model the factor on the whole tensor is a tensor of its own.
+    tiny["blk.0.attn_v.weight"] = (stored, GgmlType.NVFP4)
+    tiny["blk.0.attn_v.scale"] = (np.array([0.25], np.float32), None)
+    source = open_model(write_gguf(tmp_path / "model.gguf", tiny))
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert name.replace("weight", "scale") not in source.names()
+    raw = source.load_raw(name)
+    assert raw.format.name == "nvfp4" and float(raw.tensor_scale) == 0.25
+    np.testing.assert_array_equal(source.load(name), values * np.float32(0.25))
+    np.testing.assert_array_equal(raw.format.dequantize(raw), source.load(name))
 
 
 def test_other_blocks_do_not_pass_through():
