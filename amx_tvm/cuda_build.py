@@ -24,6 +24,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from amx_tvm.errors import TargetError
 
@@ -69,21 +70,45 @@ def check_arch(arch: str) -> str:
     return arch
 
 
+# An architecture that code is compiled for besides the target's own, as one of its keys
+_ALSO = "also-"
+
+
+def several(names: str) -> list[str]:
+    """Split "sm_80+sm_89" into architectures, the one to schedule for first.
+
+    One schedule has to fit all: the one with the least shared memory and the fewest instructions.
+
+    Raises
+    ------
+    CudaBuildError
+        For an unknown architecture.
+    """
+    from relax_passes.schedules.cuda.buckets import Device
+
+    archs = [check_arch(name) for name in dict.fromkeys(names.split("+"))]
+    devices = [Device(a) for a in archs]
+    least = min(devices, key=lambda d: (d.clusters, d.wgmma, d.shared_bytes, d.number))
+    return [least.arch, *(a for a in archs if a != least.arch)]
+
+
 def target(arch: str, host: dict | None = None):  # noqa: ANN201 - tvm.target.Target
     """TVM target for an architecture, with the limits that scheduling needs.
 
     Parameters
     ----------
     arch : str
-        A key of ARCHITECTURES.
+        A key of ARCHITECTURES, or several joined by "+": the artifact then holds code for each.
     host : dict, optional
         TVM's description of the host processor; the machine's own by default.
     """
     from tvm.target import Target
 
+    first, *others = several(arch)
     config = {
         "kind": "cuda",
-        "arch": check_arch(arch),
+        "arch": first,
+        "keys": ["cuda", "gpu", *(_ALSO + other for other in others)],
         "max_threads_per_block": 1024,
         "max_shared_memory_per_block": 49152,
         "thread_warp_size": 32,
@@ -185,8 +210,17 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or (str(path) if path.exists() else None)
 
 
-def compile_source(code: str, arch: str, *, flags: tuple[str, ...] = ()) -> bytes:
-    """Compile CUDA C++ to a cubin.
+def architectures_of(target: Any) -> tuple[str, ...]:
+    """Architectures that a TVM target's code is for, the one it is scheduled for first."""
+    keys = (str(k) for k in target.keys)
+    others = (k.removeprefix(_ALSO) for k in keys if k.startswith(_ALSO))
+    return (str(target.attrs["arch"]), *others)
+
+
+def compile_source(
+    code: str, arch: str, *, also: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+) -> bytes:
+    """Compile CUDA C++ to a cubin, or to a fat binary for several architectures.
 
     Parameters
     ----------
@@ -194,6 +228,8 @@ def compile_source(code: str, arch: str, *, flags: tuple[str, ...] = ()) -> byte
         What TVM generated.
     arch : str
         A key of ARCHITECTURES.
+    also : tuple of str
+        More architectures; they need nvcc.
     flags : tuple of str
         More options for nvcc, such as ("-Xptxas", "-v").
 
@@ -202,21 +238,26 @@ def compile_source(code: str, arch: str, *, flags: tuple[str, ...] = ()) -> byte
     CudaBuildError
         Unknown architecture, no compiler, or the compiler's own message.
     """
-    number = check_arch(arch).removeprefix("sm_")
+    numbers = [check_arch(a).removeprefix("sm_") for a in (arch, *also)]
     nvcc = find_nvcc()
+    if nvcc is None and also:
+        raise CudaBuildError(
+            f"code for {'+'.join((arch, *also))} in one artifact needs nvcc, and none was found; "
+            "name one architecture"
+        )
     if nvcc is None:
         return _compile_nvrtc(code, arch)
     with tempfile.TemporaryDirectory(prefix="amx-tvm-nvcc-") as folder:
         source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
         source.write_text(code)
-        gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
+        gencode = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
         command = [
             nvcc,
             "-std=c++17",
             "-O3",
             "-w",
-            gencode,
-            "-cubin",
+            *gencode,
+            "-fatbin" if also else "-cubin",
             *flags,
             "-o",
             str(out),
@@ -286,7 +327,11 @@ def _register_compiler() -> None:
 
     def tvm_callback_cuda_compile(code: str) -> bytes:
         current = Target.current(allow_none=True)
-        arch = "" if current is None else str(current.attrs.get("arch", ""))
+        if current is None:
+            return compile_source(_bound_blocks(code), "")
+        arch, *also = architectures_of(current)
+        if also:
+            return compile_source(_bound_blocks(code), arch, also=tuple(also))
         return compile_source(_bound_blocks(code), arch)
 
     tvm_ffi.register_global_func(

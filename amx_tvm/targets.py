@@ -4,6 +4,7 @@
     "llvm:x86-64-v4"           any LLVM CPU name
     "cuda"                     the GPU of this machine
     "cuda:sm_90a"              an architecture; needs no GPU here
+    "cuda:sm_80+sm_89+sm_90"   several in one artifact, with the schedules that all can run
     "raspberry-pi/4b-aarch64"  a row of the table below, or any TVM target tag
 
 One row in ``ROWS`` adds a target.
@@ -182,11 +183,12 @@ def resolve(name: str) -> ResolvedTarget:
     """
     kind, _, detail = name.partition(":")
     if kind == "cuda":
-        from amx_tvm.cuda_build import cuda_target
+        from amx_tvm.cuda_build import architectures_of, cuda_target
 
         target = cuda_target(detail or None)
-        arch = str(target.attrs["arch"])
-        return ResolvedTarget(target, f"cuda/{arch}", "cuda", "cuda-fragment", (arch,), "")
+        archs = architectures_of(target)
+        key = f"cuda/{'+'.join(archs)}"
+        return ResolvedTarget(target, key, "cuda", "cuda-fragment", archs, "")
     if kind == "llvm":
         return _cpu(_host_options() if not detail else _named_cpu(detail))
     for row in ROWS:

@@ -125,3 +125,15 @@ def test_library_holds_machine_code(tmp_path):
     data = (tmp_path / "lib.so").read_bytes()
     assert data.count(b"\x7fELF") >= 2  # the library and the cubin inside
     assert b"#include <cuda_fp16.h>" not in data  # no source
+
+
+def test_several_architectures_in_one_artifact(tmp_path):
+    target = cuda_build.cuda_target("sm_90a+sm_80+sm_89")
+    assert cuda_build.architectures_of(target) == ("sm_89", "sm_90a", "sm_80")  # least memory
+    func = linear.build(spec_of(), "sm_89", some_buckets("sm_89")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=target)
+    built.export_library(str(tmp_path / "lib.so"))
+    data = (tmp_path / "lib.so").read_bytes()
+    assert (0xBA55ED50).to_bytes(4, "little") in data  # a fat binary
+    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
+        cuda_build.cuda_target("sm_80+sm_50")
