@@ -28,10 +28,15 @@ TILE = {
 }
 
 
+def general(spec: LinearSpec) -> LinearSpec:
+    """Return the linear as its kernels are tuned: for any M."""
+    return replace(spec, m=None)
+
+
 def buckets_of(spec: LinearSpec, target: Any) -> list[Bucket]:
     """Return the default buckets of a linear for any number of rows."""
     device = Device(TargetInfo.of(target).arch)
-    return default_buckets(replace(spec, m=None), shape_of(format_of(spec)), device)
+    return default_buckets(general(spec), shape_of(format_of(spec)), device)
 
 
 def default(spec: LinearSpec, target: Any, rows: int) -> Bucket:
@@ -43,7 +48,7 @@ def default(spec: LinearSpec, target: Any, rows: int) -> Bucket:
         When no bucket ends at this number of rows.
     """
     for found in buckets_of(spec, target):
-        if found.rows == rows:
+        if found.rows == rows or (rows == spec.m and found.rows is None):
             return found
     raise ValueError(f"no kernel of {spec} ends at {rows} rows")
 

@@ -42,8 +42,11 @@ def carrier() -> Any:
     return tvm.IRModule({"main": builder.get()})
 
 
-def sampler(space: Space) -> Callable[[Any], None]:
-    """Return the design space of a kernel: a function of a tvm.s_tir.Schedule that samples it."""
+def sampler(space: Space) -> Callable[..., None]:
+    """Return the design space of a kernel: a function of a tvm.s_tir.Schedule that samples it.
+
+    With a point as its second argument the function decides for that point.
+    """
 
     def sample(schedule: Any, decisions: Mapping[str, int] | None = None) -> None:
         block = schedule.get_sblock(BLOCK)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from relax_passes.schedules.spec import LinearSpec
@@ -148,7 +148,7 @@ def build(
     if rows is not None:
         from tuning import cuda_buckets
 
-        spec = replace(spec, m=None)
+        spec = cuda_buckets.general(spec)
         knobs = cuda_buckets.one(spec, target, rows, knobs)
     return linear_kernel(spec, target, knobs)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ class Lookup:
         found = {}
         for bucket in cuda_buckets.buckets_of(spec, self.target.tvm):
             if bucket.rows in wanted:
-                record = self._best(replace(spec, m=None), candidates, bucket.rows)
+                record = self._best(cuda_buckets.general(spec), candidates, bucket.rows)
                 if record is not None:
                     found[bucket.rows] = record
         points = {rows: record.knobs for rows, record in found.items()}

@@ -21,6 +21,7 @@ BLOCK_TILES = 7
 # Of the largest result.
 EXACT = 1e-5  # float32 sums in another order
 MERGED = 4e-3  # kernels for several rows merge two scales, see schedules/cpu/merge.py
+FRAGMENT_LIMIT = 1.5e-3  # norm of the deviation: y is float16, and scales are applied in it
 MERGED_ROWS = CpuKnobs().merge_rows
 
 
@@ -77,6 +78,53 @@ class Operands:
             y = (gate / (1 + np.exp(-gate)) * up).reshape(m, -1)
         if spec.residual:
             residual = self._rng.standard_normal(y.shape).astype(np.float32)
+            y, behind = y + residual, [*behind, residual]
+        return before, behind, y
+
+
+class FragmentOperands:
+    """Arguments of a CUDA kernel (layout "cuda-fragment", float16 in and out) and its result.
+
+    Attributes
+    ----------
+    weights : list of numpy.ndarray
+        Packed weight arguments.
+    """
+
+    def __init__(self, spec: LinearSpec, seed: int = 0):
+        from amx_tvm.formats import cuda_layout
+
+        self.spec, self._rng = spec, np.random.default_rng(seed)
+        rows = min(spec.tiles, BLOCK_TILES) * TILE_ROWS
+        block = (self._rng.standard_normal((rows, spec.k)) * 0.05).astype(np.float32)
+        if spec.format == "none":
+            packed, dense = cuda_layout.pack_float16(block), block.astype(np.float16)
+        else:
+            quantized = spec.fmt.quantize(block)
+            packed, dense = cuda_layout.pack(spec.fmt, quantized), spec.fmt.dequantize(quantized)
+        self._dense = dense.astype(np.float32)
+        self._repeats = -(-spec.tiles * TILE_ROWS // rows)
+        lengths = {"row_scale": spec.tiles * TILE_ROWS}
+        self.weights = [_repeat(a, lengths.get(name, spec.tiles)) for name, a in packed.items()]
+
+    def arguments(self, m: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Return (arguments before the weights, arguments behind them, the result [M, out])."""
+        spec = self.spec
+        x = self._rng.standard_normal((m, spec.k)).astype(np.float16)
+        before, value = [x], x.astype(np.float64)
+        # float32 products: a hundred times below the rounding of y to float16
+        y = value.astype(np.float32) @ self._dense.T
+        y = np.tile(y.astype(np.float64), (1, self._repeats))[:, : spec.n]
+        behind: list[np.ndarray] = []
+        if spec.bias:
+            bias = self._rng.standard_normal(spec.n).astype(np.float32)
+            y, behind = y + bias, [bias]
+        if spec.silu_mul:
+            pairs = y.reshape(m, -1, 2, TILE_ROWS)
+            gate, up = pairs[:, :, 0], pairs[:, :, 1]
+            y = (gate / (1 + np.exp(-gate)) * up).reshape(m, -1)
+        if spec.residual:
+            residual = self._rng.standard_normal(y.shape).astype(np.float16)
             y, behind = y + residual, [*behind, residual]
         return before, behind, y
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class RemoteServer(Server):
         """Build here; check and time there, on a second device if the first breaks off."""
         if request["op"] == "ping":
             return super().answer(request)
-        bench = self._bench_of(request)
+        bench = cast(RemoteBench, self._bench_of(request))
         libraries: list[Any] = []
         if failure := self._built(bench, request["contenders"], libraries):
             return failure

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ class Session:
 
         self.pool.drive(next_final)
         for state in self.states:
-            self._keep(state)
+            self.keep(state)
         return self.states
 
     @staticmethod
@@ -222,9 +222,7 @@ class Session:
                     f"the default of {state.task.text} cannot be measured "
                     f"({result.kind}: {result.detail}); nothing can be compared with it"
                 )
-            state.default_seconds = float(np.median(result.times[0]))
-            seconds = state.default_seconds
-            self._note(state, "default", state.space.default, "ok", seconds=seconds)
+            self.note_default(state, float(np.median(result.times[0])))
             report(state, "default")
 
         return self._job(state, [dict(state.space.default)], self.repeats, handle)
@@ -256,14 +254,12 @@ class Session:
         def handle(result: Any) -> None:
             self.trials += 1
             if isinstance(result, Failure):
-                self._note(state, "trial", point, result.kind, detail=result.detail)
-                state.search.failed(point)
-                state.failures[result.kind] = state.failures.get(result.kind, 0) + 1
+                self.note_failed(state, point, result.kind, result.detail)
                 return report(state, result.kind)
             ratio = ratios(result.times[1], result.times[0])
-            seconds = float(np.median(result.times[1]))
-            self._note(state, "trial", point, "ok", against=against, ratio=ratio, seconds=seconds)
-            won = state.search.measured(point, against, ratio)
+            won = self.note_measured(
+                state, point, against, ratio, float(np.median(result.times[1]))
+            )
             return report(state, "better" if won else "measured")
 
         return self._job(state, [against, point], self.repeats, handle)
@@ -276,11 +272,11 @@ class Session:
             if isinstance(result, Failure):
                 self._note(state, "final", best, result.kind, detail=result.detail)
             else:
-                state.final = self._note(state, "final", best, "ok", **_summary(result))
+                self.note_final(state, best, **_summary(result))
 
         return self._job(state, [dict(state.space.default), best], FINAL_REPEATS, handle)
 
-    def _keep(self, state: TaskState) -> None:
+    def keep(self, state: TaskState) -> None:
         """Write the record of a winner that its last measurement confirmed."""
         best, final = state.search.incumbent, state.final
         if final is None or final["knobs"] != best or best == state.space.default:
@@ -308,6 +304,36 @@ class Session:
             time=final["time"],
         )
         self.records.append(state.record)
+
+    def note_default(self, state: TaskState, seconds: float) -> None:
+        """Log the default's time."""
+        state.default_seconds = seconds
+        self._note(state, "default", state.space.default, "ok", seconds=seconds)
+
+    def note_failed(
+        self, state: TaskState, point: Mapping[str, Any], kind: str, detail: str
+    ) -> None:
+        """Log a trial that failed."""
+        self._note(state, "trial", point, kind, detail=detail)
+        state.search.failed(point)
+        state.failures[kind] = state.failures.get(kind, 0) + 1
+
+    def note_measured(
+        self,
+        state: TaskState,
+        point: Mapping[str, Any],
+        against: Mapping[str, Any],
+        ratio: tuple[float, ...],
+        seconds: float,
+    ) -> bool:
+        """Log a trial and tell the search; returns whether the point is the new incumbent."""
+        against = dict(against)
+        self._note(state, "trial", point, "ok", against=against, ratio=ratio, seconds=seconds)
+        return state.search.measured(point, against, ratio)
+
+    def note_final(self, state: TaskState, point: Mapping[str, Any], **measured: Any) -> None:
+        """Log the last measurement of a winner beside the default."""
+        state.final = self._note(state, "final", point, "ok", **measured)
 
     def _note(
         self, state: TaskState, phase: str, knobs: Any, outcome: str, **more: Any

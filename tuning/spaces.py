@@ -21,9 +21,11 @@ PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
 ROWS = (0, 1, 2, 4)
 PANEL_TILES = (1, 2, 4)
 PANEL_BLOCKS = (4, 6, 8, 12)
-PANEL_ROWS = (8, 16, 32)
-# Rows of x that a kernel for every M is measured with: a small batch and a chunk of a prompt.
-MANY_ROWS = (4, 128)
+PANEL_ROWS = (8, 16)
+# A kernel for every M reads its weights once for all rows: a few distances will do.
+PREFETCH_MANY = (0, 2048, 4096, 8192)
+# Rows of x that a kernel for every M is measured with: eight sequences and a chunk of a prompt.
+MANY_ROWS = (8, 128)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
     panels = quantized and spec.activation in INTEGER_SCHEMES and info.has("avx512vbmi")
     knobs: dict[str, tuple[Any, ...]] = {}
     if quantized:
-        knobs["prefetch"] = PREFETCH
+        knobs["prefetch"] = PREFETCH if spec.m is not None else PREFETCH_MANY
     if spec.m is None:
         knobs["rows"] = ROWS
         if panels:

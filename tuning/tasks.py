@@ -128,16 +128,14 @@ def by_bucket(tasks: Iterable[Task]) -> list[Task]:
 
     The kernel of M = 1 is the same in a decode step's function and in that for any M.
     """
+    from tuning.cuda_buckets import general
+
     found: dict[tuple[LinearSpec, int], Task] = {}
     for task in tasks:
         for rows in CUDA_ROWS:
-            if task.spec.m not in (None, rows):
+            if (task.spec.m == 1) != (rows == 1):
                 continue
-            spec = replace(task.spec, m=None)
-            kept = found.get((spec, rows))
-            decode = max(task.decode if rows == 1 else 0, kept.decode if kept else 0)
-            prefill = max(task.prefill if rows > 1 else 0, kept.prefill if kept else 0)
-            found[spec, rows] = Task(spec, task.name, decode, prefill, rows)
+            found[general(task.spec), rows] = replace(task, spec=general(task.spec), rows=rows)
     return sorted(found.values(), key=lambda t: (t.rows or 0, -(t.decode + t.prefill), t.name))
 
 

@@ -124,7 +124,7 @@ def model_(
 
         draw({s.task.text: s.search.history for s in tuned.states}, plot)
     if not quiet:
-        console.print(_summary(tuned), highlight=False)
+        console.print(_summary(tuned.states), highlight=False)
         found = sum(s.record is not None for s in tuned.states)
         console.print(
             f"{tuned.trials} new trials; {found} of {len(tuned.states)} kernels have a record; "
@@ -184,9 +184,9 @@ def _table(title: str, *columns: str) -> Any:
     return table
 
 
-def _summary(tuned: Any) -> Any:
+def _summary(states: Any) -> Any:
     table = _table("Kernels", "kernel", "runs", "default", "points", "failed", "record", "time")
-    for state in tuned.states:
+    for state in states:
         task = state.task
         runs = f"{task.decode} a step" if task.decode else f"{task.prefill} a prefill"
         default = "-" if state.default_seconds is None else f"{state.default_seconds * 1e6:.1f} us"
@@ -226,6 +226,57 @@ def _console() -> Any:
 
     console = Console()
     return console if console.is_terminal else Console(width=200)
+
+
+@commands.command()
+def package(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or its config.json.")],
+    target: Annotated[str, typer.Option(help="A CUDA target, such as cuda:sm_90a.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make.")],
+    quantization: Annotated[str, typer.Option(help="As for `compile`.")] = "amxfp4",
+    candidates: Annotated[int, typer.Option(help="Points for each kernel.")] = 16,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Only kernels for so many rows; may be repeated.")
+    ] = None,
+    records: Annotated[Path, typer.Option(help="Directory of the log to continue.")] = Path(
+        "tuning-records"
+    ),
+    jobs: Annotated[int, typer.Option(help="Processes that build.")] = 1,
+) -> None:
+    """Build candidates for a GPU elsewhere; `python -m tuning.package_run` measures them."""
+    from rich.console import Console
+
+    from tuning.package import create
+
+    console = Console(stderr=True)
+    with console.status("Listing kernels") as status:
+        made = create(
+            model,
+            target,
+            output,
+            quantization,
+            candidates=candidates,
+            records=records,
+            rows=rows,
+            jobs=jobs,
+            tell=status.update,
+        )
+    print(made)
+
+
+@commands.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="PACKAGE", help="With its results.json.")],
+    records: Annotated[Path, typer.Option(help="Directory of the records and the log.")] = Path(
+        "tuning-records"
+    ),
+) -> None:
+    """Make records of what was measured in a package."""
+    from tuning.package_import import collect
+
+    states, path = collect(folder, records)
+    _console().print(_summary(states), highlight=False)
+    print(path)
 
 
 @commands.command(name="list")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import faulty_worker
 import pytest
 
+from amx_tvm.errors import TuningError
 from tuning import journal
 from tuning.measure import ROOT, Failure, Measured, Worker
 from tuning.records import file_name
@@ -21,7 +23,7 @@ from tuning.tasks import Task, collect
 
 HERE = Path(__file__).parent
 FAULTY = (sys.executable, str(HERE / "faulty_worker.py"))
-PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
+POINTS = (0, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 FAULTS = (
     faulty_worker.HANG,
     faulty_worker.CRASH,
@@ -56,30 +58,46 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
     assert "SIGSEGV" in details["crashed"] and "oracle" in details["wrong"]
 
 
-def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target):
-    """SIGKILL while trials run: what was finished is there, and no point runs twice."""
-    log = tmp_path / file_name(target.key).replace(".jsonl", ".trials.jsonl")
+def start_and_kill(tmp_path, log, moment):
+    """Start a session in a process of its own and kill it after one more trial and a moment."""
+    lines = log.read_bytes().count(b"\n") if log.exists() else 0
     environment = {**os.environ, "PYTHONPATH": ROOT}
     command = [sys.executable, __file__, str(tmp_path)]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    for _ in range(30_000):  # five minutes in which this test runs, however long they take
+        if log.exists() and log.read_bytes().count(b"\n") > lines:
+            break
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(moment)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = entries(log)
-    with open(log, "ab") as file:
-        file.write(b'{"phase": "trial", "knobs": {"pre')  # as if the kill had hit a write
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target, kills):
+    """SIGKILL while trials run: what was finished is there, and no point runs twice."""
+    log = tmp_path / file_name(target.key).replace(".jsonl", ".trials.jsonl")
+    kept = []
+    for _ in range(kills):
+        start_and_kill(tmp_path, log, random.uniform(0, 0.3))
+        found = entries(log)
+        assert found[: len(kept)] == kept and len(found) > len(kept)
+        kept = found
+        with open(log, "ab") as file:
+            file.write(b'{"phase": "trial", "knobs": {"pre')  # as if the kill had hit a write
     with Worker("llvm", 60, threads=1) as worker:
-        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(PREFETCH))
-        assert session.states[0].search.trials == sum(e["phase"] == "trial" for e in before)
-        assert ["torn" in d.reason for d in session.damage] == [True]
+        session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(POINTS))
+        assert session.states[0].search.trials == sum(e["phase"] == "trial" for e in kept)
+        assert len(session.damage) == kills and "torn" in session.damage[-1].reason
+        with pytest.raises(TuningError, match="another session"):
+            Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(POINTS))
         session.run(trials=100)
+        session.close()
     after = entries(log)
-    assert after[: len(before)] == before
+    assert after[: len(kept)] == kept
     tried = [point_key(e["knobs"]) for e in after if e["phase"] == "trial"]
-    assert len(tried) == len(set(tried)) == len(PREFETCH) - 1
+    assert len(tried) == len(set(tried)) == len(POINTS) - 1
     assert sum(e["phase"] == "default" for e in after) == 1
     # At least the default: what is kept was not slower than it.
     assert session.states[0].search.best_ratio <= 1.0
@@ -108,7 +126,6 @@ def test_tasks_count_equal_kernels():
 )
 def test_impossible_requests_say_why(tmp_path, options, message):
     import amx_tvm
-    from amx_tvm.errors import TuningError
 
     with pytest.raises(TuningError, match=message):
         amx_tvm.tune({"model_type": "llama"}, records=tmp_path, **options)
@@ -120,4 +137,4 @@ if __name__ == "__main__":  # the run that is killed
 
     task = Task(LinearSpec("amxfp4", 96, 64, "int8", m=1), "w", 1, 0)
     with Worker("llvm", 60, threads=1) as measuring:
-        Session([task], resolve("llvm"), sys.argv[1], [measuring], space(PREFETCH)).run(trials=100)
+        Session([task], resolve("llvm"), sys.argv[1], [measuring], space(POINTS)).run(trials=100)

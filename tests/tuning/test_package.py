@@ -1,0 +1,118 @@
+"""Packages for a GPU that is elsewhere: what they hold, and what becomes of their results.
+
+Nothing is compiled to machine code and no GPU is needed; the measuring itself has run on an H100
+(docs/tuning.md).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from amx_tvm.cuda_build import target as cuda_target
+from amx_tvm.errors import TuningError
+from amx_tvm.targets import ResolvedTarget
+from relax_passes.schedules.cuda.buffers import argument_shapes
+from relax_passes.schedules.registry import linear_kernel
+from relax_passes.schedules.spec import LinearSpec
+from tuning import package, package_import
+from tuning.lookup import Lookup
+from tuning.oracle import FragmentOperands
+from tuning.tasks import Task
+
+SPEC = LinearSpec("amxfp4", 128, 1024, "float16", residual=True, out_dtype="float16")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    target = ResolvedTarget(
+        cuda_target("sm_90a"), "cuda/sm_90a", "cuda", "cuda-fragment", ("sm_90a",), ""
+    )
+    tasks = [Task(SPEC, "w", 1, 0, 1), Task(SPEC, "w", 0, 1, 64)]
+    for module in (package, package_import):
+        monkeypatch.setattr(module, "resolve", lambda _name: target)
+    monkeypatch.setattr(package, "tasks_of", lambda *_: tasks)
+    monkeypatch.setattr(
+        package, "_built", lambda work, _jobs, _tell: [(w.path.name, None) for w in work]
+    )
+    return target
+
+
+def measured(knobs, ratio, **more):
+    times = {"seconds": 1e-6 * ratio, "spread": [1e-6, 1e-6], "ratio": [ratio - 0.01, ratio, ratio]}
+    return {"knobs": knobs, "state": "ok", "error": 3e-4, "limit": 1.5e-3, **times, **more}
+
+
+def write_results(folder, ratio):
+    """Let the second candidate of the first task have a time, and the third fail."""
+    tasks = json.loads((folder / "package.json").read_text())["tasks"]
+    results = {}
+    for number, task in enumerate(tasks):
+        points = [c["knobs"] for c in task["candidates"]]
+        found = [measured(points[0], 1.0), measured(points[1], ratio if number == 0 else 1.1)]
+        found.append({"knobs": points[2], "state": "crashed", "detail": "illegal address"})
+        final = {"candidate": 1, "default_seconds": 1e-6, **measured({}, ratio)}
+        results[str(number)] = {"results": found, "final": None if number else final}
+    (folder / "results.json").write_text(json.dumps({"gpu": "a GPU", "tasks": results}))
+    return tasks
+
+
+def test_results_become_records_that_compile_uses(tmp_path, gpu):
+    folder = package.create({}, "cuda:sm_90a", tmp_path / "p", candidates=2, records=tmp_path)
+    tasks = write_results(folder, 0.9)
+    assert [t["rows"] for t in tasks] == [1, 64]
+    assert all(len(t["candidates"]) == 3 for t in tasks)
+    states, path = package_import.collect(folder, tmp_path)
+    assert [s.record is not None for s in states] == [True, False]
+    assert [s.failures for s in states] == [{"crashed": 1}, {"crashed": 1}]
+    lookup = Lookup(path, gpu)
+    knobs = lookup(SPEC)
+    first = knobs["buckets"][0]
+    best = tasks[0]["candidates"][1]["knobs"]
+    assert first["rows"] == 1 and {k: first[k] for k in best} == best
+    assert "M <= 1" in knobs.name and "0.900 of the default" in knobs.name
+    assert linear_kernel(SPEC, gpu.tvm, knobs).func is not None
+    assert lookup(replace(SPEC, n=256)) is None
+
+    again, _ = package_import.collect(folder, tmp_path)
+    assert [s.search.trials for s in again] == [2, 2]
+    trials = (tmp_path / "cuda_sm_90a.trials.jsonl").read_text().count('"phase":"trial"')
+    assert trials == 4
+    more = package.create({}, "cuda:sm_90a", tmp_path / "q", candidates=3, records=tmp_path)
+    points = [t["candidates"] for t in json.loads((more / "package.json").read_text())["tasks"]]
+    seen = [json.dumps(c["knobs"]) for c in tasks[0]["candidates"]]
+    assert not set(seen[2:]) & {json.dumps(c["knobs"]) for c in points[0]}
+
+
+def test_a_record_that_gains_too_little_is_none(tmp_path, gpu):
+    folder = package.create({}, "cuda:sm_90a", tmp_path / "p", candidates=2, records=tmp_path)
+    write_results(folder, 0.99)
+    states, path = package_import.collect(folder, tmp_path)
+    assert states[0].record is None and not path.exists()
+
+
+def test_packages_without_results_and_of_other_revisions_are_refused(tmp_path, gpu):
+    folder = package.create({}, "cuda:sm_90a", tmp_path / "p", candidates=2, records=tmp_path)
+    with pytest.raises(TuningError, match="package_run"):
+        package_import.collect(folder, tmp_path)
+    with pytest.raises(TuningError, match="not empty"):
+        package.create({}, "cuda:sm_90a", folder, records=tmp_path)
+    write_results(folder, 0.9)
+    content = json.loads((folder / "package.json").read_text())
+    content["tasks"][0]["kernel"]["revision"] = "000000000000"
+    (folder / "package.json").write_text(json.dumps(content))
+    with pytest.raises(TuningError, match="has changed since"):
+        package_import.collect(folder, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"silu_mul": True}, {"bias": True, "residual": True}])
+def test_operands_fit_the_kernel(options):
+    spec = LinearSpec("amxfp4", 160, 192, "float16", out_dtype="float16", **options)
+    operands = FragmentOperands(spec)
+    before, behind, answer = operands.arguments(3)
+    given = [*before, *operands.weights, *behind, answer]
+    for array, (_, shape, dtype) in zip(given, argument_shapes(spec), strict=True):
+        assert array.shape == tuple(3 if extent is None else extent for extent in shape)
+        assert array is answer or str(array.dtype) == dtype

@@ -1,0 +1,112 @@
+"""Bring a package's results home: trials into the log, winners into the records."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from amx_tvm.errors import TuningError
+from amx_tvm.targets import ResolvedTarget, resolve
+from relax_passes.schedules.spec import LinearSpec
+from tuning.kernels import KernelId
+from tuning.package import PACKAGE, RESULTS, SCHEMA
+from tuning.search import point_key
+from tuning.session import Session, TaskState
+from tuning.tasks import Task
+
+
+def collect(
+    folder: str | os.PathLike[str], records: str | os.PathLike[str] = "tuning-records"
+) -> tuple[list[TaskState], Path]:
+    """Read what ``package_run`` measured.
+
+    Parameters
+    ----------
+    folder : path
+        A package with its results.
+    records : path
+        Directory of the log and the records; trials that the log has are not added again.
+
+    Returns
+    -------
+    states : list of TaskState
+        Every task of the package.
+    path : Path
+        The record file.
+
+    Raises
+    ------
+    TuningError
+        When results are missing, or a schedule has changed since the package was built.
+    """
+    folder = Path(folder)
+    content = _read(folder / PACKAGE, "`amx-tvm tune package` makes one")
+    results = _read(folder / RESULTS, "`python -m tuning.package_run` writes it")
+    if content.get("schema") != SCHEMA:
+        raise TuningError(f"{folder} has schema {content.get('schema')!r}, expected {SCHEMA}")
+    target = _target(content["target"])
+    entries = content["tasks"]
+    tasks = [
+        Task(LinearSpec(**e["spec"]), e["name"], e["decode"], e["prefill"], e["rows"])
+        for e in entries
+    ]
+    session = Session(tasks, target, records, [])
+    try:
+        for number, (state, entry) in enumerate(zip(session.states, entries, strict=True)):
+            if state.kernel != KernelId(**entry["kernel"]):
+                raise TuningError(
+                    f"the schedule of {state.task.text} has changed since {folder} was built "
+                    f"(revision {entry['kernel']['revision']}, now {state.kernel.revision}); build "
+                    "a new package"
+                )
+            found = results["tasks"].get(str(number))
+            if found and found["results"]:
+                _take(session, state, found, {"gpu": results["gpu"]})
+    finally:
+        session.close()
+    return session.states, session.records.path
+
+
+def _read(path: Path, hint: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TuningError(f"{path} cannot be read ({error}); {hint}") from error
+
+
+def _target(key: str) -> ResolvedTarget:
+    kind, _, arch = key.partition("/")
+    return resolve(f"{kind}:{arch}")
+
+
+def _take(session: Session, state: TaskState, found: dict[str, Any], host: dict[str, Any]) -> None:
+    """Add one task's trials and, where the last measurement confirmed it, its record."""
+    default, *trials = found["results"]
+    if default["state"] != "ok":
+        raise TuningError(
+            f"the default of {state.task.text} failed on the GPU: {default['state']}: "
+            f"{default.get('detail', '')}"
+        )
+    if state.default_seconds is None:
+        session.note_default(state, default["seconds"])
+    for trial in trials:
+        if point_key(trial["knobs"]) in state.search.scores:
+            continue
+        if trial["state"] == "ok":
+            session.note_measured(
+                state, trial["knobs"], state.space.default, tuple(trial["ratio"]), trial["seconds"]
+            )
+        else:
+            session.note_failed(state, trial["knobs"], trial["state"], trial.get("detail", ""))
+    final = found["final"]
+    if final is None:
+        return
+    best = found["results"][final["candidate"]]
+    state.search.incumbent = dict(best["knobs"])
+    check = {"error": best["error"], "limit": best["limit"]}
+    keys = ("seconds", "spread", "default_seconds", "ratio")
+    measured = {key: final[key] for key in keys}
+    session.note_final(state, best["knobs"], check=check, host=host, **measured)
+    session.keep(state)
