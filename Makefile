@@ -23,17 +23,18 @@ demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and 
 	$(BIN)/amx-tvm generate dist/smollm2 "The capital of France is" --max-new-tokens 64
 
 test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI runs
-	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore=tests/tuning
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m pytest tests/end_to_end
 
-test-all: $(VENV)/.dev  ## the slow combinations, tuning workers and emulated machines as well
+test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped without qemu-user
 	$(BIN)/python -m pytest tests/export/test_edge.py -rA
 
-quick: $(VENV)/.dev  ## the part that takes under two minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore=tests/tuning
+QUICK := formats frontends passes runtime evaluation calibration schedules/cpu/test_linear.py
+quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under two minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(addprefix tests/,$(QUICK))
 
 lint: $(VENV)/.dev  ## style and types; part of what CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -43,6 +43,7 @@ ARCHITECTURES = {
 _STUB = r"""
 typedef int R;
 #define F(name) R name(void) { return 100; } /* CUDA_ERROR_NO_DEVICE */
+F(cuInit) F(cuDeviceGetCount)
 F(cuModuleLoadData) F(cuModuleUnload) F(cuModuleGetFunction) F(cuFuncSetAttribute)
 F(cuLaunchKernelEx) F(cuDeviceGetName) F(cuTensorMapEncodeTiled)
 R cuGetErrorName(R e, const char** s) { *s = "CUDA_ERROR_NO_DEVICE"; return 0; }

@@ -238,3 +238,13 @@ def test_whole_process_is_quick(artifact):
         env={**os.environ, "TVM_NUM_THREADS": "1"},
     )
     assert time.perf_counter() - start < 3
+
+
+def test_devices_after_building_for_cuda():
+    """The stub driver that stands in for a missing one is not taken for a GPU."""
+    from amx_tvm import cuda_build
+    from amx_tvm.cli.devices_command import describe_gpus
+
+    if cuda_build.enable() != "stub":
+        pytest.skip("this machine has an NVIDIA driver")
+    assert describe_gpus() == []
