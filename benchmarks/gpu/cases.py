@@ -60,24 +60,33 @@ CASES = (
     Case("int8", 256, 1056),
     Case("none", 256, 1040, residual=True),
 )
+# linears whose input a row kernel rounds to their own format before (W4A4)
+W4A4_CASES = (
+    Case("amxfp4", 208, 576),
+    Case("mxfp4", 256, 576),
+    Case("nvfp4", 256, 576),
+    Case("amxfp4-e4m3-tensor", 256, 576),
+)
+
+
+def weights(case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Packed weights of a case, and what they stand for: float64 [n, k]."""
+    from amx_tvm import formats
+    from amx_tvm.formats import cuda_layout
+
+    weight = (rng.standard_normal((case.n, case.k)) * 0.05).astype(np.float32)
+    if case.format == "none":
+        return cuda_layout.pack_float16(weight), weight.astype(np.float16).astype(np.float64)
+    fmt = formats.get(case.format)
+    quantized = fmt.quantize(weight)
+    return cuda_layout.pack(fmt, quantized), fmt.dequantize(quantized).astype(np.float64)
 
 
 def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
     """Inputs, packed weights and the exact result of a case."""
-    from amx_tvm import formats
-    from amx_tvm.formats import cuda_layout
-
     rng = np.random.default_rng(seed)
-    weight = (rng.standard_normal((case.n, case.k)) * 0.05).astype(np.float32)
+    packed, dense = weights(case, rng)
     x = rng.standard_normal((max(ROWS), case.k)).astype(np.float16)
-    if case.format == "none":
-        packed = cuda_layout.pack_float16(weight)
-        dense = weight.astype(np.float16).astype(np.float64)
-    else:
-        fmt = formats.get(case.format)
-        quantized = fmt.quantize(weight)
-        packed = cuda_layout.pack(fmt, quantized)
-        dense = fmt.dequantize(quantized).astype(np.float64)
     y = x.astype(np.float64) @ dense.T
     arrays = {"x": x, **packed}
     if case.bias:

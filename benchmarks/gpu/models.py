@@ -195,7 +195,7 @@ class RandomModel:
                 return torch.ones(shape, dtype=torch.float16, device="cuda")
             return torch.randn(shape, device="cuda", generator=generator).mul_(0.5).half()
 
-        machine = VirtualMachine(out / f"{name}.so", "cuda", [self.entry["arch"]])
+        machine = VirtualMachine(out / f"{name}.so", "cuda", self.entry["arch"].split("+"))
         self._tensors = [make(n, *spec) for n, spec in self.entry["parameters"].items()]
         torch.cuda.synchronize()
         ffi = machine._ffi

@@ -29,6 +29,7 @@ PREBUILT = os.environ.get("AMX_TVM_GPU_KERNELS")
 FOUR_BIT = tuple(n for n in formats.names() if hasattr(formats.get(n), "rule"))
 ROW_CASES = [(name, k, norm) for name in ("", *FOUR_BIT) for k in (576, 4096) for norm in (0, 1)]
 EPS = 1e-5
+SEVERAL = "sm_80+sm_89+sm_90a"
 
 
 def row_key(name: str, k: int, norm: int) -> str:
@@ -98,6 +99,32 @@ def test_rows(name, k, norm, tmp_path):
         np.testing.assert_array_equal(got, expected.astype(np.float16))
 
 
+@pytest.mark.parametrize("case", cases.W4A4_CASES, ids=lambda c: c.key)
+def test_w4a4_linear(case, tmp_path):
+    """Rounding kernel and linear together against the fake-quantized product in float64."""
+    rounding = library(
+        row_key(case.format, case.k, 0), lambda: row_function(case.format, case.k, 0), tmp_path
+    )
+    linear = library(case.key, lambda: cases.build_function(case, architecture()), tmp_path)
+    rng = np.random.default_rng(3)
+    arrays, dense = cases.weights(case, rng)
+    weights = [torch.from_numpy(arrays[n]).cuda() for n in cases.ORDER if n in arrays]
+    for rows in (1, 4, 33, 300):
+        x = rng.standard_normal((rows, case.k)).astype(np.float16)
+        x[:, ::97] *= 6
+        fake = formats.get(case.format).quantize_dequantize(x.astype(np.float32), activation=True)
+        expected = fake.astype(np.float64) @ dense.T
+        rounded = torch.full(x.shape, float("nan"), dtype=torch.float16, device="cuda")
+        y = torch.full(expected.shape, float("nan"), dtype=torch.float16, device="cuda")
+        rounding(torch.from_numpy(x).cuda(), rounded)
+        linear(rounded, *weights, y)
+        torch.cuda.synchronize()
+        difference = y.cpu().numpy().astype(np.float64) - expected
+        error = np.linalg.norm(difference) / np.linalg.norm(expected)
+        print(f"{case.key} M={rows}: {error:.2e}")
+        assert error < 1e-3
+
+
 @pytest.mark.parametrize("quantization", ["amxfp4", "nvfp4-w4a4"])
 @pytest.mark.parametrize("name", models.TINY)
 def test_model(name, quantization, tmp_path):
@@ -120,13 +147,24 @@ def test_model(name, quantization, tmp_path):
             assert token == int(np.argmax(logits))
 
 
+def test_model_for_several_architectures(tmp_path):
+    """The driver takes the machine code for this GPU out of a library that holds three."""
+    folder = Path(PREBUILT) / "several" if PREBUILT else tmp_path
+    if not PREBUILT:
+        pytest.importorskip("tvm")
+        models.build("tiny-llama", SEVERAL, folder, "amxfp4")
+    errors = models.check(models.RandomModel(folder, "tiny-llama"))
+    assert max(errors.values()) < models.TOLERANCE, errors
+
+
 if __name__ == "__main__":
     target, folder = sys.argv[1], Path(os.environ["AMX_TVM_GPU_KERNELS"])
     folder.mkdir(parents=True, exist_ok=True)
-    for one in cases.CASES:
+    for one in dict.fromkeys((*cases.CASES, *cases.W4A4_CASES)):
         build(cases.build_function(one, target), folder / f"{one.key}.so", target)
     for row_case in ROW_CASES:
         build(row_function(*row_case), folder / f"{row_key(*row_case)}.so", target)
     for scheme in ("amxfp4", "nvfp4-w4a4"):
         for tiny in models.TINY:
             models.build(tiny, target, folder / scheme, scheme)
+    models.build("tiny-llama", SEVERAL, folder / "several", "amxfp4")
