@@ -70,19 +70,27 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     tiles = 2 if spec.silu_mul or rows == 16 else 1
     blocks = shape.tiles(spec.n) // tiles
     columns = shape.units(spec.k) * shape.unit
-    if blocks < 300 // tiles:  # about two blocks a multiprocessor
-        warps, inflight = 16, 4 if rows == 1 else 2
+    long = columns >= 2048
+    few = blocks < 300 // tiles  # about two blocks a multiprocessor
+    if few:
+        warps, inflight = 16, 4 if rows == 1 or (rows == 4 and columns >= 4096) else 2
     elif rows == 1:
         warps, inflight = (16, 2) if blocks < 3 * MULTIPROCESSORS else (8, 4)
     else:
         warps, inflight = (8, 4) if blocks < 4 * MULTIPROCESSORS else (4, 4)
+    if rows == 8 and long and not spec.silu_mul:
+        # x takes the registers of the loads: half of them, and one where K is soon walked
+        inflight = 1 if few and columns <= 4096 else 2
     if rows == 16:
         warps, inflight = (16, 2) if blocks < 150 else (8, 2)
-    if rows == 1 and columns % (14 * 256) == 0:
-        warps, inflight = 14, 4  # K = 14336 and its like: no warp idles in the last round
+        if long and not spec.silu_mul and not (few and columns > 4096):
+            warps, inflight = 16 if few else 8 if blocks < 4 * MULTIPROCESSORS else 4, 1
+    if rows in (1, 4, 8) and columns % (14 * 256) == 0:
+        # K = 14336 and its like: no warp idles in the last round
+        warps, inflight = 14, 2 if rows == 8 else 4
     if spec.silu_mul:
-        # two tiles a warp load twice as much; one row of a long K still gains from all of it
-        inflight = inflight if rows == 1 and spec.k >= 4096 else max(1, inflight // 2)
+        # two tiles a warp load twice as much; 1 and 8 rows of a long K still gain from all of it
+        inflight = inflight if rows in (1, 8) and spec.k >= 4096 else max(1, inflight // 2)
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
     return GemvKnobs(warps, inflight, tiles)
