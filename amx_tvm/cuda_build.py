@@ -219,9 +219,14 @@ def architectures_of(target: Any) -> tuple[str, ...]:
 
 
 def compile_source(
-    code: str, arch: str, *, also: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+    code: str,
+    arch: str,
+    *,
+    also: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    ptx: bool = False,
 ) -> bytes:
-    """Compile CUDA C++ to a cubin, or to a fat binary for several architectures.
+    """Compile CUDA C++ to a cubin, to a fat binary for several architectures, or to PTX.
 
     Parameters
     ----------
@@ -233,6 +238,8 @@ def compile_source(
         More architectures; they need nvcc.
     flags : tuple of str
         More options for nvcc, such as ("-Xptxas", "-v").
+    ptx : bool
+        Stop at the text of PTX.
 
     Raises
     ------
@@ -247,18 +254,19 @@ def compile_source(
             "name one architecture"
         )
     if nvcc is None:
-        return _compile_nvrtc(code, arch)
+        return _compile_nvrtc(code, arch, "ptx" if ptx else "cubin")
     with tempfile.TemporaryDirectory(prefix="amx-tvm-nvcc-") as folder:
         source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
         source.write_text(code)
-        gencode = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+        kind = "compute" if ptx else "sm"
+        gencode = [f"-gencode=arch=compute_{n},code={kind}_{n}" for n in numbers]
         command = [
             nvcc,
             "-std=c++17",
             "-O3",
             "-w",
             *gencode,
-            "-fatbin" if also else "-cubin",
+            "-ptx" if ptx else "-fatbin" if also else "-cubin",
             *flags,
             "-o",
             str(out),
@@ -273,12 +281,13 @@ def compile_source(
         return out.read_bytes()
 
 
-def _compile_nvrtc(code: str, arch: str) -> bytes:
+def _compile_nvrtc(code: str, arch: str, form: str) -> bytes:
     """Compile through TVM's nvrtc path (needs cuda-bindings)."""
     from tvm.support import nvcc
 
     try:
-        return bytes(nvcc.compile_cuda(code, target_format="cubin", arch=arch, compiler="nvrtc"))
+        made = nvcc.compile_cuda(code, target_format=form, arch=arch, compiler="nvrtc")
+        return made.encode() if isinstance(made, str) else bytes(made)
     except Exception as error:
         raise CudaBuildError(
             f"no nvcc was found and nvrtc could not compile for {arch}: {error}; install CUDA 13's "

@@ -74,7 +74,7 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
     if level == "tensorir":
         return f"# {head}\n{function.script(show_meta=False)}\n"
     if device == "cuda":
-        from amx_tvm.cuda_build import enable
+        from amx_tvm.cuda_build import compile_source, enable
 
         enable()
     built = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod
@@ -83,7 +83,9 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
         return f"{mark} {head}\n{built.inspect_source('ll' if level == 'llvm' else 'asm')}"
     sources = (part.inspect_source("cuda") for part in built.imports if part.kind == "cuda")
     source = next(sources, "")
-    return f"// {head}\n{source if level == 'cuda' else _ptx(source, manifest.target.features[0])}"
+    if level == "ptx":
+        source = compile_source(source, manifest.target.features[0], ptx=True).decode()
+    return f"// {head}\n{source}"
 
 
 def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
@@ -185,20 +187,3 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
             result = builder.emit_output(builder.emit(call))
         builder.emit_func_output(result)
     return builder.finalize().script(show_meta=False) + "\n"
-
-
-def _ptx(source: str, arch: str) -> str:
-    """Compile CUDA C++ to PTX with nvcc, or nvrtc where there is no nvcc."""
-    from tvm.support import nvcc
-
-    from amx_tvm.cuda_build import find_nvcc
-
-    compiler = "nvcc" if find_nvcc() else "nvrtc"
-    try:
-        made = nvcc.compile_cuda(source, target_format="ptx", arch=arch, compiler=compiler)
-    except Exception as error:
-        raise TargetError(
-            f"{compiler} cannot compile for {arch}: {error}; install CUDA 13's nvcc, or "
-            "cuda-bindings and nvidia-cuda-nvrtc"
-        ) from error
-    return bytes(made).decode() if isinstance(made, bytes | bytearray) else str(made)

@@ -137,3 +137,9 @@ def test_several_architectures_in_one_artifact(tmp_path):
     assert (0xBA55ED50).to_bytes(4, "little") in data  # a fat binary
     with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
         cuda_build.cuda_target("sm_80+sm_50")
+
+
+def test_ptx_of_a_kernel():
+    code = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
+    text = cuda_build.compile_source(code, "sm_90a", ptx=True).decode()
+    assert ".target sm_90a" in text and ".entry twice" in text
