@@ -68,17 +68,7 @@ class Operands:
         x[m // 2, : min(spec.k, 40)] = 0  # an all-zero group
         value, before = activations(spec, x)
         y = np.tile(value @ self._dense.T, (1, self._repeats))[:, : spec.n]
-        behind = []
-        if spec.bias:
-            bias = self._rng.standard_normal(spec.n).astype(np.float32)
-            y, behind = y + bias, [bias]
-        if spec.silu_mul:
-            pairs = y.reshape(m, -1, 2, TILE_ROWS)
-            gate, up = pairs[:, :, 0], pairs[:, :, 1]
-            y = (gate / (1 + np.exp(-gate)) * up).reshape(m, -1)
-        if spec.residual:
-            residual = self._rng.standard_normal(y.shape).astype(np.float32)
-            y, behind = y + residual, [*behind, residual]
+        behind, y = _epilogue(spec, y, self._rng, np.float32)
         return before, behind, y
 
 
@@ -115,18 +105,26 @@ class FragmentOperands:
         # float32 products: a hundred times below the rounding of y to float16
         y = value.astype(np.float32) @ self._dense.T
         y = np.tile(y.astype(np.float64), (1, self._repeats))[:, : spec.n]
-        behind: list[np.ndarray] = []
-        if spec.bias:
-            bias = self._rng.standard_normal(spec.n).astype(np.float32)
-            y, behind = y + bias, [bias]
-        if spec.silu_mul:
-            pairs = y.reshape(m, -1, 2, TILE_ROWS)
-            gate, up = pairs[:, :, 0], pairs[:, :, 1]
-            y = (gate / (1 + np.exp(-gate)) * up).reshape(m, -1)
-        if spec.residual:
-            residual = self._rng.standard_normal(y.shape).astype(np.float16)
-            y, behind = y + residual, [*behind, residual]
+        behind, y = _epilogue(spec, y, self._rng, np.float16)
         return before, behind, y
+
+
+def _epilogue(
+    spec: LinearSpec, y: np.ndarray, rng: np.random.Generator, dtype: type
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return (bias and residual as the spec has them, y [M, N] behind bias, gate and residual)."""
+    behind: list[np.ndarray] = []
+    if spec.bias:
+        bias = rng.standard_normal(spec.n).astype(np.float32)
+        y, behind = y + bias, [bias]
+    if spec.silu_mul:
+        pairs = y.reshape(len(y), -1, 2, TILE_ROWS)
+        gate, up = pairs[:, :, 0], pairs[:, :, 1]
+        y = (gate / (1 + np.exp(-gate)) * up).reshape(len(y), -1)
+    if spec.residual:
+        residual = rng.standard_normal(y.shape).astype(dtype)
+        y, behind = y + residual, [*behind, residual]
+    return behind, y
 
 
 def _repeat(array: np.ndarray, length: int) -> np.ndarray:
