@@ -122,7 +122,7 @@ def _epilogue(
         gate, up = pairs[:, :, 0], pairs[:, :, 1]
         y = (gate / (1 + np.exp(-gate)) * up).reshape(len(y), -1)
     if spec.residual:
-        residual = rng.standard_normal(y.shape).astype(dtype)
+        residual: np.ndarray = rng.standard_normal(y.shape).astype(dtype)
         y, behind = y + residual, [*behind, residual]
     return behind, y
 
