@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,28 @@ from tuning.session import Session, TaskState
 from tuning.tasks import Task
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What a package brought home.
+
+    Attributes
+    ----------
+    states : list of TaskState
+        Every task that is still what it was when the package was built.
+    refused : list of str
+        The others, each with the reason.
+    path : Path
+        The record file.
+    """
+
+    states: list[TaskState]
+    refused: list[str]
+    path: Path
+
+
 def collect(
     folder: str | os.PathLike[str], records: str | os.PathLike[str] = "tuning-records"
-) -> tuple[list[TaskState], Path]:
+) -> Collected:
     """Read what ``package_run`` measured.
 
     Parameters
@@ -29,17 +49,11 @@ def collect(
     records : path
         Directory of the log and the records; trials that the log has are not added again.
 
-    Returns
-    -------
-    states : list of TaskState
-        Every task of the package.
-    path : Path
-        The record file.
-
     Raises
     ------
     TuningError
-        When results are missing, or a schedule has changed since the package was built.
+        When results are missing, a default failed on the GPU, or the schedule of every task has
+        changed since the package was built.
     """
     folder = Path(folder)
     content = _read(folder / PACKAGE, "`amx-tvm tune package` makes one")
@@ -53,20 +67,24 @@ def collect(
         for e in entries
     ]
     session = Session(tasks, target, records, [])
+    taken, refused = [], []
     try:
         for number, (state, entry) in enumerate(zip(session.states, entries, strict=True)):
             if state.kernel != KernelId(**entry["kernel"]):
-                raise TuningError(
+                refused.append(
                     f"the schedule of {state.task.text} has changed since {folder} was built "
-                    f"(revision {entry['kernel']['revision']}, now {state.kernel.revision}); build "
-                    "a new package"
+                    f"(revision {entry['kernel']['revision']}, now {state.kernel.revision})"
                 )
+                continue
+            taken.append(state)
             found = results["tasks"].get(str(number))
             if found and found["results"]:
                 _take(session, state, found, {"gpu": results["gpu"]})
     finally:
         session.close()
-    return session.states, session.records.path
+    if refused and not taken:
+        raise TuningError(f"{refused[0]}, like that of every task of it; build a new package")
+    return Collected(taken, refused, session.records.path)
 
 
 def _read(path: Path, hint: str) -> Any:

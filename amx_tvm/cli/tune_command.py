@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -274,9 +275,11 @@ def import_(
     """Make records of what was measured in a package."""
     from tuning.package_import import collect
 
-    states, path = collect(folder, records)
-    _console().print(_summary(states), highlight=False)
-    print(path)
+    found = collect(folder, records)
+    _console().print(_summary(found.states), highlight=False)
+    for refusal in found.refused:
+        print(f"not imported: {refusal}", file=sys.stderr)
+    print(found.path)
 
 
 @commands.command(name="list")

@@ -64,7 +64,9 @@ def test_results_become_records_that_compile_uses(tmp_path, gpu):
     tasks = write_results(folder, 0.9)
     assert [t["rows"] for t in tasks] == [1, 64]
     assert all(len(t["candidates"]) == 3 for t in tasks)
-    states, path = package_import.collect(folder, tmp_path)
+    found = package_import.collect(folder, tmp_path)
+    states, path = found.states, found.path
+    assert not found.refused
     assert [s.record is not None for s in states] == [True, False]
     assert [s.failures for s in states] == [{"crashed": 1}, {"crashed": 1}]
     lookup = Lookup(path, gpu)
@@ -76,8 +78,8 @@ def test_results_become_records_that_compile_uses(tmp_path, gpu):
     assert linear_kernel(SPEC, gpu.tvm, knobs).func is not None
     assert lookup(replace(SPEC, n=256)) is None
 
-    again, _ = package_import.collect(folder, tmp_path)
-    assert [s.search.trials for s in again] == [2, 2]
+    again = package_import.collect(folder, tmp_path)
+    assert [s.search.trials for s in again.states] == [2, 2]
     trials = (tmp_path / "cuda_sm_90a.trials.jsonl").read_text().count('"phase":"trial"')
     assert trials == 4
     more = package.create({}, "cuda:sm_90a", tmp_path / "q", candidates=3, records=tmp_path)
@@ -89,8 +91,8 @@ def test_results_become_records_that_compile_uses(tmp_path, gpu):
 def test_a_record_that_gains_too_little_is_none(tmp_path, gpu):
     folder = package.create({}, "cuda:sm_90a", tmp_path / "p", candidates=2, records=tmp_path)
     write_results(folder, 0.99)
-    states, path = package_import.collect(folder, tmp_path)
-    assert states[0].record is None and not path.exists()
+    found = package_import.collect(folder, tmp_path)
+    assert found.states[0].record is None and not found.path.exists()
 
 
 def test_packages_without_results_and_of_other_revisions_are_refused(tmp_path, gpu):
@@ -102,6 +104,11 @@ def test_packages_without_results_and_of_other_revisions_are_refused(tmp_path, g
     write_results(folder, 0.9)
     content = json.loads((folder / "package.json").read_text())
     content["tasks"][0]["kernel"]["revision"] = "000000000000"
+    (folder / "package.json").write_text(json.dumps(content))
+    found = package_import.collect(folder, tmp_path)
+    assert len(found.refused) == 1 and "revision 000000000000, now" in found.refused[0]
+    assert [s.task.rows for s in found.states] == [64]
+    content["tasks"][1]["kernel"]["revision"] = "000000000000"
     (folder / "package.json").write_text(json.dumps(content))
     with pytest.raises(TuningError, match="has changed since"):
         package_import.collect(folder, tmp_path)
