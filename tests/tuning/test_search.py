@@ -45,7 +45,7 @@ def test_finds_98_percent_of_the_best_in_a_fifth_of_the_points():
         found.append(best / fake_time(search.incumbent) >= 0.98)
         ratio = fake_time(search.incumbent) / fake_time(SPACE.default)
         assert search.best_ratio == pytest.approx(ratio) == search.history[-1]
-    assert sum(found) >= 4  # random search finds it in one of three
+    assert sum(found) >= 4  # in random order, one of five would
 
 
 def test_every_point_once_then_none():
