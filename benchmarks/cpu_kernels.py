@@ -90,7 +90,7 @@ def our_linear(spec_text: str, n: int, k: int, m: int, copies: int) -> tuple[Cal
         scales = rng.integers(0x28, 0x30, shapes["w_scales"][0], dtype=np.uint8)
         one = [tvm.runtime.tensor(codes), tvm.runtime.tensor(scales)]
         if spec.fmt.row_scaled:
-            one.append(tvm.runtime.tensor(np.ones(shapes["row_scale"][0], np.float32)))
+            one.append(tvm.runtime.tensor(np.ones(shapes["tile_scale"][0], np.float32)))
         weights.append(one)
     y = tvm.runtime.empty((m, n), "float32")
     bits = 8 * (codes.nbytes + scales.nbytes) / (n * k)

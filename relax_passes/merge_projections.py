@@ -2,8 +2,10 @@
 
 One product over [Nq + Nk + Nv, K] reads its input once, quantizes it once and starts one parallel
 region instead of three. Linears merge when they have the same input, K, format, activation and
-output type, and all or none of them have a bias. The result is split again; where the very parts
-are concatenated right after (as for fused attention), split and concatenation cancel.
+output type, and all or none of them have a bias; in a format with a tensor scale, of which packed
+layouts have one for 16 rows, only where no tile has rows of two. The result is split again; where
+the very parts are concatenated right after (as for fused attention), split and concatenation
+cancel.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
+from amx_tvm.formats import get as get_format
+from amx_tvm.formats.packing import TILE_ROWS
 from relax_passes import parameters
 from relax_passes.ops import Linear, is_op
 from relax_passes.rewriting import Context, relax_functions, rewrite
@@ -37,9 +41,17 @@ def _groups(function: relax.Function) -> dict[relax.Var, list[relax.Var]]:
                 found[_key(linear)].append((binding.var, linear))
     groups = {}
     for members in found.values():
-        if len(members) > 1:
+        if len(members) > 1 and _share_no_tile([linear for _, linear in members]):
             groups[members[0][0]] = members
     return groups
+
+
+def _share_no_tile(linears: list[Linear]) -> bool:
+    """Whether every tile of the merged weight has rows of one weight, or may have of two."""
+    name = linears[0].attrs.format
+    if name == "none" or not get_format(name).row_scaled:
+        return True
+    return all(linear.attrs.n % TILE_ROWS == 0 for linear in linears[:-1])
 
 
 @tvm.transform.module_pass(opt_level=0, name="MergeProjections")

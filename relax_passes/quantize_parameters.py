@@ -1,6 +1,6 @@
 """Replace the weight of every annotated linear by the arrays that kernels read, symbolically.
 
-The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``row_scale``) become
+The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``tile_scale``) become
 parameters of their own; the plan says how each is made. An embedding table that the policy
 quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
 linear that stays in float32 gets the layout ``dense16``, [N/16, K, 16].

@@ -94,8 +94,7 @@ class FragmentOperands:
             packed, dense = cuda_layout.pack(spec.fmt, quantized), spec.fmt.dequantize(quantized)
         self._dense = dense.astype(np.float32)
         self._repeats = -(-spec.tiles * TILE_ROWS // rows)
-        lengths = {"row_scale": spec.tiles * TILE_ROWS}
-        self.weights = [_repeat(a, lengths.get(name, spec.tiles)) for name, a in packed.items()]
+        self.weights = [_repeat(array, spec.tiles) for array in packed.values()]
 
     def arguments(self, m: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Return (arguments before the weights, arguments behind them, the result [M, out])."""

@@ -12,6 +12,7 @@ from amx_tvm.artifact import Manifest, artifact_bytes, verify_artifact
 from amx_tvm.artifact.verify import Verify
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_COUNTED = ("bits_per_weight", "bits_by_format", "weights")
 _COLUMNS = ("name", "format", "shape", "bucket", "kernel", "why")
 
 
@@ -72,10 +73,12 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield "needs", " ".join(target.features)
     settings = manifest.quantization
     if settings:
-        shown = {k: v for k, v in settings.items() if k not in ("bits_per_weight", "weights") and v}
+        shown = {k: v for k, v in settings.items() if k not in _COUNTED and v}
         yield "quantization", ", ".join(f"{key} {_text(value)}" for key, value in shown.items())
     if "bits_per_weight" in settings:
-        yield "bits per weight", f"{settings['bits_per_weight']:.3f}, scales included"
+        parts = [f"{k} {v:.3f}" for k, v in settings.get("bits_by_format", {}).items()]
+        split = f" ({', '.join(parts)})" if parts else ""
+        yield "bits per weight", f"{settings['bits_per_weight']:.3f}{split}, scales included"
     kept = manifest.parameters
     held = f"{len(kept.order)} tensors in {len(kept.shards)} shards"
     yield "parameters", f"{kept.bytes / 1e6:.1f} MB, {held}"

@@ -16,7 +16,13 @@ from typing import Any
 
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
-from amx_tvm.compiler.parameters import NO_OVERRIDES, Materializer, Overrides, parameters
+from amx_tvm.compiler.parameters import (
+    NO_OVERRIDES,
+    Materializer,
+    Overrides,
+    bits_by_format,
+    parameters,
+)
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource, open_model
@@ -228,6 +234,7 @@ def _manifest(
             **config.describe(),
             "weights": weights,
             "bits_per_weight": 8 * kept.bytes / weights,
+            "bits_by_format": bits_by_format(lowered.plan, lowered.source.shape, kept.tensors),
         },
         kv_cache=lowered.kv_cache,
         linears=lowered.linears,

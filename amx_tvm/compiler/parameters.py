@@ -7,12 +7,15 @@ codes and scales of one weight) are made together, so every weight is read once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from amx_tvm import formats
+from amx_tvm.artifact.manifest import TensorRecord
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Quantized, concatenate, packing
 from amx_tvm.frontends import ModelSource
@@ -114,6 +117,32 @@ def _dense(array: np.ndarray) -> np.ndarray:
     padded = np.zeros((tiles * TILE_ROWS, k), np.float32)
     padded[:n] = array
     return np.ascontiguousarray(padded.reshape(tiles, TILE_ROWS, k).transpose(0, 2, 1))
+
+
+def bits_by_format(
+    plan: dict[str, Recipe],
+    shape: Callable[[str], tuple[int, ...]],
+    stored: Mapping[str, TensorRecord],
+) -> dict[str, float]:
+    """Return the stored bits a weight of each number format: codes, scales, padding and all.
+
+    Parameters
+    ----------
+    plan : dict
+        The module's recipes.
+    shape : callable
+        Name of a source -> its shape.
+    stored : mapping
+        What was written, by parameter.
+    """
+    size: dict[str, int] = defaultdict(int)
+    weights: dict[str, dict[Recipe, int]] = defaultdict(dict)
+    for name, record in stored.items():
+        recipe = recipe_of(plan, name)
+        if recipe.format:
+            size[recipe.format] += record.bytes
+            weights[recipe.format][recipe.origin] = sum(prod(shape(s)) for s in recipe.sources)
+    return {fmt: 8 * size[fmt] / sum(weights[fmt].values()) for fmt in sorted(size)}
 
 
 def parameters(

@@ -27,7 +27,7 @@ from amx_tvm.models import find
 
 TILE = 16
 _INTERLEAVED, _DENSE = ".interleaved", ".dense16"
-_PARTS = (".codes", ".scales", ".row_scale")
+_PARTS = (".codes", ".scales", ".tile_scale")
 
 
 class ArtifactSource(ModelSource):

@@ -23,7 +23,7 @@ scales of row g + 8 h in the format's order (zero points as float16). The pair o
 
     codes      uint8 [N / 16, K / unit, 512]
     scales     uint8 [N / 16, K / unit, 8 * groups * 2 * bytes]
-    row_scale  float32 [N padded to 16], only for formats with a tensor scale
+    tile_scale float32 [N / 16], only for formats with a tensor scale
 
 Rows are padded to 16 and columns to whole units (and to 32) with zeros of scale zero.
 """
@@ -35,11 +35,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from amx_tvm.errors import FormatError
-from amx_tvm.formats.blocks import per_row
 from amx_tvm.formats.data import Quantized
-from amx_tvm.formats.packing import Layout, padded_codes, register_layout
+from amx_tvm.formats.packing import (
+    TILE_ROWS,
+    Layout,
+    padded_codes,
+    register_layout,
+    rows_of_tiles,
+    tile_scale,
+    tile_scale_shape,
+)
 
-TILE_ROWS = 16
 LANE_BYTES = 16
 
 # Largest scale that the schedules for M > 8 hold in a float16 register, see `check_range`.
@@ -230,16 +236,11 @@ def pack(fmt, quantized) -> dict[str, np.ndarray]:
     rows = np.concatenate(columns, axis=-1)  # [N, groups, bytes]
     rows = rows.reshape(tiles, 2, 8, units, shape.unit_groups, shape.scale_bytes)
     scales = rows.transpose(0, 3, 2, 4, 1, 5).reshape(shape.scales_shape(n, k))
-    packed = {
+    return {
         "codes": pack_codes(padded_codes(fmt, quantized, quantized.shape[0]), shape),
         "scales": np.ascontiguousarray(scales),
+        **tile_scale(fmt, quantized),
     }
-    if fmt.row_scaled:
-        row_scale = np.zeros(tiles * 16, np.float32)
-        given = per_row(quantized.tensor_scale, (n,))
-        row_scale[:n] = 1.0 if given is None else given[:, 0]
-        packed["row_scale"] = row_scale
-    return packed
 
 
 def unpack(fmt, packed, n: int, k: int) -> Quantized:
@@ -257,20 +258,17 @@ def unpack(fmt, packed, n: int, k: int) -> Quantized:
         first += dtype.itemsize
         stored = part.view(dtype)[..., 0]
         scales[tensor.name] = stored.astype(np.uint8) if zero_point else stored
-    row_scale = packed.get("row_scale")
-    return Quantized(codes, scales, fmt, None if row_scale is None else row_scale[:n])
+    return Quantized(codes, scales, fmt, rows_of_tiles(packed, n))
 
 
 def shapes(fmt, n: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shapes and types of what `pack` makes."""
     shape = shape_of(fmt)
-    found: dict[str, tuple[tuple[int, ...], str]] = {
+    return {
         "codes": (shape.codes_shape(n, k), "uint8"),
         "scales": (shape.scales_shape(n, k), "uint8"),
+        **tile_scale_shape(fmt, n),
     }
-    if fmt.row_scaled:
-        found["row_scale"] = ((shape.tiles(n) * TILE_ROWS,), "float32")
-    return found
 
 
 def pack_float16(weight: np.ndarray) -> dict[str, np.ndarray]:

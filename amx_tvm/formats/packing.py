@@ -27,6 +27,7 @@ from amx_tvm.formats.data import Quantized
 from amx_tvm.formats.registry import get
 
 COLUMNS = 32  # every layout is made of 32-column units, whatever the format's group size
+TILE_ROWS = 16  # rows of a tile, in layouts that have tiles
 
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -71,7 +72,7 @@ def get_layout(name: str) -> Layout:
 
 
 def pack(fmt: str | Format, quantized: Quantized, layout: str = "plain") -> Arrays:
-    """Arrays of a quantized matrix [N, K] in a layout: "codes", "scales" and maybe "row_scale".
+    """Arrays of a quantized matrix [N, K] in a layout: "codes", "scales" and maybe a tensor scale.
 
     Raises FormatError for an unknown layout, a matrix that is not 2-D, another format's data, or a
     scale byte that is never written.
@@ -187,6 +188,39 @@ def padded_row_scale(fmt: Format, quantized: Quantized, rows: int) -> Arrays:
 def row_scale_shape(fmt: Format, rows: int) -> Shapes:
     """Shape entry of `padded_row_scale`."""
     return {"row_scale": ((rows,), "float32")} if fmt.row_scaled else {}
+
+
+def tile_scale(fmt: Format, quantized: Quantized) -> Arrays:
+    """{"tile_scale": float32 [ceil(N/16)]} for formats with a tensor scale, else {}.
+
+    One float32 for 16 rows lets merged projections keep each part's own, in 2/K bits a weight.
+    Raises FormatError where the rows of one tile have different scales: parts of a merged matrix
+    whose rows are no multiple of 16.
+    """
+    if not fmt.row_scaled:
+        return {}
+    rows = -(-quantized.shape[0] // TILE_ROWS) * TILE_ROWS
+    by_row = padded_row_scale(fmt, quantized, rows)["row_scale"].reshape(-1, TILE_ROWS)
+    scale = np.ascontiguousarray(by_row[:, 0])
+    same = by_row == scale[:, None]
+    if not same.reshape(-1)[: quantized.shape[0]].all():
+        tile = int(np.flatnonzero(~same.all(axis=1))[0])
+        raise FormatError(
+            f"rows {tile * TILE_ROWS} to {tile * TILE_ROWS + TILE_ROWS - 1} of a {fmt.name} matrix "
+            "have different tensor scales, but a tile of 16 rows has one; stack parts whose rows "
+            "are multiples of 16"
+        )
+    return {"tile_scale": scale}
+
+
+def tile_scale_shape(fmt: Format, n: int) -> Shapes:
+    """Shape entry of `tile_scale`."""
+    return {"tile_scale": ((-(-n // TILE_ROWS),), "float32")} if fmt.row_scaled else {}
+
+
+def rows_of_tiles(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray | None:
+    """float32 [N]: the tensor scale of every row out of `tile_scale`'s array, if there is one."""
+    return np.repeat(arrays["tile_scale"], TILE_ROWS)[:n] if "tile_scale" in arrays else None
 
 
 def _pack_plain(fmt: Format, quantized: Quantized) -> Arrays:

@@ -13,7 +13,7 @@ broadcast of 4 consecutive activations serves all of them, and no sum crosses la
     codes uint8 [T, G, 512]   8-bit formats: byte v*64 + r*4 + j holds k = 4v + j, v = 0..7
     scales uint8 [T, G, S]    for each scale tensor, for each sub-group of the 32 columns: 16 rows
                               of its 1 or 2 little-endian bytes (amxfp4: 16 positive, 16 negative)
-    row_scale float32 [T*16]  only for formats with a tensor scale: y = row_scale * sum
+    tile_scale float32 [T]    only for formats with a tensor scale: y = tile_scale * sum
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from amx_tvm.formats.base import Format
 from amx_tvm.formats.data import Quantized
 from amx_tvm.formats.packing import (
     COLUMNS,
+    TILE_ROWS,
     Arrays,
     Layout,
     Shapes,
     padded_codes,
-    padded_row_scale,
     padded_scales,
     register_layout,
     restored,
-    row_scale_shape,
+    rows_of_tiles,
     scale_bytes,
     subgroups,
+    tile_scale,
+    tile_scale_shape,
 )
 
-ROWS = 16
+ROWS = TILE_ROWS
 HIGH_NIBBLES = np.uint32(0xF0F0F0F0)
 LOW_NIBBLES = np.uint32(0x0F0F0F0F)
 
@@ -66,7 +68,7 @@ def _pack(fmt: Format, quantized: Quantized) -> Arrays:
     return {
         "codes": codes,
         "scales": np.concatenate(parts, axis=2),
-        **padded_row_scale(fmt, quantized, rows),
+        **tile_scale(fmt, quantized),
     }
 
 
@@ -87,7 +89,7 @@ def _unpack(fmt: Format, arrays: Mapping[str, np.ndarray], n: int, k: int) -> Qu
         .reshape(rows, units, sub, tensor.bytes)
         for cut, tensor in zip(cuts, fmt.scale_tensors, strict=True)
     ]
-    return restored(fmt, codes, parts, arrays.get("row_scale"), n, k)
+    return restored(fmt, codes, parts, rows_of_tiles(arrays, n), n, k)
 
 
 def _shapes(fmt: Format, n: int, k: int) -> Shapes:
@@ -95,7 +97,7 @@ def _shapes(fmt: Format, n: int, k: int) -> Shapes:
     return {
         "codes": ((tiles, units, ROWS * COLUMNS * fmt.code_bits // 8), "uint8"),
         "scales": ((tiles, units, ROWS * scale_bytes(fmt)), "uint8"),
-        **row_scale_shape(fmt, tiles * ROWS),
+        **tile_scale_shape(fmt, n),
     }
 
 

@@ -14,8 +14,12 @@ import argparse
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from amx_tvm.formats import Format, Quantized
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 100, 128, 129, 300, 520)
 TOLERANCE = 1.5e-3
@@ -69,6 +73,18 @@ W4A4_CASES = (
 )
 
 
+def quantize_tiles(fmt: Format, weight: np.ndarray) -> Quantized:
+    """Quantize; in formats with a tensor scale, tiles of 16 rows have different ones."""
+    from amx_tvm import formats
+
+    if not fmt.row_scaled:
+        return fmt.quantize(weight)
+    starts = range(0, len(weight), 16)
+    return formats.concatenate(
+        [fmt.quantize(weight[i : i + 16] * np.float32(1 + i // 16 % 5)) for i in starts]
+    )
+
+
 def weights(case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Packed weights of a case, and what they stand for: float64 [n, k]."""
     from amx_tvm import formats
@@ -78,7 +94,7 @@ def weights(case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray]
     if case.format == "none":
         return cuda_layout.pack_float16(weight), weight.astype(np.float16).astype(np.float64)
     fmt = formats.get(case.format)
-    quantized = fmt.quantize(weight)
+    quantized = quantize_tiles(fmt, weight)
     return cuda_layout.pack(fmt, quantized), fmt.dequantize(quantized).astype(np.float64)
 
 
@@ -140,7 +156,7 @@ def build(out: Path, arch: str) -> None:
     (out / "cases.json").write_text(json.dumps([c.key for c in CASES]))
 
 
-ORDER = ("codes", "scales", "row_scale", "bias", "residual")
+ORDER = ("codes", "scales", "tile_scale", "bias", "residual")
 
 
 def run_case(function, arrays: dict[str, np.ndarray]) -> dict[int, float]:

@@ -189,7 +189,7 @@ class RandomModel:
             if dtype == "uint8":
                 options = {"dtype": torch.uint8, "device": "cuda", "generator": generator}
                 return torch.randint(0, 256, shape, **options)
-            if dtype == "float32":  # a scale a row
+            if dtype == "float32":  # a tensor's scale, one a tile
                 return torch.full(shape, ROW_SCALE, device="cuda")
             if "norm" in name:
                 return torch.ones(shape, dtype=torch.float16, device="cuda")

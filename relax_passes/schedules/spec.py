@@ -3,7 +3,7 @@
 A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
 arguments, so that a caller and a rule can never disagree about their order:
 
-    activation buffers, weight codes, weight scales, [row_scale], [bias], [residual], [bounds], y
+    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds], y
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class LinearSpec:
             ("w_scales", (self.stacked_tiles, self.groups, self.tile_scale_bytes), "uint8"),
         ]
         if self.fmt.row_scaled:
-            buffers.append(("row_scale", (self.stacked_tiles * TILE_ROWS,), "float32"))
+            buffers.append(("tile_scale", (self.stacked_tiles,), "float32"))
         return tuple(buffers)
 
     def buffers(self) -> tuple[tuple[str, tuple, str], ...]:

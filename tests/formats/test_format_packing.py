@@ -34,7 +34,8 @@ def test_round_trip_and_shapes(layout, name, n, k):
     arrays = packing.pack(fmt, data, layout)
     shapes = {key: (array.shape, str(array.dtype)) for key, array in arrays.items()}
     assert shapes == packing.part_shapes(name, (n, k), layout)
-    assert ("row_scale" in arrays) == fmt.row_scaled
+    scale = "row_scale" if layout == "plain" else "tile_scale"
+    assert (scale in arrays) == fmt.row_scaled
     assert all(array.flags.c_contiguous for array in arrays.values())
     back = packing.unpack(name, arrays, layout, n, k)
     assert_same(back, data)
@@ -105,11 +106,12 @@ def test_stacked_parts_keep_their_own_tensor_scale(name):
     values = fmt.dequantize(whole)
     assert (values == np.concatenate([fmt.dequantize(part) for part in parts])).all()
     arrays = packing.pack(fmt, whole, "tile16x32")
-    assert arrays["row_scale"].tolist() == (
-        [float(parts[0].tensor_scale)] * 16 + [float(parts[1].tensor_scale)] * 16
-    )
+    assert arrays["tile_scale"].tolist() == [float(part.tensor_scale) for part in parts]
     back = packing.unpack(fmt, arrays, "tile16x32", 32, 64)
     assert (fmt.dequantize(back) == values).all()
+    ragged = formats.concatenate([fmt.quantize(small[:9] * 0.01), fmt.quantize(small * 100)])
+    with pytest.raises(FormatError, match="rows 0 to 15 .* multiples of 16"):
+        packing.pack(fmt, ragged, "tile16x32")
 
 
 @pytest.mark.parametrize("name", formats.names())

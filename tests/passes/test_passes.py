@@ -71,6 +71,23 @@ class Gated:
         return y
 
 
+@I.ir_module
+class Ragged:
+    """Two linears of one input, whose rows are no multiples of 16."""
+
+    @R.function
+    def main(
+        x: R.Tensor(("m", 64), "float32"),
+        a: R.Tensor((24, 64), "float32"),
+        b: R.Tensor((40, 64), "float32"),
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            y = R.concat((R.matmul(x, R.permute_dims(a)), R.matmul(x, R.permute_dims(b))), axis=-1)
+            R.output(y)
+        return y
+
+
 def linears(module):
     found = []
     for block in module["main"].body.blocks:
@@ -120,6 +137,29 @@ def test_linears_of_different_formats_do_not_merge():
 
     module = apply(Gated, annotate_linears(Mixed()), merge_projections)
     assert [f.attrs.n for f in linears(module)] == [96, 96, 64]
+
+
+@pytest.mark.parametrize("fmt, merged", [("amxfp4", True), ("nvfp4", False), ("none", True)])
+def test_two_tensor_scales_never_share_a_tile(fmt, merged):
+    rows = (24, 40)
+    module = apply(Ragged, annotate_linears(Policy(fmt)), merge_projections)
+    assert [f.attrs.n for f in linears(module)] == ([sum(rows)] if merged else list(rows))
+    rng = np.random.default_rng(4)
+    arrays = {
+        "a": rng.standard_normal((rows[0], 64), np.float32),
+        "b": 50 * rng.standard_normal((rows[1], 64), np.float32),
+    }
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
+    module = pipeline.run(Ragged, target, Policy(fmt), "tile16x32")
+    order = bundle_parameters.order_of(module)
+    made = dict(parameters(order, plans.read(module), Materializer(Weights(arrays))))
+    vm = tvm.relax.VirtualMachine(pipeline.build(module, target), tvm.cpu())
+    x = rng.standard_normal((3, 64), np.float32)
+    got = vm["main"](tvm.runtime.tensor(x), tuple(tvm.runtime.tensor(made[n]) for n in order))
+    for name, part in zip("ab", np.split(got.numpy(), [rows[0]], axis=1), strict=True):
+        w = arrays[name] if fmt == "none" else formats.quantize_dequantize(fmt, arrays[name])
+        expected = x.astype(np.float64) @ w.T
+        assert np.linalg.norm(part - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 def test_printed_ir_names_each_linear():

@@ -52,7 +52,7 @@ def embedding(rows: int, k: int, format: str, m: int | None, out_dtype: str) -> 
             with e.serial(0, k) as column:
                 value = _value(spec, fmt, buffers, tile, row, column)
                 if fmt.row_scaled:
-                    value = value * e.load(buffers["row_scale"], token)
+                    value = value * e.load(buffers["tile_scale"], tile)
                 e.store(buffers["y"], e.cast(value, out_dtype), at, column)
 
         over_rows(count, body)

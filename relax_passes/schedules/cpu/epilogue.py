@@ -23,20 +23,19 @@ class Epilogue:
     def __init__(self, spec: LinearSpec, buffers: Mapping[str, Any], lanes: int, factor: float):
         self.spec, self.buffers, self.lanes, self.factor = spec, buffers, lanes, factor
         self.ragged = spec.n % TILE_ROWS
-        self.expert: Expr | None = None  # whose part of the row scales and biases
+        self.expert: Expr | None = None  # whose part of the tensor scales and biases
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
 
     def finish(self, sums: Expr, tile: Expr, first: int) -> Expr:
-        """Apply the format's common factor, the row scale and the bias."""
+        """Apply the format's common factor, the tensor scale and the bias."""
         lanes = self.lanes
-        at = tile * TILE_ROWS + first
         if self.factor != 1.0:
             sums = sums * e.const(self.factor, "float32", lanes)
-        if "row_scale" in self.buffers:
-            start = 0 if self.expert is None else self.expert * (self.spec.tiles * TILE_ROWS)
-            sums = sums * e.load(self.buffers["row_scale"], start + at, lanes=lanes)
+        if "tile_scale" in self.buffers:
+            start = 0 if self.expert is None else self.expert * self.spec.tiles
+            sums = sums * e.splat(e.load(self.buffers["tile_scale"], start + tile), lanes)
         if self.spec.bias:
             start = 0 if self.expert is None else self.expert * self.spec.n
             sums = sums + self._load(self.buffers["bias"], (), tile, first, start)

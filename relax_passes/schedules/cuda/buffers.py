@@ -1,6 +1,6 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
-    x [m, K] float16, codes, [scales], [row_scale], [bias [N]],
+    x [m, K] float16, codes, [scales], [tile_scale], [bias [N]],
     [residual [m, Nout]], y [m, Nout] float16
 
 Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from amx_tvm.formats.cuda_layout import TILE_ROWS, shape_of
+from amx_tvm.formats.cuda_layout import shape_of
 
 from ..spec import LinearSpec
 from .decode_text import FragmentDecode, decode_of
@@ -29,7 +29,7 @@ class Linear:
     x: tirx.Buffer
     codes: tirx.Buffer
     scales: tirx.Buffer | None
-    row_scale: tirx.Buffer | None
+    tile_scale: tirx.Buffer | None
     bias: tirx.Buffer | None
     residual: tirx.Buffer | None
     y: tirx.Buffer
@@ -63,7 +63,7 @@ def argument_shapes(spec: LinearSpec) -> list[tuple[str, tuple, str]]:
     if shape.group:
         args.append(("scales", shape.scales_shape(spec.n, spec.k), "uint8"))
     if fmt is not None and fmt.row_scaled:
-        args.append(("row_scale", (shape.tiles(spec.n) * TILE_ROWS,), "float32"))
+        args.append(("tile_scale", (shape.tiles(spec.n),), "float32"))
     if spec.bias:
         args.append(("bias", (spec.n,), "float32"))
     if spec.residual:
@@ -84,5 +84,5 @@ def declare(spec: LinearSpec) -> Linear:
         spec,
         decode_of(format_of(spec)),
         m if isinstance(m, int) else tirx.Cast("int32", m),
-        *(made.get(n) for n in ("x", "codes", "scales", "row_scale", "bias", "residual", "y")),
+        *(made.get(n) for n in ("x", "codes", "scales", "tile_scale", "bias", "residual", "y")),
     )

@@ -1,10 +1,11 @@
-"""What happens to a finished sum: row scale, bias, silu * up, residual, rounding to float16."""
+"""What happens to a finished sum: tensor scale, bias, silu * up, residual, rounding to float16."""
 
 from __future__ import annotations
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ..spec import TILE_ROWS
 from .buffers import Linear
 from .intrinsics import call
 
@@ -13,8 +14,8 @@ def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> t
     """Scale a sum of packed row `row` of W and add its bias; float32."""
     if factor != 1.0:
         value = value * tirx.const(factor, "float32")
-    if linear.row_scale is not None:
-        value = value * linear.row_scale[tirx.min(row, linear.tiles * 16 - 1)]
+    if linear.tile_scale is not None:
+        value = value * linear.tile_scale[tirx.min(row // TILE_ROWS, linear.tiles - 1)]
     if linear.bias is not None:
         # rows beyond N are computed and dropped; the read must stay inside
         value = value + linear.bias[tirx.min(row, linear.spec.n - 1)]

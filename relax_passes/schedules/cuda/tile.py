@@ -158,7 +158,7 @@ class TileBlock:
             at(linear.y, zero, zero),
             unused if linear.residual is None else at(linear.residual, zero, zero),
             unused if linear.bias is None else at(linear.bias, zero),
-            unused if linear.row_scale is None else at(linear.row_scale, zero),
+            unused if linear.tile_scale is None else at(linear.tile_scale, zero),
             linear.m,
             self.m0,
             self.n0,

@@ -252,7 +252,7 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
             ("s", spec.silu_mul),
             ("r", spec.residual),
             ("b", spec.bias),
-            ("t", linear.row_scale is not None),
+            ("t", linear.tile_scale is not None),
         )
         if on
     )
@@ -261,8 +261,8 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
     full = n_out % 4 == 0
     read = "amx_peer4(a, p)" if cluster > 1 else "*(const float4*)__cvta_shared_to_generic(a)"
     pieces = [f"v[i] *= {factor}f;"] if factor != 1.0 else []
-    if linear.row_scale is not None:
-        pieces.append("v[i] *= row_scale[n0 + column + i];")
+    if linear.tile_scale is not None:
+        pieces.append("v[i] *= tile_scale[(n0 + column + i) >> 4];")
     if spec.bias:
         pieces.append(f"v[i] += bias[min(n0 + column + i, {spec.n - 1})];")
     if spec.silu_mul:
@@ -287,10 +287,10 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
 #ifndef {name.upper()}
 #define {name.upper()}
 __device__ __forceinline__ void {name}(unsigned smem, half* y, const void* residual_, const void* bias_,
-                                       const void* row_scale_, int m, int m0, int n0, int rank, int tid,
+                                       const void* tile_scale_, int m, int m0, int n0, int rank, int tid,
                                        int threads) {{
   const half* residual = (const half*)residual_;
-  const float *bias = (const float*)bias_, *row_scale = (const float*)row_scale_;
+  const float *bias = (const float*)bias_, *tile_scale = (const float*)tile_scale_;
   for (int id = tid; id < {block_m * outs // 4 // cluster}; id += threads) {{
     const int local = (id / {outs // 4}) * {cluster} + rank, c = (id % {outs // 4}) * 4, row = m0 + local;
     const int out = {origin} + c;

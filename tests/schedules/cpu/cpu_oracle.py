@@ -6,7 +6,7 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from amx_tvm.formats import packing
+from amx_tvm.formats import concatenate, packing
 from relax_passes.schedules.base import TargetInfo
 from relax_passes.schedules.cpu import outliers
 from relax_passes.schedules.registry import linear_kernel
@@ -97,6 +97,15 @@ def quantize_fp4(x, fmt):
     return (*codes, *scales), tuple(sums)
 
 
+def quantize_tiles(fmt, weight):
+    """Quantize; in formats with a tensor scale, tiles of 16 rows have different ones."""
+    if not fmt.row_scaled:
+        return fmt.quantize(weight)
+    factors = [np.float32(1 + i // 16 % 5) for i in range(0, len(weight), 16)]
+    tiles = np.split(weight, range(16, len(weight), 16))
+    return concatenate([fmt.quantize(w * f) for w, f in zip(tiles, factors, strict=True)])
+
+
 def silu(x):
     """float64 silu."""
     return x / (1 + np.exp(-x))
@@ -112,7 +121,7 @@ class Case:
     def set_weight(self, weight):
         """Quantize and pack a float32 weight [N, K]."""
         spec = self.spec
-        quantized = spec.fmt.quantize(weight)
+        quantized = quantize_tiles(spec.fmt, weight)
         self.dense = spec.fmt.dequantize(quantized).astype(np.float64)
         self.packed = list(packing.pack(spec.fmt, quantized, "tile16x32").values())
 
