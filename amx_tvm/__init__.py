@@ -12,8 +12,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from amx_tvm.version import __version__, guard_import
+from amx_tvm.version import __version__, guard_import, use_bundled
 
+use_bundled()
 guard_import()
 
 _LAZY = {

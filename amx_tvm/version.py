@@ -11,6 +11,13 @@ from amx_tvm.errors import AmxError
 __version__ = "0.1.0"
 TVM = "0.27.0.post1"
 TVM_FFI = "0.1.14.post1"
+BUNDLED = Path(__file__).parent / "bundled"  # a device's tvm_ffi and libtvm_runtime, if installed
+
+
+def use_bundled() -> None:
+    """Prefer the tvm_ffi that was installed with this package, where a bundle's runtime was."""
+    if BUNDLED.is_dir() and str(BUNDLED) not in sys.path:
+        sys.path.insert(0, str(BUNDLED))
 
 
 def versions() -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""The ``runtime`` folder of a bundle: one entry of ``sys.path``, and the runner's libraries.
+"""The ``runtime`` folder of a bundle: what a device needs, to be used in place or installed by pip.
 
     runtime/amx_tvm/        this package without everything that compiles
     runtime/tvm_ffi/        the Python binding, one extension module a Python version
     runtime/tvm/lib/        libtvm_runtime.so, at the place where the wheel has it
     runtime/*.dist-info     so that versions are compared on the device as well
+    runtime/pyproject.toml  and its build backend: `pip install --no-index ./runtime`
 
 `import tvm` is not possible there and not needed. On the device: Python and NumPy.
 """
@@ -15,24 +16,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import amx_tvm
-from amx_tvm.exporting.wheels import PACKAGES, extract, find_wheel
+from amx_tvm.exporting.stub_library import stub_library
+from amx_tvm.exporting.wheels import PACKAGES, extract
 
 FOLDER = "runtime"
+_TEMPLATES = Path(__file__).parent / "templates"
 # What of this package runs on a device; a test imports it there without the rest.
 _MODULES = ("__init__.py", "errors.py", "version.py", "artifact", "runtime")
-# tvm_ffi's headers, sources and build helpers; its `cpp` and `stub` are imported by the package.
-_UNUSED = ("include/", "src/", "3rdparty/", "share/", "cython/", "lib/cmake/")
+# tvm_ffi's headers, sources and tools: nothing that `import tvm_ffi` reads.
+_UNUSED = ("include/", "src/", "3rdparty/", "share/", "cython/", "lib/", "stub/", "testing/")
 _LIBRARIES = ("libtvm_runtime.so",)
 _CUDA_LIBRARIES = ("libtvm_runtime_cuda.so",)
+# The extension module calls one function of it, which does nothing (tvm_ffi 0.1.14).
+_TESTING, _TESTING_FUNCTION = "libtvm_ffi_testing.so", "TVMFFITestingDummyTarget"
 
 
 def write_libraries(folder: Path, arch: str, device: str, wheels: Path | None = None) -> None:
     """Write the shared libraries that the runner and the Python runtime need."""
     names = _LIBRARIES + (_CUDA_LIBRARIES if device == "cuda" else ())
     wanted = {f"tvm/lib/{name}" for name in names}
-    extract(find_wheel("apache-tvm", arch, "3.11", wheels), folder, wanted.__contains__)
-    ffi = find_wheel("apache-tvm-ffi", arch, "3.11", wheels)
-    extract(ffi, folder, "tvm_ffi/lib/libtvm_ffi.so".__eq__)
+    extract("apache-tvm", arch, folder, wanted.__contains__, wheels=wheels)
+    extract("apache-tvm-ffi", arch, folder, "tvm_ffi/lib/libtvm_ffi.so".__eq__, wheels=wheels)
 
 
 def write_python(
@@ -52,12 +56,13 @@ def write_python(
         Where wheels are looked for first.
     """
     for python in pythons:
-        wheel = find_wheel("apache-tvm-ffi", arch, python, wheels)
-        extract(wheel, folder, _keep_ffi)
-    info = f"apache_tvm-{PACKAGES['apache-tvm']}.dist-info/METADATA"
-    extract(find_wheel("apache-tvm", arch, "3.11", wheels), folder, info.__eq__)
-    extras = find_wheel("typing-extensions", arch, pythons[0], wheels)
-    extract(extras, folder, "typing_extensions.py".__eq__)
+        extract("apache-tvm-ffi", arch, folder, _keep_ffi, python, wheels)
+    library = stub_library(arch, _TESTING, [_TESTING_FUNCTION])
+    (folder / "tvm_ffi" / "lib").mkdir(parents=True, exist_ok=True)
+    (folder / "tvm_ffi" / "lib" / _TESTING).write_bytes(library)
+    info = f"apache_tvm-{PACKAGES['apache-tvm']}.dist-info/"
+    extract("apache-tvm", arch, folder, lambda n: n.startswith(info) and _is_info(n), wheels=wheels)
+    extract("typing-extensions", arch, folder, "typing_extensions.py".__eq__, wheels=wheels)
     own = Path(amx_tvm.__file__).parent
     for name in _MODULES:
         if (own / name).is_dir():
@@ -69,9 +74,17 @@ def write_python(
         else:
             (folder / "amx_tvm").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(own / name, folder / "amx_tvm" / name)
+    for name in ("pyproject.toml", "wheel_of_this_folder.py"):
+        shutil.copyfile(_TEMPLATES / name, folder / name)
 
 
 def _keep_ffi(name: str) -> bool:
     if name.startswith("tvm_ffi/"):
-        return not name.removeprefix("tvm_ffi/").startswith(_UNUSED)
-    return name.endswith(".dist-info/METADATA")
+        inside = name.removeprefix("tvm_ffi/")
+        return inside.endswith((".py", ".so")) and not inside.startswith(_UNUSED)
+    return _is_info(name)
+
+
+def _is_info(name: str) -> bool:
+    """Whether a file has a package's version or its license."""
+    return ".dist-info/" in name and name.endswith(("METADATA", "LICENSE", "NOTICE"))

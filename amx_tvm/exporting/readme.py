@@ -54,11 +54,12 @@ def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str)
     if "python" in runtimes:
         text += [
             "`generate.py` needs Python and NumPy; a text as prompt also needs the package "
-            "`tokenizers`, `--ids 1,2,3` does not. In a program of your own:",
+            "`tokenizers`, `--ids 1,2,3` does not. For programs of your own, pip installs the "
+            "runtime without a network:",
             "",
-            "    import sys; sys.path.insert(0, 'runtime')",
-            "    import amx_tvm",
-            "    engine = amx_tvm.load('.')",
+            "    python3 -m venv --system-site-packages env",
+            "    env/bin/pip install --no-index ./runtime",
+            "    env/bin/python  # import amx_tvm; engine = amx_tvm.load('.')",
             "",
         ]
     if not runtimes:

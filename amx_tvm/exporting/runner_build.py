@@ -16,7 +16,7 @@ from pathlib import Path
 
 import amx_tvm
 from amx_tvm.errors import ArtifactError
-from amx_tvm.exporting.wheels import cache_folder, extract, find_wheel
+from amx_tvm.exporting.wheels import cache_folder, extract
 
 SOURCES = Path(amx_tvm.__file__).resolve().parents[1] / "runner"
 DEBIAN_ARCH = {"aarch64": "arm64", "x86_64": "amd64", "riscv64": "riscv64"}
@@ -61,8 +61,8 @@ def build_runner(arch: str, wheels: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="amx-run-") as scratch:
         place = Path(scratch)
-        wheel = find_wheel("apache-tvm-ffi", arch, "3.11", wheels)
-        extract(wheel, place, lambda name: name.startswith(("tvm_ffi/include/", "tvm_ffi/lib/")))
+        parts = ("tvm_ffi/include/", "tvm_ffi/lib/")
+        extract("apache-tvm-ffi", arch, place, lambda n: n.startswith(parts), wheels=wheels)
         options = [f"-DTVM_FFI_ROOT={place / 'tvm_ffi'}"]
         if cross:
             prefix = place / "prefix"

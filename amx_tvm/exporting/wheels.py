@@ -1,16 +1,22 @@
 """The device's TVM: files out of the wheels that PyPI has for its architecture.
 
 A wheel is looked for in the folder that the user gives, then in the cache, then downloaded by pip.
-Versions are pinned: tvm_ffi must be the one that TVM's runtime was built against.
+For this machine's own architecture the installed package serves as well, file by file with the
+SHA-256 that its wheel stated, so that the bytes are the same. Versions are pinned: tvm_ffi must be
+the one that TVM's runtime was built against.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import platform
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 from amx_tvm.errors import ArtifactError
@@ -22,6 +28,7 @@ PACKAGES = {
     "typing-extensions": "4.16.0",
 }
 PYTHONS = ("3.11", "3.12", "3.13")
+ANY = PYTHONS[0]  # whose wheel is taken for files that are the same in all
 _GLIBC = ("2_28", "2_27", "2_17")  # the manylinux levels of these wheels
 
 
@@ -84,12 +91,73 @@ def _look(folder: Path, package: str, arch: str, python: str) -> Path | None:
     return None
 
 
-def extract(wheel: Path, folder: Path, keep: Callable[[str], bool]) -> list[str]:
-    """Write those files of a wheel that ``keep`` answers for; return their names."""
+def extract(
+    package: str,
+    arch: str,
+    folder: Path,
+    keep: Callable[[str], bool],
+    python: str | None = None,
+    wheels: Path | None = None,
+) -> None:
+    """Write those files of a package that ``keep`` answers for.
+
+    Parameters
+    ----------
+    package : str
+        A key of ``PACKAGES``.
+    arch : str
+        "aarch64" or "x86_64".
+    folder : Path
+        Where the files go, under their names in the wheel.
+    keep : callable
+        Whether a name in the wheel is wanted.
+    python : str, optional
+        Python version of the device; left out where the files do not depend on it.
+    wheels : Path, optional
+        Where the user keeps wheels.
+
+    Raises
+    ------
+    ArtifactError
+        When the package cannot be had.
+    """
+    found = _installed(package, arch, keep, python) if wheels is None else None
+    for name, content in found or _zipped(find_wheel(package, arch, python or ANY, wheels), keep):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def _zipped(wheel: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if not n.endswith("/") and keep(n))
-        for name in names:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(name))
-    return names
+        for name in sorted(n for n in archive.namelist() if not n.endswith("/") and keep(n)):
+            yield name, archive.read(name)
+
+
+def _installed(
+    package: str, arch: str, keep: Callable[[str], bool], python: str | None
+) -> list[tuple[str, bytes]]:
+    """Return the files of the package that runs here, or none if it is not the one wanted."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.platform != "linux" or arch != platform.machine() or python not in (None, here):
+        return []
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return []
+    if distribution.version != PACKAGES[package]:
+        return []
+    found = []
+    for file in distribution.files or []:
+        name = file.as_posix()
+        if file.hash is None or not keep(name):
+            continue  # pip's own additions have no hash, or names that nobody asks for
+        try:
+            content = Path(str(file.locate())).read_bytes()
+        except OSError:
+            return []
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
+        if file.hash.mode != "sha256" or file.hash.value != digest.decode():
+            return []
+        found.append((name, content))
+    return sorted(found)
