@@ -25,6 +25,7 @@ def draw(histories: Mapping[str, Sequence[float]], path: str | Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise TuningError(
             f"plots need matplotlib ({error}); pip install 'amx-tvm[plot]'"
@@ -34,6 +35,7 @@ def draw(histories: Mapping[str, Sequence[float]], path: str | Path) -> None:
     for name, history in histories.items():
         axes.step(range(len(history) + 1), [1.0, *history], where="post", label=name, linewidth=1.2)
     axes.axhline(1.0, color="gray", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel("best time / default")
     axes.grid(alpha=0.3)
