@@ -58,7 +58,7 @@ class TargetRecord:
 
 @dataclass(frozen=True)
 class LibraryRecord:
-    """The shared library: its file name, size in bytes and SHA-256."""
+    """The shared library: its file name, size in bytes and SHA-256 ("" until it is linked)."""
 
     file: str
     bytes: int
@@ -134,6 +134,11 @@ class Manifest:
     kind: str = "causal_lm"
     schema: int = SCHEMA
     variants: list[Variant] = field(default_factory=list)
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a library; False for object files that are linked elsewhere."""
+        return bool(self.library.sha256)
 
     def for_cpu(self, present: frozenset[str]) -> Manifest:
         """Return the manifest with the target and library for a CPU with these features.

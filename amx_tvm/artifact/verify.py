@@ -85,6 +85,11 @@ def check_contents(
     Raises ArtifactError as `verify_artifact` does, of which this is the second half.
     """
     root = Path(directory)
+    if not manifest.linked:
+        raise ArtifactError(
+            f"{root} holds object files for {manifest.target.triple} that are not linked yet; "
+            "`python3 link.py COMPILER` in that folder makes lib.so"
+        )
     _check_sizes(root, manifest)
     if verify:
         _check_digests(root, manifest, "full" if verify == "full" else "quick")

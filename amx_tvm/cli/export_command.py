@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "amx-tvm export dist/smollm2 --target raspberry-pi/4b-aarch64 -o smollm2-pi4.tar.zst\n\n"
         "amx-tvm export model.gguf --quantization int4 --target x86-64-v3 -o dist/smollm2-v3\n\n"
-        "amx-tvm export dist/smollm2 --target raspberry-pi/5-aarch64 --runtime runner -o dist/pi5",
+        "amx-tvm export dist/smollm2 --target raspberry-pi/5-aarch64 --runtime runner -o dist/pi5"
+        "\n\n"
+        "amx-tvm export dist/smollm2 --target android-aarch64 --runtime none --no-link -o phone",
     )(export)
 
 
@@ -63,6 +65,10 @@ def export(
     wheels: Annotated[
         Path | None, typer.Option(help="Folder with TVM's wheels for the device; else pip.")
     ] = None,
+    link: Annotated[
+        bool,
+        typer.Option("--link/--no-link", help="Link here, or write objects to link elsewhere."),
+    ] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle at the output.")
     ] = False,
@@ -86,6 +92,7 @@ def export(
             runtimes=runtimes,
             pythons=tuple(python) if python else PYTHONS,
             wheels=wheels,
+            link=link,
             overwrite=overwrite,
             progress=progress,
         )

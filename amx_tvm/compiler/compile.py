@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
+from amx_tvm.artifact.manifest import LibraryRecord
+from amx_tvm.compiler.linker import collector, linker
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
 from amx_tvm.compiler.parameters import (
     NO_OVERRIDES,
@@ -33,6 +35,7 @@ from relax_passes.bundle_parameters import dtypes_of
 from tuning.lookup import records_for
 
 Progress = Callable[[str, int, int, str], None]
+OBJECTS = "objects"  # folder of object files that are not linked yet
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def compile(  # noqa: A001 - the verb that users know
     overrides: Overrides = NO_OVERRIDES,
     records: Any = None,
     dump_ir: str | os.PathLike[str] | None = None,
+    link: bool = True,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model to an artifact.
@@ -103,6 +107,9 @@ def compile(  # noqa: A001 - the verb that users know
         those that ship for exactly this target, False takes none.
     dump_ir : path, optional
         Write the module after each phase into this directory.
+    link : bool
+        False keeps the object files in the folder ``objects`` instead of a library, for targets
+        whose linker is not here; `amx_tvm.export` adds what links them elsewhere.
     progress : callable, optional
         Called with (stage, done, total, detail); stages are "lower", "weights", "build".
 
@@ -124,6 +131,8 @@ def compile(  # noqa: A001 - the verb that users know
         )
     resolved = resolve(target)
     config = config.resolve(resolved.device)
+    if link:
+        linker(resolved.triple)  # a missing one is an error before anything is quantized
     source = open_model(model, example_inputs, dynamic_shapes)
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
@@ -146,10 +155,11 @@ def compile(  # noqa: A001 - the verb that users know
         ):
             writer.parameters.add(name, array.astype(dtypes[name], copy=False))
         tell("build", 0, 1, str(resolved.key))
-        write_library(lowered, resolved, writer.path("lib.so"))
+        write_library(lowered, resolved, writer.path("lib.so" if link else OBJECTS), link)
         tell("build", 1, 1, "")
         files = source.write_tokenizer(writer.directory) if source.kind == "causal_lm" else []
-        manifest = _manifest(source, lowered, resolved, config, writer, files)
+        library = writer.library("lib.so") if link else LibraryRecord("lib.so", 0, "")
+        manifest = _manifest(source, lowered, resolved, config, writer, files, library)
         if hasattr(overrides, "describe"):
             text = os.fspath(calibration) if isinstance(calibration, str | os.PathLike) else ""
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
@@ -205,13 +215,16 @@ def calibrated_module(model: Any, config: QuantizationConfig, batches: Any, reci
     return calibrate_module(model, batches, config, recipe)
 
 
-def write_library(lowered: LoweredModel, target: ResolvedTarget, path: Path) -> None:
-    """Compile the lowered module to machine code and link it as a shared library."""
+def write_library(
+    lowered: LoweredModel, target: ResolvedTarget, path: Path, link: bool = True
+) -> None:
+    """Compile the lowered module to machine code: a shared library, or a folder of objects."""
     from relax_passes import pipeline
 
     with tempfile.TemporaryDirectory() as scratch:
         executable = pipeline.build(lowered.module, target.tvm)
-        executable.export_library(str(path), fcompile=lowered.linker(target), workspace_dir=scratch)
+        build = lowered.linker(target) if link else collector(path)
+        executable.export_library(str(path), fcompile=build, workspace_dir=scratch)
 
 
 def _manifest(
@@ -221,13 +234,14 @@ def _manifest(
     config: QuantizationConfig,
     writer: ArtifactWriter,
     files: list[str],
+    library: LibraryRecord,
 ) -> Manifest:
     kept = writer.parameters.finish(lowered.order)
     weights = lowered.weight_count
     return Manifest(
         versions=Versions(**versions()),
         target=target.record(),
-        library=writer.library("lib.so"),
+        library=library,
         parameters=kept,
         model={**lowered.model, "source_digest": source.digest()},
         quantization={

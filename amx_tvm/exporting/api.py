@@ -26,6 +26,7 @@ from amx_tvm.exporting.runner_build import build_runner
 from amx_tvm.exporting.wheels import PYTHONS
 
 RUNTIMES = ("python", "runner")
+TEMPLATES = Path(__file__).parent / "templates"
 ARCHITECTURES = ("x86_64", "aarch64")  # for which PyPI has TVM's runtime
 Progress = Callable[[str, int, int, str], None]
 
@@ -63,6 +64,7 @@ def export(
     runtimes: Sequence[str] = RUNTIMES,
     pythons: Sequence[str] = PYTHONS,
     wheels: str | os.PathLike[str] | None = None,
+    link: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -91,6 +93,9 @@ def export(
         Python versions of the device; 1 MB each.
     wheels : path, optional
         A folder with the wheels of TVM and tvm_ffi for the device; otherwise pip downloads them.
+    link : bool
+        False makes a bundle with object files and a script that links them, for targets whose
+        linker is not here; until then both runtimes refuse it.
     overwrite : bool
         Replace an earlier bundle.
     progress : callable, optional
@@ -112,7 +117,9 @@ def export(
     levels = resolve_levels(target)
     resolved = levels[0]
     arch = _architecture(resolved.triple)
-    if runtimes and arch not in ARCHITECTURES:
+    if not link and len(levels) > 1:
+        raise TargetError("a bundle that is not linked serves one target; make one for each")
+    if runtimes and (arch not in ARCHITECTURES or "android" in resolved.triple):
         raise TargetError(
             f"PyPI has no TVM runtime for {resolved.triple}; export with `--runtime none` and "
             "build TVM's runtime for that machine"
@@ -135,6 +142,7 @@ def export(
                 scratch / f"compiled-{i}",
                 strict=strict,
                 records=lookup.records,
+                link=link,
                 progress=progress,
             )
             for i, (level, lookup) in enumerate(zip(levels, used, strict=True))
@@ -150,6 +158,8 @@ def export(
             folder = Path(wheels) if wheels is not None else None
             tell("bundle", 0, 3, "runtime")
             _add_runtime(writer.directory, arch, resolved.device, runtimes, pythons, folder)
+            if not link:
+                shutil.copyfile(TEMPLATES / "link.py", writer.path("link.py"))
             tell("bundle", 1, 3, "manifest")
             writer.path("README.md").write_text(
                 readme(described, runtimes, final.name if archive else "", folder_name),
@@ -212,8 +222,7 @@ def _add_runtime(
     device_runtime.write_libraries(folder, arch, device, wheels)
     if "python" in runtimes:
         device_runtime.write_python(folder, arch, pythons, wheels)
-        template = Path(__file__).parent / "templates" / "generate.py"
-        shutil.copyfile(template, directory / "generate.py")
+        shutil.copyfile(TEMPLATES / "generate.py", directory / "generate.py")
     if "runner" in runtimes:
         (directory / "bin").mkdir()
         shutil.copy2(build_runner(arch, wheels), directory / "bin" / "amx-run")

@@ -25,6 +25,8 @@ def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str)
     lines = [f"cd {root}"]
     if archive:
         lines[0] = f"tar -xf {archive} && {lines[0]}"
+    if not manifest.linked:
+        lines.append(f"python3 link.py {_compiler(target.triple)}")
     if "runner" in runtimes:
         lines.append('./bin/amx-run . "The capital of France is" -n 64')
     if "python" in runtimes:
@@ -68,5 +70,18 @@ def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str)
             f"and apache-tvm-ffi {manifest.versions.tvm_ffi}.",
             "",
         ]
+    if not manifest.linked:
+        text += [
+            "The code is in `objects`, not linked: link.py makes lib.so with a compiler for "
+            f"{target.triple} and completes manifest.json. Until then nothing loads this folder.",
+            "",
+        ]
     text += ["manifest.json lists every file with its SHA-256; loading checks them.", ""]
     return "\n".join(text)
+
+
+def _compiler(triple: str) -> str:
+    """Return the usual name of a compiler for a triple."""
+    if "android" in triple:
+        return "$NDK/toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang++"
+    return f"{triple.split('-')[0]}-linux-gnu-g++"

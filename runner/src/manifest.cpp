@@ -195,6 +195,10 @@ Manifest open_artifact(const std::string& root, bool contents) {
     const Json& chosen = for_cpu(json);
     check_target(root, chosen.at("target"));
     Manifest m = parse(root, json, chosen);
+    if (m.library_sha256.empty()) {
+      throw UserError(root + " holds object files that are not linked yet; `python3 link.py "
+                      "COMPILER` in that folder makes lib.so");
+    }
     check_size(m, m.library, m.library_bytes);
     for (const Shard& shard : m.shards) check_size(m, shard.file, shard.bytes);
     if (contents) {

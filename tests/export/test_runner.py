@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 
 import pytest
@@ -101,29 +100,7 @@ def test_tokenizer(bundle, tmp_path, kind):
     assert decoded == [tokenizer.decode(row) for row in ids]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("lib.so", "damaged"),
-        ("params/shard-00000.bin", "damaged between bytes"),
-        ("manifest.json", "digest|JSON"),
-    ],
-)
-def test_damage_is_refused(bundle, tmp_path, name, message):
-    import re
-
-    folder = tmp_path / "bundle"
-    shutil.copytree(bundle.path, folder)
-    data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
-    done = run(bundle, "--ids", "1", folder=folder)
-    assert done.returncode == 2 and re.search(message, done.stderr)
-
-
 def test_refusals(bundle, tiny_bundle):
-    done = run(bundle, "--ids", "1", "--max-memory", "20M")
-    assert done.returncode == 2 and "does not fit into 20 MiB" in done.stderr
     done = run(bundle, "--ids", "1", folder=tiny_bundle.path)
     assert done.returncode == 2 and "this machine is x86_64" in done.stderr
     done = run(bundle, "--ids", "300")
