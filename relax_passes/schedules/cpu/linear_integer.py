@@ -21,7 +21,7 @@ from typing import Any
 
 from ..spec import GROUP, INTEGER_SCHEMES, TILE_ROWS, LinearSpec
 from . import emit as e
-from . import linear_bf16, panel
+from . import linear_bf16, linear_w4a4, panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
@@ -64,6 +64,9 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             few()
         elif wide and wide.panels and integer and panel.supports(spec.fmt):
             many = partial(emit_panel, spec, wide, knobs, buffers, m)
+            either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
+        elif wide and wide.panels and linear_w4a4.supports(spec):
+            many = partial(linear_w4a4.emit_w4a4, spec, wide, knobs, buffers, m)
             either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
         elif wide and wide.bf16 and linear_bf16.supports(spec):
             many = partial(linear_bf16.emit_bf16, spec, wide, knobs, buffers, m)
@@ -162,7 +165,7 @@ class _Tile:
             own = e.let(row + r)
             at = [r * TILE_ROWS + p * lanes for p in range(self.isa.parts)]
             sums = [e.Register("float32", lanes, e.load(kept, i, lanes=lanes)) for i in at]
-            with listed_groups(self.buffers, own) as group:
+            with listed_groups(self.buffers["outliers"], own) as group:
                 for part, register in enumerate(sums):
                     self._group(tile, group, part, own, [self.low], [register])
             for i, register in zip(at, sums, strict=True):

@@ -9,6 +9,9 @@ A block of R rows and two tiles holds 2R int32 and 2R float32 vectors in registe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from ..spec import GROUP, OUTLIERS, TILE_ROWS, LinearSpec
@@ -24,61 +27,119 @@ from .rows import equal_blocks
 
 def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
     """Emit the whole linear for M rows, M being worth a panel."""
-    wide = knobs.panel_tiles if spec.tiles % knobs.panel_tiles == 0 or not spec.silu_mul else 2
+    wide = panel_width(spec, knobs)
+    times = -panel.offset(spec.fmt)
+    x = Words(buffers["codes"], buffers["scales"], buffers["sums"], times)
+    x_low = None
+    if spec.activation == OUTLIERS:
+        low = buffers["codes_low"], buffers["scales"], buffers["sums_low"]
+        x_low = Words(*low, times, 1 / LOW_STEPS)
     with e.parallel(0, -(-spec.tiles // wide)) as block:
         decoder = panel.PanelDecoder(spec, isa, buffers)
         codes = e.workspace((wide * spec.groups, panel.STEPS, 64), "uint8")
         scales = e.workspace((wide * spec.groups, TILE_ROWS), "float32")
         first = e.let(block * wide)
-        with e.serial(0, wide) as c, e.serial(0, spec.groups) as group:
-            tile = first + c if spec.tiles % wide == 0 else e.clamped(first + c, spec.tiles - 1)
-            tile = e.let(tile)
-            knobs.prefetch_tile(spec, buffers, tile, group)
+        with panel_groups(spec, knobs, buffers, first, wide) as (tile, group, c):
             decoder.decode(tile, group, codes, scales, c * spec.groups + group)
-        kernel = _Block(spec, knobs, buffers, codes, scales, wide, decoder.factor)
+        epilogue = Epilogue(spec, buffers, TILE_ROWS, decoder.factor)
+        listed = buffers.get("outliers")
+        kernel = Block(spec, epilogue, wide, Panel(codes, scales), x, x_low, listed)
         equal_blocks(m, knobs.panel_block, lambda row, rows: kernel.emit(first, row, rows))
 
 
-class _Block:
-    """Code generator for R rows of x and the tiles of a panel."""
+def panel_width(spec: LinearSpec, knobs: CpuKnobs) -> int:
+    """Choose the row tiles of a panel; silu * up needs pairs."""
+    return knobs.panel_tiles if spec.tiles % knobs.panel_tiles == 0 or not spec.silu_mul else 2
+
+
+@contextmanager
+def panel_groups(
+    spec: LinearSpec, knobs: CpuKnobs, buffers: Any, first: Expr, wide: int
+) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Open the loops over what a panel holds: (tile of W, group, tile of the panel)."""
+    with e.serial(0, wide) as c, e.serial(0, spec.groups) as group:
+        tile = first + c if spec.tiles % wide == 0 else e.clamped(first + c, spec.tiles - 1)
+        tile = e.let(tile)
+        knobs.prefetch_tile(spec, buffers, tile, group)
+        yield tile, group, c
+
+
+@dataclass(frozen=True)
+class Words:
+    """Bytes of the activations: x = scales * factor * (codes + a constant that starts contain).
+
+    Attributes
+    ----------
+    codes, scales, sums : Buffer
+        int8 [M, Kp], float32 [M, G] and int32 [M, G].
+    times : int
+        What a sum is multiplied by to start the accumulators of its row and group.
+    factor : float
+        On the scales.
+    """
+
+    codes: Any
+    scales: Any
+    sums: Any
+    times: int
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Decoded row tiles: uint8 [tiles * G, 8 steps, 64], float32 [tiles * G, 16].
+
+    ``starts`` int32 [tiles * G, 16], if any, is a further start of the accumulators.
+    """
+
+    codes: Any
+    scales: Any
+    starts: Any = None
+
+
+class Block:
+    """Code generator for R rows of x and the tiles of a panel.
+
+    ``x`` and, in the groups that ``listed`` names for a row, ``x_low`` are what W is multiplied by.
+    """
 
     def __init__(
         self,
         spec: LinearSpec,
-        knobs: CpuKnobs,
-        buffers: Any,
-        codes: Any,
-        scales: Any,
+        epilogue: Epilogue,
         wide: int,
-        factor: float,
+        panel: Panel,
+        x: Words,
+        x_low: Words | None = None,
+        listed: Any = None,
     ):
-        self.spec, self.knobs, self.buffers = spec, knobs, buffers
-        self.codes, self.scales, self.wide = codes, scales, wide
-        self.offset = panel.offset(spec.fmt)
+        self.spec, self.epilogue, self.wide = spec, epilogue, wide
+        self.panel, self.x, self.x_low, self.listed = panel, x, x_low, listed
         self.isa = Avx512()
-        self.epilogue = Epilogue(spec, buffers, TILE_ROWS, factor)
 
     def emit(self, first: Expr, row: Expr, rows: int) -> None:
         """Emit the product of a block and its epilogue."""
         row = e.let(row)
-        out = self._start_rows(row, rows)
+        out = self.start_rows(row, rows)
         with e.serial(0, self.spec.groups) as group:
-            at = [e.let(c * self.spec.groups + group) for c in range(self.wide)]
-            self._group(at, group, row, "", 1.0, out)
+            self.group(self.x, self.panel, self.places(group), group, row, out)
         self._finish(first, row, out)
 
-    def _start_rows(self, row: Expr, rows: int) -> list[list[e.Register]]:
-        """Make the float32 sums [tile][row]: zero, or the products with the second bytes."""
+    def places(self, group: Expr) -> list[Expr]:
+        """Return where each tile has its bytes of a group in the panel."""
+        return [e.let(c * self.spec.groups + group) for c in range(self.wide)]
+
+    def start_rows(self, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Make the float32 sums [tile][row]: zero, or the products with the second bytes of x."""
         zero, tiles = e.const(0.0, "float32", TILE_ROWS), range(self.wide)
-        if self.spec.activation != OUTLIERS:
+        if self.x_low is None:
             return [[e.Register("float32", TILE_ROWS, zero) for _ in range(rows)] for _ in tiles]
         kept = [e.scratch(rows * TILE_ROWS, "float32") for _ in tiles]
         with e.serial(0, rows) as r:
             own = e.let(row + r)
             out = [[e.Register("float32", TILE_ROWS, zero)] for _ in tiles]
-            with listed_groups(self.buffers, own) as group:
-                at = [e.let(c * self.spec.groups + group) for c in tiles]
-                self._group(at, group, own, "_low", 1 / LOW_STEPS, out)
+            with listed_groups(self.listed, own) as group:
+                self.group(self.x_low, self.panel, self.places(group), group, own, out)
             for c in tiles:
                 e.store(kept[c], out[c][0].get(), r * TILE_ROWS, lanes=TILE_ROWS)
         return [
@@ -89,51 +150,62 @@ class _Block:
             for k in kept
         ]
 
-    def _group(
+    def group(
         self,
+        x: Words,
+        w: Panel,
         at: list[Expr],
         group: Expr,
         row: Expr,
-        suffix: str,
-        factor: float,
         out: list[list[e.Register]],
     ) -> None:
-        """Add a group's products with one byte of the codes; ``at`` is its place in the panel."""
-        rows = len(out[0])
+        """Add a group's products to the sums of some tiles, ``at`` their places in the panel."""
+        rows, tiles = range(len(out[0])), range(len(at))
         acc: list[list[e.Register]] = [[] for _ in at]
-        for r in range(rows):
-            start = self._start(self.buffers[f"sums{suffix}"], row + r, group)
-            for registers in acc:
-                registers.append(e.Register("int32", TILE_ROWS, start))
-        self._products(self.buffers[f"codes{suffix}"], at, group, row, acc)
-        w_scales = [e.let(e.load(self.scales, i, 0, lanes=TILE_ROWS)) for i in at]
-        for r in range(rows):
-            x_scale = e.load(self.buffers["scales"], row + r, group)
-            if factor != 1.0:
-                x_scale = x_scale * e.const(factor, "float32")
+        starts = None
+        if w.starts is not None:
+            starts = [e.let(e.load(w.starts, i, 0, lanes=TILE_ROWS)) for i in at]
+        for r in rows:
+            start = self._start(x, row + r, group)
+            for c in tiles:
+                own = start + starts[c] if starts else start
+                acc[c].append(e.Register("int32", TILE_ROWS, own))
+        self._products(x.codes, w.codes, at, group, row, acc)
+        w_scales = [e.let(e.load(w.scales, i, 0, lanes=TILE_ROWS)) for i in at]
+        for r in rows:
+            x_scale = e.load(x.scales, row + r, group)
+            if x.factor != 1.0:
+                x_scale = x_scale * e.const(x.factor, "float32")
             x_scale = e.let(e.splat(x_scale, TILE_ROWS))
-            for c in range(self.wide):
+            for c in tiles:
                 value = e.cast(acc[c][r].get(), "float32", TILE_ROWS)
                 register = out[c][r]
                 scaled = e.let(value * w_scales[c])
                 register.set(e.fma(scaled, x_scale, register.get(), TILE_ROWS))
 
-    def _start(self, sums: Any, row: Expr, group: Expr) -> Expr:
-        """Return what the weights' offset adds to a row's sum, to be taken off up front."""
-        if not self.offset:
+    def _start(self, x: Words, row: Expr, group: Expr) -> Expr:
+        """Return what the offsets of W (and of x) add to a row's sum, to be taken off up front."""
+        if not x.times:
             return e.const(0, "int32", TILE_ROWS)
-        return e.let(e.splat(e.load(sums, row, group) * (-self.offset), TILE_ROWS))
+        total = e.load(x.sums, row, group)
+        return e.let(e.splat(total if x.times == 1 else total * x.times, TILE_ROWS))
 
     def _products(
-        self, codes: Any, at: list[Expr], group: Expr, row: Expr, acc: list[list[e.Register]]
+        self,
+        x: Any,
+        w: Any,
+        at: list[Expr],
+        group: Expr,
+        row: Expr,
+        acc: list[list[e.Register]],
     ) -> None:
         """Add the products of one array of codes over a group."""
         with e.serial(0, panel.STEPS) as step:
-            weights = [e.let(e.load(self.codes, i, step, 0, lanes=64)) for i in at]
+            weights = [e.let(e.load(w, i, step, 0, lanes=64)) for i in at]
             for r in range(len(acc[0])):
-                a = self.isa.activation(codes, row + r, group * GROUP + step * 4)
-                for c in range(self.wide):
-                    acc[c][r].set(self.isa.dot(acc[c][r].get(), weights[c], a))
+                a = self.isa.activation(x, row + r, group * GROUP + step * 4)
+                for c, weight in enumerate(weights):
+                    acc[c][r].set(self.isa.dot(acc[c][r].get(), weight, a))
 
     def _finish(self, first: Expr, row: Expr, out: list[list[e.Register]]) -> None:
         """Store; in a last, partly filled panel the tiles beyond W are dropped."""

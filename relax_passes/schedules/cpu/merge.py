@@ -96,18 +96,21 @@ class Merge:
             e.let(s >> c(self.mantissa_bits)) if self.mantissa_bits else s for s in self.stored
         ]
         self.d = e.let(self.exponents[0] - self.exponents[1])
-        least = 1 if self.mantissa_bits else 4  # normal scales and units
-        lowest = tirx.min(*self.stored) < c(least << self.mantissa_bits)
-        distance = e.cast(self.d + c(2), "uint32", 16) > e.const(4, "uint32", 16)
-        one, zero = c(1), c(0)
-        flags = tirx.Select(lowest, one, zero) | tirx.Select(distance, one, zero)
-        self.rare = e.let(e.llvm("int32", "llvm.vector.reduce.or", flags))
+        self.rare = e.let(e.llvm("int32", "llvm.vector.reduce.or", self.find_rare()))
         self._scale = e.Register("float32", 16, e.const(0.0, "float32", 16))
 
     @property
     def scale(self) -> Expr:
         """Read the scales."""
         return self._scale.get()
+
+    def find_rare(self) -> Expr:
+        """Return int32 of 16 rows, not 0 where ``near_pair`` does not hold."""
+        c = self._c
+        least = 1 if self.mantissa_bits else 4  # normal scales and units
+        lowest = tirx.min(*self.stored) < c(least << self.mantissa_bits)
+        distance = e.cast(self.d + c(2), "uint32", 16) > e.const(4, "uint32", 16)
+        return tirx.Select(lowest, c(1), c(0)) | tirx.Select(distance, c(1), c(0))
 
     @staticmethod
     def _c(value: int) -> Expr:
@@ -150,11 +153,10 @@ class Merge:
         """Return codes -> bytes; the small side is divided by a power of two and rounded."""
         c = self._c
         (mp, ep), (mn, en) = (self._parts(i) for i in (0, 1))
-        # All ones where the negative side is the big one. TVM 0.27 cannot bind vectors of bool.
-        flip = e.let((ep - en) >> c(31))
+        flip = e.let((ep - en) >> c(31))  # all ones where the negative side is the big one
 
         def pick(one: Expr, other: Expr) -> Expr:
-            return (one & flip) | (other & (flip ^ c(-1)))
+            return self.pick(flip, one, other)
 
         high = e.let(tirx.max(ep, en))
         d = e.let(high - tirx.min(ep, en))
@@ -178,6 +180,10 @@ class Merge:
             return e.bits(base + big - small, "uint8", 64)
 
         return transform
+
+    def pick(self, mask: Expr, one: Expr, other: Expr) -> Expr:
+        """Select by all ones or all zeros; TVM 0.27 cannot bind vectors of bool."""
+        return (one & mask) | (other & (mask ^ self._c(-1)))
 
     def _parts(self, i: int) -> tuple[Expr, Expr]:
         """Return mantissa and exponent of a scale, subnormal ones included."""

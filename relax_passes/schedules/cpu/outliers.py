@@ -12,7 +12,7 @@ for all inputs of the normalized kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,7 @@ LOW_STEPS = 256  # of codes_low in one of codes
 
 
 @contextmanager
-def listed_groups(buffers: Mapping[str, Any], row: Expr) -> Iterator[Expr]:
-    """Open a loop over the groups in which a row has second bytes."""
-    listed = buffers["outliers"]
+def listed_groups(listed: Any, row: Expr) -> Iterator[Expr]:
+    """Open a loop over the groups in which a row has second bytes, by the list of groups."""
     with e.serial(0, e.let(e.load(listed, row, 0))) as i:
         yield e.let(e.load(listed, row, i + 1))

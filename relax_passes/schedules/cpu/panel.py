@@ -73,7 +73,7 @@ class PanelDecoder:
         Returns the scales of the bytes, float32 of 16 rows.
         """
         if len(self.fmt.terms) == 1:
-            transform, scale = self._single(tile, group)
+            transform, scale = self.single(tile, group)
             usual(transform)
             return scale
         scales = merge.Merge(self.fmt, self.reader, self.isa, self.tables, tile, group)
@@ -94,7 +94,8 @@ class PanelDecoder:
             return [packed]
         return [e.let(self.isa.low(packed)), e.let(self.isa.high(packed))]
 
-    def _single(self, tile: Expr, group: Expr) -> tuple[Any, Expr]:
+    def single(self, tile: Expr, group: Expr) -> tuple[Transform, Expr]:
+        """Return codes -> bytes and the scales, for a format of one term."""
         term = self.fmt.terms[0]
         scale = self.reader.scale(term.scale, tile, group, 0, 0, 16)
         if term.factor < 0:
