@@ -65,8 +65,6 @@ def _arm(cpu: str, cores: int, *extra: str, system: str = "linux-gnu") -> dict[s
     return options
 
 
-_BUILDS = "object code builds; has not run"
-
 ROWS = (
     TargetRow("llvm", "cpu", "tile16x32", "this machine's CPU"),
     TargetRow("cuda", "cuda", "cuda-fragment", "this machine's GPU"),
@@ -74,12 +72,12 @@ ROWS = (
         "x86-64-v4+vnni",
         "cpu",
         "tile16x32",
-        "AVX-512 VNNI, VBMI and BF16, as Zen 4 and later have: builds; has not run under this name",
+        "AVX-512 VNNI, VBMI and BF16, as Zen 4 and later have: SmolLM2-135M ran",
         _x86("v4", "+avx512vnni", "+avx512vbmi", "+avx512bf16"),
     ),
-    TargetRow("x86-64-v4", "cpu", "tile16x32", "AVX-512: a small model ran", _x86("v4")),
-    TargetRow("x86-64-v3", "cpu", "tile16x32", "AVX2: a small model ran", _x86("v3")),
-    TargetRow("x86-64-v2", "cpu", "tile16x32", "SSE4.2: a small model ran", _x86("v2")),
+    TargetRow("x86-64-v4", "cpu", "tile16x32", "AVX-512: SmolLM2-135M ran", _x86("v4")),
+    TargetRow("x86-64-v3", "cpu", "tile16x32", "AVX2: SmolLM2-135M ran", _x86("v3")),
+    TargetRow("x86-64-v2", "cpu", "tile16x32", "SSE4.2: SmolLM2-135M ran", _x86("v2")),
     TargetRow(
         "raspberry-pi/4b-aarch64",
         "cpu",
@@ -99,14 +97,14 @@ ROWS = (
         "aws/graviton2",
         "cpu",
         "tile16x32",
-        f"Neoverse N1: {_BUILDS}",
+        "Neoverse N1: a small model ran under qemu-user; no such machine",
         _arm("neoverse-n1", 16),
     ),
     TargetRow(
         "aws/graviton3",
         "cpu",
         "tile16x32",
-        f"Neoverse V1, without SVE: {_BUILDS}",
+        "Neoverse V1, without SVE: a small model ran under qemu-user; no such machine",
         _arm("neoverse-v1", 16, "-sve"),
     ),
     TargetRow(
@@ -121,14 +119,16 @@ ROWS = (
         "android-aarch64",
         "cpu",
         "tile16x32",
-        "object code builds; linking needs the NDK's compiler in TVM_NDK_CC; not linked, not run",
+        "object files (--no-link), or linked by the NDK's compiler in TVM_NDK_CC; not linked here, "
+        "not run",
         _arm("cortex-a76", 4, system="linux-android24"),
     ),
     TargetRow(
         "riscv64-linux",
         "cpu",
         "tile16x32",
-        "object code builds; PyPI has no TVM runtime for it; not run",
+        "object files (--no-link), or linked by Debian's cross compiler; PyPI has no TVM runtime "
+        "for it; not run",
         {
             "kind": "llvm",
             "mtriple": "riscv64-linux-gnu",

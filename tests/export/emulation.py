@@ -17,11 +17,16 @@ PYTHON = "3.11"  # Debian 12's
 LIMIT = 1200  # seconds; about 130 are needed where the machine does nothing else
 
 
-def make_root(folder: Path) -> Path:
-    """Return the root with Python and NumPy; skip where it cannot be had, saying why."""
+def check_tools() -> None:
+    """Skip where the emulator, the cross compiler or apt is missing."""
     skip_without("qemu-aarch64-static", "aarch64-linux-gnu-g++", "apt-get", "dpkg-deb")
     if platform.machine() != "x86_64":
         pytest.skip("the device is emulated on x86-64")
+
+
+def make_root(folder: Path) -> Path:
+    """Return the root with Python and NumPy; skip where it cannot be had, saying why."""
+    check_tools()
     done = subprocess.run(
         ["sh", SCRIPT, folder], capture_output=True, text=True, check=False, timeout=LIMIT
     )

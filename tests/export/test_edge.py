@@ -6,8 +6,11 @@ compiler or the device's packages cannot be had; a text that differs is a failur
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import emulation
 import pytest
@@ -20,18 +23,19 @@ TEXT, TOKENS = "The capital of France is", 32
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return emulation.make_root(tmp_path_factory.mktemp("arm64") / "root")
-
-
-@pytest.fixture(scope="module")
-def artifact(root, tmp_path_factory):
+def made(tmp_path_factory):
+    """The root and the artifact; one waits for downloads while the other computes."""
+    emulation.check_tools()
     output = tmp_path_factory.mktemp("x86") / "strict"
-    return amx_tvm.compile(MODEL, strict=True, output=output)
+    with ThreadPoolExecutor(1) as pool:
+        root = pool.submit(emulation.make_root, tmp_path_factory.mktemp("arm64") / "root")
+        artifact = amx_tvm.compile(MODEL, strict=True, output=output)
+        return root.result(), artifact
 
 
-def test_same_text_as_x86(root, artifact, tmp_path):
+def test_same_text_as_x86(made, tmp_path):
     """Python runtime and C++ runner at the same time, a core each."""
+    root, artifact = made
     runtimes = ["python"] + (["runner"] if shutil.which("cmake") else [])
     output = tmp_path / "pi4"
     bundle = amx_tvm.export(
@@ -43,10 +47,11 @@ def test_same_text_as_x86(root, artifact, tmp_path):
     expected = engine.generate(prompt, TOKENS, ignore_eos=True)
     assert len(expected.token_ids) == TOKENS
     ids = ["--ids", ",".join(map(str, prompt))]
-    request = ["-n", str(TOKENS), "--print-ids", "--threads", "1"]
+    request = ["-n", str(TOKENS), "--print-ids", "--threads", "1", "--ignore-eos"]
     programs = {"python": [emulation.python(root), output / "generate.py", *ids]}
     if "runner" in runtimes:
         programs["runner"] = [output / "bin" / "amx-run", output, TEXT]
+    start, used = time.perf_counter(), cpu_seconds()
     started = {
         name: subprocess.Popen(
             emulation.command(root, "cortex-a72", *program, *request),
@@ -64,6 +69,16 @@ def test_same_text_as_x86(root, artifact, tmp_path):
             if name == "runner":
                 assert out.partition("\nids:")[0] == expected.text
             print(f"{name}: {err.strip()}")
+        print(
+            f"emulation: {time.perf_counter() - start:.0f} s, {cpu_seconds() - used:.0f} s of CPU "
+            f"time; the bundle's runtime: {bundle.runtime_bytes / 1e6:.1f} MB"
+        )
     finally:
         for process in started.values():
             process.kill()
+
+
+def cpu_seconds():
+    """CPU time of the programs that this process has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -75,6 +75,17 @@ def test_dot_products_are_executed(root, newer, integer_artifact, tmp_path):
         assert sum(map(is_dot_product, lines)) > 100
 
 
+@pytest.mark.parametrize(
+    ("target", "cpu"), [("aws/graviton2", "neoverse-n1"), ("aws/graviton3", "max")]
+)
+def test_servers(root, integer_artifact, tmp_path, target, cpu):
+    """Neoverse N1 by its name; N1 has no bfloat16, so V1's code runs on all that qemu has."""
+    output = tmp_path / "bundle"
+    amx_tvm.export(integer_artifact, target, output, runtimes=("runner",))
+    done = emulation.emulate(root, cpu, output / "bin" / "amx-run", output, *REQUEST)
+    assert ids_of(done) == amx_tvm.load(integer_artifact.path).generate(PROMPT, 32).token_ids
+
+
 def is_dot_product(line):
     """Whether a line of the log, "0xADDRESS:  4e8194a9  ...", is a vector SDOT or UDOT.
 

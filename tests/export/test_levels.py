@@ -17,6 +17,7 @@ PROMPT = [5, 6, 7, 8]
 V2 = frozenset("sse3 ssse3 sse41 sse42 popcnt".split())
 V3 = V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
 V4 = V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+VNNI = V4 | frozenset("avx512vnni avx512vbmi avx512bf16".split())
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,20 @@ def test_every_level_loads(bundle, tiny_artifact, monkeypatch, have, name):
     assert level(engine.manifest) == name
     expected = amx_tvm.load(tiny_artifact.path).logits(PROMPT)
     assert abs(engine.logits(PROMPT) - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_vnni_by_its_name(tiny_model, tmp_path):
+    """The level above v4, whose int8 kernels are others: the tokens of v3's."""
+    if not VNNI <= cpu.cpu_features():
+        pytest.skip("this CPU lacks AVX-512 VNNI, VBMI or BF16")
+    made = amx_tvm.compile(tiny_model, "x86-64-v3", output=tmp_path / "v3")
+    bundle = amx_tvm.export(made, "x86-64-v3,x86-64-v4+vnni", tmp_path / "bundle", runtimes=())
+    engine = amx_tvm.load(bundle.path)
+    assert engine.manifest.target.key.endswith("x86-64-v4+avx512bf16+avx512vbmi+avx512vnni")
+    assert {"avx512vnni", "avx512vbmi", "avx512bf16"} <= set(engine.manifest.target.features)
+    found = engine.generate(PROMPT, 16).token_ids
+    assert found == amx_tvm.load(made.path).generate(PROMPT, 16).token_ids
 
 
 def test_older_cpus_are_refused(bundle, monkeypatch):

@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-memory", help="refuse to use more, such as 300M or 1G")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the text's end")
     parser.add_argument(
         "--print-ids", action="store_true", help="print the new token ids at the end"
     )
@@ -63,6 +64,7 @@ def main() -> int:
             arguments.max_new_tokens,
             temperature=arguments.temperature,
             seed=arguments.seed,
+            ignore_eos=arguments.ignore_eos,
         ) as pieces:
             for piece in pieces:
                 print(piece, end="", flush=True)
