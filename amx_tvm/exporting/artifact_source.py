@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,13 +79,9 @@ class ArtifactSource(ModelSource):
     def quantization(self) -> QuantizationConfig:
         """The settings that the artifact was compiled with."""
         stored = self.manifest.quantization
-        return QuantizationConfig(
-            format=stored["format"],
-            activation=stored["activation"],
-            head=stored["head"],
-            ignored=tuple(stored["ignored"]),
-            overrides=dict(stored["overrides"]),
-        )
+        known = {field.name for field in fields(QuantizationConfig)}
+        given = {name: value for name, value in stored.items() if name in known}
+        return QuantizationConfig(**{**given, "ignored": tuple(stored["ignored"])})
 
     def names(self) -> list[str]:
         """Return the names of the model's weights."""

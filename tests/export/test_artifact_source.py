@@ -16,6 +16,7 @@ CONFIGS = {
     "row scales": QuantizationConfig("amxfp4-e4m3-tensor"),
     "zero points": QuantizationConfig("int4"),
     "ignored": QuantizationConfig("nvfp4", ignored=("model.layers.0.*",)),
+    "four bits": QuantizationConfig("amxfp4", "w4a4", attention=True, four_over_six=True),
     "overrides": QuantizationConfig(
         "mxfp4", overrides={"*.down_proj": "int8", "*.o_proj": "none"}, head="none"
     ),
