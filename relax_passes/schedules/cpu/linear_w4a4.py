@@ -53,38 +53,11 @@ def emit_w4a4(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: E
         first = e.let(block * wide)
         with panel_groups(spec, knobs, buffers, first, wide) as (tile, group, c):
             w.decode(tile, group, c)
-        rest = Rest(spec, isa, wide, x, w, m, blocks) if split or x.low else None
-        if rest is not None:
+        sums = None
+        if split or x.low is not None:
+            rest = Rest(spec, isa, wide, x, w, m, blocks)
             rest.emit()
+            sums = rest.sums
         epilogue = Epilogue(spec, buffers, TILE_ROWS, w.decoder.factor)
-        kernel = _ExactBlock(spec, epilogue, wide, x, w, rest)
+        kernel = Block(spec, epilogue, wide, w.bytes, x.words, sums)
         equal_blocks(m, knobs.panel_block, lambda row, rows: kernel.emit(first, row, rows))
-
-
-class _ExactBlock(Block):
-    """A block whose sums begin with what low bytes add."""
-
-    def __init__(
-        self,
-        spec: LinearSpec,
-        epilogue: Epilogue,
-        wide: int,
-        x: ExactActivations,
-        w: ExactPanel,
-        rest: Rest | None,
-    ):
-        super().__init__(spec, epilogue, wide, w.bytes, x.words)
-        self.rest = rest
-
-    def start_rows(self, row: Expr, rows: int) -> list[list[e.Register]]:
-        """Make the float32 sums [tile][row]."""
-        if self.rest is None:
-            return super().start_rows(row, rows)
-        lanes, sums = TILE_ROWS, self.rest.sums
-        return [
-            [
-                e.Register("float32", lanes, e.load(sums, row + r, c * lanes, lanes=lanes))
-                for r in range(rows)
-            ]
-            for c in range(self.wide)
-        ]

@@ -12,9 +12,10 @@ their table is the byte (zero points are folded in).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..spec import GROUP, LinearSpec
+from ..spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import merge
 from .emit import Expr
@@ -25,6 +26,61 @@ ZERO_POINT_OFFSET = 16
 STEPS = GROUP // 4
 Transform = Callable[[Expr], Expr]  # vector of codes, upper bits undefined -> bytes
 Use = Callable[[Transform], None]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Bytes of the activations: x = scales * factor * (codes + a constant that starts contain).
+
+    Attributes
+    ----------
+    codes, scales, sums : Buffer
+        int8 [M, Kp], float32 [M, G] and int32 [M, G].
+    times : int
+        What a sum is multiplied by to start the accumulators of its row and group.
+    factor : float
+        On the scales.
+    """
+
+    codes: Any
+    scales: Any
+    sums: Any
+    times: int
+    factor: float = 1.0
+
+    def start(self, row: Expr, group: Expr) -> Expr:
+        """Return what the offsets of W (and of x) add to a row's sum, to be taken off up front."""
+        if not self.times:
+            return e.const(0, "int32", TILE_ROWS)
+        total = e.load(self.sums, row, group)
+        return e.let(e.splat(total if self.times == 1 else total * self.times, TILE_ROWS))
+
+    def scale(self, row: Expr, group: Expr) -> Expr:
+        """Return the scale of a row and group, in all lanes."""
+        value = e.load(self.scales, row, group)
+        if self.factor != 1.0:
+            value = value * e.const(self.factor, "float32")
+        return e.let(e.splat(value, TILE_ROWS))
+
+    def unstarted(self) -> Words:
+        """Return the same for bytes of W that have no offset."""
+        return replace(self, times=0)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Decoded row tiles: uint8 [tiles * G, 8 steps, 64], float32 [tiles * G, 16].
+
+    ``starts`` int32 [tiles * G, 16], if any, is a further start of the accumulators.
+    """
+
+    codes: Any
+    scales: Any
+    starts: Any = None
+
+    def start(self, at: Expr) -> Expr | None:
+        """Return the further start of one tile and group."""
+        return None if self.starts is None else e.let(e.load(self.starts, at, 0, lanes=TILE_ROWS))
 
 
 def supports(fmt: Any) -> bool:

@@ -31,8 +31,8 @@ from amx_tvm import formats
 from ..spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
 from .emit import Expr
-from .linear_panel import Words
-from .panel import STEPS
+from .low_bytes import list_rows
+from .panel import STEPS, Words
 
 OFFSET = 42
 SCALES = {"E5M2", "E8M0"}  # mantissas of three bits at most
@@ -84,7 +84,7 @@ class ExactActivations:
         self.words = self._allocate(starts)
         self.low = self._allocate(e.workspace((m, groups), "int32"))
         self.far = e.workspace((m, groups), "int32")
-        self.listed = e.workspace((groups, 1 + m), "int32")
+        self.listed: Any = None
 
     def _allocate(self, starts: Any) -> Words:
         codes = e.workspace((self.m, self.spec.k_padded), "int8")
@@ -99,16 +99,8 @@ class ExactActivations:
                 self._turn(row, group, codes, e.load(self.words.scales, row, group))
             else:
                 self._group(row, group)
-        if self.low is None:
-            return
-        with e.parallel(0, self.spec.groups) as group:
-            count = e.Register("int32", 1, e.const(0))
-            with e.serial(0, self.m) as row:
-                # Every row takes the next place of the list; the following one may overwrite it.
-                place = e.let(count.get())
-                e.store(self.listed, row, group, place + 1)
-                count.set(place + e.load(self.far, row, group))
-            e.store(self.listed, count.get(), group, 0)
+        if self.low is not None:
+            self.listed = list_rows(self.far, self.m, self.spec.groups)
 
     def _group(self, row: Expr, group: Expr) -> None:
         column, (mp, ep), (mn, en) = group * GROUP, *self._scales(row, group)

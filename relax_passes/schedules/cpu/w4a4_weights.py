@@ -29,7 +29,7 @@ from . import emit as e
 from . import merge, panel
 from .emit import Expr
 from .isa_avx512 import Avx512
-from .linear_panel import Panel
+from .panel import Panel
 
 
 class ExactMerge(merge.Merge):
