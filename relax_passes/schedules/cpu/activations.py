@@ -197,12 +197,15 @@ def quantize(
             per_group = GROUP // fmt.group_size
             each = fmt.group_size // LANES
 
-            def store(group: Expr, vectors: list[Expr]) -> None:
-                for i in range(per_group):
-                    own = vectors[i * each : (i + 1) * each]
-                    quantizer.store(group * per_group + i, own)
+            def each_group(step: Callable[[Expr, list[Expr]], None]) -> None:
+                def body(group: Expr, vectors: list[Expr]) -> None:
+                    for i in range(per_group):
+                        step(group * per_group + i, vectors[i * each : (i + 1) * each])
 
-            for_groups(values, k, store)
+                for_groups(values, k, body)
+
+            each_group(quantizer.measure)
+            each_group(quantizer.store)
 
         over_rows(rows, body)
     return buffers["func"]

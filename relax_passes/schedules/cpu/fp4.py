@@ -121,7 +121,11 @@ def doubled_magnitude(ratio: Expr) -> Expr:
 
 
 class Fp4Quantizer:
-    """Quantizes one scale group of a row and stores it."""
+    """Quantizes the scale groups of a row: first all scales, then all codes.
+
+    A scale is a chain of reductions and divisions; on its own a group's chain runs beside those of
+    its neighbours, in one pass with the codes it would not.
+    """
 
     def __init__(self, fmt: Any, buffers: dict[str, Any], row: Expr, tensor_scale: Expr | None):
         self.fmt, self.buffers, self.row, self.tensor_scale = fmt, buffers, row, tensor_scale
@@ -129,10 +133,8 @@ class Fp4Quantizer:
         self.suffixes = [""] if count == 1 else [f"_{i}" for i in range(count)]
         self.signs = (0,) if count == 1 else tuple(1 if t.factor > 0 else -1 for t in fmt.terms)
 
-    def store(self, group: Expr, values: list[Expr]) -> None:
-        """Store codes, scales and sums of scale group ``group`` (16-lane vectors of its values)."""
-        divisors = []
-        half = abs(self.fmt.terms[0].factor)
+    def measure(self, group: Expr, values: list[Expr]) -> None:
+        """Store the scales of scale group ``group`` (16-lane vectors of its values)."""
         for suffix, sign, largest in zip(
             self.suffixes, self.signs, extrema(values, self.signs), strict=True
         ):
@@ -142,9 +144,20 @@ class Fp4Quantizer:
                 four = self._scale(e.opaque(e.bits(stretched, "int32"), "int32"))
                 better = self._error(values, sign, four) < self._error(values, sign, scale)
                 scale = e.opaque(tirx.Select(better, four, scale), "float32")
-            factor = half if sign >= 0 else -half
-            stored = scale * e.const(factor, "float32")
+            stored = scale * e.const(self._factor(sign), "float32")
             e.store(self.buffers[f"scales{suffix}"], stored, self.row, group)
+
+    def _factor(self, sign: int) -> float:
+        """Return what a sign's scales are stored times: a power of two, so nothing is lost."""
+        half = abs(float(self.fmt.terms[0].factor))
+        return half if sign >= 0 else -half
+
+    def store(self, group: Expr, values: list[Expr]) -> None:
+        """Store the codes and sums of a measured group."""
+        divisors = []
+        for suffix, sign in zip(self.suffixes, self.signs, strict=True):
+            stored = e.load(self.buffers[f"scales{suffix}"], self.row, group)
+            scale = e.let(stored * e.const(1 / self._factor(sign), "float32"))
             zero = scale == e.const(0.0, "float32")
             infinity = e.bits(e.const(INFINITY), "float32")
             divisor = e.opaque(tirx.Select(zero, infinity, scale), "float32")
