@@ -33,6 +33,8 @@ def test_perplexity_of_w4a4(tmp_path, quantization, expected, tolerance):
     layers = [e for e in compiled.manifest.linears if ".layers." in e["name"]]
     assert all(e["activation"].startswith("fp4:") for e in layers)
     assert len({e["name"] for e in layers}) == 30 * 4
+    stored = compiled.manifest.quantization["bits_by_format"]
+    assert stored[quantization.removesuffix("-w4a4")] <= 4.51
     result = amx_tvm.evaluate(artifact, text, protocol=Protocol(window=1024, limit=8))
     assert result.tokens == 8 * 1023
     assert abs(result.perplexity / expected - 1) < tolerance, result.perplexity

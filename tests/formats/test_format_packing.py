@@ -114,6 +114,14 @@ def test_stacked_parts_keep_their_own_tensor_scale(name):
         packing.pack(fmt, ragged, "tile16x32")
 
 
+@pytest.mark.parametrize("layout", [n for n in packing.layouts() if n != "plain"])
+@pytest.mark.parametrize("name", ["amxfp4", "amxfp4-e4m3-tensor", "nvfp4"])
+def test_stored_bits_with_tensor_scales_stay_under_4_51(name, layout):
+    n, k = 960, 576  # q, k and v of SmolLM2-135M in one
+    arrays = packing.pack(name, quantized(name, n, k), layout)
+    assert 8 * sum(array.nbytes for array in arrays.values()) / (n * k) <= 4.51
+
+
 @pytest.mark.parametrize("name", formats.names())
 def test_stacking_equals_quantizing_together_without_a_tensor_scale(name):
     fmt = formats.get(name)

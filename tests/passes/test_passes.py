@@ -11,7 +11,13 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from amx_tvm import formats
-from amx_tvm.compiler.parameters import Materializer, interleaved_rows, parameters
+from amx_tvm.artifact.manifest import TensorRecord
+from amx_tvm.compiler.parameters import (
+    Materializer,
+    bits_by_format,
+    interleaved_rows,
+    parameters,
+)
 from relax_passes import bundle_parameters, legalize, pipeline
 from relax_passes import parameters as plans
 from relax_passes.annotate_linears import annotate_linears
@@ -137,6 +143,20 @@ def test_linears_of_different_formats_do_not_merge():
 
     module = apply(Gated, annotate_linears(Mixed()), merge_projections)
     assert [f.attrs.n for f in linears(module)] == [96, 96, 64]
+
+
+def test_stored_bits_count_every_part_of_a_format_once():
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
+    module = pipeline.run(Gated, target, Policy("nvfp4"), "tile16x32")
+    arrays = {name: np.ones((96, 64), np.float32) for name in ("gate", "up", "down")}
+    arrays["bias"] = np.ones(64, np.float32)
+    made = parameters(
+        bundle_parameters.order_of(module), plans.read(module), Materializer(Weights(arrays))
+    )
+    stored = {name: TensorRecord(list(a.shape), str(a.dtype), 0, 0, a.nbytes) for name, a in made}
+    bits = bits_by_format(plans.read(module), lambda name: arrays[name].shape, stored)
+    # gate and up: 12 tiles of 16 x 64; down, 64 x 96: 4 tiles; one float32 each
+    assert bits == {"nvfp4": 4.5 + 32 * (12 + 4) / (3 * 96 * 64)}
 
 
 @pytest.mark.parametrize("fmt, merged", [("amxfp4", True), ("nvfp4", False), ("none", True)])
