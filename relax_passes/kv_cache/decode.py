@@ -158,8 +158,10 @@ class _Decode:
             here = v.opaque(tirx.min(last - self.base, self.chunk_pages), "here")
             with T.serial(0, here) as j:
                 self._scores(j)
+            slots = tirx.min(self.stop - self.base * page, here * page)
+            self.used = v.opaque(v.ceil_div(slots, v.LANES), "used")  # vectors of scores
             with T.serial(0, heads) as h:
-                self._softmax(h, here)
+                self._softmax(h)
             with T.serial(0, here) as j:
                 self._values(j)
 
@@ -182,7 +184,9 @@ class _Decode:
     def _scores(self, j: Expr) -> None:
         """Scores of one page's keys, for all heads."""
         page, slot0 = self._page(j)
-        with T.serial(0, self.config.num_kv_heads) as h, T.serial(0, self.page // PANEL) as panel:
+        filled = v.ceil_div(tirx.min(self.stop - slot0, self.page), PANEL)
+        panels = v.opaque(filled, "panels")
+        with T.serial(0, self.config.num_kv_heads) as h, T.serial(0, panels) as panel:
             head0 = v.opaque(h * self.group, "head0")
             slot = v.opaque(slot0 + panel * PANEL, "slot")
             for tile in self._tiles(self.heads_tile, self.group):
@@ -215,7 +219,7 @@ class _Decode:
                     top = tirx.max(v.load(self.top, [head0 + g, 0]), score)
                     v.store(self.top, top, [head0 + g, 0])
 
-    def _softmax(self, h: Expr, here: Expr) -> None:
+    def _softmax(self, h: Expr) -> None:
         """Turn one head's scores of the chunk into weights relative to the new maximum."""
         m_old = v.bind(v.load(self.m, [h, 0]), "m_old")
         top = v.reduce_lanes(v.load(self.top, [h, 0]), tirx.max)
@@ -224,7 +228,7 @@ class _Decode:
         v.store(self.m, m_new, [h, 0])
         v.store(self.top, v.const(v.NEG_INF), [h, 0])
         total = v.Register(v.load(self.l, [h, 0]) * alpha, "total")
-        with T.serial(0, here * (self.page // v.LANES)) as i:
+        with T.serial(0, self.used) as i:
             weight = v.hold(exp2(v.load(self.s, [h, i * v.LANES]) - m_new), "weight")
             v.store(self.s, weight, [h, i * v.LANES])
             total.set(total.get() + weight)

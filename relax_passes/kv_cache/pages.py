@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 
-_SERIAL_TOKENS = 4
+_SERIAL_TOKENS = 8
 
 
 def match_pages(config: KVCacheConfig, handle):  # noqa: ANN001, ANN201 - Buffer

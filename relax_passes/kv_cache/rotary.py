@@ -18,7 +18,7 @@ from .frequencies import inverse_frequencies
 from .functions import sincos
 from .rounding import Rounding
 
-_SERIAL_TOKENS = 4  # up to this many, waking the other threads costs more than it saves
+_SERIAL_TOKENS = 8  # up to this many, waking the other threads costs more than it saves
 
 
 def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:

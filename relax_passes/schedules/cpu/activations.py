@@ -27,18 +27,23 @@ from .math import silu
 from .outliers import FACTOR, LOW_STEPS
 
 LANES = 16
-PARALLEL_ROWS = 8  # fewer rows than this stay on one thread
+PARALLEL_VALUES = 16384  # fewer values than this stay on one thread
 PROLOGUES = {"none": ("x",), "rms_norm": ("x", "weight"), "silu_mul": ("gate", "up")}
 
 
-def over_rows(m: Expr, body: Callable[[Expr], None]) -> None:
-    """Run ``body(row)`` for all rows, in parallel when there are many."""
+def over_rows(m: Expr, k: int, body: Callable[[Expr], None]) -> None:
+    """Run ``body(row)`` for all rows of ``k`` values, in parallel when there are many.
+
+    A thread that joins has to fetch what it reads from the other core's cache, and what it writes
+    is fetched back: eight rows of 576 take 5 us on one thread and 10 on two.
+    """
+    rows = max(2, -(-PARALLEL_VALUES // k))
     if isinstance(m, tirx.IntImm):
-        loop = e.parallel if int(m) >= PARALLEL_ROWS else e.serial
+        loop = e.parallel if int(m) >= rows else e.serial
         with loop(0, m) as row:
             body(row)
         return
-    with e.when(m >= PARALLEL_ROWS):
+    with e.when(m >= rows):
         with e.then(), e.parallel(0, m) as row:
             body(row)
         with e.otherwise(), e.serial(0, m) as row:
@@ -130,7 +135,7 @@ def _map_rows(kind: str, k: int, m: int | None, eps: float) -> Any:
             for column in range(k // LANES * LANES, k):
                 e.store(buffers["y"], values.at(e.const(column), 1), row, column)
 
-        over_rows(rows, body)
+        over_rows(rows, k, body)
     return buffers["func"]
 
 
@@ -179,10 +184,10 @@ def quantize(
         def body(row: Expr) -> None:
             values = Prologue(prologue, buffers, k, eps, row)
             if fmt is None:
-                limit = outlier_limit(values, k) if scheme == OUTLIERS else None
-                integers = _Integers(buffers, row, limit)
+                integers = _Integers(buffers, row, k, scheme == OUTLIERS)
+                for_groups(values, k, integers.measure)
+                integers.choose_scales()
                 for_groups(values, k, integers.store)
-                integers.finish()
                 return
             tensor_scale = None
             if fmt.row_scaled:
@@ -207,21 +212,8 @@ def quantize(
             each_group(quantizer.measure)
             each_group(quantizer.store)
 
-        over_rows(rows, body)
+        over_rows(rows, k, body)
     return buffers["func"]
-
-
-def outlier_limit(values: Prologue, k: int) -> Expr:
-    """Return the value above which a group has outliers: a multiple of the row's quadratic mean."""
-    squares = e.Register("float32", LANES, e.const(0.0, "float32", LANES))
-
-    def add(_group: Expr, vectors: list[Expr]) -> None:
-        for v in vectors:
-            squares.set(e.fma(v, v, squares.get(), LANES))
-
-    for_groups(values, k, add)
-    mean = e.let(horizontal_sum(squares.get(), LANES)) * e.const(1.0 / k, "float32")
-    return e.let(tirx.sqrt(mean) * e.const(FACTOR, "float32"))
 
 
 def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:
@@ -239,12 +231,56 @@ def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None
 
 
 class _Integers:
-    """Quantizes the groups of one row to int8, and with second bytes where there are outliers."""
+    """Quantizes the groups of one row to int8, and with second bytes where there are outliers.
 
-    def __init__(self, buffers: dict[str, Any], row: Expr, limit: Expr | None):
-        self.buffers, self.row, self.limit = buffers, row, limit
-        self.steps = 1 if limit is None else LOW_STEPS
-        self.listed = e.Register("int32", 1, e.const(0))
+    Three passes, so that no step waits for the one before it: the groups' largest values (kept in
+    ``scales``), the scales of 16 groups at a time, the codes.
+    """
+
+    def __init__(self, buffers: dict[str, Any], row: Expr, k: int, outliers: bool):
+        self.buffers, self.row, self.k, self.outliers = buffers, row, k, outliers
+        self.groups = -(-k // GROUP)
+        self.steps = LOW_STEPS if outliers else 1  # codes are made in this many steps of one
+        zero = e.const(0.0, "float32", LANES)
+        self.squares = [e.Register("float32", LANES, zero) for _ in range(2 if outliers else 0)]
+
+    def measure(self, group: Expr, values: list[Expr]) -> None:
+        """Note a group's largest value, and add to the row's squares."""
+        largest = e.bits(fp4.extrema(values, (0,))[0], "float32")
+        e.store(self.buffers["scales"], largest, self.row, group)
+        for v, squares in zip(values, self.squares, strict=False):
+            squares.set(e.fma(v, v, squares.get(), LANES))
+
+    def choose_scales(self) -> None:
+        """List the groups with outliers and turn largest values into scales."""
+        if self.outliers:
+            self._list()
+        whole = self.groups // LANES
+        if whole:
+            with e.serial(0, whole) as i:
+                self._scales(i * LANES, LANES)
+        for group in range(whole * LANES, self.groups):
+            self._scales(e.const(group), 1)
+
+    def _list(self) -> None:
+        """List the groups with a value above a multiple of the row's quadratic mean."""
+        total = e.let(self.squares[0].get() + self.squares[1].get())
+        mean = e.let(horizontal_sum(total, LANES)) * e.const(1.0 / self.k, "float32")
+        limit = e.let(tirx.sqrt(mean) * e.const(FACTOR, "float32"))
+        count = e.Register("int32", 1, e.const(0))
+        with e.serial(0, self.groups) as group:
+            # Every group takes the next place of the list; the following one may overwrite it.
+            listed = e.let(count.get())
+            e.store(self.buffers["outliers"], group, self.row, listed + 1)
+            largest = e.load(self.buffers["scales"], self.row, group)
+            count.set(listed + e.cast(largest > limit, "int32"))
+        e.store(self.buffers["outliers"], count.get(), self.row, 0)
+
+    def _scales(self, group: Expr, lanes: int) -> None:
+        scales, steps = self.buffers["scales"], float(self.steps)
+        largest = e.load(scales, self.row, group, lanes=lanes)
+        scale = e.let(largest / e.const(127.0 * steps, "float32", lanes))
+        e.store(scales, scale * e.const(steps, "float32", lanes), self.row, group, lanes=lanes)
 
     def store(self, group: Expr, values: list[Expr]) -> None:
         """Quantize and store one group of 32.
@@ -252,12 +288,11 @@ class _Integers:
         With second bytes codes are made in 256 steps; the high byte, rounded to nearest, is int8.
         """
         steps, buffers, row = self.steps, self.buffers, self.row
-        largest = e.let(e.bits(fp4.extrema(values, (0,))[0], "float32"))
-        scale = e.let(largest / e.const(127.0 * steps, "float32"))
+        # Exact, since 256 is a power of two and was multiplied before.
+        scale = e.let(e.load(buffers["scales"], row, group) * e.const(1.0 / steps, "float32"))
         zero, one = e.const(0.0, "float32"), e.const(1.0, "float32")
         divisor = e.let(e.splat(tirx.Select(scale == zero, one, scale), LANES))
         top = e.const(127.0 * steps, "float32", LANES)
-        e.store(buffers["scales"], scale * e.const(float(steps), "float32"), row, group)
         totals = [e.const(0, "int32", LANES)] * 2
         for j, v in enumerate(values):
             code = e.llvm(f"float32x{LANES}", "llvm.rint", v / divisor)
@@ -265,7 +300,7 @@ class _Integers:
             code = tirx.max(tirx.min(code, top), e.const(-127.0 * steps, "float32", LANES))
             high = code = e.let(e.cast(code, "int32", LANES))
             at = group * GROUP + j * LANES
-            if self.limit is not None:
+            if self.outliers:
                 high = e.let((code + e.const(128, "int32", LANES)) >> e.const(8, "int32", LANES))
                 low = e.let(code - (high << e.const(8, "int32", LANES)))
                 e.store(buffers["codes_low"], e.cast(low, "int8", LANES), row, at, lanes=LANES)
@@ -276,13 +311,3 @@ class _Integers:
             if name in buffers:
                 value = e.llvm("int32", "llvm.vector.reduce.add", e.let(total))
                 e.store(buffers[name], value, row, group)
-        if self.limit is not None:
-            # Every group takes the next place of the list; the following one may overwrite it.
-            listed = e.let(self.listed.get())
-            e.store(buffers["outliers"], group, row, listed + 1)
-            self.listed.set(listed + e.cast(largest > self.limit, "int32"))
-
-    def finish(self) -> None:
-        """Store the number of listed groups."""
-        if self.limit is not None:
-            e.store(self.buffers["outliers"], self.listed.get(), self.row, 0)

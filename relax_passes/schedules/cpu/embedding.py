@@ -55,7 +55,7 @@ def embedding(rows: int, k: int, format: str, m: int | None, out_dtype: str) -> 
                     value = value * e.load(buffers["tile_scale"], tile)
                 e.store(buffers["y"], e.cast(value, out_dtype), at, column)
 
-        over_rows(count, body)
+        over_rows(count, k, body)
     return buffers["func"]
 
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..spec import GROUP, INTEGER_SCHEMES, TILE_ROWS, LinearSpec
+from ..spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import linear_bf16, linear_w4a4, panel
+from .blocks import MOST_ROWS, UNIT, BlockNotes
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa import Isa
@@ -78,15 +79,14 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
 
 def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
     """Emit the kernel that decodes a tile again for every block of rows of x."""
+    wide = isa if isinstance(isa, Avx512) else None
+    merges = bool(wide) and spec.activation in INTEGER_SCHEMES and panel.supports(spec.fmt)
+    notes = _block_notes(spec, knobs, buffers, m) if merges else None
     with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
         kernel = _Tile(spec, isa, knobs, buffers)
         merged = None
-        if (
-            isinstance(isa, Avx512)
-            and spec.activation in INTEGER_SCHEMES
-            and panel.supports(spec.fmt)
-        ):
-            merged = MergedTile(spec, isa, knobs, buffers, kernel.add_second_bytes)
+        if wide and merges:
+            merged = MergedTile(spec, wide, knobs, buffers, notes, kernel.add_second_bytes)
 
         def body(row: Expr, rows: int) -> None:
             chosen = merged if merged and rows >= knobs.merge_rows else kernel
@@ -95,6 +95,24 @@ def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: E
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
         sizes = [s for s in isa.block if s <= most or merged] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
+
+
+def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any, m: Expr) -> BlockNotes | None:
+    """Make the notes for blocks of eight rows; None where they do not pay.
+
+    Eight-bit weights are their own bytes: a pass of its own for second bytes costs little there.
+    """
+    most = spec.m or max(knobs.panel_rows, knobs.panel_block)
+    eight_bit = spec.fmt.terms[0].table is None
+    if spec.activation != OUTLIERS or eight_bit or spec.experts or not UNIT <= most <= MOST_ROWS:
+        return None
+    notes = BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
+    if spec.m:
+        notes.make(m)
+    else:
+        with e.when(m >= UNIT), e.then():
+            notes.make(m)
+    return notes
 
 
 class _Activation:
