@@ -5,9 +5,11 @@
 A bundle is an artifact directory with more in it::
 
     lib.so params/ manifest.json tokenizer.json ...   the artifact, for the device's CPU
-    runtime/                                          tvm_ffi, libtvm_runtime, the Python runtime
+    runtime/                                          tvm_ffi, libtvm_runtime, the Python runtime;
+                                                      `pip install --no-index ./runtime` takes it
     bin/amx-run                                       the C++ runner
     generate.py README.md                             how to start it
+    objects/ link.py                                  instead of lib.so, where nothing links it here
 
 Every added file is listed with its SHA-256 in the manifest, like the tokenizer's.
 """

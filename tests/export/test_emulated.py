@@ -56,8 +56,11 @@ def expected(tiny_artifact):
 
 def test_python_runtime(root, bundle, expected):
     program = [emulation.python(root), bundle / "generate.py"]
-    done = emulation.emulate(root, "cortex-a72", *program, *REQUEST)
+    limit = ["--max-memory", "400M"]  # weights are mapped: with Debian's NumPy as well
+    done = emulation.emulate(root, "cortex-a72", *program, *REQUEST, *limit)
     assert ids_of(done) == expected
+    done = emulation.emulate(root, "cortex-a72", *program, *REQUEST, "--max-memory", "20M")
+    assert done.returncode == 2 and "does not fit into 20 MiB" in done.stderr
 
 
 def test_runner(root, bundle, expected):
