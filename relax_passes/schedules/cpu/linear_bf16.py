@@ -8,6 +8,7 @@ holds both operands as they are and the float32 sums need no scale inside the lo
         W bf16 [tiles, Kp / 2, 16 rows, 2 columns]   a 32-bit lane is a row, its halves k and k + 1
         for each block of rows of x: acc[row of x][tile] += two columns at a time
 
+It serves the formats whose groups are no bytes (linear_w4a4.py): E4M3 scales, groups of 16.
 Formats whose scales are float16 (int4, int8) or whose activations have a float32 scale a token do
 not fit and stay with the integer kernel.
 """

@@ -5,6 +5,8 @@ cheaper to merge the two scales first (merge.py): one vpdpbusd a weight is left,
 times the sum of the activations is the accumulator's start.  One-term formats need no such trick:
 their table is the byte (zero points are folded in).
 
+``Panel`` and ``Words`` are the two sides that kernels for many rows multiply.
+
     panel codes   uint8   [tiles, G, 8 steps, 64]   step = columns 4 * step .. 4 * step + 3
     panel scales  float32 [tiles, G, 16]
 """

@@ -57,13 +57,13 @@ FORMATS = ["amxfp4", "mxfp4", pytest.param("amxfp4-pot", marks=pytest.mark.slow)
 @pytest.mark.parametrize("x_format", FORMATS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_scales_far_apart(name, x_format):
-    spec = LinearSpec(name, 41, 7 * GROUP, f"fp4:{x_format}")
+    spec = LinearSpec(name, 41, 18 * GROUP, f"fp4:{x_format}")
     assert linear_w4a4.supports(spec)
     case, func = Case(spec), compile_func(linear_kernel(spec, HOST).func)
     for tiny in (False, True):
-        case.set_weight(groups_apart(spec.n, 7, 1, tiny))
+        case.set_weight(groups_apart(spec.n, 18, 1, tiny))
         for m in (32, 45):
-            got, want = product(spec, func, groups_apart(m, 7, m, tiny), case)
+            got, want = product(spec, func, groups_apart(m, 18, m, tiny), case)
             assert np.abs(got - want).max() < EXACT * np.abs(want).max(), f"M={m}"
 
 
