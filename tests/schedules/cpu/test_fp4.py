@@ -87,6 +87,7 @@ def test_both_operands_in_four_bits(name, rule):
 MIXED = [
     ("int4", "amxfp4"),
     ("int8", "nvfp4"),
+    ("int8", "amxfp4"),
     ("amxfp4", "nvfp4"),
     ("nvfp4", "amxfp4"),
     ("mxfp4", "amxfp4-e4m3-tensor"),
@@ -98,7 +99,7 @@ MIXED = [
 def test_mixed_formats(weight, x):
     spec = LinearSpec(weight, 32, 96, f"fp4:{x}", silu_mul=True)
     case, func = Case(spec), kernel_func(spec)
-    for m in (1, 6):
+    for m in (1, 6, 33):
         assert case.error(func, m) < EXACT, f"M={m}"
 
 
