@@ -18,6 +18,7 @@ from amx_tvm.calibration import (
 from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
+from relax_passes.schedules.spec import INTEGER_SCHEMES
 
 from .tiny import TinySource
 
@@ -91,7 +92,7 @@ def test_compile_calibrates_and_eval_warns_of_the_text(tmp_path):
     assert formats_used == {"amxfp4", "int8"}
     schemes = {(e["format"], e["activation"]) for e in artifact.manifest.linears}
     assert ("amxfp4", "fp4:amxfp4") in schemes
-    assert all(a in ("int8", "int16") for f, a in schemes if f == "int8")
+    assert all(a in INTEGER_SCHEMES for f, a in schemes if f == "int8")
     scores = [evaluate(path, other, protocol=Protocol(48)) for path in paths]
     assert scores[1].bits > scores[0].bits
     with pytest.warns(UserWarning, match="occurs in the calibration text"):
