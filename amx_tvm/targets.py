@@ -89,7 +89,7 @@ ROWS = (
         "raspberry-pi/5-aarch64",
         "cpu",
         "tile16x32",
-        "Cortex-A76 with dot product: a small model ran under qemu-user, dot products included; "
+        "Cortex-A76 with dot product: SmolLM2-135M ran under qemu-user, dot products included; "
         "no board",
         _arm("cortex-a76", 4),
     ),

