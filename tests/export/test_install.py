@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from export_tools import machine_code
+from export_tools import export_with_runtime, machine_code
 
 import amx_tvm
 from amx_tvm.exporting.stub_library import stub_library
@@ -38,7 +38,7 @@ def bundle(tiny_artifact, tmp_path_factory):
     if platform.machine() != "x86_64":
         pytest.skip("the artifact is for x86-64")
     output = tmp_path_factory.mktemp("install") / "bundle"
-    return amx_tvm.export(
+    return export_with_runtime(
         tiny_artifact, "x86-64-v3", output, runtimes=("python",), pythons=(PYTHON,)
     )
 

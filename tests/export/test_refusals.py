@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from export_tools import skip_without
+from export_tools import export_with_runtime, skip_without
 
-import amx_tvm
 from amx_tvm.artifact import manifest as manifests
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -30,7 +29,7 @@ def bundle(request, tiny_artifact, tmp_path_factory):
     if request.param == "runner":
         skip_without("cmake", "g++")
     output = tmp_path_factory.mktemp("refusals") / "bundle"
-    return amx_tvm.export(
+    return export_with_runtime(
         tiny_artifact, "x86-64-v3", output, runtimes=(request.param,), pythons=(PYTHON,)
     )
 
