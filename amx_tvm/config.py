@@ -14,6 +14,7 @@ from relax_passes.policy import LinearPolicy
 
 W4A4_SUFFIX = "-w4a4"
 FOUR_OVER_SIX_SUFFIX = "-46"
+KV_CACHES = ("auto", "float32", "float16")
 ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
 
 
@@ -40,6 +41,9 @@ class QuantizationConfig:
     attention : bool
         Round queries, keys, attention weights and values to ``format`` too, as the paper does; only
         with "w4a4".
+    kv_cache : str
+        Type of keys and values in a CPU's cache: "float32", "float16" (half the memory), or "auto":
+        float16 with int8 activations where the target converts it by instruction, else float32.
     four_over_six : bool
         Choose each activation's scale so that the largest value becomes 6 or 4, whichever errs less
         (``amx_tvm.formats.four_over_six``); only with "w4a4", on CPUs.
@@ -52,6 +56,7 @@ class QuantizationConfig:
     overrides: dict[str, str] = field(default_factory=dict)
     attention: bool = False
     four_over_six: bool = False
+    kv_cache: str = "auto"
 
     @staticmethod
     def parse(given: str | QuantizationConfig, strict: bool = False) -> QuantizationConfig:
@@ -95,6 +100,11 @@ class QuantizationConfig:
             raise FormatError(
                 f"unknown activation scheme {config.activation!r}; known are auto, "
                 + ", ".join(ACTIVATIONS)
+            )
+        if config.kv_cache not in KV_CACHES:
+            raise FormatError(
+                f"unknown type of the KV cache {config.kv_cache!r}; known are "
+                + ", ".join(KV_CACHES)
             )
         if config.four_over_six and config.activation != "w4a4":
             raise FormatError(

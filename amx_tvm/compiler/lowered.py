@@ -19,6 +19,7 @@ from amx_tvm.targets import ResolvedTarget
 from relax_passes import bundle_parameters, legalize, pipeline
 from relax_passes import parameters as plans
 from relax_passes.kv_cache import PAGE_SIZE
+from relax_passes.schedules.base import TargetInfo
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def lower_source(
                 f"is {target.key}; compile without quantized attention"
             )
         decoder = replace(decoder, attention_format=config.format)
+    decoder = replace(decoder, cache_dtype=cache_type(config, decoder, target))
     check_layers(source, family, decoder)
     check_experts(decoder, target)
     dtype = "float32" if target.device == "cpu" else "float16"
@@ -97,7 +99,7 @@ def lower_source(
         model=describe(source, decoder, family.name),
         kv_cache={
             "page_size": PAGE_SIZE if target.device == "cpu" else 16,
-            "dtype": dtype,
+            "dtype": decoder.cache_dtype or dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
             "head_dim": decoder.head_dim,
@@ -117,6 +119,33 @@ PUBLIC_FUNCTIONS = (
     "decode_batch",
     "create_kv_cache",
 )
+
+
+def cache_type(config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget) -> str:
+    """Choose the type of keys and values in a CPU's cache; "" for the hidden states'.
+
+    Raises
+    ------
+    TargetError, ModelError
+        When float16 is asked for where no kernels take it.
+    """
+    if config.kv_cache == "float32" or (config.kv_cache == "auto" and config.activation != "int8"):
+        return ""
+    if target.device != "cpu":
+        if config.kv_cache == "auto":
+            return ""
+        raise TargetError(
+            f"kv_cache is {config.kv_cache!r}, a choice for CPUs, and the target is {target.key}, "
+            "whose cache is float16 always; leave it out"
+        )
+    info = TargetInfo.of(target.tvm)
+    converts = info.arch == "aarch64" or info.has("f16c") or info.has("avx512f")
+    if config.kv_cache == "auto":
+        return "float16" if converts and not decoder.attention_sinks else ""
+    if decoder.attention_sinks or decoder.attention_format:
+        what = "attention sinks" if decoder.attention_sinks else "quantized attention"
+        raise ModelError(f"{what} need a float32 KV cache; leave out kv_cache {config.kv_cache!r}")
+    return config.kv_cache
 
 
 def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:

@@ -62,6 +62,9 @@ class DecoderConfig:
     attention_format : str
         4-bit format of the operands of attention; "" leaves them. A choice of the user, not of
         the model.
+    cache_dtype : str
+        Type of keys and values in a CPU's cache, "" for that of the hidden states; not of the
+        model either.
     """
 
     family: str
@@ -101,6 +104,7 @@ class DecoderConfig:
     dense_layers: tuple[int, ...] = ()
     attention_sinks: bool = False
     attention_format: str = ""
+    cache_dtype: str = ""
 
     @property
     def attention_scale(self) -> float:

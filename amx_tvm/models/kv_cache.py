@@ -43,6 +43,7 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
         max_position_embeddings=config.context_length,
         context_length=config.context_length,
         quantize=config.attention_format,
+        dtype=config.cache_dtype or "float32",
     )
 
 

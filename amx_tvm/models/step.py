@@ -15,6 +15,7 @@ from tvm.target import Target
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, rotation
 from amx_tvm.models.rotary import Tables, tables
+from relax_passes.kv_cache.convert import convert
 from relax_passes.schedules.cuda.attention import cache as cuda_cache
 from relax_passes.schedules.cuda.attention import kernels
 
@@ -90,12 +91,24 @@ def attend(step: Step, layer: int, qkv: Tensor) -> Tensor:
     scale = config.attention_scale
     if config.slides(layer) and Target.current(allow_none=False).kind.name == "llvm":
         scale = -scale  # how the CPU kernels are told of a sliding layer
+    dtype = config.cache_dtype or qkv.dtype  # the runtime takes the cache's type only
+    given = _converted(qkv, dtype)
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
-        [step.cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv._expr],
-        out_ty=relax.TensorType((tokens, config.num_heads, d), qkv.dtype),
+        [step.cache._expr, relax.prim_value(layer), relax.prim_value(scale), given._expr],
+        out_ty=relax.TensorType((tokens, config.num_heads, d), dtype),
     )
-    return Tensor(_expr=relax.BlockBuilder.current().emit(call))
+    out = Tensor(_expr=relax.BlockBuilder.current().emit(call))
+    return _converted(out, qkv.dtype)
+
+
+def _converted(x: Tensor, dtype: str) -> Tensor:
+    """Convert [tokens, heads, d] to the cache's type or back."""
+    if x.dtype == dtype:
+        return x
+    _, heads, d = x.shape
+    out = Tensor.placeholder(x.shape, dtype)
+    return op.tensor_ir_op(convert(int(heads), int(d), x.dtype, dtype), "convert", [x], out)
 
 
 def _attend_cuda(step: Step, layer: int, qkv: Tensor) -> Tensor:
