@@ -8,9 +8,8 @@ Two streams of the calibration tokens run through the model side by side, layer 
 For each layer: load its weights, run `exact` and keep the inputs of its four stages, apply the
 exact transforms, then take `seen` to each stage, gather the statistics, round that stage's linears
 and let `seen` continue through the rounded weights. Memory is one layer, its four inputs for all
-calibration tokens, and the two streams [tokens, hidden]. That is about 14 GiB for an 8B model with
-12 k tokens, by a measurement at a quarter of its widths (docs/accuracy.md), half of it for the
-float64 inverse of down_proj's moments.
+calibration tokens, and the two streams [tokens, hidden]. That is 11 GiB for a layer of an 8B model
+with 12 k tokens (docs/accuracy.md), much of it for the float64 inverse of down_proj's moments.
 """
 
 from __future__ import annotations
