@@ -1,11 +1,14 @@
 """Write docs/lowering.md: one linear of SmolLM2 followed through every level, with real dumps.
 
-Run `python docs/lowering.py > docs/lowering.md` after a change to the passes or kernels.
+Run `python docs/lowering.py > docs/lowering.md` after a change to the passes or kernels. Ruff
+breaks the lines.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import tvm
@@ -36,7 +39,8 @@ The addition that follows is the residual stream: it became the third argument
     "quantize": """## 4. Quantized
 
 The weight is now two packed parameters, codes and scales in layout tile16x32 (36 tiles of 16 rows,
-18 groups of 32 columns), and the input arrives quantized to int8, one scale a group.""",
+18 groups of 32 columns). The input arrives as int8 with one scale a group: codes, second bytes for
+groups that hold a loud value, scales, the sums of both, and the list of those groups.""",
     "legalize": """## 5. A kernel call
 
 `amx.linear` became `call_tir` of a kernel from the schedule registry.""",
@@ -73,6 +77,18 @@ def inner_loop(assembly: str, marker: str) -> str:
     return best[1]
 
 
+def wrapped(code: str) -> str:
+    """Break long lines; what is no whole Python stays as it is."""
+    command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+    return done.stdout.rstrip() if done.returncode == 0 else code
+
+
+def head(code: str, length: int) -> str:
+    """Return the first lines of wrapped code, and dots for the rest."""
+    return wrapped(code)[:length].rsplit("\n", 1)[0] + "\n..."
+
+
 def main() -> None:
     """Print the document."""
     source = open_model(MODEL)
@@ -95,22 +111,22 @@ def main() -> None:
     print("amxfp4 for an AVX-512 VNNI CPU. `python docs/lowering.py` wrote this page from the real")
     print("dumps; `compile(..., dump_ir=DIR)` writes the same for any model.\n")
     for phase, text in TEXT.items():
-        words = ["o_proj", "linear_amxfp4_int8_n576_k576"]
+        words = ["o_proj", "linear_amxfp4_int8_outliers_n576_k576"]
         if phase == "input":  # the product names the transposed weight, not the weight
             body = lines_about(dumps[phase], "decode", words)
             words += [line.split(":")[0] + ")" for line in body.splitlines()]
             words += [line.split(":")[0] + "," for line in body.splitlines()]
         print(text + "\n")
-        print(block("python", lines_about(dumps[phase], "decode", words)))
-    spec = LinearSpec("amxfp4", 576, 576, "int8", m=1, residual=True)
+        print(block("python", wrapped(lines_about(dumps[phase], "decode", words))))
+    spec = LinearSpec("amxfp4", 576, 576, "int8-outliers", m=1, residual=True)
     plain = linear_kernel(spec, Target({"kind": "llvm", "num-cores": 2}), rule="plain")
     fast = linear_kernel(spec, target)
     print("## 6. TensorIR, for any target\n")
     print(f"Rule `{plain.rule}`: {plain.why}.\n")
-    print(block("python", plain.func.script(show_meta=False)[:5000].rsplit("\n", 1)[0] + "\n..."))
+    print(block("python", head(plain.func.script(show_meta=False), 6500)))
     print("## 7. TensorIR, scheduled for AVX-512\n")
     print(f"Rule `{fast.rule}`: {fast.why}.\n")
-    print(block("python", fast.func.script(show_meta=False)[:7000].rsplit("\n", 1)[0] + "\n..."))
+    print(block("python", head(fast.func.script(show_meta=False), 8000)))
     print("## 8. The machine instructions of its inner loop\n")
     print("Eight table lookups (`vpermb`) and eight dot products (`vpdpbusd`) for 16 rows and 32")
     print("columns, then the two scales.\n")
