@@ -109,9 +109,12 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
         if cluster == 4 and (row_groups * 8 > 5 * MULTIPROCESSORS or (rows > 32 and depth < 128)):
             break
         cluster *= 2
-    wide = cluster == 1 and rows <= 32
-    return TileKnobs(rows, (2 if rows == 16 else 4) if wide else 1, 8 if rows == 16 else 6, cluster,
-                     1, 2 if rows == 64 else 1, True)  # fmt: skip
+    if cluster == 1 and rows <= 32:
+        row_blocks = 2 if rows == 16 else 4
+    else:
+        row_blocks = 1 if rows < 128 else 3 if depth >= 128 else 2 if cluster == 2 else 1
+    stages = 8 if rows == 16 else 4 if rows == 128 and row_blocks != 2 else 6
+    return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
 
 
 def _mma_knobs(spec: LinearSpec, device: Device, rows: int, depth: int) -> TileKnobs:

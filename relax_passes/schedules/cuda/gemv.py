@@ -23,9 +23,9 @@ weight.
 K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch
 of chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the
 activations are waited for (programmatic dependent launch). With two buffers a batch is requested
-while the one before it is multiplied. (Loading each unit into the registers of the one that was just
-multiplied looks better and is not: ptxas waits for the oldest load by a counter that the youngest
-shares.)
+while the one before it is multiplied. (Loading each unit into the registers of the one that was
+multiplied just now looks better and is not: ptxas waits for the oldest load by a counter that the
+youngest shares.)
 """
 
 from __future__ import annotations

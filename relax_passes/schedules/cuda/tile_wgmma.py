@@ -2,9 +2,9 @@
 
 Three bulk tensor copies bring a stage (x in the 128-byte swizzle, codes, scales). A slot has two
 mbarriers: `full` counts arrived bytes, `empty` the warps that are done with it, in all blocks that
-share x. Either a warp of its own requests the stages (`producer`), or slot s is refilled by a lane of
-warp s: two blocks of eight warps with 128 registers a lane fill a multiprocessor, and nine warps do
-not fit twice. A warp takes 16 columns of a stage at a time:
+share x. Either a warp of its own requests the stages (`producer`), or slot s is refilled by a lane
+of warp s: sixteen warps with 128 registers a lane fill a multiprocessor, and a seventeenth does not
+fit. A warp takes 16 columns of a stage at a time:
 
     product j - 2 has ended: step j is decoded into its A registers, while product j - 1 runs
     product j starts, a group of its own
