@@ -13,7 +13,6 @@ import numpy as np
 
 from amx_tvm import formats
 from amx_tvm.formats import packing
-from relax_passes.schedules.cpu import outliers
 from relax_passes.schedules.cpu.knobs import CpuKnobs
 from relax_passes.schedules.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 
@@ -147,6 +146,8 @@ def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.nd
 
 def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
     rows, groups = x.shape[:2]
+    from relax_passes.schedules.cpu import outliers  # needs TVM; CUDA's operands do not
+
     steps = outliers.LOW_STEPS if spec.activation == OUTLIERS else 1
     largest, top = np.abs(x).max(-1), np.float32(127 * steps)
     scales = (largest / top).astype(np.float32)

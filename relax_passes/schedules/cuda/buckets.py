@@ -111,8 +111,10 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
         cluster *= 2
     if cluster == 1 and rows <= 32:
         row_blocks = 2 if rows == 16 else 4
+    elif rows == 128:
+        row_blocks = 3 if depth >= 128 else 2 if cluster == 2 else 1
     else:
-        row_blocks = 1 if rows < 128 else 3 if depth >= 128 else 2 if cluster == 2 else 1
+        row_blocks = 2 if rows == 16 and cluster == 4 else 1
     stages = 8 if rows == 16 else 4 if rows == 128 and row_blocks != 2 else 6
     return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
 
