@@ -175,45 +175,55 @@ def quantize(
     FormatError
         The format has no kernel that quantizes activations to it.
     """
-    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
     outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
     name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
     name = name.replace(":", "_").replace("-", "_")
     with e.function(name, [*_inputs(prologue, k), *outputs], m) as (buffers, rows):
-
-        def body(row: Expr) -> None:
-            values = Prologue(prologue, buffers, k, eps, row)
-            if fmt is None:
-                integers = _Integers(buffers, row, k, scheme == OUTLIERS)
-                for_groups(values, k, integers.measure)
-                integers.choose_scales()
-                for_groups(values, k, integers.store)
-                return
-            tensor_scale = None
-            if fmt.row_scaled:
-                best = e.Register("int32", 1, e.const(0))
-
-                def largest(_group: Expr, vectors: list[Expr]) -> None:
-                    best.set(tirx.max(best.get(), fp4.extrema(vectors, (0,))[0]))
-
-                for_groups(values, k, largest)
-                tensor_scale = fp4.row_tensor_scale(e.bits(best.get(), "float32"))
-            quantizer = fp4.Fp4Quantizer(fmt, buffers, row, tensor_scale)
-            per_group = GROUP // fmt.group_size
-            each = fmt.group_size // LANES
-
-            def each_group(step: Callable[[Expr, list[Expr]], None]) -> None:
-                def body(group: Expr, vectors: list[Expr]) -> None:
-                    for i in range(per_group):
-                        step(group * per_group + i, vectors[i * each : (i + 1) * each])
-
-                for_groups(values, k, body)
-
-            each_group(quantizer.measure)
-            each_group(quantizer.store)
-
-        over_rows(rows, k, body)
+        emit_quantize(rows, buffers, k, scheme, prologue, eps)
     return buffers["func"]
+
+
+def emit_quantize(
+    rows: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+) -> None:
+    """Emit the quantization of all rows, into a function that has the buffers."""
+    over_rows(rows, k, lambda row: quantize_row(row, buffers, k, scheme, prologue, eps))
+
+
+def quantize_row(
+    row: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+) -> None:
+    """Emit the quantization of one row."""
+    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
+    values = Prologue(prologue, buffers, k, eps, row)
+    if fmt is None:
+        integers = _Integers(buffers, row, k, scheme == OUTLIERS)
+        for_groups(values, k, integers.measure)
+        integers.choose_scales()
+        for_groups(values, k, integers.store)
+        return
+    tensor_scale = None
+    if fmt.row_scaled:
+        best = e.Register("int32", 1, e.const(0))
+
+        def largest(_group: Expr, vectors: list[Expr]) -> None:
+            best.set(tirx.max(best.get(), fp4.extrema(vectors, (0,))[0]))
+
+        for_groups(values, k, largest)
+        tensor_scale = fp4.row_tensor_scale(e.bits(best.get(), "float32"))
+    quantizer = fp4.Fp4Quantizer(fmt, buffers, row, tensor_scale)
+    per_group = GROUP // fmt.group_size
+    each = fmt.group_size // LANES
+
+    def each_group(step: Callable[[Expr, list[Expr]], None]) -> None:
+        def body(group: Expr, vectors: list[Expr]) -> None:
+            for i in range(per_group):
+                step(group * per_group + i, vectors[i * each : (i + 1) * each])
+
+        for_groups(values, k, body)
+
+    each_group(quantizer.measure)
+    each_group(quantizer.store)
 
 
 def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:

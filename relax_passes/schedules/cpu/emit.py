@@ -55,6 +55,19 @@ def function(
     out["func"] = builder.get()
 
 
+def region() -> Any:
+    """Open a parallel region of several loops, which every thread runs from front to end.
+
+    Its ``parallel`` loops are shared out to the threads; what is outside of them each thread does.
+    """
+    return I.attr({"pragma_parallel_launch_point": 1})
+
+
+def barrier_behind() -> Any:
+    """Open a part of a region behind which all threads wait for each other."""
+    return I.attr({"pragma_parallel_barrier_when_finish": 1})
+
+
 def let(value: Expr) -> Expr:
     """Bind a value to a name in the current scope and return the name."""
     return I.Bind(value)
