@@ -17,6 +17,8 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from relax_passes import ops
+from relax_passes.kv_cache.convert import convert
+from relax_passes.kv_cache.vector import LANES
 from relax_passes.ops import is_op
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules import activations
@@ -73,6 +75,8 @@ class _Lowering:
             return self.quantize(ctx, value)
         if is_op(value, "amx.embedding"):
             return self.embedding(ctx, value)
+        if is_op(value, "relax.astype") and self.target.kind.name == "llvm":
+            return self.convert(ctx, value)
         if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
             return self.rms_norm(ctx, value)
         return None
@@ -170,13 +174,14 @@ class _Lowering:
         if reader is not None and tvm_ffi.structural_equal(reader, call):
             return relax.Tuple(made)
         m, static = rows_of(call.args[0])
-        key = (attrs, static)
+        source = call.args[0].ty.dtype
+        key = (attrs, static, source)
         name = f"{attrs.prologue}_quantize_{attrs.scheme.replace(':', '_')}".removeprefix("none_")
         gvar = self.function(
             ctx,
             key,
-            f"{name}_k{attrs.k}_{bucket(static)}",
-            lambda: activations.quantize(static, self.target, **asdict(attrs)),
+            f"{name}_k{attrs.k}_{bucket(static)}" + ("_half" if source == "float16" else ""),
+            lambda: activations.quantize(static, self.target, source=source, **asdict(attrs)),
         )
         args = [flat(ctx, a, m) if len(a.ty.shape.values) > 1 else a for a in call.args]
         parts = ops.activation_parts(attrs)
@@ -210,6 +215,22 @@ class _Lowering:
             ids = ctx.emit(relax.op.reshape(ids, [count]))
         out = relax.TensorType([count, attrs.k], attrs.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, [ids, *call.args[1:]], out), call.ty)
+
+    def convert(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
+        """Convert rows of heads, as attention takes and gives them, with the cache's kernel."""
+        types = (call.args[0].ty.dtype, call.ty.dtype)
+        shape = list(call.ty.shape.values)
+        static = all(isinstance(s, tirx.IntImm) for s in shape[1:])
+        if set(types) != {"float32", "float16"} or len(shape) != 3 or not static:
+            return None
+        heads, size = (int(s) for s in shape[1:])
+        if size % LANES:
+            return None
+        name = f"convert_{types[1]}_{heads}x{size}"
+        gvar = self.function(
+            ctx, ("convert", heads, size, types), name, lambda: convert(heads, size, *types)
+        )
+        return relax.call_tir(gvar, [call.args[0]], call.ty)
 
     def rms_norm(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
         x, weight = call.args[:2]

@@ -98,7 +98,7 @@ class LinearSpec:
         Epilogue: y = acc (+ bias[N]); silu_mul: y[M, N/2] = silu(gate) * up with gate and up rows
         interleaved in tiles of 16; (+ residual, of y's shape).
     out_dtype : str
-        Type of y; "float32" on CPUs.
+        Type of y; on CPUs "float32", or "float16" for a cache of keys and values.
     experts : int
         0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
         mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are

@@ -50,11 +50,12 @@ def over_rows(m: Expr, k: int, body: Callable[[Expr], None]) -> None:
             body(row)
 
 
-def _inputs(prologue: str, k: int) -> list[tuple[str, tuple, str]]:
+def _inputs(prologue: str, k: int, source: str = "float32") -> list[tuple[str, tuple, str]]:
     if prologue not in PROLOGUES:
         raise ValueError(f"unknown prologue {prologue!r}; known: {', '.join(PROLOGUES)}")
     return [
-        (name, (k,) if name == "weight" else (None, k), "float32") for name in PROLOGUES[prologue]
+        (name, (k,), "float32") if name == "weight" else (name, (None, k), source)
+        for name in PROLOGUES[prologue]
     ]
 
 
@@ -67,36 +68,42 @@ class Prologue:
 
     def at(self, column: Expr, lanes: int = LANES) -> Expr:
         """Return the values of ``lanes`` columns."""
-        b, row = self.buffers, self.row
         if self.kind == "silu_mul":
-            gate = e.load(b["gate"], row, column, lanes=lanes)
-            return e.let(silu(gate, lanes) * e.load(b["up"], row, column, lanes=lanes))
-        x = e.load(b["x"], row, column, lanes=lanes)
+            gate = self._load("gate", column, lanes)
+            return e.let(silu(gate, lanes) * self._load("up", column, lanes))
+        x = self._load("x", column, lanes)
         if self.kind == "rms_norm":
-            weight = e.load(b["weight"], column, lanes=lanes)
+            weight = e.load(self.buffers["weight"], column, lanes=lanes)
             x = x * e.splat(self.inverse, lanes) * weight
         return e.let(x)
 
+    def _load(self, name: str, column: Expr, lanes: int) -> Expr:
+        """Load values of the row as float32."""
+        value = e.load(self.buffers[name], self.row, column, lanes=lanes)
+        if self.buffers[name].dtype == "float32":
+            return value
+        return e.let(e.cast(value, "float32", lanes))
+
     def _inverse_rms(self, eps: float) -> Expr:
         """1 / sqrt(mean of squares + eps), summed in 64 float32 lanes."""
-        x, row, k = self.buffers["x"], self.row, self.k
+        k = self.k
         zero = e.const(0.0, "float32", LANES)
         sums = [e.Register("float32", LANES, zero) for _ in range(4)]
         wide = 4 * LANES
         if k // wide:
             with e.serial(0, k // wide) as i:
                 for j, register in enumerate(sums):
-                    v = e.let(e.load(x, row, i * wide + j * LANES, lanes=LANES))
+                    v = e.let(self._load("x", i * wide + j * LANES, LANES))
                     register.set(e.fma(v, v, register.get(), LANES))
         done = k // wide * wide
         for column in range(done, k // LANES * LANES, LANES):
-            v = e.let(e.load(x, row, column, lanes=LANES))
+            v = e.let(self._load("x", column, LANES))
             sums[0].set(e.fma(v, v, sums[0].get(), LANES))
         total = e.Register("float32", 1)
         lanes = e.let((sums[0].get() + sums[1].get()) + (sums[2].get() + sums[3].get()))
         total.set(horizontal_sum(lanes, LANES))
         for column in range(k // LANES * LANES, k):
-            v = e.let(e.load(x, row, column))
+            v = e.let(self._load("x", e.const(column), 1))
             total.set(total.get() + v * v)
         mean = total.get() * e.const(1.0 / k, "float32")
         return e.let(e.const(1.0, "float32") / tirx.sqrt(mean + e.const(eps, "float32")))
@@ -146,6 +153,7 @@ def quantize(
     sums: bool = False,
     prologue: str = "none",
     eps: float = 0.0,
+    source: str = "float32",
 ) -> Any:
     """Build the quantization of activations, optionally behind RMSNorm or silu * up.
 
@@ -164,11 +172,13 @@ def quantize(
         "none" (x), "rms_norm" (x, weight) or "silu_mul" (gate, up).
     eps : float
         RMSNorm's epsilon.
+    source : str
+        Type of the inputs but the norm's weight: "float32" or "float16".
 
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments: the prologue's inputs (float32), then the quantized buffers.
+        Arguments: the prologue's inputs, then the quantized buffers.
 
     Raises
     ------
@@ -178,7 +188,7 @@ def quantize(
     outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
     name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
     name = name.replace(":", "_").replace("-", "_")
-    with e.function(name, [*_inputs(prologue, k), *outputs], m) as (buffers, rows):
+    with e.function(name, [*_inputs(prologue, k, source), *outputs], m) as (buffers, rows):
         emit_quantize(rows, buffers, k, scheme, prologue, eps)
     return buffers["func"]
 

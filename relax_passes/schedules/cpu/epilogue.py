@@ -60,12 +60,13 @@ class Epilogue:
         y, at = self.buffers["y"], tile * TILE_ROWS + first
         if self.spec.residual:
             value = e.let(value + self._load(self.buffers["residual"], (row,), tile, first))
+        value = self._stored(value)
         if not self.ragged:
             e.store(y, value, row, at, lanes=self.lanes)
             return
         with e.when(self._partial(tile)):
             with e.then():
-                spill = e.Register("float32", self.lanes, value)
+                spill = e.Register(self.spec.out_dtype, self.lanes, value)
                 for i in range(max(0, min(self.lanes, self.ragged - first))):
                     e.store(y, e.load(spill.buffer, i), row, at + i)
                 e.I.evaluate(tirx.const(0, "int32"))
@@ -78,7 +79,12 @@ class Epilogue:
         value = silu(gate, self.lanes) * up
         if self.spec.residual:
             value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
-        e.store(y, value, row, at, lanes=self.lanes)
+        e.store(y, self._stored(value), row, at, lanes=self.lanes)
+
+    def _stored(self, value: Expr) -> Expr:
+        """Round to the type of y."""
+        dtype = self.spec.out_dtype
+        return value if dtype == "float32" else e.let(e.cast(value, dtype, self.lanes))
 
     def rows(self, sums: list[list[list[Expr]]], t: Expr, row: Expr) -> None:
         """Finish and store the sums [tile of the pair][row][part] of tile (or pair) ``t``."""
