@@ -17,6 +17,9 @@ from .emit import Expr
 from .math import silu
 
 
+FEW_ROWS = 4  # with fewer, the lines of y are no burden
+
+
 class Epilogue:
     """Finishes and stores the outputs of one row of x and one tile (or pair of tiles)."""
 
@@ -27,6 +30,15 @@ class Epilogue:
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
+
+    def expect(self, t: Expr, row: Expr, rows: int) -> None:
+        """Ask for the lines of y that a block of rows of one tile (or pair) will write.
+
+        In the residual stream and the logits they are another core's, or in memory.
+        """
+        if rows >= FEW_ROWS:
+            for r in range(rows):
+                e.prefetch(self.buffers["y"], row + r, t * TILE_ROWS, write=True)
 
     def finish(self, sums: Expr, tile: Expr, first: int) -> Expr:
         """Apply the format's common factor, the tensor scale and the bias."""
