@@ -66,7 +66,7 @@ class _Lowering:
         self.reported: set[tuple] = set()
         self.followed: dict[relax.Var, tuple[relax.Expr, list[relax.Expr]]] = {}
         self.readers: dict[relax.Var, relax.Call] = {}
-        self.function_read: relax.Function | None = None
+        self.read: relax.Function | None = None  # whose quantizations ``readers`` are
 
     def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if is_op(value, "amx.linear"):
@@ -88,8 +88,8 @@ class _Lowering:
 
     def reader(self, ctx: Context, var: relax.Var) -> relax.Call | None:
         """Return the quantization that reads a variable of the function being rewritten."""
-        if ctx.function is not self.function_read:
-            self.function_read, self.readers = ctx.function, quantizations(ctx.function)
+        if ctx.function is not self.read:
+            self.read, self.readers = ctx.function, quantizations(ctx.function)
         call = self.readers.get(var)
         weights = [] if call is None else list(call.args)[1:]
         return call if all(ctx.is_weight(w) for w in weights) else None
@@ -270,7 +270,9 @@ def quantizations(function: relax.Function) -> dict[relax.Var, relax.Call]:
     found: dict[relax.Var, relax.Call] = {}
     for block in function.body.blocks:
         for binding in block.bindings:
-            value = binding.value if isinstance(binding, relax.VarBinding) else None
+            if not isinstance(binding, relax.VarBinding):
+                continue
+            value = binding.value
             if isinstance(value, relax.Var):
                 aliases[binding.var] = value
             elif is_op(value, "amx.quantize_activation"):

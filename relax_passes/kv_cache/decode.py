@@ -1,7 +1,7 @@
 """Attention of one new token per sequence over the paged cache ("flash decoding").
 
-Work items are splits of the sequences' pages, about equally long.  An item walks its pages in chunks of at
-least 64 tokens, three steps a chunk, for all heads:
+Work items are splits of the sequences' pages, about equally long.  An item walks its pages in
+chunks of at least 64 tokens, three steps a chunk, for all heads:
 
     scores    s[h][t] = q[h] . k[t]      16 keys a vector, channels in the inner loop
     softmax   new maximum, rescale, s -> 2^(s - max), sum

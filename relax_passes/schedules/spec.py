@@ -232,9 +232,7 @@ class LinearSpec:
         """List (name, trailing shape after M, dtype) of what ``follow`` writes."""
         if self.follow is None:
             return ()
-        return quantized_activation_buffers(
-            self.follow.scheme, self.out_features, self.follow.sums
-        )
+        return quantized_activation_buffers(self.follow.scheme, self.out_features, self.follow.sums)
 
     @property
     def epilogue(self) -> str:

@@ -16,7 +16,6 @@ from . import emit as e
 from .emit import Expr
 from .math import silu
 
-
 FEW_ROWS = 4  # with fewer, the lines of y are no burden
 
 
