@@ -296,22 +296,25 @@ def _compile_nvrtc(code: str, arch: str, form: str) -> bytes:
 
 
 def _bound_blocks(code: str) -> str:
-    """Promise one block a multiprocessor for kernels that move registers between warpgroups.
+    """Promise as many blocks a multiprocessor as a kernel's call of `amx_blocks<N>` names.
 
-    ptxas ignores setmaxnreg without the promise, and TVM 0.27 writes the threads alone.
+    ptxas then keeps to the registers that N blocks leave each other, and without a promise it
+    ignores setmaxnreg; TVM 0.27 writes the threads alone.
     """
     start = 'extern "C" __global__'
     head, *kernels = code.split(start)
-    for i, kernel in enumerate(kernels):
-        if "amx_wgmma_more_registers" in kernel:
-            kernels[i] = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", kernel)
+    promised: dict[str, str] = {}
+    for kernel in kernels:
+        blocks = re.search(r"\bamx_blocks<(\d+)>\(\)", kernel)
+        if blocks:
+            named = re.search(r"__launch_bounds__\(\d+\) (\w+)\(", kernel)
+            promised[named[1] if named else ""] = blocks[1]
     # declarations come first and apart: TVM's prototypes carry bounds of their own
-    promised = {m for k in kernels for m in re.findall(r"__launch_bounds__\(\d+, 1\) (\w+)\(", k)}
     for i in range(len(kernels)):
-        for name in promised:
+        for name, count in promised.items():
             kernels[i] = re.sub(
                 rf"__launch_bounds__\((\d+)\) {name}\(",
-                rf"__launch_bounds__(\1, 1) {name}(",
+                rf"__launch_bounds__(\1, {count}) {name}(",
                 kernels[i],
             )
     return start.join([head, *kernels])

@@ -18,12 +18,19 @@ from relax_passes.schedules.cuda.gemv import GemvKnobs
 from relax_passes.schedules.spec import LinearSpec
 
 # Values beside the default, for each kind of kernel; what does not fit a shape fails to build.
-GEMV = {"warps": (4, 8, 14, 16), "inflight": (1, 2, 4, 8), "tiles": (1, 2, 4)}
+GEMV = {
+    "warps": (4, 8, 14, 16),
+    "inflight": (1, 2, 4, 8),
+    "tiles": (1, 2, 4),
+    "buffers": (1, 2),
+}
 TILE = {
-    "block_m": (16, 32, 64, 128, 256),
-    "groups": (1, 2),
-    "stages": (3, 4, 5, 6, 8),
+    "block_m": (8, 16, 32, 64, 128, 256),
+    "groups": (1, 2, 3, 4),
+    "stages": (4, 6, 8),
     "cluster": (1, 2, 4, 8),
+    "share": (1, 2),
+    "parallel": (1, 2),
     "producer": (0, 1),
 }
 

@@ -63,6 +63,9 @@ CASES = (
     Case("int4", 256, 1024, bias=True),
     Case("int8", 256, 1056),
     Case("none", 256, 1040, residual=True),
+    # so many rows of W take other blocks
+    Case("amxfp4", 17024, 512, silu_mul=True, bias=True),
+    Case("nvfp4", 17024, 512, residual=True, dependent=True),
 )
 # linears whose input a row kernel rounds to their own format before (W4A4)
 W4A4_CASES = (

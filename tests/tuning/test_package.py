@@ -7,6 +7,8 @@ Nothing is compiled to machine code and no GPU is needed; the measuring itself h
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -123,3 +125,18 @@ def test_operands_fit_the_kernel(options):
     for array, (_, shape, dtype) in zip(given, argument_shapes(spec), strict=True):
         assert array.shape == tuple(3 if extent is None else extent for extent in shape)
         assert array is answer or str(array.dtype) == dtype
+
+
+def test_measuring_needs_no_compiler():
+    """What `package_run` imports to measure, where TVM's Python package is missing."""
+    code = """
+import sys
+sys.modules["tvm"] = None
+import numpy as np
+from relax_passes.schedules.spec import LinearSpec
+from tuning import package_run
+from tuning.oracle import FragmentOperands
+operands = FragmentOperands(LinearSpec("amxfp4", 64, 128, "float16", out_dtype="float16"))
+assert operands.arguments(2)[2].shape == (2, 64)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,8 @@
 """Which schedule with which knobs a number of rows of x gets: the defaults, before any tuning.
 
     M        schedule
-    1..16    gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8, 16
+    1..8     gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8
+    9..16    gemv where row tiles are few or there is no wgmma, else tile
     17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
     129..    tile with blocks of 256 rows of x (128 without wgmma); K is split while M <= 512
 
@@ -62,57 +63,71 @@ class Bucket:
 
 
 def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
-    """Warps, loads in flight and tiles a warp for M <= 16.
+    """Warps, loads in flight, tiles a warp and buffers for M <= 16.
 
-    Few row tiles want many warps on each; many want small blocks. Two tiles a warp halve the reads
-    of x, which outweigh those of W from 16 rows on (and of gate and up, which one warp must hold).
+    Few row tiles want many warps on each; many want small blocks. Loading a batch ahead pays where
+    warps are few a multiprocessor, two tiles a warp halve the reads of x where they are many (and
+    gate and up are two tiles by nature).
     """
-    tiles = 2 if spec.silu_mul or rows == 16 else 1
-    blocks = shape.tiles(spec.n) // tiles
+    row_tiles = shape.tiles(spec.n)
     columns = shape.units(spec.k) * shape.unit
-    long = columns >= 2048
-    few = blocks < 300 // tiles  # about two blocks a multiprocessor
-    if few:
-        warps, inflight = 16, 4 if rows == 1 or (rows == 4 and columns >= 4096) else 2
-    elif rows == 1:
-        warps, inflight = (16, 2) if blocks < 3 * MULTIPROCESSORS else (8, 4)
+    few, many = row_tiles < 300, row_tiles >= 4 * MULTIPROCESSORS
+    tiles = 2 if spec.silu_mul or rows == 16 or (many and rows >= 4) else 1
+    if rows == 1:
+        warps, inflight, buffers = (16, 4, 1) if few else (8, 4, 1) if many else (16, 2, 1)
+    elif rows == 2:
+        warps, inflight, buffers = (8, 4, 1) if many else (16, 2, 2)
+    elif rows <= 8:
+        warps, inflight, buffers = (4, 2, 1) if many else (8, 2, 2)
+        if few:
+            warps, inflight = 16, 2 if rows == 4 else 1
     else:
-        warps, inflight = (8, 4) if blocks < 4 * MULTIPROCESSORS else (4, 4)
-    if rows == 8 and long and not spec.silu_mul:
-        # x takes the registers of the loads: half of them, and one where K is soon walked
-        inflight = 1 if few and columns <= 4096 else 2
-    if rows == 16:
-        warps, inflight = (16, 2) if blocks < 150 else (8, 2)
-        if long and not spec.silu_mul and not (few and columns > 4096):
-            warps, inflight = 16 if few else 8 if blocks < 4 * MULTIPROCESSORS else 4, 1
-    if rows in (1, 4, 8) and columns % (14 * 256) == 0:
-        # K = 14336 and its like: no warp idles in the last round
-        warps, inflight = 14, 2 if rows == 8 else 4
-    if spec.silu_mul:
-        # two tiles a warp load twice as much; 1 and 8 rows of a long K still gain from all of it
-        inflight = inflight if rows in (1, 8) and spec.k >= 4096 else max(1, inflight // 2)
+        warps, inflight, buffers = (16, 2, 1) if few else (8 if many else 16, 1, 1)
+    if rows <= 8 and few and columns % (14 * 256) == 0:
+        warps = 14  # K = 14336 and its like: no warp idles in the last round
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
-    return GemvKnobs(warps, inflight, tiles)
+    return GemvKnobs(warps, inflight, tiles, buffers)
 
 
 def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
-    """Blocks of x, ring, cluster and roles for M > 16."""
-    n_tiles = -(-spec.n // 128)
+    """Blocks of x, groups, ring, cluster and roles for M > 16."""
     depth = spec.k // STAGE_COLUMNS
+    if not device.wgmma:
+        return _mma_knobs(spec, device, rows, depth)
+    row_groups = -(-spec.n // 64)
+    if rows == 256:
+        cluster = 2 if -(-row_groups // 2) * 2 * 2 <= MULTIPROCESSORS and depth >= 16 else 1
+        return TileKnobs(rows, 2, 4, cluster, 2 if cluster == 1 else 1, 1, True)
+    if rows >= 64 and row_groups >= 2 * MULTIPROCESSORS:
+        # enough for blocks that share x among 256 rows of W; 128 rows of x leave no room for a
+        # ninth (seventeenth) warp
+        return TileKnobs(rows, 4, 6, 1, 1, 2 if rows == 128 else 1, rows == 64)
+    groups = {16: 7, 32: 7, 64: 4, 128: 2}[rows] * MULTIPROCESSORS  # of four warps, at once
     cluster = 1
+    while cluster < 8 and row_groups * cluster * 2 <= groups and depth // (cluster * 2) >= 8:
+        if cluster == 4 and (row_groups * 8 > 5 * MULTIPROCESSORS or (rows > 32 and depth < 128)):
+            break
+        cluster *= 2
+    if cluster == 1 and rows <= 32:
+        row_blocks = 2 if rows == 16 else 4
+    elif rows == 128:
+        row_blocks = 3 if depth >= 128 else 2 if cluster == 2 else 1
+    else:
+        row_blocks = 2 if rows == 16 and cluster == 4 else 1
+    stages = 8 if rows == 16 else 4 if rows == 128 and row_blocks != 2 else 6
+    return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
+
+
+def _mma_knobs(spec: LinearSpec, device: Device, rows: int, depth: int) -> TileKnobs:
+    """Knobs without wgmma: two groups of warps, K split where clusters exist."""
+    n_tiles, cluster = -(-spec.n // 128), 1
     if device.clusters:
-        # up to two blocks a multiprocessor, one where a block takes all registers or columns are
-        # many
         slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
-        m_blocks = 2 if rows == 256 else 1
         most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4
-        while cluster < most and n_tiles * m_blocks * cluster * 2 <= slots:
+        while cluster < most and n_tiles * cluster * 2 <= slots and depth // (cluster * 2) >= 8:
             cluster *= 2
-        while cluster > 1 and depth // cluster < 8:
-            cluster //= 2
-    stages = {32: 6, 64: 6, 128: 5, 256: 5}[rows]
-    return TileKnobs(rows, 2, stages, cluster, device.wgmma, device.wgmma)
+    return TileKnobs(rows, 2, 6 if rows <= 64 else 4, cluster, wgmma=False)
 
 
 def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
@@ -127,7 +142,7 @@ def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
     """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
     while shared_bytes(knobs, shape) > device.shared_bytes:
         if knobs.stages > 4:
-            knobs = replace(knobs, stages=knobs.stages - 1)
+            knobs = replace(knobs, stages=knobs.stages - 2)
         else:
             knobs = replace(knobs, block_m=knobs.block_m // 2)
     return knobs
@@ -139,12 +154,14 @@ def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> l
     `spec.m` keeps the one bucket that M falls into, `spec.m_max` drops those that cannot occur.
     """
     found = [Bucket(rows, gemv_knobs(spec, shape, rows)) for rows in GEMV_ROWS]
+    if device.wgmma and shape.tiles(spec.n) >= 300:
+        found[-1] = Bucket(16, fit(tile_knobs(spec, device, 16), shape, device))
     found += [
         Bucket(rows, fit(tile_knobs(spec, device, rows), shape, device)) for rows in TILE_ROWS
     ]
     largest = 256 if device.wgmma else 128
     split = fit(tile_knobs(spec, device, largest), shape, device)
-    whole = replace(split, cluster=1)
+    whole = replace(split, cluster=1, share=2 if device.wgmma else 1)
     if split != whole:
         found.append(Bucket(SPLIT_ROWS, split))
     found.append(Bucket(None, whole))

@@ -6,14 +6,14 @@ For code c of row n and group g, the plain value is a sum of at most two chains:
     value(c) = FACTOR * (alpha[n, g] * first(c) + beta[n, g] * second(c))
 
     formats                      first              second            alpha          beta
-    E2M1, two scales (AMXFP4)    q * 2^-14          |q| * 2^-14       (s+ + s-)/2    (s+ - s-)/2
+    E2M1, two scales (AMXFP4)    q * 2^-14          |q| * 2^-14       s+ + s-        s+ - s-
     E2M1, one scale              q * 2^-14                            s
     int4                         c * 2^-24          2^-24 (ones)      s              -s * zero
     int8                         c - 128                              s
     float16                      w                                    1 (no scales)
 
 Both chains are exact in float16 (subnormals included), and the tensor cores multiply them exactly,
-so alpha and beta are applied to float32 sums of whole groups: the form for M <= 8, where the second
+so alpha and beta (for two scales twice what they should be, FACTOR is half) are applied to float32 sums of whole groups: the form for M <= 8, where the second
 product costs less than touching every weight. For larger M the coefficients are applied in float16
 registers instead and one chain is left (`half` functions), with
 
@@ -31,19 +31,23 @@ from amx_tvm.formats.cuda_layout import FragmentShape, shape_of
 # E of the docstring, by scale type; E2M1 codes add 2^-14.
 _HALF_EXPONENT = {"E5M2": 7, "E4M3": 5, "E8M0": 8, "float16": 0}
 
-_SCALE_FLOAT = {
-    # the byte is the upper half of a float16
-    "E5M2": "__half2float(__ushort_as_half((unsigned short)(({b}) << 8)))",
-    # exponent and mantissa at a float16's place: the value times 2^-8, subnormals included
-    "E4M3": "(__half2float(__ushort_as_half((unsigned short)(({b}) << 7))) * 256.0f)",
-    "E8M0": "__uint_as_float(({b}) << 23)",
+_SCALE_FLOAT2 = {
+    # Bytes i and j as two floats. A byte of E5M2 is the upper half of a float16
+    "E5M2": "__half22float2(amx_h2(amx_high(rec, {i}, {j})))",
+    # exponent and mantissa at a float16's place: the value times 2^-8, subnormals included; the
+    # factor takes it back
+    "E4M3": "__half22float2(amx_h2(amx_high(rec, {i}, {j}) >> 1))",
+    "E8M0": "make_float2(__uint_as_float(amx_byte(rec, {i}) << 23), "
+    "__uint_as_float(amx_byte(rec, {j}) << 23))",
 }
+_FLOAT_FACTOR = {"E5M2": 1.0, "E4M3": 256.0, "E8M0": 1.0}
 
 _SCALE_HALF2 = {
-    # times 2^0, 2^-8, 2^E: what HALF2_GAIN multiplies away; amx_high puts a byte above both halves
-    "E5M2": "amx_high(rec, {i})",
-    "E4M3": "(amx_high(rec, {i}) >> 1)",
-    "E8M0": "amx_pair_of((unsigned)(min(max((int)amx_byte(rec, {i}) - 104, 0), 30) << 10))",
+    # Bytes i and j as two float16, times 2^0, 2^-8, 2^E: what HALF2_GAIN multiplies away;
+    # amx_high puts the bytes into the upper halves
+    "E5M2": "amx_high(rec, {i}, {j})",
+    "E4M3": "(amx_high(rec, {i}, {j}) >> 1)",
+    "E8M0": "(amx_power(amx_byte(rec, {i})) | amx_power(amx_byte(rec, {j})) << 16)",
 }
 _HALF2_GAIN = {"E5M2": 7, "E4M3": 13, "E8M0": 0}
 
@@ -51,17 +55,19 @@ COMMON = r"""
 #ifndef AMX_COMMON
 #define AMX_COMMON
 #include <cuda_fp16.h>
-__device__ __forceinline__ unsigned amx_pair_of(unsigned h) { return h * 0x10001u; }
 __device__ __forceinline__ __half2 amx_h2(unsigned v) { return *reinterpret_cast<__half2*>(&v); }
 __device__ __forceinline__ unsigned amx_u32(__half2 v) { return *reinterpret_cast<unsigned*>(&v); }
 __device__ __forceinline__ unsigned amx_byte(const unsigned* r, int i) {
   return (r[i >> 2] >> (8 * (i & 3))) & 0xffu;
 }
-__device__ __forceinline__ unsigned amx_high(const unsigned* r, int i) {
-  return __byte_perm(r[i >> 2], 0u, 0x0404u | ((i & 3) * 0x1010u));
+// Bytes i and j of one word above zeros.
+__device__ __forceinline__ unsigned amx_high(const unsigned* r, int i, int j) {
+  return __byte_perm(r[i >> 2], 0u, 0x0404u | ((i & 3) << 4) | ((j & 3) << 12));
 }
-__device__ __forceinline__ unsigned amx_short(const unsigned* r, int i) {
-  return (r[i >> 1] >> (16 * (i & 1))) & 0xffffu;
+__device__ __forceinline__ unsigned amx_power(unsigned b) { return min(max((int)b - 104, 0), 30) << 10; }
+// Half h of a pair in both places: an operand's choice in the instruction that follows, no work.
+__device__ __forceinline__ __half2 amx_row(unsigned v, int h) {
+  return h ? __high2half2(amx_h2(v)) : __low2half2(amx_h2(v));
 }
 #endif
 """
@@ -84,9 +90,9 @@ class FragmentDecode:
         32-bit words a lane holds for one step of 16 columns.
     text : str
         Definitions of ``amx_first_<ident>(w, q, r)`` (a step's chains: 4 words each),
-        ``amx_coef_<ident>(rec, j, alpha, beta)``, ``amx_hcoef_<ident>(rec, j, a, b)`` (float16
-        pairs) and ``amx_half_<ident>(w, a, b, out)`` (a step's scaled registers; a, b for h = 0,
-        1). ``rec`` holds stored scales; j counts (group, h) pairs in it.
+        ``amx_coef_<ident>(rec, group, alpha, beta)`` (of rows g and g + 8),
+        ``amx_hcoef_<ident>(rec, group, a, b)`` (the same as float16 in the halves of a word) and
+        ``amx_half_<ident>(w, a, b, out)`` (a step's scaled registers). ``rec`` holds stored scales.
     """
 
     shape: FragmentShape
@@ -115,25 +121,26 @@ def _e2m1_chains(name: str, two: bool) -> str:
 def _coefficients(name: str, types: tuple[str, ...]) -> str:
     """Write alpha and beta as floats and as pairs of float16, for formats with 8-bit scales."""
     kind, n = types[0], len(types)
-    index = [f"{n} * j{' + 1' if i else ''}" for i in range(2)]
-    first, second = (f"amx_byte(rec, {i})" for i in index)
     gain = float(2 ** _HALF2_GAIN[kind])
+    places = [{"i": f"{2 * n} * group + {i}", "j": f"{2 * n} * group + {n + i}"} for i in range(n)]
+    floats = [_SCALE_FLOAT2[kind].format(**place) for place in places]
+    pairs = [f"amx_h2({_SCALE_HALF2[kind].format(**place)})" for place in places]
     if n == 2:
-        as_float = f"""  float p = {_SCALE_FLOAT[kind].format(b=first)}, n = {_SCALE_FLOAT[kind].format(b=second)};
-  alpha = 0.5f * (p + n); beta = 0.5f * (p - n);"""
-        as_half = f"""  __half2 p = amx_h2({_SCALE_HALF2[kind].format(i=index[0])});
-  __half2 n = __hmul2(amx_h2({_SCALE_HALF2[kind].format(i=index[1])}), __float2half2_rn({gain / 2}f));
-  a = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), n));
-  b = amx_u32(__hfma2(p, __float2half2_rn({gain / 2}f), __hneg2(n)));"""
+        as_float = f"""  const float2 p = {floats[0]}, n = {floats[1]};
+  alpha[0] = p.x + n.x; beta[0] = p.x - n.x; alpha[1] = p.y + n.y; beta[1] = p.y - n.y;"""
+        as_half = f"""  const __half2 gain = __float2half2_rn({gain / 2}f), p = {pairs[0]};
+  const __half2 n = __hmul2({pairs[1]}, gain);
+  a = amx_u32(__hfma2(p, gain, n));
+  b = amx_u32(__hfma2(p, gain, __hneg2(n)));"""
     else:
-        as_float = f"  alpha = {_SCALE_FLOAT[kind].format(b=first)};"
-        as_half = f"""  a = amx_u32(__hmul2(amx_h2({_SCALE_HALF2[kind].format(i=index[0])}), __float2half2_rn({gain}f)));
+        as_float = f"  const float2 s = {floats[0]}; alpha[0] = s.x; alpha[1] = s.y;"
+        as_half = f"""  a = amx_u32(__hmul2({pairs[0]}, __float2half2_rn({gain}f)));
   b = 0u;"""
     return f"""
-__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int group, float* alpha, float* beta) {{
 {as_float}
 }}
-__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int group, unsigned& a, unsigned& b) {{
 {as_half}
 }}"""
 
@@ -142,13 +149,14 @@ def _e2m1(shape: FragmentShape) -> FragmentDecode:
     """Decode E2M1 with one or two 8-bit scales."""
     kind, two = shape.scale_types[0], len(shape.scale_types) == 2
     name = f"e2m1_{'x'.join(shape.scale_types).lower()}_g{shape.group}"
-    scaled = "__hmul2(amx_h2(a[h]), amx_h2(q[i]))"
+    scaled = "__hmul2(amx_row(a, h), amx_h2(q[i]))"
     if two:
-        scaled = "__hfma2(amx_h2(a[h]), amx_h2(q[i]), __hmul2(amx_h2(b[h]), amx_h2(r[i])))"
+        # the absolute value is an operand's choice too
+        second = "__hmul2(amx_row(b, h), __habs2(amx_h2(q[i])))"
+        scaled = f"__hfma2(amx_row(a, h), amx_h2(q[i]), {second})"
     text = f"""{_e2m1_chains(name, two)}
 {_coefficients(name, shape.scale_types)}
-__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
-                                                unsigned* out) {{
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, unsigned a, unsigned b, unsigned* out) {{
   unsigned q[4], r[4];
   amx_first_{name}(w, q, r);
 #pragma unroll
@@ -158,7 +166,8 @@ __device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigne
   }}
 }}"""
     half_factor = 2.0 ** (14 - _HALF_EXPONENT[kind])
-    return FragmentDecode(shape, name, 1 + two, 2.0**14, half_factor, 1, text)
+    factor = 2.0 ** (14 - two) * _FLOAT_FACTOR[kind]
+    return FragmentDecode(shape, name, 1 + two, factor, half_factor, 1, text)
 
 
 def _int4(shape: FragmentShape) -> FragmentDecode:
@@ -169,23 +178,25 @@ __device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q,
 #pragma unroll
   for (int i = 0; i < 4; ++i) {{ q[i] = (w[0] >> (4 * i)) & 0x000F000Fu; r[i] = 0x00010001u; }}
 }}
-__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
-  float zero = __half2float(__ushort_as_half((unsigned short)amx_short(rec, 2 * j + 1)));
-  alpha = __half2float(__ushort_as_half((unsigned short)amx_short(rec, 2 * j)));
-  beta = -alpha * zero;
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int group, float* alpha, float* beta) {{
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {{  // scale and zero point
+    const float2 pair = __half22float2(amx_h2(rec[2 * group + h]));
+    alpha[h] = pair.x; beta[h] = -pair.x * pair.y;
+  }}
 }}
-__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
-  a = amx_pair_of(amx_short(rec, 2 * j));
-  b = amx_u32(__hadd2(amx_h2(amx_pair_of(amx_short(rec, 2 * j + 1))), __float2half2_rn(1024.0f)));
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int group, unsigned& a, unsigned& b) {{
+  a = __byte_perm(rec[2 * group], rec[2 * group + 1], 0x5410);
+  const unsigned zero = __byte_perm(rec[2 * group], rec[2 * group + 1], 0x7632);
+  b = amx_u32(__hadd2(amx_h2(zero), __float2half2_rn(1024.0f)));
 }}
 // 0x6400 | c is 1024 + c; minus 1024 + zero is exact.
-__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
-                                                unsigned* out) {{
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, unsigned a, unsigned b, unsigned* out) {{
 #pragma unroll
   for (int i = 0; i < 4; ++i) {{
     const int h = i & 1;
     unsigned c = ((w[0] >> (4 * i)) & 0x000F000Fu) | 0x64006400u;
-    out[i] = amx_u32(__hmul2(amx_h2(a[h]), __hsub2(amx_h2(c), amx_h2(b[h]))));
+    out[i] = amx_u32(__hmul2(amx_row(a, h), __hsub2(amx_h2(c), amx_row(b, h))));
   }}
 }}"""
     return FragmentDecode(shape, name, 2, 2.0**24, 1.0, 1, text)
@@ -203,18 +214,18 @@ __device__ __forceinline__ void amx_first_{name}(const unsigned* w, unsigned* q,
     q[i] = amx_u32(__hadd2(amx_h2(c), amx_h2(0xE480E480u)));
   }}
 }}
-__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int j, float& alpha, float& beta) {{
-  alpha = __half2float(__ushort_as_half((unsigned short)amx_short(rec, j)));
+__device__ __forceinline__ void amx_coef_{name}(const unsigned* rec, int group, float* alpha, float* beta) {{
+  const float2 s = __half22float2(amx_h2(rec[group]));
+  alpha[0] = s.x; alpha[1] = s.y;
 }}
-__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int j, unsigned& a, unsigned& b) {{
-  a = amx_pair_of(amx_short(rec, j)); b = 0u;
+__device__ __forceinline__ void amx_hcoef_{name}(const unsigned* rec, int group, unsigned& a, unsigned& b) {{
+  a = rec[group]; b = 0u;
 }}
-__device__ __forceinline__ void amx_half_{name}(const unsigned* w, const unsigned* a, const unsigned* b,
-                                                unsigned* out) {{
+__device__ __forceinline__ void amx_half_{name}(const unsigned* w, unsigned a, unsigned b, unsigned* out) {{
   unsigned q[4];
   amx_first_{name}(w, q, q);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = amx_u32(__hmul2(amx_h2(a[i & 1]), amx_h2(q[i])));
+  for (int i = 0; i < 4; ++i) out[i] = amx_u32(__hmul2(amx_row(a, i & 1), amx_h2(q[i])));
 }}"""
     return FragmentDecode(shape, name, 1, 1.0, 1.0, 2, text)
 
@@ -226,8 +237,7 @@ __device__ __forceinline__ void amx_first_float16(const unsigned* w, unsigned* q
 #pragma unroll
   for (int i = 0; i < 4; ++i) q[i] = w[i];
 }
-__device__ __forceinline__ void amx_half_float16(const unsigned* w, const unsigned* a, const unsigned* b,
-                                                 unsigned* out) {
+__device__ __forceinline__ void amx_half_float16(const unsigned* w, unsigned a, unsigned b, unsigned* out) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) out[i] = w[i];
 }"""

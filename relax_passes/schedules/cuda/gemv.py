@@ -22,7 +22,10 @@ weight.
 
 K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch
 of chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the
-activations are waited for (programmatic dependent launch).
+activations are waited for (programmatic dependent launch). With two buffers a batch is requested
+while the one before it is multiplied. (Loading each unit into the registers of the one that was
+multiplied just now looks better and is not: ptxas waits for the oldest load by a counter that the
+youngest shares.)
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
             # One buffer: TVM would give two that it thinks never live together the same bytes,
             # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
             # their place after a barrier where both together would pass 48 KB.
-            words, sums = plan.operands * 8 * 4, tiles * warps * 16 * rows
+            words, sums = plan.buffers * plan.operands * 8 * 4, tiles * warps * 16 * rows
             overlaid = (warps * words + sums + 1) * 4 > 49152
             size = max(warps * words, sums) if overlaid else warps * words + sums
             # the last element is used by nobody: a store to it keeps the size (see

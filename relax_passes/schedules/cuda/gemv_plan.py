@@ -14,12 +14,14 @@ class GemvKnobs:
     warps : warps that share the block's K
     inflight : 16-byte weight loads a lane has in flight for each tile
     tiles : tiles of 16 rows a warp computes; more reuse x more often (silu_mul: even)
+    buffers : 2 loads the next batch while one is multiplied, 1 behind it
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
     warps: int = 8
     inflight: int = 8
     tiles: int = 1
+    buffers: int = 1
     dependent: bool = False
 
 
@@ -36,6 +38,7 @@ class Plan:
     parts: int  # loads of a chunk are split in this many rounds
     chunks: int
     rounds: int  # batches a warp walks
+    buffers: int  # sets of registers and of x in shared memory
     exact: bool  # no batch reaches beyond the last chunk
 
     @property
@@ -81,4 +84,5 @@ def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
     chunks = columns // chunk
     rounds = -(-chunks // (knobs.warps * batch))
     exact = chunks == rounds * knobs.warps * batch
-    return Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, exact)
+    buffers = min(knobs.buffers, rounds) if parts == 1 else 1
+    return Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, buffers, exact)

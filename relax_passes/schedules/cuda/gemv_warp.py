@@ -30,8 +30,10 @@ class Warp:
         self.words_per_tile = plan.batch * self.part_units * 4
         self.outs = 2 if plan.gp > 1 else 4
         tiles = knobs.tiles
-        self.words = local(tiles * self.words_per_tile, "uint32")
-        self.records = local(tiles * self.records_per_tile * self.record_words, "uint32")
+        self.set_words = tiles * self.words_per_tile
+        self.set_records = tiles * self.records_per_tile
+        self.words = local(plan.buffers * self.set_words, "uint32")
+        self.records = local(plan.buffers * self.set_records * self.record_words, "uint32")
         self.x = local(plan.operands, "uint32")
         self.wide = plan.rows > 8
         self.sums = max(8, 4 * plan.column_tiles)  # accumulators of a tile
@@ -49,18 +51,19 @@ class Warp:
         """Clamp a chunk index: its weights are then read twice and multiplied by x = 0."""
         return chunk if self.plan.exact else tirx.min(chunk, self.plan.chunks - 1)
 
-    def load_weights(self, batch, part) -> None:
+    def load_weights(self, batch, part, buffer: int = 0) -> None:
         """Request the codes of one part of a batch."""
         for i in range(self.knobs.tiles):
             for c in range(self.plan.batch):
                 chunk = self._inside(self._chunk(batch, c))
                 for u in range(self.part_units):
                     unit = chunk * self.plan.units + part * self.part_units + u
-                    word = i * self.words_per_tile + (c * self.part_units + u) * 4
+                    word = buffer * self.set_words + i * self.words_per_tile
+                    word += (c * self.part_units + u) * 4
                     source = at(self.linear.codes, self._tile(i), unit, self.lane * 16)
                     call("amx_ldg_words4", at(self.words, word), source)
 
-    def load_scales(self, batch) -> None:
+    def load_scales(self, batch, buffer: int = 0) -> None:
         """Request the stored scales of a batch."""
         if not self.scaled:
             return
@@ -70,9 +73,8 @@ class Warp:
         for i in range(self.knobs.tiles):
             for c in range(plan.batch):
                 chunk = self._inside(self._chunk(batch, c))
-                first_word = (
-                    i * self.records_per_tile + c * self.records_per_tile // plan.batch
-                ) * size
+                first_word = buffer * self.set_records + i * self.records_per_tile
+                first_word = (first_word + c * self.records_per_tile // plan.batch) * size
                 if plan.gp == 1:
                     for u in range(plan.units):
                         self._scale_words(i, first_word + u * size, chunk * plan.units + u, 0, size)
@@ -95,7 +97,7 @@ class Warp:
         source = at(self.linear.scales, self._tile(i), unit, self.g * record + byte)
         call(f"amx_ldg_words{count}", at(self.records, word), source)
 
-    def fetch_x(self, batch) -> None:
+    def fetch_x(self, batch, buffer: int = 0) -> None:
         """Copy the batch's superblocks of x to the warp's shared memory, one piece a lane each."""
         plan, k, m = self.plan, self.linear.spec.k, self.linear.m
         always = isinstance(m, int) and m * plan.gp >= 8 * plan.column_tiles
@@ -113,7 +115,7 @@ class Warp:
                 inside = tirx.And(inside, column < k)
                 column = tirx.min(column, k - 8)
             place = self._place(self.g, self.t)
-            slot = index * 8 * plan.pieces
+            slot = (buffer * plan.operands // plan.pieces + index) * 8 * plan.pieces
             target = self.stage + tirx.Cast("uint32", (slot + place) * 16)
             source = at(self.linear.x, safe_row, column)
             if plan.pieces == 4:
@@ -122,19 +124,21 @@ class Warp:
                 with T.If(self.t < plan.pieces):
                     with T.Then():
                         call("amx_fetch_x", target, source, inside)
+        call("amx_fetch_commit")
 
     def _place(self, column, piece):
         """Place of a 16-byte piece of a superblock, see the module docstring."""
         return piece * 8 + tirx.bitwise_xor(column, piece * 2)
 
-    def read_x(self) -> None:
+    def read_x(self, buffer: int = 0) -> None:
         """Read the batch's x operand from shared memory."""
         plan = self.plan
-        call("amx_fetch_done")
+        call(f"amx_fetch_wait<{plan.buffers - 1}>")
+        first = buffer * plan.operands // plan.pieces
         matrix = self.lane // 8 if plan.pieces == 4 else (self.lane // 8) % 2
         place = self._place(self.lane % 8, matrix)
         for s in range(plan.batch * plan.superblocks * plan.column_tiles):
-            offset = tirx.Cast("uint32", (s * 8 * plan.pieces + place) * 16)
+            offset = tirx.Cast("uint32", ((first + s) * 8 * plan.pieces + place) * 16)
             call(f"amx_matrix{plan.pieces}", at(self.x, s * plan.pieces), self.stage + offset)
         if plan.rounds > 1:
             call("amx_warp_sync")
@@ -147,7 +151,7 @@ class Warp:
             for j in range(count):
                 T.buffer_store(self.acc, tirx.const(0.0, "float32"), [self.sums * i + j])
 
-    def multiply(self, part) -> None:
+    def multiply(self, part, buffer: int = 0) -> None:
         """Run the chains over one part of a batch that is in registers."""
         plan = self.plan
         steps = self.linear.decode.shape.unit // 16
@@ -157,36 +161,48 @@ class Warp:
                 for st in range(steps):
                     superblock, inside = divmod(u * steps + st, per_superblock)
                     group, p = divmod(inside, per_group)
-                    if plan.parts == 1 and inside == 0 and self.scaled and not self.wide:
-                        self.zero()
                     if plan.parts > 1:
                         group = part * (self.part_units * steps // per_group) + group
-                    self._step(c, superblock, u, st, group, p)
+                    fresh = plan.parts == 1 and inside == 0 and self.scaled
+                    self._step(buffer, c, superblock, u, st, group, p, fresh)
                     if plan.parts == 1 and inside == per_superblock - 1:
-                        self.scale(c, superblock)
+                        self.scale(buffer, c, superblock)
 
-    def _step(self, c: int, superblock: int, u: int, st: int, group, p: int) -> None:
+    def _step(
+        self, buffer: int, c: int, superblock: int, u: int, st: int, group, p: int, fresh: bool
+    ) -> None:
+        """Multiply 16 columns; `fresh` starts new chains."""
         plan = self.plan
         base = (c * plan.superblocks + superblock) * plan.column_tiles * plan.pieces + 2 * p
         if self.wide:
-            self._wide_step(c, superblock, u, st, base)
+            self._wide_step(buffer, c, superblock, u, st, base)
             return
         b = [self.x[base], self.x[base + 1]]
         if self.plan.gp > 1:
             mine = tirx.EQ(self.g % self.plan.gp, group)
             b = [tirx.Select(mine, v, tirx.const(0, "uint32")) for v in b]
         for i in range(self.knobs.tiles):
-            word = i * self.words_per_tile + (c * self.part_units + u) * 4
-            word += st * self.linear.decode.words
+            word = self._word(buffer, i, c, u) + st * self.linear.decode.words
             acc, words = at(self.acc, self.sums * i), at(self.words, word)
-            call(f"amx_step_{self.name}", acc, words, *b, text=self.text)
+            name = f"amx_step_{self.name}<{str(fresh).lower()}>"
+            call(name, acc, words, *b, text=self.text)
 
-    def _wide_step(self, c: int, superblock: int, u: int, st: int, base: int) -> None:
+    def _word(self, buffer: int, i: int, c: int, u: int) -> int:
+        """First register of a unit's codes."""
+        tile = buffer * self.set_words + i * self.words_per_tile
+        return tile + (c * self.part_units + u) * 4
+
+    def _record(self, buffer: int, i: int, index: int) -> int:
+        """First register of a record of a batch."""
+        first = buffer * self.set_records + i * self.records_per_tile
+        return (first + index) * self.record_words
+
+    def _wide_step(self, buffer: int, c: int, superblock: int, u: int, st: int, base: int) -> None:
         plan, decode = self.plan, self.linear.decode
         group = superblock % decode.shape.unit_groups if self.scaled else 0
         for i in range(self.knobs.tiles):
-            word = i * self.words_per_tile + (c * self.part_units + u) * 4 + st * decode.words
-            record = (i * self.records_per_tile + c * plan.units + u) * self.record_words
+            word = self._word(buffer, i, c, u) + st * decode.words
+            record = self._record(buffer, i, c * plan.units + u)
             call(
                 f"amx_wide_{self.name}<{plan.column_tiles}>",
                 at(self.acc, self.sums * i),
@@ -198,21 +214,26 @@ class Warp:
                 text=self.text,
             )
 
-    def scale(self, c: int, superblock: int) -> None:
+    def scale(self, buffer: int, c: int, superblock: int) -> None:
         """Add finished chains, scaled, to the lane's sums."""
         if not self.scaled or self.wide:
             return
         for i in range(self.knobs.tiles):
             acc, out = at(self.acc, self.sums * i), at(self.out, self.outs * i)
-            first = i * self.records_per_tile
             if self.plan.gp > 1:
-                word = (first + c * self.plan.superblocks + superblock) * self.record_words
-                record = at(self.records, word)
-                call(f"amx_scale_diagonal_{self.name}", out, acc, record, text=self.text)
+                record = self._record(buffer, i, c * self.plan.superblocks + superblock)
+                name, group = f"amx_scale_diagonal_{self.name}", ()
             else:
-                unit, group = divmod(superblock, self.linear.decode.shape.unit_groups)
-                record = at(self.records, (first + c * self.plan.units + unit) * self.record_words)
-                call(f"amx_scale_plain_{self.name}", out, acc, record, group, text=self.text)
+                unit, inside = divmod(superblock, self.linear.decode.shape.unit_groups)
+                record = self._record(buffer, i, c * self.plan.units + unit)
+                name, group = f"amx_scale_plain_{self.name}", (inside,)
+            call(name, out, acc, at(self.records, record), *group, text=self.text)
+
+    def request(self, batch, buffer: int = 0) -> None:
+        """Request all of a batch."""
+        self.load_weights(batch, 0, buffer)
+        self.load_scales(batch, buffer)
+        self.fetch_x(batch, buffer)
 
     def run(self) -> None:
         """Walk all batches."""
@@ -228,6 +249,13 @@ class Warp:
         if dependent:
             call("amx_wait_prerequisites")
         self.fetch_x(0)
+        if plan.buffers == 1:
+            self._one_buffer()
+        else:
+            self._two_buffers()
+
+    def _one_buffer(self) -> None:
+        plan = self.plan
         with T.serial(plan.rounds, annotations={"disable_unroll": True}) as batch:
             self.read_x()
             if plan.parts == 1:
@@ -239,10 +267,26 @@ class Warp:
                     with T.If(part < plan.parts - 1):
                         with T.Then():
                             self.load_weights(batch, part + 1)
-                self.scale(0, 0)
+                self.scale(0, 0, 0)
             if plan.rounds > 1:
                 with T.If(batch < plan.rounds - 1):
                     with T.Then():
-                        self.load_weights(batch + 1, 0)
-                        self.load_scales(batch + 1)
-                        self.fetch_x(batch + 1)
+                        self.request(batch + 1)
+
+    def _two_buffers(self) -> None:
+        rounds = self.plan.rounds
+        with T.serial(rounds // 2, annotations={"disable_unroll": True}) as pair:
+            self.request(pair * 2 + 1, 1)
+            self.read_x(0)
+            self.multiply(0, 0)
+            with T.If(pair * 2 + 2 < rounds):
+                with T.Then():
+                    self.request(pair * 2 + 2, 0)
+                with T.Else():
+                    call("amx_fetch_commit")
+            self.read_x(1)
+            self.multiply(0, 1)
+        if rounds % 2:
+            call("amx_fetch_commit")
+            self.read_x(0)
+            self.multiply(0, 0)

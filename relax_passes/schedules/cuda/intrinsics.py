@@ -36,8 +36,10 @@ __device__ __forceinline__ void amx_fetch_x(unsigned dst, const void* p, bool in
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
                :: "r"(dst), "l"(p), "r"(inside ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void amx_fetch_done() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
+__device__ __forceinline__ void amx_fetch_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All groups but the last N are there, for all lanes.
+template <int N> __device__ __forceinline__ void amx_fetch_wait() {
+  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
   __syncwarp();
 }
 __device__ __forceinline__ void amx_warp_sync() { __syncwarp(); }
@@ -66,6 +68,10 @@ __device__ __forceinline__ void amx_wait_prerequisites() {
 __device__ __forceinline__ float amx_shuffle_add(float v, int mask) {
   return v + __shfl_xor_sync(0xffffffffu, v, mask);
 }
+// The warp's value, which the compiler then knows to be alike in all lanes.
+__device__ __forceinline__ int amx_uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }
+// Does nothing; the compiler's caller reads it (cuda_build): N blocks shall fit a multiprocessor.
+template <int N> __device__ __forceinline__ void amx_blocks() {}
 __device__ __forceinline__ float amx_silu(float v) { return v / (1.0f + __expf(-v)); }
 #endif
 """
@@ -78,6 +84,13 @@ __device__ __forceinline__ void amx_mma(float* c, const unsigned* a, unsigned b0
                "{%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The first product of a chain.
+__device__ __forceinline__ void amx_mma_first(float* c, const unsigned* a, unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+               "{%8, %9}, {%10, %10, %10, %10};"
+               : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 #endif
 """
@@ -115,55 +128,66 @@ def format_text(decode: FragmentDecode) -> str:
     """All CUDA text that a kernel of a format may call."""
     name = decode.ident
     second = "amx_mma(acc + 4, r, b0, b1);" if decode.chains == 2 else ""
+    second_first = second.replace("amx_mma", "amx_mma_first")
     scaling = ""
     if decode.shape.group:
-        beta = " + beta * acc[{0}]" if decode.chains == 2 else ""
+
+        def add(out: str, index: str) -> str:
+            """Add one sum, scaled; two multiply-adds in a row."""
+            lines = f"{out} = fmaf(alpha[h], acc[{index}], {out});"
+            if decode.chains == 2:
+                lines += f" {out} = fmaf(beta[h], acc[4 + {index}], {out});"
+            return lines
+
         scaling = f"""
 // out[4] += sums of one group of the lane: c0, c1 in row g, c2, c3 in row g + 8 (M <= 8, plain
 // form)
 __device__ __forceinline__ void amx_scale_plain_{name}(float* out, const float* acc, const unsigned* rec,
                                                        int group) {{
+  float alpha[2], beta[2];
+  amx_coef_{name}(rec, group, alpha, beta);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {{
-    float alpha = 0.f, beta = 0.f;
-    amx_coef_{name}(rec, 2 * group + h, alpha, beta);
-    out[2 * h] += alpha * acc[2 * h]{beta.format("4 + 2 * h")};
-    out[2 * h + 1] += alpha * acc[2 * h + 1]{beta.format("5 + 2 * h")};
+    {add("out[2 * h]", "2 * h")}
+    {add("out[2 * h + 1]", "2 * h + 1")}
   }}
 }}
 // out[2] += sums of two groups of the lane: c0 is group 0, c1 group 1 (block-diagonal form)
 __device__ __forceinline__ void amx_scale_diagonal_{name}(float* out, const float* acc,
                                                           const unsigned* rec) {{
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {{
-    const int group = j >> 1, h = j & 1;
-    float alpha = 0.f, beta = 0.f;
-    amx_coef_{name}(rec, j, alpha, beta);
-    out[h] += alpha * acc[2 * h + group]{beta.format("4 + 2 * h + group")};
+  for (int group = 0; group < 2; ++group) {{
+    float alpha[2], beta[2];
+    amx_coef_{name}(rec, group, alpha, beta);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {{ {add("out[h]", "2 * h + group")} }}
   }}
 }}"""
-    prepare = f"amx_hcoef_{name}(rec, 2 * group + h, a[h], d[h]);" if decode.shape.group else ""
+    prepare = f"amx_hcoef_{name}(rec, group, a, b);" if decode.shape.group else ""
     return f"""{TEXT}
 #ifndef AMX_FORMAT_{name}
 #define AMX_FORMAT_{name}
 {decode.text}
-// one step of 16 columns into the chains' accumulators
+// one step of 16 columns into the chains' accumulators; FIRST starts new chains
+template <bool FIRST>
 __device__ __forceinline__ void amx_step_{name}(float* acc, const unsigned* w, unsigned b0, unsigned b1) {{
   unsigned q[4], r[4];
   amx_first_{name}(w, q, r);
-  amx_mma(acc, q, b0, b1);
-  {second}
+  if constexpr (FIRST) {{
+    amx_mma_first(acc, q, b0, b1); {second_first}
+  }} else {{
+    amx_mma(acc, q, b0, b1); {second}
+  }}
 }}{scaling}
 // one step of 16 columns, scaled in registers, times TILES tiles of 8 rows of x (M > 8)
 template <int TILES>
 __device__ __forceinline__ void amx_wide_{name}(float* acc, const unsigned* w, const unsigned* rec, int group,
-                                                const unsigned* b, int stride) {{
-  unsigned a[2] = {{0u, 0u}}, d[2] = {{0u, 0u}}, r[4];
+                                                const unsigned* x, int stride) {{
+  unsigned a = 0u, b = 0u, r[4];
+  {prepare}
+  amx_half_{name}(w, a, b, r);
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {{ {prepare} }}
-  amx_half_{name}(w, a, d, r);
-#pragma unroll
-  for (int i = 0; i < TILES; ++i) amx_mma(acc + 4 * i, r, b[i * stride], b[i * stride + 1]);
+  for (int i = 0; i < TILES; ++i) amx_mma(acc + 4 * i, r, x[i * stride], x[i * stride + 1]);
 }}
 #endif
 """

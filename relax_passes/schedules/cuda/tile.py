@@ -9,9 +9,12 @@ memory:
     scales  [stages][warps][units of a stage][8 * record bytes]
 
 Two engines share the rest: tile_wgmma (sm_90a) and tile_mma (everything from sm_80 on). Where row
-tiles alone are too few for the multiprocessors, a cluster of blocks splits K and sums its float32
-tiles through distributed shared memory (sm_90 and later). The finished tile goes through shared
-memory, transposed to [row of x][row of W], so that y is written in whole sectors.
+tiles alone are too few for the multiprocessors, `cluster` blocks split K and sum their float32
+tiles through distributed shared memory (sm_90 and later). `share` blocks with the same rows of x
+each request a part of them from the L2 cache, for all (wgmma): x is read again by every block of
+128 rows of W, and from M = 64 on that is more than W's own bytes. Both kinds of neighbours form one
+cluster, split in x and shared in y. The finished tile goes through shared memory, transposed to
+[row of x][row of W], so that y is written in whole sectors.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tvm.script.ir_builder import tirx as T
 
 from .buffers import Linear
 from .intrinsics import at, call, local
-from .tile_text import tile_texts
+from .tile_text import stage_words, tile_texts
 
 STAGE_COLUMNS = 64
 
@@ -34,11 +37,13 @@ class TileKnobs:
 
     block_m : rows of x in a block: 16, 32, 64, 128 or 256
     groups : groups of four warps (64 rows of W each) in a block
-    stages : slots of the ring
+    stages : slots of the ring; with wgmma an even number
     cluster : blocks that split K (sm_90 and later)
+    share : blocks that request x together (wgmma); divides block_m / 8
+    parallel : steps of 16 columns that are decoded and multiplied together (wgmma): 1 or 2
+    producer : a warp of its own requests the stages (wgmma). With 256 rows of x it is a warpgroup
+        that cedes its registers to the others
     wgmma : take the asynchronous tensor core instruction and the copy engine (sm_90a)
-    producer : a warp of its own requests the stages (wgmma); else one thread of the first warp.
-        With 256 rows of x it is a warpgroup that cedes its registers to the others
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
@@ -46,8 +51,10 @@ class TileKnobs:
     groups: int = 2
     stages: int = 4
     cluster: int = 1
-    wgmma: bool = True
+    share: int = 1
+    parallel: int = 1
     producer: bool = False
+    wgmma: bool = True
     dependent: bool = False
 
     @property
@@ -71,7 +78,9 @@ class TileBlock:
         self.linear, self.knobs, self.rank = linear, knobs, rank
         self.threads, self.rows = knobs.groups * 128, knobs.groups * 64
         self.finish_name, self.texts = tile_texts(linear, knobs.block_m, knobs.cluster, self.rows)
+        warp = T.bind(call("amx_uniform", warp, returns="int32"))
         self.lane, self.warp, self.tid = lane, warp, warp * 32 + lane
+        self.peer = n_tile % knobs.share  # place among the blocks that share x
         self.m0, self.n0 = m_tile * knobs.block_m, n_tile * self.rows
         self.tile = tirx.min(n_tile * (self.rows // 16) + warp, linear.tiles - 1)
         self.units = STAGE_COLUMNS // shape.unit
@@ -79,11 +88,11 @@ class TileBlock:
         self.warp_scales = self.units * 8 * shape.record
         total = -(-linear.spec.k // STAGE_COLUMNS)
         self.iterations = -(-total // knobs.cluster)
-        self.iterations += self.iterations % 2  # A registers alternate: an even number of stages
         self.first = rank * self.iterations
         self.x_bytes = knobs.block_m * 128
         self._share(extra_bytes)
         self.acc = local(knobs.block_m // 2)
+        self.coefficients = local(2, "uint32")
 
     def _share(self, extra_bytes: int) -> None:
         """Lay out shared memory; the 128-byte swizzle wants its base at a multiple of 1024."""
@@ -110,6 +119,11 @@ class TileBlock:
         text = next(text for start, text in self.texts.items() if name.startswith(start))
         call(name, *args, text=text)
 
+    def value(self, name: str, *args, dtype: str = "uint32"):
+        """Call a CUDA function that returns something."""
+        text = next(text for start, text in self.texts.items() if name.startswith(start))
+        return call(name, *args, returns=dtype, text=text)
+
     def codes_at(self, slot):
         """Shared address of the warp's codes of a slot."""
         return self.codes_base + self._u32((slot * (self.rows // 16) + self.warp) * self.warp_codes)
@@ -124,10 +138,28 @@ class TileBlock:
         """Shared address of a slot's rows of x."""
         return self.base + self._u32(slot * self.x_bytes)
 
-    def decode_slot(self, a: tirx.Buffer, slot, buffer: int) -> None:
-        """Decode the warp's part of a slot into a set of 16 A registers."""
-        name = f"amx_stage_{self.linear.decode.ident}"
-        self.do(name, at(a, 16 * buffer), self.codes_at(slot), self.scales_at(slot), self.lane)
+    def read_slot(self, words: tirx.Buffer, records: tirx.Buffer, slot, buffer: int) -> None:
+        """Read the warp's codes and scales of a slot into one of the register buffers."""
+        sizes = stage_words(self.linear.decode)
+        self.do(
+            f"amx_words_{self.linear.decode.ident}",
+            at(words, sizes[0] * buffer),
+            at(records, sizes[1] * buffer),
+            self.codes_at(slot),
+            self.scales_at(slot),
+            self.lane,
+        )
+
+    def decode_step(self, a, words: tirx.Buffer, records: tirx.Buffer, buffer: int, step: int):
+        """Decode 16 columns of a register buffer into the 4 A registers at an address."""
+        sizes = stage_words(self.linear.decode)
+        self.do(
+            f"amx_decode_{self.linear.decode.ident}<{step}>",
+            a,
+            at(words, sizes[0] * buffer),
+            at(records, sizes[1] * buffer),
+            at(self.coefficients, 0),
+        )
 
     def sync(self) -> None:
         """Wait for all warps that compute."""
@@ -163,11 +195,12 @@ class TileBlock:
             self.m0,
             self.n0,
             self.rank,
+            self.peer * self.knobs.cluster,
             self.tid,
             tirx.const(self.threads, "int32"),
         )
         if self.knobs.cluster > 1:
-            self.do("amx_cluster_sync")  # no block may leave while another reads its tile
+            self.do("amx_cluster_meet")  # no block may leave while another reads its tile
 
 
 def emit(linear: Linear, knobs: TileKnobs) -> None:
@@ -176,6 +209,7 @@ def emit(linear: Linear, knobs: TileKnobs) -> None:
     from .tile_wgmma import WgmmaTile, tensor_maps
 
     n_tiles = -(-linear.tiles * 16 // (knobs.groups * 64))
+    n_tiles = -(-n_tiles // knobs.share) * knobs.share
     m_tiles = (linear.m + knobs.block_m - 1) // knobs.block_m
     split = knobs.cluster > 1
     maps = tensor_maps(linear, knobs) if knobs.wgmma else None
@@ -185,9 +219,11 @@ def emit(linear: Linear, knobs: TileKnobs) -> None:
         T.thread_binding(knobs.warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
+    # launch attributes: consecutive blocks form a cluster
     if split:
-        # becomes a launch attribute; consecutive blockIdx.x form a cluster
         threads.insert(2, T.thread_binding(knobs.cluster, thread="clusterCtaIdx.x"))
+    if knobs.share > 1:
+        threads.insert(2, T.thread_binding(knobs.share, thread="clusterCtaIdx.y"))
     with T.frame_scope(threads) as bound:
         with T.sblock("linear"):
             T.reads()

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from .buffers import Linear
 from .intrinsics import at, local
 from .tile import STAGE_COLUMNS, TileBlock, TileKnobs
+from .tile_text import stage_words
 
 
 class MmaTile(TileBlock):
@@ -20,6 +21,8 @@ class MmaTile(TileBlock):
     def __init__(self, linear: Linear, knobs: TileKnobs, **place):
         super().__init__(linear, knobs, extra_bytes=0, **place)
         self.a = local(16, "uint32")
+        words, records = stage_words(linear.decode)
+        self.words, self.records = local(words, "uint32"), local(records, "uint32")
 
     def _copy_w(self, k, slot) -> None:
         """Request a warp's codes and scales of local stage k."""
@@ -82,7 +85,9 @@ class MmaTile(TileBlock):
             self.do(f"amx_copy_wait<{stages - 2}>")
             self.do("amx_barrier")
             self._copy(k + stages - 1)
-            self.decode_slot(self.a, k % stages, 0)
+            self.read_slot(self.words, self.records, k % stages, 0)
+            for step in range(4):
+                self.decode_step(at(self.a, 4 * step), self.words, self.records, 0, step)
             xs = self.x_at(k % stages)
             name = f"amx_tile_mma<{self.knobs.block_m}>"
             self.do(name, at(self.acc, 0), at(self.a, 0), xs, self.lane)

@@ -102,18 +102,12 @@ __device__ __forceinline__ void amx_tile_mma(float* acc, const unsigned* a, unsi
 _WGMMA_COMMON = r"""
 #ifndef AMX_WGMMA
 #define AMX_WGMMA
-// K-major operand in the 128-byte swizzle: 8 rows of 128 bytes are 1024 bytes apart (both in 16
-// bytes).
-__device__ __forceinline__ unsigned long long amx_descriptor(unsigned a) {
-  return (unsigned long long)((a & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+// Lower word of the descriptor of a K-major operand in the 128-byte swizzle; the upper one is
+// constant: 8 rows of 128 bytes are 1024 bytes apart. 16 columns further is 2 more (in 16 bytes).
+__device__ __forceinline__ unsigned amx_wgmma_operand(unsigned a) {
+  return ((a & 0x3FFFF) >> 4) | (1u << 16);
 }
-__device__ __forceinline__ void amx_wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void amx_wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// A kernel that calls these gets __launch_bounds__(threads, 1), without which they have no effect.
+// Without effect in a kernel that does not call amx_blocks.
 template <int N> __device__ __forceinline__ void amx_wgmma_more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
 }
@@ -129,6 +123,12 @@ template <int N> __device__ __forceinline__ void amx_wgmma_wait() {
 _TMA = r"""
 #ifndef AMX_TMA
 #define AMX_TMA
+// True in one lane of a whole warp.
+__device__ __forceinline__ bool amx_elect() {
+  unsigned elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+  return elected;
+}
 __device__ __forceinline__ void amx_init_barrier(unsigned b, unsigned count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(b), "r"(count) : "memory");
 }
@@ -139,8 +139,20 @@ __device__ __forceinline__ void amx_init_done() {
 __device__ __forceinline__ void amx_expect(unsigned b, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void amx_arrive_lane0(unsigned b, int lane) {
-  if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(b) : "memory");
+// Lane 0 arrives where `wanted`; without a branch, which ptxas takes for the end of a pipeline.
+__device__ __forceinline__ void amx_arrive_lane0(unsigned b, bool wanted, int lane) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}"
+               :: "r"(b), "r"((int)(wanted && lane == 0)) : "memory");
+}
+// Lane i < COUNT arrives at the barrier of the cluster's block first + i * STEP. What was read has
+// arrived in registers; a release at the cluster's scope would wait for all of memory.
+template <int COUNT, int STEP>
+__device__ __forceinline__ void amx_arrive_peers(unsigned b, int first, bool wanted, int lane) {
+  asm volatile("{\n.reg .b32 r;\n.reg .pred p;\nsetp.ne.s32 p, %2, 0;\n"
+               "mapa.shared::cluster.u32 r, %0, %1;\n"
+               "@p mbarrier.arrive.shared::cluster.b64 _, [r];\n}"
+               :: "r"(b), "r"(first + (lane < COUNT ? lane : 0) * STEP), "r"((int)(wanted && lane < COUNT))
+               : "memory");
 }
 __device__ __forceinline__ void amx_wait_barrier(unsigned b, unsigned parity) {
   asm volatile("{\n.reg .pred p;\nW_%=:\n"
@@ -155,6 +167,13 @@ __device__ __forceinline__ void amx_tma_2d(unsigned dst, unsigned long long map,
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3}], [%4];"
                :: "r"(dst), "l"(map), "r"(c0), "r"(c1), "r"(b) : "memory");
+}
+// The same bytes to the same place in every block of the cluster that the mask names.
+__device__ __forceinline__ void amx_tma_2d_shared(unsigned dst, unsigned long long map, int c0, int c1,
+                                                  unsigned b, int mask) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+               ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+               :: "r"(dst), "l"(map), "r"(c0), "r"(c1), "r"(b), "h"((short)mask) : "memory");
 }
 __device__ __forceinline__ void amx_tma_3d(unsigned dst, unsigned long long map, int c0, int c1, int c2,
                                            unsigned b) {
@@ -174,6 +193,10 @@ __device__ __forceinline__ unsigned amx_cluster_rank() {
 __device__ __forceinline__ void amx_cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+// All are there; says nothing of what they wrote.
+__device__ __forceinline__ void amx_cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 __device__ __forceinline__ float4 amx_peer4(unsigned a, unsigned rank) {
   unsigned p; float4 v;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(p) : "r"(a), "r"(rank));
@@ -186,7 +209,11 @@ __device__ __forceinline__ float4 amx_peer4(unsigned a, unsigned rank) {
 
 
 def wgmma_text(columns: int) -> str:
-    """One wgmma of 64 rows of W (registers) by `columns` rows of x (shared memory), 16 deep."""
+    """Products of 64 rows of W (registers) by `columns` rows of x (shared memory), 16 deep each.
+
+    COUNT of them, from column 16 STEP of a stage on, are one group for `amx_wgmma_wait<N>`, which
+    frees the registers of W of all groups but the last N.
+    """
     count = columns // 2
     outs = ", ".join(f"%{i}" for i in range(count))
     ins = ", ".join(f"%{count + i}" for i in range(4))
@@ -194,48 +221,65 @@ def wgmma_text(columns: int) -> str:
     return f"""{_WGMMA_COMMON}
 #ifndef AMX_WGMMA_{columns}
 #define AMX_WGMMA_{columns}
-__device__ __forceinline__ void amx_wgmma_{columns}(float* c, const unsigned* a, unsigned long long b) {{
-  asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 {{{outs}}}, "
-               "{{{ins}}}, %{count + 4}, 1, 1, 1, 0;"
-               : {operands}
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}}
-__device__ __forceinline__ void amx_tile_wgmma_{columns}(float* c, const unsigned* a, unsigned xs) {{
-  const unsigned long long b = amx_descriptor(xs);
-  amx_wgmma_fence();
+template <int STEP, int COUNT>
+__device__ __forceinline__ void amx_tile_wgmma_{columns}(float* c, const unsigned* a, unsigned operand) {{
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-  for (int j = 0; j < 4; ++j) amx_wgmma_{columns}(c, a + 4 * j, b + 2 * j);
-  amx_wgmma_commit();
+  for (int i = 0; i < 4 * COUNT; i += 4) {{
+    const unsigned long long b = (1ull << 62) | (64ull << 32) | (operand + 2 * STEP + i / 2);
+    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 {{{outs}}}, "
+                 "{{{ins}}}, %{count + 4}, 1, 1, 1, 0;"
+                 : {operands}
+                 : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
+  }}
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }}
 #endif
 """
 
 
-def stage_decode_text(decode: FragmentDecode) -> str:
-    """Decode a warp's stage of 64 columns from shared memory to 16 scaled A registers."""
-    shape, name = decode.shape, decode.ident
+def stage_words(decode: FragmentDecode) -> tuple[int, int]:
+    """Words of codes and of scales that a lane holds for a stage of 64 columns."""
+    shape = decode.shape
     units = 64 // shape.unit
-    steps = shape.unit // 16
-    words = shape.record // 4 if shape.group else 0
-    lines = [
-        "__device__ __forceinline__ void "
-        f"amx_stage_{name}(unsigned* a, unsigned codes, unsigned scales, int lane) {{",
-        "  unsigned w[4], rec[4] = {0u, 0u, 0u, 0u}, sa[2] = {0u, 0u}, sb[2] = {0u, 0u};",
-    ]
-    for u in range(units):
-        lines.append(f"  amx_lds4(w, codes + {u * 512} + lane * 16);")
+    return 4 * units, units * (shape.record // 4)
+
+
+def stage_decode_text(decode: FragmentDecode) -> str:
+    """Read a warp's stage of 64 columns from shared memory, and decode it 16 columns at a time.
+
+    ``amx_words_<format>`` reads codes and scales, ``amx_decode_<format><STEP>`` makes 4 scaled A
+    registers; ``coef`` keeps a group's scales from its first step to its last.
+    """
+    shape, name = decode.shape, decode.ident
+    steps, words = shape.unit // 16, shape.record // 4 if shape.group else 0
+    reads = []
+    for u in range(64 // shape.unit):
+        reads.append(f"  amx_lds4(w + {4 * u}, codes + {u * 512} + lane * 16);")
         if words:
             offset = f"scales + {u * 8 * shape.record} + (lane >> 2) * {shape.record}"
-            lines.append(f"  amx_lds{words}(rec, {offset});")
-        for step in range(steps):
-            group, inside = divmod(step * 16, shape.group) if shape.group else (0, 0)
-            if words and inside == 0:
-                for h in range(2):
-                    lines.append(f"  amx_hcoef_{name}(rec, {2 * group + h}, sa[{h}], sb[{h}]);")
-            out = 4 * (u * steps + step)
-            lines.append(f"  amx_half_{name}(w + {step * decode.words}, sa, sb, a + {out});")
-    body = "\n".join([*lines, "}"])
-    return f"#ifndef AMX_STAGE_{name}\n#define AMX_STAGE_{name}\n{body}\n#endif\n"
+            reads.append(f"  amx_lds{words}(rec + {words * u}, {offset});")
+    prepare = ""
+    if words:
+        prepare = f"""
+  if (step * 16 % {shape.group} == 0)
+    amx_hcoef_{name}(rec + unit * {words}, step * 16 / {shape.group}, coef[0], coef[1]);"""
+    body = "\n".join(reads)
+    return f"""
+#ifndef AMX_STAGE_{name}
+#define AMX_STAGE_{name}
+__device__ __forceinline__ void amx_words_{name}(unsigned* w, unsigned* rec, unsigned codes, unsigned scales,
+                                                 int lane) {{
+{body}
+}}
+template <int STEP>
+__device__ __forceinline__ void amx_decode_{name}(unsigned* a, const unsigned* w, const unsigned* rec,
+                                                  unsigned* coef) {{
+  constexpr int unit = STEP / {steps}, step = STEP % {steps};{prepare}
+  amx_half_{name}(w + 4 * unit + step * {decode.words}, coef[0], coef[1], a);
+}}
+#endif
+"""
 
 
 def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[str, str]:
@@ -259,7 +303,9 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
     name = f"amx_finish_{linear.decode.ident}_{rows}_{block_m}_{cluster}_{n_out}_{flags or 'plain'}"
     outs = rows // 2 if spec.silu_mul else rows
     full = n_out % 4 == 0
-    read = "amx_peer4(a, p)" if cluster > 1 else "*(const float4*)__cvta_shared_to_generic(a)"
+    read = (
+        "amx_peer4(a, peers + p)" if cluster > 1 else "*(const float4*)__cvta_shared_to_generic(a)"
+    )
     pieces = [f"v[i] *= {factor}f;"] if factor != 1.0 else []
     if linear.tile_scale is not None:
         pieces.append("v[i] *= tile_scale[(n0 + column + i) >> 4];")
@@ -287,8 +333,8 @@ def finish_text(linear: Linear, rows: int, block_m: int, cluster: int) -> tuple[
 #ifndef {name.upper()}
 #define {name.upper()}
 __device__ __forceinline__ void {name}(unsigned smem, half* y, const void* residual_, const void* bias_,
-                                       const void* tile_scale_, int m, int m0, int n0, int rank, int tid,
-                                       int threads) {{
+                                       const void* tile_scale_, int m, int m0, int n0, int rank, int peers,
+                                       int tid, int threads) {{
   const half* residual = (const half*)residual_;
   const float *bias = (const float*)bias_, *tile_scale = (const float*)tile_scale_;
   for (int id = tid; id < {block_m * outs // 4 // cluster}; id += threads) {{
@@ -328,7 +374,8 @@ def tile_texts(linear: Linear, block_m: int, cluster: int, rows: int) -> tuple[s
     finish_name, finish = finish_text(linear, rows, block_m, cluster)
     return finish_name, {
         finish_name: TEXT + _CLUSTER + finish,
-        "amx_stage_": format_text(linear.decode) + _ASYNC + stage_decode_text(linear.decode),
+        "amx_words_": format_text(linear.decode) + _ASYNC + stage_decode_text(linear.decode),
+        "amx_decode_": format_text(linear.decode) + _ASYNC + stage_decode_text(linear.decode),
         "amx_tile_wgmma_": TEXT + wgmma_text(block_m),
         "amx_tile_mma": TEXT + _LDMATRIX,
         "amx_wgmma_": TEXT + _WGMMA_COMMON,
@@ -338,6 +385,7 @@ def tile_texts(linear: Linear, block_m: int, cluster: int, rows: int) -> tuple[s
         "amx_barrier": TEXT + _ASYNC,
         "amx_tma_": TEXT + _TMA,
         "amx_init_": TEXT + _TMA,
+        "amx_elect": TEXT + _TMA,
         "amx_expect": TEXT + _TMA,
         "amx_arrive": TEXT + _TMA,
         "amx_wait_barrier": TEXT + _TMA,

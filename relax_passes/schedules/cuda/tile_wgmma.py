@@ -1,15 +1,22 @@
 """Tile schedule on sm_90a: the copy engine feeds warpgroups that decode and multiply.
 
-One thread, of a producer warp of its own or of the first warp, issues three bulk tensor copies a
-stage (x in the 128-byte swizzle, codes, scales). A slot has two mbarriers: `full` counts arrived
-bytes, `empty` the warps that are done with it. Iteration k of a consuming warp, so that the tensor
-cores never wait for a decode:
+Three bulk tensor copies bring a stage (x in the 128-byte swizzle, codes, scales). A slot has two
+mbarriers: `full` counts arrived bytes, `empty` the warps that are done with it, in all blocks that
+share x. Either a warp of its own requests the stages (`producer`), or slot s is refilled by a lane
+of warp s: sixteen warps with 128 registers a lane fill a multiprocessor, and a seventeenth does not
+fit. A warp takes 16 columns of a stage at a time:
 
-    product k starts (A registers of set k % 2, x of slot k % stages)
-    stage k + 1 has arrived: its codes and scales are read
-    product k - 1 ends: its slot is handed back, its A registers are free
-    without a producer: the slot of stage k - 2, which all have handed back by now, is refilled
-    stage k + 1 is decoded into them, while product k runs
+    product j - 2 has ended: step j is decoded into its A registers, while product j - 1 runs
+    product j starts, a group of its own
+    at step 1 all products of stage k - 1 have ended: its slot is handed back; the codes and scales
+    of stage k + 1 are read into the other set of registers
+    without a producer: behind the last step slot k - 1 is refilled, once all have handed it back
+
+so that decoding one step overlaps with the products of the steps before. Issuing the products of a
+whole stage at once does not: a product with A in registers holds its warp until it starts, and all
+warps would first wait for the tensor cores and then decode while these idle. (More products in
+flight are not to be had: ptxas 13.0 serializes them all once a wait for the barrier, a branch, lies
+between a deeper wait and the registers it frees.)
 
     D[64 rows of W, block_m] += A[64, 16] (registers) * x[block_m, 16]^T (shared memory)
 
@@ -25,8 +32,12 @@ from tvm.script.ir_builder import tirx as T
 from .buffers import Linear
 from .intrinsics import at, local
 from .tile import STAGE_COLUMNS, TileBlock, TileKnobs
+from .tile_text import stage_words
 
 _SWIZZLE_128 = 3
+# Registers a lane shall keep to, by rows of x in a block: half a row's sum and 50 more, as whole
+# blocks share a multiprocessor's 65536.
+_REGISTERS = {8: 80, 16: 80, 32: 80, 64: 80, 128: 128, 256: 255}
 
 
 def _tensor_map(dtype: str, data, shape: list, strides: list, box: list, swizzle: int):
@@ -43,7 +54,7 @@ def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
     shape, k = linear.decode.shape, linear.spec.k
     units, tiles = linear.units, linear.tiles
     per_stage, warps = STAGE_COLUMNS // shape.unit, knobs.groups * 4
-    box_x = [STAGE_COLUMNS, knobs.block_m]
+    box_x = [STAGE_COLUMNS, knobs.block_m // knobs.share]
     maps = [_tensor_map("float16", linear.x.data, [k, linear.m], [2 * k], box_x, _SWIZZLE_128)]
     sources = [(linear.codes, 512)]
     if linear.scales is not None:
@@ -64,9 +75,10 @@ class WgmmaTile(TileBlock):
         self.maps = maps
         self.warps = knobs.groups * 4
         self.barriers = self.base + self._u32(self.ring_bytes)
-        self.a = local(32, "uint32")
-        self.slots = local(6, "int32")
-        self.count = local(1, "int32")
+        words, records = stage_words(linear.decode)
+        self.words, self.records = local(2 * words, "uint32"), local(2 * records, "uint32")
+        self.a = local(8 * knobs.parallel, "uint32")
+        self.parity = local(1, "int32")
 
     def _full(self, slot):
         return self.barriers + self._u32(slot * 8)
@@ -74,13 +86,12 @@ class WgmmaTile(TileBlock):
     def _empty(self, slot):
         return self.barriers + self._u32((self.knobs.stages + slot) * 8)
 
-    def _stage_bytes(self) -> int:
-        return self.x_bytes + self.warps * (self.warp_codes + self.warp_scales)
-
     def _copy_weights(self, k, slot) -> None:
+        """Announce a stage's bytes and request its codes and scales."""
+        bytes_of_stage = self.x_bytes + self.warps * (self.warp_codes + self.warp_scales)
         unit, tile = (self.first + k) * self.units, self.n0 // 16
-        full = self._full(slot)
-        zero = tirx.const(0, "int32")
+        full, zero = self._full(slot), tirx.const(0, "int32")
+        self.do("amx_expect", full, self._u32(bytes_of_stage))
         codes = self.codes_base + self._u32(slot * (self.warps * self.warp_codes))
         self.do("amx_tma_3d", codes, T.address_of(self.maps[1]), zero, unit, tile, full)
         if self.warp_scales:
@@ -88,131 +99,155 @@ class WgmmaTile(TileBlock):
             self.do("amx_tma_3d", scales, T.address_of(self.maps[2]), zero, unit, tile, full)
 
     def _copy_x(self, k, slot) -> None:
-        column = (self.first + k) * STAGE_COLUMNS
-        x = T.address_of(self.maps[0])
-        self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, self._full(slot))
+        """Request the block's part of a stage of x for all blocks that share it."""
+        column, share, cluster = (
+            (self.first + k) * STAGE_COLUMNS,
+            self.knobs.share,
+            self.knobs.cluster,
+        )
+        x, full = T.address_of(self.maps[0]), self._full(slot)
+        if share == 1:
+            self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, full)
+            return
+        rows = self.knobs.block_m // share
+        place = self.x_at(slot) + self._u32(self.peer * (rows * 128))
+        sharing = sum(1 << cluster * i for i in range(share))
+        mask = tirx.shift_left(tirx.const(sharing, "int32"), self.rank)
+        self.do("amx_tma_2d_shared", place, x, column, self.m0 + self.peer * rows, full, mask)
 
-    def fill(self) -> None:
-        """Request the first stages; one thread. Weights first: they depend on no other kernel."""
-        ahead = min(self.knobs.stages, self.iterations)
-        for k in range(ahead):
-            self.do("amx_expect", self._full(k), self._u32(self._stage_bytes()))
+    def fill_weights(self) -> None:
+        """Request W of the first stages; one lane. W depends on no other kernel."""
+        for k in range(min(self.knobs.stages, self.iterations)):
             self._copy_weights(tirx.const(k, "int32"), k)
+
+    def fill_x(self) -> None:
+        """Request x of the first stages; one lane."""
         if self.knobs.dependent:
             self.do("amx_wait_prerequisites")
-        for k in range(ahead):
+        for k in range(min(self.knobs.stages, self.iterations)):
             self._copy_x(tirx.const(k, "int32"), k)
 
-    def _refill(self) -> None:
-        """Request a new stage into the slot of stage k - 2, once all warps are done with that."""
-        stages = self.knobs.stages
-        if self.iterations <= stages:
-            return
-        k, slot, parity = self.count[0] - 2, self.slots[0], self.slots[4]
-        wanted = tirx.And(tirx.EQ(self.tid, 0), tirx.And(k >= 0, k + stages < self.iterations))
-        with T.If(wanted):
+    def _one_lane_of(self, warp: int, emit) -> None:
+        """Emit work for one lane of a warp; elected, so that ptxas knows that it is one."""
+        with T.If(tirx.EQ(self.warp, warp)):
             with T.Then():
-                self.do("amx_wait_barrier", self._empty(slot), self._u32(parity))
-                self.do("amx_expect", self._full(slot), self._u32(self._stage_bytes()))
-                self._copy_weights(k + stages, slot)
-                self._copy_x(k + stages, slot)
+                with T.If(self.value("amx_elect", dtype="bool")):
+                    with T.Then():
+                        emit()
+
+    def _refill(self, k, slot, round_of) -> None:
+        """Request stage k + stages into the slot of stage k, once all warps are done with that."""
+        self.do("amx_wait_barrier", self._empty(slot), self._u32(round_of % 2))
+        self._copy_weights(k + self.knobs.stages, slot)
+        self._copy_x(k + self.knobs.stages, slot)
 
     def _keep_full(self) -> None:
-        """Request every later stage as its slot falls free; one lane of the producer warp."""
+        """Refill slots as they fall free, all of K; one lane of the producer."""
         stages = self.knobs.stages
-        if self.iterations <= stages:
-            return
-        with T.serial(self.iterations - stages, annotations={"disable_unroll": True}) as k:
-            slot = k % stages
-            self.do("amx_wait_barrier", self._empty(slot), self._u32(k // stages % 2))
-            self.do("amx_expect", self._full(slot), self._u32(self._stage_bytes()))
-            self._copy_weights(k + stages, slot)
-            self._copy_x(k + stages, slot)
+        if self.iterations > stages:
+            with T.serial(self.iterations - stages, annotations={"disable_unroll": True}) as k:
+                self._refill(k, k % stages, k // stages)
 
-    def _advance(self) -> None:
-        """Shift the window of slots: index 0..3 are stages k - 2 .. k + 1, 4 and 5 the parities of
-        the rounds of stages k - 2 and k + 1. Counting beats dividing k by the number of stages.
+    def _read_stage(self, slot: int, buffer: int) -> None:
+        """Wait for a stage and read the warp's codes and scales; its slot's next round differs."""
+        self.do("amx_wait_barrier", self._full(slot), self._u32(self.parity[0]))
+        if slot == self.knobs.stages - 1:
+            T.buffer_store(self.parity, self.parity[0] ^ tirx.const(1, "int32"), [0])
+        self.read_slot(self.words, self.records, tirx.const(slot, "int32"), buffer)
+
+    def _hand_back(self, slot: int, wanted) -> None:
+        """Tell the producers that fill a slot that this warp is done with it."""
+        knobs, empty = self.knobs, self._empty(slot)
+        if knobs.share == 1:
+            self.do("amx_arrive_lane0", empty, wanted, self.lane)
+        else:
+            name = f"amx_arrive_peers<{knobs.share}, {knobs.cluster}>"
+            self.do(name, empty, self.rank, wanted, self.lane)
+
+    def _consume_stage(self, k, slot: int, last: bool = False) -> None:
+        """Multiply stage k, hand back the slot before, read the next stage.
+
+        A slot is handed back only where a later stage goes there: at the end the barriers may be
+        overwritten.
         """
-        stages, slots = self.knobs.stages, self.slots
-        for i in range(3):
-            T.buffer_store(slots, slots[i + 1], [i])
-        wraps = tirx.EQ(slots[3], stages - 1)
-        one = tirx.const(1, "int32")
-        T.buffer_store(slots, slots[5] ^ tirx.Select(wraps, one, one - 1), [5])
-        T.buffer_store(slots, tirx.Select(wraps, one - 1, slots[3] + 1), [3])
-        begins = tirx.And(tirx.EQ(slots[0], 0), self.count[0] >= stages + 1)
-        T.buffer_store(slots, slots[4] ^ tirx.Select(begins, one, one - 1), [4])
-        T.buffer_store(self.count, self.count[0] + 1, [0])
+        knobs, parallel = self.knobs, self.knobs.parallel
+        buffer = slot % 2
+        x = T.bind(self.value("amx_wgmma_operand", self.x_at(slot)))
+        before = (slot - 1) % knobs.stages
+        back = tirx.And(k >= 1, k + knobs.stages <= self.iterations)
+        for group in range(4 // parallel):
+            first = 4 * parallel * (group % 2)
+            self.do("amx_wgmma_wait<1>")
+            if group == 1:
+                self._hand_back(before, back)
+            for i in range(parallel):
+                a = at(self.a, first + 4 * i)
+                self.decode_step(a, self.words, self.records, buffer, group * parallel + i)
+            name = f"amx_tile_wgmma_{knobs.block_m}<{group * parallel}, {parallel}>"
+            self.do(name, at(self.acc, 0), at(self.a, first), x)
+            if group == 1 and not last:
+                self._read_stage((slot + 1) % knobs.stages, 1 - buffer)
+        if not knobs.producer:
+            with T.If(back):
+                with T.Then():
+                    round_of = (k - 1) // knobs.stages
+                    owner = before % self.warps
+                    self._one_lane_of(owner, lambda: self._refill(k - 1, before, round_of))
 
     def consume(self) -> None:
-        """Walk K (module docstring)."""
-        stages, bm = self.knobs.stages, self.knobs.block_m
-        for i in range(bm // 2):
+        """Walk K (module docstring), a round of the ring unrolled."""
+        stages, count = self.knobs.stages, self.iterations
+        for i in range(self.knobs.block_m // 2):
             T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
-        # k = 0: stages -2, -1, 0, 1
-        for i, value in enumerate((stages - 2, stages - 1, 0, 1 % stages, 0, 0)):
-            T.buffer_store(self.slots, tirx.const(value, "int32"), [i])
-        T.buffer_store(self.count, tirx.const(0, "int32"), [0])
-        self.do("amx_wait_barrier", self._full(0), self._u32(0))
-        self.decode_slot(self.a, tirx.const(0, "int32"), 0)
-        with T.serial(self.iterations // 2, annotations={"disable_unroll": True}) as pair:
-            for odd in range(2):
-                xs = self.x_at(self.slots[2])
-                self.do(f"amx_tile_wgmma_{bm}", at(self.acc, 0), at(self.a, 16 * odd), xs)
-                if not odd:
-                    self._next(odd)
-                else:
-                    with T.If(pair < self.iterations // 2 - 1):
-                        with T.Then():
-                            self._next(odd)
+        T.buffer_store(self.parity, tirx.const(0, "int32"), [0])
+        self._read_stage(0, 0)
+        whole = (count - 1) // stages * stages  # the last stage is not among them
+        if whole:
+            with T.serial(whole // stages, annotations={"disable_unroll": True}) as i:
+                for slot in range(stages):
+                    self._consume_stage(i * stages + slot, slot)
+        for k in range(whole, count):
+            self._consume_stage(tirx.const(k, "int32"), k - whole, last=k == count - 1)
         self.do("amx_wgmma_wait<0>")
-
-    def _next(self, odd: int) -> None:
-        """Finish product k - 1, decode stage k + 1, step k."""
-        slots = self.slots
-        self.do("amx_wait_barrier", self._full(slots[3]), self._u32(slots[5]))
-        self.do("amx_wgmma_wait<1>")
-        if odd:
-            self.do("amx_arrive_lane0", self._empty(slots[1]), self.lane)
-        else:
-            with T.If(self.count[0] > 0):
-                with T.Then():
-                    self.do("amx_arrive_lane0", self._empty(slots[1]), self.lane)
-        if not self.knobs.producer:
-            self._refill()
-        self.decode_slot(self.a, slots[3], 1 - odd)
-        self._advance()
 
     def run(self) -> None:
         """Emit the whole block."""
-        if self.knobs.dependent:
+        knobs = self.knobs
+        registers = _REGISTERS[knobs.block_m] * knobs.warps * 32
+        self.do(f"amx_blocks<{1 if knobs.producer else max(1, 65536 // registers)}>")
+        if knobs.dependent:
             self.do("amx_launch_dependents")
-        with T.If(tirx.EQ(self.tid, 0)):
-            with T.Then():
-                for tensor_map in self.maps:
-                    self.do("amx_tma_prefetch", T.address_of(tensor_map))
-                for slot in range(self.knobs.stages):
-                    self.do("amx_init_barrier", self._full(slot), self._u32(1))
-                    self.do("amx_init_barrier", self._empty(slot), self._u32(self.warps))
-                self.do("amx_init_done")
-        self.do("amx_barrier")
-        if not self.knobs.producer:
-            with T.If(tirx.EQ(self.tid, 0)):
-                with T.Then():
-                    self.fill()
+
+        def begin() -> None:
+            for tensor_map in self.maps:
+                self.do("amx_tma_prefetch", T.address_of(tensor_map))
+            readers = self.warps * knobs.share
+            for slot in range(knobs.stages):
+                self.do("amx_init_barrier", self._full(slot), self._u32(1))
+                self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
+            self.do("amx_init_done")
+            self.fill_weights()
+
+        self._one_lane_of(0, begin)
+        # blocks that share x write to each other's memory
+        self.do("amx_barrier" if knobs.share == 1 else "amx_cluster_meet")
+        if not knobs.producer:
+            self._one_lane_of(0, self.fill_x)
             self._consume_and_finish()
             return
+
+        def produce() -> None:
+            self.fill_x()
+            self._keep_full()
+
         # The roles never meet again: registers that moved from one to the other stay there.
         with T.If(self.warp >= self.warps):
             with T.Then():
-                if self.knobs.cedes:
+                if knobs.cedes:
                     self.do("amx_wgmma_fewer_registers<40>")
-                with T.If(tirx.EQ(self.tid, self.warps * 32)):
-                    with T.Then():
-                        self.fill()
-                        self._keep_full()
+                self._one_lane_of(self.warps, produce)
             with T.Else():
-                if self.knobs.cedes:
+                if knobs.cedes:
                     self.do("amx_wgmma_more_registers<232>")
                 self._consume_and_finish()
 
