@@ -222,11 +222,11 @@ class Warp:
             acc, out = at(self.acc, self.sums * i), at(self.out, self.outs * i)
             if self.plan.gp > 1:
                 record = self._record(buffer, i, c * self.plan.superblocks + superblock)
-                name, group = f"amx_scale_diagonal_{self.name}", ()
+                name, group = f"amx_scale_diagonal_{self.name}", []
             else:
                 unit, inside = divmod(superblock, self.linear.decode.shape.unit_groups)
                 record = self._record(buffer, i, c * self.plan.units + unit)
-                name, group = f"amx_scale_plain_{self.name}", (inside,)
+                name, group = f"amx_scale_plain_{self.name}", [inside]
             call(name, out, acc, at(self.records, record), *group, text=self.text)
 
     def request(self, batch, buffer: int = 0) -> None:
