@@ -8,19 +8,23 @@ Operators see M = the product of the leading axes.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from relax_passes import ops
+from relax_passes.kv_cache.convert import convert
+from relax_passes.kv_cache.vector import LANES
 from relax_passes.ops import is_op
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules import activations
+from relax_passes.schedules.cpu.follow import supports as quantizes_its_result
 from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.schedules.spec import LinearSpec, NextActivation
 
 ATTRIBUTE = "amx.kernels"
 
@@ -60,14 +64,19 @@ class _Lowering:
         self.chosen: dict[LinearSpec, dict[str, Any]] = {}
         self.report: list[dict[str, Any]] = []
         self.reported: set[tuple] = set()
+        self.followed: dict[relax.Var, tuple[relax.Expr, list[relax.Expr]]] = {}
+        self.readers: dict[relax.Var, relax.Call] = {}
+        self.read: relax.Function | None = None  # whose quantizations ``readers`` are
 
-    def rule(self, ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+    def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if is_op(value, "amx.linear"):
-            return self.linear(ctx, ops.Linear.of(value), value.ty)
+            return self.linear(ctx, var, ops.Linear.of(value), value.ty)
         if is_op(value, "amx.quantize_activation"):
             return self.quantize(ctx, value)
         if is_op(value, "amx.embedding"):
             return self.embedding(ctx, value)
+        if is_op(value, "relax.astype") and self.target.kind.name == "llvm":
+            return self.convert(ctx, value)
         if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
             return self.rms_norm(ctx, value)
         return None
@@ -77,7 +86,17 @@ class _Lowering:
             self.functions[key] = ctx.add_function(build(), name)
         return self.functions[key]
 
-    def linear(self, ctx: Context, linear: ops.Linear, type_: Any) -> relax.Expr | None:
+    def reader(self, ctx: Context, var: relax.Var) -> relax.Call | None:
+        """Return the quantization that reads a variable of the function being rewritten."""
+        if ctx.function is not self.read:
+            self.read, self.readers = ctx.function, quantizations(ctx.function)
+        call = self.readers.get(var)
+        weights = [] if call is None else list(call.args)[1:]
+        return call if all(ctx.is_weight(w) for w in weights) else None
+
+    def linear(
+        self, ctx: Context, var: relax.Var, linear: ops.Linear, type_: Any
+    ) -> relax.Expr | None:
         attrs = linear.attrs
         if not attrs.layout:
             return plain_matmul(ctx, linear)
@@ -94,6 +113,13 @@ class _Lowering:
             out_dtype=attrs.out_dtype,
             experts=attrs.experts,
         )
+        reader = self.reader(ctx, var)
+        if reader is not None:
+            then = ops.quantize_attrs(reader)
+            follow = NextActivation(then.scheme, then.prologue, then.eps, then.sums)
+            with_next = replace(spec, follow=follow)
+            if self.target.kind.name == "llvm" and quantizes_its_result(with_next):
+                spec = with_next
         gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
         self.note(attrs.name, spec)
         args = [flat(ctx, a, m) for a in linear.x] + list(linear.weights)
@@ -104,11 +130,22 @@ class _Lowering:
         if linear.bounds is not None:
             args.append(linear.bounds)
         out = relax.TensorType([m, spec.out_features], spec.out_dtype)
-        return shaped(ctx, relax.call_tir(gvar, args, out), type_)
+        if spec.follow is None:
+            return shaped(ctx, relax.call_tir(gvar, args, out), type_)
+        assert reader is not None
+        args += list(reader.args)[1:]
+        outs = [out] + [relax.TensorType([m, *s], dtype) for _, s, dtype in spec.next_buffers()]
+        made = ctx.emit(relax.call_tir(gvar, args, outs))
+        parts = [
+            ctx.emit(shaped(ctx, ctx.emit(relax.TupleGetItem(made, i)), field))
+            for i, field in enumerate(reader.ty.fields, 1)
+        ]
+        self.followed[var] = (reader, parts)
+        return shaped(ctx, ctx.emit(relax.TupleGetItem(made, 0)), type_)
 
     def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:
         recorded = self.records is not None and not spec.experts
-        knobs = self.records(spec) if recorded else None
+        knobs = self.records(replace(spec, follow=None)) if recorded else None
         kernel = linear_kernel(spec, self.target, knobs)
         self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
         return kernel.func
@@ -124,6 +161,7 @@ class _Lowering:
                 "shape": [spec.n, spec.k],
                 "activation": spec.activation,
                 "epilogue": spec.epilogue,
+                **({"quantizes": spec.follow.scheme} if spec.follow else {}),
                 **({"experts": spec.experts} if spec.experts else {}),
                 "bucket": "M >= 1" if spec.m is None else f"M = {spec.m}",
                 **self.chosen[spec],
@@ -132,14 +170,18 @@ class _Lowering:
 
     def quantize(self, ctx: Context, call: relax.Call) -> relax.Expr:
         attrs = ops.quantize_attrs(call)
+        reader, made = self.followed.get(call.args[0], (None, []))
+        if reader is not None and tvm_ffi.structural_equal(reader, call):
+            return relax.Tuple(made)
         m, static = rows_of(call.args[0])
-        key = (attrs, static)
+        source = call.args[0].ty.dtype
+        key = (attrs, static, source)
         name = f"{attrs.prologue}_quantize_{attrs.scheme.replace(':', '_')}".removeprefix("none_")
         gvar = self.function(
             ctx,
             key,
-            f"{name}_k{attrs.k}_{bucket(static)}",
-            lambda: activations.quantize(static, self.target, **asdict(attrs)),
+            f"{name}_k{attrs.k}_{bucket(static)}" + ("_half" if source == "float16" else ""),
+            lambda: activations.quantize(static, self.target, source=source, **asdict(attrs)),
         )
         args = [flat(ctx, a, m) if len(a.ty.shape.values) > 1 else a for a in call.args]
         parts = ops.activation_parts(attrs)
@@ -174,6 +216,22 @@ class _Lowering:
         out = relax.TensorType([count, attrs.k], attrs.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, [ids, *call.args[1:]], out), call.ty)
 
+    def convert(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
+        """Convert rows of heads, as attention takes and gives them, with the cache's kernel."""
+        types = (call.args[0].ty.dtype, call.ty.dtype)
+        shape = list(call.ty.shape.values)
+        static = all(isinstance(s, tirx.IntImm) for s in shape[1:])
+        if set(types) != {"float32", "float16"} or len(shape) != 3 or not static:
+            return None
+        heads, size = (int(s) for s in shape[1:])
+        if size % LANES:
+            return None
+        name = f"convert_{types[1]}_{heads}x{size}"
+        gvar = self.function(
+            ctx, ("convert", heads, size, types), name, lambda: convert(heads, size, *types)
+        )
+        return relax.call_tir(gvar, [call.args[0]], call.ty)
+
     def rms_norm(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
         x, weight = call.args[:2]
         shape = x.ty.shape.values
@@ -204,6 +262,25 @@ def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
         if extra is not None:
             y = relax.op.add(ctx.emit(y), extra)
     return y
+
+
+def quantizations(function: relax.Function) -> dict[relax.Var, relax.Call]:
+    """Map what is quantized in a function, through plain aliases, to the first quantization."""
+    aliases: dict[relax.Var, relax.Var] = {}
+    found: dict[relax.Var, relax.Call] = {}
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if not isinstance(binding, relax.VarBinding):
+                continue
+            value = binding.value
+            if isinstance(value, relax.Var):
+                aliases[binding.var] = value
+            elif is_op(value, "amx.quantize_activation"):
+                x = value.args[0]
+                while x in aliases:
+                    x = aliases[x]
+                found.setdefault(x, value)
+    return found
 
 
 def rows_of(x: relax.Expr) -> tuple[Any, int | None]:
@@ -239,5 +316,9 @@ def spec_name(spec: LinearSpec) -> str:
     """Name a linear's function after what it computes."""
     kind = f"experts{spec.experts}" if spec.experts else "linear"
     words = [kind, spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
-    name = "_".join([*words, spec.epilogue] if spec.epilogue else words)
+    if spec.epilogue:
+        words.append(spec.epilogue)
+    if spec.follow:
+        words += [spec.follow.prologue.removeprefix("none"), "quantize"]
+    name = "_".join(w for w in words if w)
     return "".join(c if c.isalnum() else "_" for c in name)

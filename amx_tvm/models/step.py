@@ -15,7 +15,6 @@ from tvm.target import Target
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, rotation
 from amx_tvm.models.rotary import Tables, tables
-from relax_passes.kv_cache.convert import convert
 from relax_passes.schedules.cuda.attention import cache as cuda_cache
 from relax_passes.schedules.cuda.attention import kernels
 
@@ -103,12 +102,8 @@ def attend(step: Step, layer: int, qkv: Tensor) -> Tensor:
 
 
 def _converted(x: Tensor, dtype: str) -> Tensor:
-    """Convert [tokens, heads, d] to the cache's type or back."""
-    if x.dtype == dtype:
-        return x
-    _, heads, d = x.shape
-    out = Tensor.placeholder(x.shape, dtype)
-    return op.tensor_ir_op(convert(int(heads), int(d), x.dtype, dtype), "convert", [x], out)
+    """Convert [tokens, heads, d] to the cache's type or back; passes fold this into neighbours."""
+    return x if x.dtype == dtype else op.astype(x, dtype)
 
 
 def _attend_cuda(step: Step, layer: int, qkv: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Attention of one new token per sequence over the paged cache ("flash decoding").
 
-Work items are (sequence, split of the sequence's pages).  An item walks its pages in chunks of at
-least 64 tokens, three steps a chunk, for all heads:
+Work items are splits of the sequences' pages, about equally long.  An item walks its pages in
+chunks of at least 64 tokens, three steps a chunk, for all heads:
 
     scores    s[h][t] = q[h] . k[t]      16 keys a vector, channels in the inner loop
     softmax   new maximum, rescale, s -> 2^(s - max), sum
@@ -11,6 +11,9 @@ The query heads of a group share every load of K and V, and an item reads whole 
 to back, first the keys of all heads, then their values: one linear stream, which memory delivers
 about twice as fast as the same blocks head by head.  Each item leaves an unnormalized output, its
 maximum and its sum; a last pass merges the splits.  Scores are in log2 units.
+
+Threads take runs of items, in the order of sequences: with sequences of like lengths a thread works
+on the very run of them whose queries and keys it has made, and whose outputs it merges.
 """
 
 from __future__ import annotations
@@ -108,34 +111,65 @@ class _Decode:
         width = 2 if config.dtype == "float16" else 4
         self.ahead = _PREFETCH_BYTES // width
         page_bytes = 2 * config.num_kv_heads * config.block * width
-        wanted = v.ceil_div(tirx.const(_ITEMS, "int32"), batch)
-        longest = v.div(nnz * self.page, batch * _SPLIT_TOKENS)
-        self.splits = v.opaque(tirx.max(tirx.min(wanted, longest), 1), "splits")
+        # Pages of an item: so many that there are about as many items as wanted.
+        least = v.ceil_div(tirx.const(_SPLIT_TOKENS, "int32"), self.page)
+        self.per_item = v.opaque(tirx.max(v.ceil_div(nnz, _ITEMS), least), "per_item")
         self.scale = v.bind(tirx.abs(sm_scale) * tirx.const(math.log2(math.e), "float32"), "scale")
-        self.items = v.bind(batch * self.splits, "items")
-        # Sized by a bound of the items: TVM moves allocations up, before `splits` is known.
+        self.batch = batch
+        # Sized by a bound of the items: TVM moves allocations up, before they are known.
         most = batch + _ITEMS
         self.part_o = v.scratch("part_o", most, config.num_heads, self.d)
         self.part_m = v.scratch("part_m", most, config.num_heads)
         self.part_l = v.scratch("part_l", most, config.num_heads)
-        with T.If(nnz * page_bytes <= _SERIAL_BYTES):
-            with T.Then(), T.serial(0, self.items) as item:
-                self._item(item)
-            with T.Else(), v.dealt_out(), T.parallel(0, self.items) as item:
-                self._item(item)
-        with T.serial(0, batch) as b, T.serial(0, config.num_heads) as h:
-            with attending(config, h):
-                self._merge(b, h, output, lse)
+        items = v.bind(self._items_before(batch), "items")
+        alone = tirx.And(nnz * page_bytes <= _SERIAL_BYTES, batch < v.FEW_TOKENS)
+        with T.If(alone):
+            with T.Then():
+                with T.serial(0, items) as item:
+                    self._item(item)
+                with T.serial(0, batch) as b:
+                    self._merge_heads(b, output, lse)
+            with T.Else(), v.region():
+                with v.barrier_behind(), T.parallel(0, items) as item:
+                    self._item(item)
+                with T.parallel(0, batch) as b:
+                    self._merge_heads(b, output, lse)
+
+    def _splits(self, b: Expr) -> Expr:
+        """Items of a sequence."""
+        return v.ceil_div(self.indptr[b + 1] - self.indptr[b], self.per_item)
+
+    def _items_before(self, b: Expr) -> Expr:
+        """Items of the sequences in front of one."""
+        total = v.counter("before")
+        with T.serial(0, b) as other:
+            T.buffer_store(total, total[0] + self._splits(other), [0])
+        return total[0]
+
+    def _find(self, item: Expr) -> tuple[Expr, Expr]:
+        """Sequence of an item, and which of its splits it is."""
+        total, sequence, first = (v.counter(n) for n in ("total", "sequence", "first"))
+        with T.serial(0, self.batch) as b:
+            with T.If(total[0] <= item), T.Then():
+                T.buffer_store(sequence, b, [0])
+                T.buffer_store(first, total[0], [0])
+            T.buffer_store(total, total[0] + self._splits(b), [0])
+        return v.bind(sequence[0], "b"), v.bind(item - first[0], "split")
+
+    def _merge_heads(self, b: Expr, output, lse) -> None:  # noqa: ANN001
+        """Combine the splits of one sequence."""
+        self.first, self.splits = v.bind(self._items_before(b), "first"), self._splits(b)
+        with T.serial(0, self.config.num_heads) as h, attending(self.config, h):
+            self._merge(b, h, output, lse)
 
     def _item(self, item: Expr) -> None:
         """Attend to one split of one sequence."""
         heads, page, d = self.config.num_heads, self.page, self.d
-        b = v.bind(v.div(item, self.splits), "b")
+        b, split = self._find(item)
         self.begin = v.bind(self.indptr[b], "begin")
         count = v.bind(self.indptr[b + 1] - self.begin, "count")
-        per_split = v.opaque(v.ceil_div(count, self.splits), "per_split")
-        first = v.opaque(tirx.min(v.mod(item, self.splits) * per_split, count), "first")
-        last = v.opaque(tirx.min(first + per_split, count), "last")
+        first = v.opaque(split * self.per_item, "first")
+        last = v.opaque(tirx.min(first + self.per_item, count), "last")
         last_page_len = self.length_info[0, b] if self.sliding else self.length_info[b]
         self.stop = v.opaque((count - 1) * page + last_page_len, "stop")  # slots of the sequence
         self.start = v.bind(self.length_info[1, b], "start") if self.sliding else None
@@ -269,18 +303,17 @@ class _Decode:
 
     def _merge(self, b: Expr, h: Expr, output, lse) -> None:  # noqa: ANN001
         """Combine the splits of one head: o = sum o_i 2^(m_i - m) / sum l_i 2^(m_i - m)."""
-        item = v.opaque(b * self.splits, "item")
         top = v.Register(v.const(v.EMPTY_LSE), "top")
         with T.serial(0, self.splits) as i:
-            top.set(tirx.max(top.get(), v.splat(self.part_m[item + i, h])))
+            top.set(tirx.max(top.get(), v.splat(self.part_m[self.first + i, h])))
         m = v.bind(top.get(), "m")
         total = v.Register(v.const(0.0), "total")
         acc = [v.Register(v.const(0.0), "acc") for _ in range(self.columns)]
         with T.serial(0, self.splits) as i:
-            weight = v.bind(exp2(v.splat(self.part_m[item + i, h]) - m), "weight")
-            total.set(total.get() + weight * v.splat(self.part_l[item + i, h]))
+            weight = v.bind(exp2(v.splat(self.part_m[self.first + i, h]) - m), "weight")
+            total.set(total.get() + weight * v.splat(self.part_l[self.first + i, h]))
             for c, register in enumerate(acc):
-                row = v.load(self.part_o, [item + i, h, c * v.LANES])
+                row = v.load(self.part_o, [self.first + i, h, c * v.LANES])
                 register.set(register.get() + weight * row)
         # No key at all: l = 0, output 0, log-sum-exp EMPTY_LSE.
         safe = v.bind(tirx.max(total.get(), v.const(1e-30)), "safe")

@@ -10,8 +10,6 @@ from tvm.tirx.script.builder import ir as T
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 
-_SERIAL_TOKENS = 8
-
 
 def match_pages(config: KVCacheConfig, handle):  # noqa: ANN001, ANN201 - Buffer
     """Declare the pages argument, in the runtime's shape."""
@@ -66,11 +64,7 @@ def append(config: KVCacheConfig) -> tirx.PrimFunc:
             value = T.match_buffer(handles[2], (n, kv_heads, d), config.dtype)
             positions = T.match_buffer(handles[3], (n,), "int32", elem_offset=offset)
             pages = view_pages(config, pages)
-            with T.If(n <= _SERIAL_TOKENS):
-                with T.Then(), T.serial(0, n) as t:
-                    token(t, pages, k, value, positions)
-                with T.Else(), T.parallel(0, n) as t:
-                    token(t, pages, k, value, positions)
+            v.over_tokens(n, lambda t: token(t, pages, k, value, positions))
         return builder.get()
 
 

@@ -18,8 +18,6 @@ from .frequencies import inverse_frequencies
 from .functions import sincos
 from .rounding import Rounding
 
-_SERIAL_TOKENS = 8  # up to this many, waking the other threads costs more than it saves
-
 
 def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
     """Build the kernel.
@@ -96,9 +94,5 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
             k = T.match_buffer(handles[3], (n, kv_heads, d), config.dtype)
             value = T.match_buffer(handles[4], (n, kv_heads, d), config.dtype)
             outputs = (("q", q, heads), ("k", k, kv_heads), ("v", value, kv_heads))
-            with T.If(n <= _SERIAL_TOKENS):
-                with T.Then(), T.serial(0, n) as t:
-                    token(t, qkv, positions, outputs, apply_rope)
-                with T.Else(), T.parallel(0, n) as t:
-                    token(t, qkv, positions, outputs, apply_rope)
+            v.over_tokens(n, lambda t: token(t, qkv, positions, outputs, apply_rope))
         return builder.get()

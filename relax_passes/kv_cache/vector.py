@@ -20,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 LANES = 16
 NEG_INF = -1e30  # score of a masked key; finite, so that differences never become NaN
+FEW_TOKENS = 4  # below this, waking the other threads costs more than it saves
 EMPTY_LSE = -5e4  # log-sum-exp of no key at all, the value of TVM's own kernels
 
 
@@ -161,6 +162,29 @@ def dealt_out():  # noqa: ANN201 - a frame
     return T.attr({"pragma_parallel_launch_point": 1, "pragma_parallel_stride_pattern": 1})
 
 
+def region():  # noqa: ANN201 - a frame
+    """Open a parallel region of several loops; each thread takes a run of iterations of each."""
+    return T.attr({"pragma_parallel_launch_point": 1})
+
+
+def barrier_behind():  # noqa: ANN201 - a frame
+    """Open a part of a parallel region behind which all threads wait for each other."""
+    return T.attr({"pragma_parallel_barrier_when_finish": 1})
+
+
+def over_tokens(n: Expr, body: Callable[[Expr], None]) -> None:
+    """Run ``body(token)`` for n tokens: on one thread when they are few.
+
+    Threads take runs of tokens. Token t of a batch is sequence t, and attention gives a thread the
+    same run of sequences: it finds the queries and keys that it made itself in its own cache.
+    """
+    with T.If(n < FEW_TOKENS):
+        with T.Then(), T.serial(0, n) as t:
+            body(t)
+        with T.Else(), T.parallel(0, n) as t:
+            body(t)
+
+
 class Register:
     """A mutable float32 vector that LLVM keeps in a register.
 
@@ -180,6 +204,13 @@ class Register:
     def set(self, value: Expr) -> None:
         """Replace the value."""
         T.buffer_store(self.buffer, value, [T.Ramp(0, 1, LANES)])
+
+
+def counter(name: str):  # noqa: ANN201 - tirx.Buffer
+    """Allocate an int32 variable that starts at 0."""
+    buffer = IRBuilder.name(name, T.alloc_buffer((1,), "int32"))
+    T.buffer_store(buffer, 0, [0])
+    return buffer
 
 
 def scratch(name: str, *shape: Expr | int):  # noqa: ANN201 - tirx.Buffer

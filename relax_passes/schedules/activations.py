@@ -34,7 +34,15 @@ def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:
 
 
 def quantize(
-    m: int | None, target: Any, *, scheme: str, k: int, sums: bool, prologue: str, eps: float
+    m: int | None,
+    target: Any,
+    *,
+    scheme: str,
+    k: int,
+    sums: bool,
+    prologue: str,
+    eps: float,
+    source: str = "float32",
 ) -> Any:
     """Build the quantization of an activation [M, K].
 
@@ -48,6 +56,8 @@ def quantize(
         "int8", "int8-outliers" or "fp4:<format>" on CPUs, "fake:<format>" on CUDA.
     k, sums, prologue, eps
         As ``relax_passes.ops.QuantizeAttrs``.
+    source : str
+        Type of the activation on CPUs.
 
     Returns
     -------
@@ -57,4 +67,4 @@ def quantize(
         norm_eps = eps if prologue == "rms_norm" else None
         name = scheme.removeprefix(FAKE)
         return row_kernel(k, m, norm_eps=norm_eps, format_name=name, dependent=_dependent(target))
-    return cpu.quantize(k, m, scheme, sums, prologue, eps)
+    return cpu.quantize(k, m, scheme, sums, prologue, eps, source)

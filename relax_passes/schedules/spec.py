@@ -3,7 +3,8 @@
 A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
 arguments, so that a caller and a rule can never disagree about their order:
 
-    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds], y
+    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds],
+    [next_weight], y, [next_ activation buffers]
 """
 
 from __future__ import annotations
@@ -57,6 +58,25 @@ def quantized_activation_buffers(
 
 
 @dataclass(frozen=True)
+class NextActivation:
+    """The quantization that reads a linear's result, where the linear's kernel does it.
+
+    Attributes
+    ----------
+    scheme, prologue, eps
+        As of ``activations.quantize``: an integer scheme; "none", or "rms_norm", whose weight is
+        the argument ``next_weight``.
+    sums : bool
+        Whether the sums of codes are wanted too.
+    """
+
+    scheme: str
+    prologue: str = "none"
+    eps: float = 0.0
+    sums: bool = True
+
+
+@dataclass(frozen=True)
 class LinearSpec:
     """One quantized linear, y[M, N] = x[M, K] W[N, K]^T, with its epilogue.
 
@@ -78,11 +98,14 @@ class LinearSpec:
         Epilogue: y = acc (+ bias[N]); silu_mul: y[M, N/2] = silu(gate) * up with gate and up rows
         interleaved in tiles of 16; (+ residual, of y's shape).
     out_dtype : str
-        Type of y; "float32" on CPUs.
+        Type of y; on CPUs "float32", or "float16" for a cache of keys and values.
     experts : int
         0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
         mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are
         the first row of each and the end, and an expert without rows is not read.
+    follow : NextActivation or None
+        Quantize y for the linear that reads it; ``next_*`` are its buffers. Only kernels on
+        integer activations without experts do, on CPUs.
     """
 
     format: str
@@ -96,6 +119,7 @@ class LinearSpec:
     silu_mul: bool = False
     out_dtype: str = "float32"
     experts: int = 0
+    follow: NextActivation | None = None
 
     @cached_property
     def fmt(self):  # noqa: ANN201 - amx_tvm.formats.Format, imported lazily
@@ -198,8 +222,17 @@ class LinearSpec:
             args.append(("residual", (None, self.out_features), "float32"))
         if self.experts:
             args.append(("bounds", (self.experts + 1,), "int32"))
+        if self.follow and self.follow.prologue == "rms_norm":
+            args.append(("next_weight", (self.out_features,), "float32"))
         args.append(("y", (None, self.out_features), self.out_dtype))
+        args += [(f"next_{name}", (None, *s), dtype) for name, s, dtype in self.next_buffers()]
         return tuple(args)
+
+    def next_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
+        """List (name, trailing shape after M, dtype) of what ``follow`` writes."""
+        if self.follow is None:
+            return ()
+        return quantized_activation_buffers(self.follow.scheme, self.out_features, self.follow.sums)
 
     @property
     def epilogue(self) -> str:

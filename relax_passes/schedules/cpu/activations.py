@@ -50,11 +50,12 @@ def over_rows(m: Expr, k: int, body: Callable[[Expr], None]) -> None:
             body(row)
 
 
-def _inputs(prologue: str, k: int) -> list[tuple[str, tuple, str]]:
+def _inputs(prologue: str, k: int, source: str = "float32") -> list[tuple[str, tuple, str]]:
     if prologue not in PROLOGUES:
         raise ValueError(f"unknown prologue {prologue!r}; known: {', '.join(PROLOGUES)}")
     return [
-        (name, (k,) if name == "weight" else (None, k), "float32") for name in PROLOGUES[prologue]
+        (name, (k,), "float32") if name == "weight" else (name, (None, k), source)
+        for name in PROLOGUES[prologue]
     ]
 
 
@@ -67,36 +68,42 @@ class Prologue:
 
     def at(self, column: Expr, lanes: int = LANES) -> Expr:
         """Return the values of ``lanes`` columns."""
-        b, row = self.buffers, self.row
         if self.kind == "silu_mul":
-            gate = e.load(b["gate"], row, column, lanes=lanes)
-            return e.let(silu(gate, lanes) * e.load(b["up"], row, column, lanes=lanes))
-        x = e.load(b["x"], row, column, lanes=lanes)
+            gate = self._load("gate", column, lanes)
+            return e.let(silu(gate, lanes) * self._load("up", column, lanes))
+        x = self._load("x", column, lanes)
         if self.kind == "rms_norm":
-            weight = e.load(b["weight"], column, lanes=lanes)
+            weight = e.load(self.buffers["weight"], column, lanes=lanes)
             x = x * e.splat(self.inverse, lanes) * weight
         return e.let(x)
 
+    def _load(self, name: str, column: Expr, lanes: int) -> Expr:
+        """Load values of the row as float32."""
+        value = e.load(self.buffers[name], self.row, column, lanes=lanes)
+        if self.buffers[name].dtype == "float32":
+            return value
+        return e.let(e.cast(value, "float32", lanes))
+
     def _inverse_rms(self, eps: float) -> Expr:
         """1 / sqrt(mean of squares + eps), summed in 64 float32 lanes."""
-        x, row, k = self.buffers["x"], self.row, self.k
+        k = self.k
         zero = e.const(0.0, "float32", LANES)
         sums = [e.Register("float32", LANES, zero) for _ in range(4)]
         wide = 4 * LANES
         if k // wide:
             with e.serial(0, k // wide) as i:
                 for j, register in enumerate(sums):
-                    v = e.let(e.load(x, row, i * wide + j * LANES, lanes=LANES))
+                    v = e.let(self._load("x", i * wide + j * LANES, LANES))
                     register.set(e.fma(v, v, register.get(), LANES))
         done = k // wide * wide
         for column in range(done, k // LANES * LANES, LANES):
-            v = e.let(e.load(x, row, column, lanes=LANES))
+            v = e.let(self._load("x", column, LANES))
             sums[0].set(e.fma(v, v, sums[0].get(), LANES))
         total = e.Register("float32", 1)
         lanes = e.let((sums[0].get() + sums[1].get()) + (sums[2].get() + sums[3].get()))
         total.set(horizontal_sum(lanes, LANES))
         for column in range(k // LANES * LANES, k):
-            v = e.let(e.load(x, row, column))
+            v = e.let(self._load("x", e.const(column), 1))
             total.set(total.get() + v * v)
         mean = total.get() * e.const(1.0 / k, "float32")
         return e.let(e.const(1.0, "float32") / tirx.sqrt(mean + e.const(eps, "float32")))
@@ -146,6 +153,7 @@ def quantize(
     sums: bool = False,
     prologue: str = "none",
     eps: float = 0.0,
+    source: str = "float32",
 ) -> Any:
     """Build the quantization of activations, optionally behind RMSNorm or silu * up.
 
@@ -164,56 +172,68 @@ def quantize(
         "none" (x), "rms_norm" (x, weight) or "silu_mul" (gate, up).
     eps : float
         RMSNorm's epsilon.
+    source : str
+        Type of the inputs but the norm's weight: "float32" or "float16".
 
     Returns
     -------
     tvm.tirx.PrimFunc
-        Arguments: the prologue's inputs (float32), then the quantized buffers.
+        Arguments: the prologue's inputs, then the quantized buffers.
 
     Raises
     ------
     FormatError
         The format has no kernel that quantizes activations to it.
     """
-    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
     outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
     name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
     name = name.replace(":", "_").replace("-", "_")
-    with e.function(name, [*_inputs(prologue, k), *outputs], m) as (buffers, rows):
-
-        def body(row: Expr) -> None:
-            values = Prologue(prologue, buffers, k, eps, row)
-            if fmt is None:
-                integers = _Integers(buffers, row, k, scheme == OUTLIERS)
-                for_groups(values, k, integers.measure)
-                integers.choose_scales()
-                for_groups(values, k, integers.store)
-                return
-            tensor_scale = None
-            if fmt.row_scaled:
-                best = e.Register("int32", 1, e.const(0))
-
-                def largest(_group: Expr, vectors: list[Expr]) -> None:
-                    best.set(tirx.max(best.get(), fp4.extrema(vectors, (0,))[0]))
-
-                for_groups(values, k, largest)
-                tensor_scale = fp4.row_tensor_scale(e.bits(best.get(), "float32"))
-            quantizer = fp4.Fp4Quantizer(fmt, buffers, row, tensor_scale)
-            per_group = GROUP // fmt.group_size
-            each = fmt.group_size // LANES
-
-            def each_group(step: Callable[[Expr, list[Expr]], None]) -> None:
-                def body(group: Expr, vectors: list[Expr]) -> None:
-                    for i in range(per_group):
-                        step(group * per_group + i, vectors[i * each : (i + 1) * each])
-
-                for_groups(values, k, body)
-
-            each_group(quantizer.measure)
-            each_group(quantizer.store)
-
-        over_rows(rows, k, body)
+    with e.function(name, [*_inputs(prologue, k, source), *outputs], m) as (buffers, rows):
+        emit_quantize(rows, buffers, k, scheme, prologue, eps)
     return buffers["func"]
+
+
+def emit_quantize(
+    rows: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+) -> None:
+    """Emit the quantization of all rows, into a function that has the buffers."""
+    over_rows(rows, k, lambda row: quantize_row(row, buffers, k, scheme, prologue, eps))
+
+
+def quantize_row(
+    row: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+) -> None:
+    """Emit the quantization of one row."""
+    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
+    values = Prologue(prologue, buffers, k, eps, row)
+    if fmt is None:
+        integers = _Integers(buffers, row, k, scheme == OUTLIERS)
+        for_groups(values, k, integers.measure)
+        integers.choose_scales()
+        for_groups(values, k, integers.store)
+        return
+    tensor_scale = None
+    if fmt.row_scaled:
+        best = e.Register("int32", 1, e.const(0))
+
+        def largest(_group: Expr, vectors: list[Expr]) -> None:
+            best.set(tirx.max(best.get(), fp4.extrema(vectors, (0,))[0]))
+
+        for_groups(values, k, largest)
+        tensor_scale = fp4.row_tensor_scale(e.bits(best.get(), "float32"))
+    quantizer = fp4.Fp4Quantizer(fmt, buffers, row, tensor_scale)
+    per_group = GROUP // fmt.group_size
+    each = fmt.group_size // LANES
+
+    def each_group(step: Callable[[Expr, list[Expr]], None]) -> None:
+        def body(group: Expr, vectors: list[Expr]) -> None:
+            for i in range(per_group):
+                step(group * per_group + i, vectors[i * each : (i + 1) * each])
+
+        for_groups(values, k, body)
+
+    each_group(quantizer.measure)
+    each_group(quantizer.store)
 
 
 def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None]) -> None:

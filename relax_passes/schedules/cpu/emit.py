@@ -55,6 +55,19 @@ def function(
     out["func"] = builder.get()
 
 
+def region() -> Any:
+    """Open a parallel region of several loops, which every thread runs from front to end.
+
+    Its ``parallel`` loops are shared out to the threads; what is outside of them each thread does.
+    """
+    return I.attr({"pragma_parallel_launch_point": 1})
+
+
+def barrier_behind() -> Any:
+    """Open a part of a region behind which all threads wait for each other."""
+    return I.attr({"pragma_parallel_barrier_when_finish": 1})
+
+
 def let(value: Expr) -> Expr:
     """Bind a value to a name in the current scope and return the name."""
     return I.Bind(value)
@@ -110,11 +123,23 @@ def llvm(dtype: str, name: str, *args: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def prefetch(buffer: Any, *index: Expr) -> None:
-    """Ask for the cache line of an element, for reading; out of range is harmless."""
+def prefetch(buffer: Any, *index: Expr, write: bool = False) -> None:
+    """Ask for the cache line of an element; out of range is harmless.
+
+    To write into a line that another core has, or nobody, takes as long as to read it, and stores
+    wait for each other: a line that will be written is better asked for early.
+    """
     address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
-    zero, three, one = (tirx.const(v, "int32") for v in (0, 3, 1))
-    I.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, zero, three, one))
+    flags = [tirx.const(v, "int32") for v in (int(write), 3, 1)]
+    I.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))
+
+
+def prefetch_row(buffer: Any, row: Expr, write: bool = False) -> None:
+    """Ask for all cache lines of a row of a buffer [M, K]."""
+    columns = int(buffer.shape[1])
+    step = 64 * 8 // tvm.DataType(buffer.dtype).bits
+    with serial(0, -(-columns // step)) as line:
+        prefetch(buffer, row, tirx.min(line * step, columns - 1), write=write)
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:

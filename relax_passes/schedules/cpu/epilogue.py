@@ -16,6 +16,8 @@ from . import emit as e
 from .emit import Expr
 from .math import silu
 
+FEW_ROWS = 4  # with fewer, the lines of y are no burden
+
 
 class Epilogue:
     """Finishes and stores the outputs of one row of x and one tile (or pair of tiles)."""
@@ -27,6 +29,15 @@ class Epilogue:
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
+
+    def expect(self, t: Expr, row: Expr, rows: int) -> None:
+        """Ask for the lines of y that a block of rows of one tile (or pair) will write.
+
+        In the residual stream and the logits they are another core's, or in memory.
+        """
+        if rows >= FEW_ROWS:
+            for r in range(rows):
+                e.prefetch(self.buffers["y"], row + r, t * TILE_ROWS, write=True)
 
     def finish(self, sums: Expr, tile: Expr, first: int) -> Expr:
         """Apply the format's common factor, the tensor scale and the bias."""
@@ -60,12 +71,13 @@ class Epilogue:
         y, at = self.buffers["y"], tile * TILE_ROWS + first
         if self.spec.residual:
             value = e.let(value + self._load(self.buffers["residual"], (row,), tile, first))
+        value = self._stored(value)
         if not self.ragged:
             e.store(y, value, row, at, lanes=self.lanes)
             return
         with e.when(self._partial(tile)):
             with e.then():
-                spill = e.Register("float32", self.lanes, value)
+                spill = e.Register(self.spec.out_dtype, self.lanes, value)
                 for i in range(max(0, min(self.lanes, self.ragged - first))):
                     e.store(y, e.load(spill.buffer, i), row, at + i)
                 e.I.evaluate(tirx.const(0, "int32"))
@@ -78,7 +90,12 @@ class Epilogue:
         value = silu(gate, self.lanes) * up
         if self.spec.residual:
             value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
-        e.store(y, value, row, at, lanes=self.lanes)
+        e.store(y, self._stored(value), row, at, lanes=self.lanes)
+
+    def _stored(self, value: Expr) -> Expr:
+        """Round to the type of y."""
+        dtype = self.spec.out_dtype
+        return value if dtype == "float32" else e.let(e.cast(value, dtype, self.lanes))
 
     def rows(self, sums: list[list[list[Expr]]], t: Expr, row: Expr) -> None:
         """Finish and store the sums [tile of the pair][row][part] of tile (or pair) ``t``."""

@@ -25,13 +25,14 @@ from . import linear_bf16, linear_w4a4, panel
 from .blocks import MOST_ROWS, UNIT, BlockNotes
 from .emit import Expr
 from .epilogue import Epilogue
+from .follow import Follow
 from .isa import Isa
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
 from .linear_merged import MergedTile
 from .linear_panel import emit_panel
 from .outliers import LOW_STEPS, listed_groups
-from .rows import each_tile, either, row_blocks, tile_pair
+from .rows import Part, each_tile, either, row_blocks, tile_pair
 from .terms import ScaleReader, Term, common_factor
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
@@ -55,9 +56,10 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     """
     name = "linear_" + spec.activation.replace(":", "_").replace("-", "_")
     with e.function(name, spec.buffers(), spec.m) as (buffers, m):
+        follow = Follow(spec, buffers, m) if spec.follow else None
 
         def few() -> None:
-            _emit_direct(spec, isa, knobs, buffers, m)
+            _emit_direct(spec, isa, knobs, buffers, m, follow)
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
         integer = spec.activation in INTEGER_SCHEMES
@@ -74,15 +76,20 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, many)
         else:
             few()
+        if follow:
+            follow.behind()
     return buffers["func"]
 
 
-def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+def _emit_direct(
+    spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr, follow: Follow | None
+) -> None:
     """Emit the kernel that decodes a tile again for every block of rows of x."""
     wide = isa if isinstance(isa, Avx512) else None
     merges = bool(wide) and spec.activation in INTEGER_SCHEMES and panel.supports(spec.fmt)
     notes = _block_notes(spec, knobs, buffers, m) if merges else None
-    with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
+
+    def tile(part: Part) -> None:
         kernel = _Tile(spec, isa, knobs, buffers)
         merged = None
         if wide and merges:
@@ -95,6 +102,15 @@ def _emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: E
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
         sizes = [s for s in isa.block if s <= most or merged] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
+
+    def tiles() -> None:
+        with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
+            tile(part)
+
+    if follow:
+        follow.region(tiles)
+    else:
+        tiles()
 
 
 def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any, m: Expr) -> BlockNotes | None:

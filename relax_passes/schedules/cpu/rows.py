@@ -120,6 +120,8 @@ def tile_pair(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int) -
     """
     t = part.tile
     kernel.epilogue.expert = part.expert
+    if part.expert is None:
+        kernel.epilogue.expect(t, row, rows)
     if not spec.silu_mul:
         sums = kernel.product(t + part.base, row, rows)
         kernel.epilogue.rows([[[p.get() for p in r] for r in sums]], t, row)
