@@ -108,13 +108,14 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def build(name: str, arch: str, out: Path, quantization: str) -> None:
-    """Compile a model to OUT/NAME.so; what its parameters are goes to OUT/NAME.json."""
+    """Compile a model to OUT/NAME.so, with the records that ship; parameters: OUT/NAME.json."""
     from amx_tvm.compiler.compile import write_library
     from amx_tvm.compiler.lowered import lower_source
     from amx_tvm.config import QuantizationConfig
     from amx_tvm.frontends.source import ModelSource
     from amx_tvm.targets import resolve
     from relax_passes.rewriting import relax_functions
+    from tuning.lookup import records_for
 
     class RandomSource(ModelSource):
         """Names and shapes; weights are never read."""
@@ -148,7 +149,7 @@ def build(name: str, arch: str, out: Path, quantization: str) -> None:
 
     target = resolve(f"cuda:{arch}")
     config = replace(QuantizationConfig.parse(quantization), head="amxfp4").resolve("cuda")
-    lowered = lower_source(RandomSource(), target, config)
+    lowered = lower_source(RandomSource(), target, config, records=records_for(None, target))
     out.mkdir(parents=True, exist_ok=True)
     write_library(lowered, target, out / f"{name}.so")
     parameters: dict[str, Any] = {}

@@ -94,6 +94,31 @@ def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
         assert instruction in ptx
 
 
+# Shapes of Llama-3-8B whose defaults differ: many row tiles, few and a long K, few.
+SHAPES = [
+    (28672, 4096, (8, 16, 64, 128, None)),
+    pytest.param(4096, 14336, (16, 64, 128, 512), marks=pytest.mark.slow),
+    pytest.param(6144, 4096, (4, 16, 32, 128), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("n,k,rows", SHAPES)
+def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
+    """No spills, products not serialized by ptxas, x by multicast where blocks share it."""
+    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    buckets = [b for b in found if b.rows in rows]
+    assert len(buckets) == len(rows)
+    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    code, _ = cuda_text(func, "sm_90a", monkeypatch)
+    report = ptxas_report(code, "sm_90a", tmp_path)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert len(spills) == len(rows) and all(s == ("0", "0") for s in spills), report
+    assert "Potential Performance Loss" not in report, report
+    shared = any(getattr(b.knobs, "share", 1) > 1 for b in buckets)
+    assert ("amx_tma_2d_shared(" in code.split("main_kernel", 1)[1]) == shared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", *formats.names()])
 def test_every_format_and_epilogue(name, monkeypatch):
