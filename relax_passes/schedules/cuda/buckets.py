@@ -100,8 +100,8 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
         cluster = 2 if -(-row_groups // 2) * 2 * 2 <= MULTIPROCESSORS and depth >= 16 else 1
         return TileKnobs(rows, 2, 4, cluster, 2 if cluster == 1 else 1, 1, True)
     if rows >= 64 and row_groups >= 2 * MULTIPROCESSORS:
-        # enough for blocks that share x among 256 rows of W; 128 rows of x leave no room for a
-        # ninth (seventeenth) warp
+        # enough for blocks that share x among 256 rows of W; with 128 rows of x their sixteen warps
+        # leave no room for a seventeenth
         return TileKnobs(rows, 4, 6, 1, 1, 2 if rows == 128 else 1, rows == 64)
     groups = {16: 7, 32: 7, 64: 4, 128: 2}[rows] * MULTIPROCESSORS  # of four warps, at once
     cluster = 1

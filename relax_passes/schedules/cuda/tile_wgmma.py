@@ -100,18 +100,14 @@ class WgmmaTile(TileBlock):
 
     def _copy_x(self, k, slot) -> None:
         """Request the block's part of a stage of x for all blocks that share it."""
-        column, share, cluster = (
-            (self.first + k) * STAGE_COLUMNS,
-            self.knobs.share,
-            self.knobs.cluster,
-        )
+        column, share = (self.first + k) * STAGE_COLUMNS, self.knobs.share
         x, full = T.address_of(self.maps[0]), self._full(slot)
         if share == 1:
             self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, full)
             return
         rows = self.knobs.block_m // share
         place = self.x_at(slot) + self._u32(self.peer * (rows * 128))
-        sharing = sum(1 << cluster * i for i in range(share))
+        sharing = sum(1 << self.knobs.cluster * i for i in range(share))
         mask = tirx.shift_left(tirx.const(sharing, "int32"), self.rank)
         self.do("amx_tma_2d_shared", place, x, column, self.m0 + self.peer * rows, full, mask)
 
