@@ -19,10 +19,11 @@ from relax_passes.schedules.spec import LinearSpec
 
 # Values beside the default, for each kind of kernel; what does not fit a shape fails to build.
 GEMV = {
-    "warps": (4, 8, 14, 16),
+    "warps": (4, 7, 8, 14, 16),
     "inflight": (1, 2, 4, 8),
     "tiles": (1, 2, 4),
     "buffers": (1, 2),
+    "registers": (0, 48, 64),
 }
 TILE = {
     "block_m": (8, 16, 32, 64, 128, 256),
@@ -32,6 +33,7 @@ TILE = {
     "share": (1, 2),
     "parallel": (1, 2),
     "producer": (0, 1),
+    "persistent": (0, 1),
 }
 
 

@@ -32,7 +32,8 @@ def parse_knobs(text: str, arch: str):  # noqa: ANN201
     if kind == "gemv":
         return GemvKnobs(*values), dependent
     wgmma = Device(arch).wgmma and kind != "mma"
-    return TileKnobs(*values, producer=kind == "tilep", wgmma=wgmma), dependent
+    roles = {"producer": kind in ("tilep", "walk"), "persistent": kind == "walk"}
+    return TileKnobs(*values, **roles, wgmma=wgmma), dependent
 
 
 def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = False) -> dict:

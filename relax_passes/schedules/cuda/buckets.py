@@ -4,7 +4,9 @@
     1..8     gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8
     9..16    gemv where row tiles are few or there is no wgmma, else tile
     17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
-    129..    tile with blocks of 256 rows of x (128 without wgmma); K is split while M <= 512
+    129..512 tile with blocks of 256 rows of x (128 without wgmma); by the number of row tiles K is
+             split, blocks are smaller, or they walk over tiles and halve the last ones
+    513..    tile with blocks of 256 rows of x
 
 Choices depend on N and K through one number: how many blocks there are for the multiprocessors.
 Values were measured on an H100 (docs/performance.md); other GPUs take the same ones without its
@@ -20,11 +22,12 @@ from amx_tvm.formats.cuda_layout import FragmentShape
 from ..spec import LinearSpec
 from .gemv import GemvKnobs
 from .tile import STAGE_COLUMNS, TileKnobs
+from .tile_persistent import SCRATCH_BYTES
 
 MULTIPROCESSORS = 132
 GEMV_ROWS = (1, 2, 4, 8, 16)
 TILE_ROWS = (32, 64, 128)
-SPLIT_ROWS = 512  # up to here blocks of 256 rows of x are too few without splitting K
+SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessors idle
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,16 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     few, many = row_tiles < 300, row_tiles >= 4 * MULTIPROCESSORS
     tiles = 2 if spec.silu_mul or rows == 16 or (many and rows >= 4) else 1
     if rows == 1:
-        warps, inflight, buffers = (16, 4, 1) if few else (8, 4, 1) if many else (16, 2, 1)
+        warps, inflight, buffers = (16, 4, 1) if few else (4, 4 // tiles, 1) if many else (16, 2, 1)
     elif rows == 2:
-        warps, inflight, buffers = (8, 4, 1) if many else (16, 2, 2)
+        warps, inflight, buffers = (16, 2, 1) if few else (8, 4, 2)
+        if many:
+            warps, buffers = 4 * tiles, 1
     elif rows <= 8:
-        warps, inflight, buffers = (4, 2, 1) if many else (8, 2, 2)
-        if few:
-            warps, inflight = 16, 2 if rows == 4 else 1
+        warps, inflight, buffers = (16, 1, 2) if few else (4, 2, 1) if many else (8, 2, 2)
     else:
-        warps, inflight, buffers = (16, 2, 1) if few else (8 if many else 16, 1, 1)
-    if rows <= 8 and few and columns % (14 * 256) == 0:
+        warps, inflight, buffers = (16, 1, 2) if few else (8 if many else 16, 1, 1)
+    if rows in (1, 8) and few and columns % (14 * 256) == 0:
         warps = 14  # K = 14336 and its like: no warp idles in the last round
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
@@ -96,9 +99,15 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
     if not device.wgmma:
         return _mma_knobs(spec, device, rows, depth)
     row_groups = -(-spec.n // 64)
-    if rows == 256:
-        cluster = 2 if -(-row_groups // 2) * 2 * 2 <= MULTIPROCESSORS and depth >= 16 else 1
-        return TileKnobs(rows, 2, 4, cluster, 2 if cluster == 1 else 1, 1, True)
+    if rows > SPLIT_ROWS:
+        return TileKnobs(256, 2, 4, 1, 2, 1, True)
+    if rows == SPLIT_ROWS:
+        blocks = -(-row_groups // 2) * 2  # of 128 rows of W and 256 of x
+        if blocks * 2 <= MULTIPROCESSORS and depth >= 16:
+            return TileKnobs(256, 2, 4, 2, 1, 1, True)
+        if blocks * 4 <= MULTIPROCESSORS * 3:  # a quarter would idle: 192 rows of W by 128
+            return TileKnobs(128, 3, 4)
+        return TileKnobs(256, 2, 4, 1, 2, 1, True, True)
     if rows >= 64 and row_groups >= 2 * MULTIPROCESSORS:
         # enough for blocks that share x among 256 rows of W; with 128 rows of x their sixteen warps
         # leave no room for a seventeenth
@@ -120,14 +129,14 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
 
 
 def _mma_knobs(spec: LinearSpec, device: Device, rows: int, depth: int) -> TileKnobs:
-    """Knobs without wgmma: two groups of warps, K split where clusters exist."""
+    """Knobs without wgmma: two groups of warps, K split where clusters exist and M is small."""
     n_tiles, cluster = -(-spec.n // 128), 1
-    if device.clusters:
+    if device.clusters and rows <= SPLIT_ROWS:
         slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
         most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4
         while cluster < most and n_tiles * cluster * 2 <= slots and depth // (cluster * 2) >= 8:
             cluster *= 2
-    return TileKnobs(rows, 2, 6 if rows <= 64 else 4, cluster, wgmma=False)
+    return TileKnobs(min(rows, 128), 2, 6 if rows <= 64 else 4, cluster, wgmma=False)
 
 
 def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
@@ -135,14 +144,16 @@ def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
     rows, units = knobs.groups * 64, STAGE_COLUMNS // shape.unit
     weights = knobs.groups * 4 * units * (512 + 8 * shape.record)
     ring = knobs.stages * (knobs.block_m * 128 + weights + 16)
+    if knobs.persistent:
+        ring += knobs.groups * SCRATCH_BYTES
     return max(ring, knobs.block_m * (rows + 4) * 4) + 1040
 
 
 def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
     """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
     while shared_bytes(knobs, shape) > device.shared_bytes:
-        if knobs.stages > 4:
-            knobs = replace(knobs, stages=knobs.stages - 2)
+        if knobs.stages > (3 if knobs.persistent else 4):
+            knobs = replace(knobs, stages=knobs.stages - (1 if knobs.persistent else 2))
         else:
             knobs = replace(knobs, block_m=knobs.block_m // 2)
     return knobs
@@ -159,9 +170,9 @@ def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> l
     found += [
         Bucket(rows, fit(tile_knobs(spec, device, rows), shape, device)) for rows in TILE_ROWS
     ]
-    largest = 256 if device.wgmma else 128
-    split = fit(tile_knobs(spec, device, largest), shape, device)
-    whole = replace(split, cluster=1, share=2 if device.wgmma else 1)
+    split, whole = (
+        fit(tile_knobs(spec, device, rows), shape, device) for rows in (SPLIT_ROWS, SPLIT_ROWS + 1)
+    )
     if split != whole:
         found.append(Bucket(SPLIT_ROWS, split))
     found.append(Bucket(None, whole))

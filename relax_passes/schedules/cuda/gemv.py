@@ -109,6 +109,8 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
         with T.sblock("linear"):
             T.reads()
             T.writes()
+            if knobs.registers:
+                call(f"amx_blocks<{max(1, 65536 // (knobs.registers * warps * 32))}>")
             # One buffer: TVM would give two that it thinks never live together the same bytes,
             # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
             # their place after a barrier where both together would pass 48 KB.

@@ -15,6 +15,8 @@ class GemvKnobs:
     inflight : 16-byte weight loads a lane has in flight for each tile
     tiles : tiles of 16 rows a warp computes; more reuse x more often (silu_mul: even)
     buffers : 2 loads the next batch while one is multiplied, 1 behind it
+    registers : registers a lane shall keep to, so that more blocks share a multiprocessor; 0: the
+        compiler's choice
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
@@ -22,6 +24,7 @@ class GemvKnobs:
     inflight: int = 8
     tiles: int = 1
     buffers: int = 1
+    registers: int = 0
     dependent: bool = False
 
 

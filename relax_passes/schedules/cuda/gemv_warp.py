@@ -246,6 +246,9 @@ class Warp:
             self.zero()
         self.load_weights(0, 0)
         self.load_scales(0)
+        if plan.buffers == 2:
+            self.load_weights(1, 0, 1)
+            self.load_scales(1, 1)
         if dependent:
             call("amx_wait_prerequisites")
         self.fetch_x(0)
@@ -276,7 +279,7 @@ class Warp:
     def _two_buffers(self) -> None:
         rounds = self.plan.rounds
         with T.serial(rounds // 2, annotations={"disable_unroll": True}) as pair:
-            self.request(pair * 2 + 1, 1)
+            self.fetch_x(pair * 2 + 1, 1)
             self.read_x(0)
             self.multiply(0, 0)
             with T.If(pair * 2 + 2 < rounds):
@@ -286,6 +289,10 @@ class Warp:
                     call("amx_fetch_commit")
             self.read_x(1)
             self.multiply(0, 1)
+            with T.If(pair * 2 + 3 < rounds):
+                with T.Then():
+                    self.load_weights(pair * 2 + 3, 0, 1)
+                    self.load_scales(pair * 2 + 3, 1)
         if rounds % 2:
             call("amx_fetch_commit")
             self.read_x(0)

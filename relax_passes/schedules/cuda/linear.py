@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..spec import LinearSpec
 from . import buffers, gemv, tile
-from .buckets import Bucket, Device, default_buckets
+from .buckets import MULTIPROCESSORS, Bucket, Device, default_buckets
 
 # TVM 0.27's own spelling
 _DEPENDENT = "tirx.use_programtic_dependent_launch"
@@ -100,4 +100,4 @@ def _emit(linear: buffers.Linear, bucket: Bucket, dependent: bool) -> None:
         rows = bucket.rows if bucket.rows is not None else 8
         gemv.emit(linear, rows, gemv.GemvKnobs(**values))
     else:
-        tile.emit(linear, tile.TileKnobs(**values))
+        tile.emit(linear, tile.TileKnobs(**values), MULTIPROCESSORS)

@@ -43,6 +43,8 @@ class TileKnobs:
     parallel : steps of 16 columns that are decoded and multiplied together (wgmma): 1 or 2
     producer : a warp of its own requests the stages (wgmma). With 256 rows of x it is a warpgroup
         that cedes its registers to the others
+    persistent : one block a multiprocessor walks over tiles (tile_persistent; wgmma with a producer,
+        cluster 1); any number of stages
     wgmma : take the asynchronous tensor core instruction and the copy engine (sm_90a)
     dependent : programmatic dependent launch (sm_90 and later)
     """
@@ -54,6 +56,7 @@ class TileKnobs:
     share: int = 1
     parallel: int = 1
     producer: bool = False
+    persistent: bool = False
     wgmma: bool = True
     dependent: bool = False
 
@@ -65,7 +68,16 @@ class TileKnobs:
     @property
     def cedes(self) -> bool:
         """Whether registers move from the producer to the consumers."""
-        return self.producer and self.block_m == 256
+        whole = self.block_m == 256 or (self.persistent and self.groups * self.block_m == 512)
+        return self.producer and whole
+
+    @property
+    def registers(self) -> tuple[int, int]:
+        """Registers of a producer's and of a consumer's lane where they move."""
+        lanes = self.warps * 32
+        at_launch = 65536 // lanes // 8 * 8
+        fewer = 40 if self.block_m == 256 else 24
+        return fewer, (at_launch * lanes - fewer * 128) // (self.groups * 128) // 8 * 8
 
 
 class TileBlock:
@@ -203,19 +215,31 @@ class TileBlock:
             self.do("amx_cluster_meet")  # no block may leave while another reads its tile
 
 
-def emit(linear: Linear, knobs: TileKnobs) -> None:
-    """Emit the kernel; any number of rows of x, in blocks of `block_m`."""
+def emit(linear: Linear, knobs: TileKnobs, multiprocessors: int) -> None:
+    """Emit the kernel; any number of rows of x, in blocks of `block_m`.
+
+    `multiprocessors` of the GPU: how many blocks persist (a wrong number costs time alone).
+    """
     from .tile_mma import MmaTile
+    from .tile_persistent import PersistentTile
     from .tile_wgmma import WgmmaTile, tensor_maps
 
+    walks = knobs.wgmma and knobs.producer and knobs.cluster == 1 and knobs.block_m >= 64
+    if knobs.persistent and not walks:
+        raise ValueError(
+            f"persistent blocks want wgmma, a producer, cluster 1 and 64 rows of x, not {knobs}"
+        )
+    if knobs.block_m % knobs.cluster:
+        raise ValueError(f"blocks that split K divide the rows of x, unlike {knobs}")
     n_tiles = -(-linear.tiles * 16 // (knobs.groups * 64))
     n_tiles = -(-n_tiles // knobs.share) * knobs.share
     m_tiles = (linear.m + knobs.block_m - 1) // knobs.block_m
     split = knobs.cluster > 1
     maps = tensor_maps(linear, knobs) if knobs.wgmma else None
+    blocks = multiprocessors // knobs.share * knobs.share
     threads = [
-        T.thread_binding(n_tiles, thread="blockIdx.y"),
-        T.thread_binding(m_tiles * knobs.cluster, thread="blockIdx.x"),
+        T.thread_binding(blocks if knobs.persistent else n_tiles, thread="blockIdx.y"),
+        T.thread_binding(1 if knobs.persistent else m_tiles * knobs.cluster, thread="blockIdx.x"),
         T.thread_binding(knobs.warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
@@ -229,6 +253,9 @@ def emit(linear: Linear, knobs: TileKnobs) -> None:
             T.reads()
             T.writes()
             by, bx, ty, tx = bound[0], bound[1], bound[-2], bound[-1]
+            if knobs.persistent:
+                PersistentTile(linear, knobs, maps, by, blocks, lane=tx, warp=ty).run()
+                return
             place = {
                 "lane": tx,
                 "warp": ty,

@@ -50,12 +50,20 @@ def _tensor_map(dtype: str, data, shape: list, strides: list, box: list, swizzle
 
 
 def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
-    """Maps of x [m][K], codes [tile][unit][128 words] and scales [tile][unit][words]."""
+    """Maps of x [m][K], codes [tile][unit][128 words] and scales [tile][unit][words].
+
+    Persistent blocks have two of x: for `block_m` rows at a time and for half of them.
+    """
     shape, k = linear.decode.shape, linear.spec.k
     units, tiles = linear.units, linear.tiles
     per_stage, warps = STAGE_COLUMNS // shape.unit, knobs.groups * 4
-    box_x = [STAGE_COLUMNS, knobs.block_m // knobs.share]
-    maps = [_tensor_map("float16", linear.x.data, [k, linear.m], [2 * k], box_x, _SWIZZLE_128)]
+    blocks = [knobs.block_m] + [knobs.block_m // 2] * knobs.persistent
+    maps = []
+    for rows in blocks:
+        box = [STAGE_COLUMNS, rows // knobs.share]
+        maps.append(
+            _tensor_map("float16", linear.x.data, [k, linear.m], [2 * k], box, _SWIZZLE_128)
+        )
     sources = [(linear.codes, 512)]
     if linear.scales is not None:
         sources.append((linear.scales, 8 * shape.record))
@@ -70,13 +78,19 @@ def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
 class WgmmaTile(TileBlock):
     """Emits one block's work with wgmma and the copy engine."""
 
+    buffers = 2  # sets of registers for codes and scales
+
     def __init__(self, linear: Linear, knobs: TileKnobs, maps: list, **place):
         super().__init__(linear, knobs, extra_bytes=16 * knobs.stages, **place)
         self.maps = maps
+        weights = maps[1 + knobs.persistent :]
+        self.codes_map, self.scales_map = weights[0], weights[-1]
+        self.x_map, self.x_rows = maps[0], knobs.block_m
         self.warps = knobs.groups * 4
         self.barriers = self.base + self._u32(self.ring_bytes)
         words, records = stage_words(linear.decode)
-        self.words, self.records = local(2 * words, "uint32"), local(2 * records, "uint32")
+        self.words = local(self.buffers * words, "uint32")
+        self.records = local(self.buffers * records, "uint32")
         self.a = local(8 * knobs.parallel, "uint32")
         self.parity = local(1, "int32")
 
@@ -88,24 +102,24 @@ class WgmmaTile(TileBlock):
 
     def _copy_weights(self, k, slot) -> None:
         """Announce a stage's bytes and request its codes and scales."""
-        bytes_of_stage = self.x_bytes + self.warps * (self.warp_codes + self.warp_scales)
+        bytes_of_stage = self.x_rows * 128 + self.warps * (self.warp_codes + self.warp_scales)
         unit, tile = (self.first + k) * self.units, self.n0 // 16
         full, zero = self._full(slot), tirx.const(0, "int32")
         self.do("amx_expect", full, self._u32(bytes_of_stage))
         codes = self.codes_base + self._u32(slot * (self.warps * self.warp_codes))
-        self.do("amx_tma_3d", codes, T.address_of(self.maps[1]), zero, unit, tile, full)
+        self.do("amx_tma_3d", codes, T.address_of(self.codes_map), zero, unit, tile, full)
         if self.warp_scales:
             scales = self.scales_base + self._u32(slot * (self.warps * self.warp_scales))
-            self.do("amx_tma_3d", scales, T.address_of(self.maps[2]), zero, unit, tile, full)
+            self.do("amx_tma_3d", scales, T.address_of(self.scales_map), zero, unit, tile, full)
 
     def _copy_x(self, k, slot) -> None:
         """Request the block's part of a stage of x for all blocks that share it."""
         column, share = (self.first + k) * STAGE_COLUMNS, self.knobs.share
-        x, full = T.address_of(self.maps[0]), self._full(slot)
+        x, full = T.address_of(self.x_map), self._full(slot)
         if share == 1:
             self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, full)
             return
-        rows = self.knobs.block_m // share
+        rows = self.x_rows // share
         place = self.x_at(slot) + self._u32(self.peer * (rows * 128))
         sharing = sum(1 << self.knobs.cluster * i for i in range(share))
         mask = tirx.shift_left(tirx.const(sharing, "int32"), self.rank)
@@ -240,11 +254,11 @@ class WgmmaTile(TileBlock):
         with T.If(self.warp >= self.warps):
             with T.Then():
                 if knobs.cedes:
-                    self.do("amx_wgmma_fewer_registers<40>")
+                    self.do(f"amx_wgmma_fewer_registers<{knobs.registers[0]}>")
                 self._one_lane_of(self.warps, produce)
             with T.Else():
                 if knobs.cedes:
-                    self.do("amx_wgmma_more_registers<232>")
+                    self.do(f"amx_wgmma_more_registers<{knobs.registers[1]}>")
                 self._consume_and_finish()
 
     def _consume_and_finish(self) -> None:

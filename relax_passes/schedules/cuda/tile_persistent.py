@@ -1,0 +1,246 @@
+"""Tile schedule on sm_90a for many rows of x: blocks that stay and walk over tiles.
+
+One block a multiprocessor. Its producer requests the stages of all its tiles in one stream, so that
+the next tile's stages arrive while this one is written, and there is one prologue a launch. Each
+consumer warpgroup writes its own 64 rows of W through a small tile of shared memory of its own,
+without waiting for the others:
+
+    for every tile of the block
+        for every stage          as in tile_wgmma, but codes and scales have one set of registers:
+                                 they are read behind the stage's last product
+        for every 32 rows of x   float32 [32][64 + 4] to shared memory, epilogue, y
+
+Tiles are numbered so that those in work at a time share x and W in the L2 cache: bands of 8 blocks
+of x, in a band all blocks of x for one block of W, then the next (`share` of W together). Where the
+last round has tiles for no more than half of the multiprocessors, two of them take a half each (in
+rows of x): 448 tiles are 3.5 rounds of 132 in place of 4.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .buffers import Linear
+from .intrinsics import TEXT, at, local
+from .tile import TileKnobs
+from .tile_hopper_text import CLUSTER, wgmma_text
+from .tile_text import finish_text
+from .tile_wgmma import WgmmaTile
+
+BAND = 8  # blocks of x
+CHUNK = 32  # rows of x that a warpgroup writes at a time
+_STRIDE = 68  # float32 between rows of x: free of bank conflicts
+SCRATCH_BYTES = 2 * CHUNK * _STRIDE * 4  # of a warpgroup; two tiles, so that one barrier a chunk does
+
+_GROUP_BARRIER = r"""
+#ifndef AMX_GROUP_BARRIER
+#define AMX_GROUP_BARRIER
+// Wait for the other warps of the warpgroup; barrier 0 is the block's.
+__device__ __forceinline__ void amx_group_barrier(int group) {
+  asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
+}
+#endif
+"""
+
+
+def _divide(value, by):
+    """Quotient as C++ has it; TVM's own // brings cases for negative numbers along."""
+    return tirx.truncdiv(value, tirx.const(by, "int32") if isinstance(by, int) else by)
+
+
+class PersistentTile(WgmmaTile):
+    """Emits a block's walk over its tiles."""
+
+    buffers = 1
+
+    def __init__(self, linear: Linear, knobs: TileKnobs, maps: list, block, blocks: int, **place):
+        zero = tirx.const(0, "int32")
+        super().__init__(linear, knobs, maps, n_tile=block, m_tile=zero, rank=zero, **place)
+        self.finish_name, text = finish_text(linear, 64, CHUNK, 1)
+        self.texts = {
+            self.finish_name: TEXT + CLUSTER + text,
+            "amx_group_": TEXT + _GROUP_BARRIER,
+            f"amx_tile_wgmma_{knobs.block_m // 2}": TEXT + wgmma_text(knobs.block_m // 2),
+            **self.texts,
+        }
+        self.slot, self.phase = local(1, "int32"), local(1, "int32")
+        self.cluster_index = block // knobs.share
+        self.clusters = blocks // knobs.share
+
+    def _share(self, extra_bytes: int) -> None:
+        super()._share(extra_bytes + self.knobs.groups * SCRATCH_BYTES)
+        end = self.ring_bytes + extra_bytes
+        self.scratch = self.base + self._u32(end)
+
+    def _tiles(self, emit) -> None:
+        """Emit a loop over the block's tiles, and half a tile behind it (module docstring)."""
+        knobs, clusters = self.knobs, self.clusters
+        columns = -(-self.linear.tiles * 16 // (self.rows * knobs.share))
+        m_tiles = T.bind(_divide(self.linear.m + knobs.block_m - 1, knobs.block_m))
+        total = T.bind(m_tiles * columns)
+        rest = T.bind(tirx.truncmod(total, tirx.const(clusters, "int32")))
+        halve = T.bind(tirx.And(rest > 0, rest * 2 <= clusters))
+        whole = T.bind(tirx.Select(halve, total - rest, total))
+
+        def place(index, half: int, rows: int) -> None:
+            band = T.bind(_divide(index, BAND * columns))
+            in_band = index - band * (BAND * columns)
+            height = tirx.min(m_tiles - band * BAND, tirx.const(BAND, "int32"))
+            column = T.bind(_divide(in_band, height))
+            self.x_rows, self.x_map = rows, self.maps[rows != knobs.block_m]
+            m0 = (band * BAND + in_band - column * height) * knobs.block_m
+            self.m0 = T.bind(m0 + half * rows)
+            self.n0 = T.bind((column * knobs.share + self.peer) * self.rows)
+            emit()
+
+        # blocks without a tile have a count of 0: a quotient that is rounded to zero
+        count = _divide(whole - self.cluster_index + clusters - 1, clusters)
+        with T.serial(count, annotations={"disable_unroll": True}) as i:
+            place(T.bind(self.cluster_index + i * clusters), 0, knobs.block_m)
+        with T.If(tirx.And(halve, self.cluster_index < rest * 2)):
+            with T.Then():
+                index = T.bind(whole + _divide(self.cluster_index, 2))
+                half = T.bind(tirx.truncmod(self.cluster_index, tirx.const(2, "int32")))
+                place(index, half, knobs.block_m // 2)
+
+    def _begin_ring(self) -> None:
+        T.buffer_store(self.slot, tirx.const(0, "int32"), [0])
+        T.buffer_store(self.phase, tirx.const(0, "int32"), [0])
+
+    def _advance(self) -> None:
+        """Go to the next slot of the ring."""
+        stages = tirx.const(self.knobs.stages, "int32")
+        following = T.bind(self.slot[0] + 1)
+        wrap = T.bind(tirx.EQ(following, stages))
+        T.buffer_store(self.slot, tirx.Select(wrap, tirx.const(0, "int32"), following), [0])
+        T.buffer_store(self.phase, self.phase[0] ^ tirx.Cast("int32", wrap), [0])
+
+    def _produce(self) -> None:
+        """Request every stage of every tile; one lane."""
+        if self.knobs.dependent:
+            self.do("amx_wait_prerequisites")
+        self._begin_ring()
+
+        def tile() -> None:
+            with T.serial(self.iterations, annotations={"disable_unroll": True}) as k:
+                # the phase before the first counts as over
+                slot, phase = self.slot[0], self.phase[0] ^ tirx.const(1, "int32")
+                self.do("amx_wait_barrier", self._empty(slot), self._u32(phase))
+                self._copy_weights(k, slot)
+                self._copy_x(k, slot)
+                self._advance()
+
+        self._tiles(tile)
+
+    def _read(self) -> None:
+        """Wait for the stage in the ring's slot and read the warp's codes and scales."""
+        slot = self.slot[0]
+        self.do("amx_wait_barrier", self._full(slot), self._u32(self.phase[0]))
+        self.read_slot(self.words, self.records, slot, 0)
+
+    def _stage(self, k, last: bool) -> None:
+        """Multiply the stage that is in registers, and read the next one of the tile."""
+        knobs = self.knobs
+        slot = T.bind(self.slot[0])
+        x = T.bind(self.value("amx_wgmma_operand", self.x_at(slot)))
+        before = tirx.Select(slot > 0, slot - 1, tirx.const(knobs.stages - 1, "int32"))
+        for step in range(4):
+            self.do("amx_wgmma_wait<1>")
+            if step == 1:
+                # all products of the stage before have ended
+                self._hand_back(T.bind(before), k >= 1)
+            a = at(self.a, 4 * (step % 2))
+            self.decode_step(a, self.words, self.records, 0, step)
+            self.do(f"amx_tile_wgmma_{self.x_rows}<{step}, 1>", at(self.acc, 0), a, x)
+        self._advance()
+        if not last:
+            self._read()
+
+    def _consume_tile(self) -> None:
+        """Compute one tile, hand back its last slot, and write y."""
+        for i in range(self.x_rows // 2):
+            T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
+        self._read()
+        count = self.iterations
+        if count > 1:
+            with T.serial(count - 1, annotations={"disable_unroll": True}) as k:
+                self._stage(k, last=False)
+        slot = T.bind(self.slot[0])
+        self._stage(tirx.const(count - 1, "int32"), last=True)
+        self.do("amx_wgmma_wait<0>")
+        self._hand_back(slot, tirx.const(True, "bool"))
+        self._write()
+
+    def _write(self) -> None:
+        """Write the warpgroup's part of y, CHUNK rows of x at a time."""
+        linear, lane = self.linear, self.lane
+        group, warp = self.warp // 4, self.warp % 4
+        zero = tirx.const(0, "int32")
+        unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
+        blocks = CHUNK // 8
+        for chunk in range(self.x_rows // CHUNK):
+            scratch = T.bind(self.scratch + self._u32((2 * group + chunk % 2) * (SCRATCH_BYTES // 2)))
+            place = T.bind(
+                scratch + self._u32(((lane % 4) * 2 * _STRIDE + warp * 16 + lane // 4) * 4)
+            )
+            for j in range(blocks):
+                for i in range(4):
+                    offset = ((8 * j + i % 2) * _STRIDE + 8 * (i // 2)) * 4
+                    value = self.acc[4 * (chunk * blocks + j) + i]
+                    self.do("amx_sts1", place + self._u32(offset), value)
+            self.do("amx_group_barrier", group)
+            self.do(
+                self.finish_name,
+                scratch,
+                at(linear.y, zero, zero),
+                unused if linear.residual is None else at(linear.residual, zero, zero),
+                unused if linear.bias is None else at(linear.bias, zero),
+                unused if linear.tile_scale is None else at(linear.tile_scale, zero),
+                linear.m,
+                self.m0 + chunk * CHUNK,
+                self.n0 + group * 64,
+                zero,
+                zero,
+                self.tid % 128,
+                tirx.const(128, "int32"),
+            )
+
+    def run(self) -> None:
+        """Emit the whole block."""
+        knobs = self.knobs
+        self.do("amx_blocks<1>")
+        if knobs.dependent:
+            self.do("amx_launch_dependents")
+
+        def begin() -> None:
+            for tensor_map in self.maps:
+                self.do("amx_tma_prefetch", T.address_of(tensor_map))
+            readers = self.warps * knobs.share
+            for slot in range(knobs.stages):
+                self.do("amx_init_barrier", self._full(slot), self._u32(1))
+                self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
+            self.do("amx_init_done")
+
+        self._one_lane_of(0, begin)
+        self.do("amx_barrier" if knobs.share == 1 else "amx_cluster_meet")
+
+        def leave() -> None:
+            if knobs.share > 1:  # no block may leave while another writes to its memory
+                self.do("amx_warp_sync")
+                self.do("amx_cluster_meet")
+
+        with T.If(self.warp >= self.warps):
+            with T.Then():
+                if knobs.cedes:
+                    self.do(f"amx_wgmma_fewer_registers<{knobs.registers[0]}>")
+                self._one_lane_of(self.warps, self._produce)
+                leave()
+            with T.Else():
+                if knobs.cedes:
+                    self.do(f"amx_wgmma_more_registers<{knobs.registers[1]}>")
+                if knobs.dependent:
+                    self.do("amx_wait_prerequisites")  # before y and the residual
+                self._begin_ring()
+                self._tiles(self._consume_tile)
+                leave()
