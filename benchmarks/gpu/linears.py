@@ -107,10 +107,9 @@ def report(results: list[dict], time: str = "us") -> None:
                 if time not in r
             ]
             print(f"{shape:8} m={rows:<5} {line} {' | '.join(wrong)}")
-            for who in ("ours", "cuBLAS"):
-                mine = [r[time] for r in timed if r["knobs"].startswith("cuBLAS") == (who != "ours")]
-                if mine:
-                    best[who, shape, rows] = min(mine)
+            for result in reversed(timed):
+                who = "cuBLAS" if result["knobs"].startswith("cuBLAS") else "ours"
+                best[who, shape, rows] = result[time]
     for who, rows in sorted({(w, r) for w, _, r in best}):
         if all((who, shape, rows) in best for shape in SHAPES):
             total = sum(best[who, s, rows] * launches for s, (_, _, launches) in SHAPES.items())

@@ -21,7 +21,8 @@ class Variant:
 
     knobs : "default", "gemv:warps,inflight,tiles,buffers,registers",
         "tile:block_m,groups,stages,cluster,share,parallel", "tilep:..." (with a producer),
-        "walk:..." (persistent blocks) or "mma:..." (without wgmma); a trailing "p" asks for dependent launch.
+        "walk:..." (persistent blocks) or "mma:..." (without wgmma); a trailing "p" asks for
+        dependent launch.
     """
 
     shape: str

@@ -43,8 +43,8 @@ class TileKnobs:
     parallel : steps of 16 columns that are decoded and multiplied together (wgmma): 1 or 2
     producer : a warp of its own requests the stages (wgmma). With 256 rows of x it is a warpgroup
         that cedes its registers to the others
-    persistent : one block a multiprocessor walks over tiles (tile_persistent; wgmma with a producer,
-        cluster 1); any number of stages
+    persistent : one block a multiprocessor walks over tiles (tile_persistent; wgmma with a
+        producer, cluster 1); any number of stages
     wgmma : take the asynchronous tensor core instruction and the copy engine (sm_90a)
     dependent : programmatic dependent launch (sm_90 and later)
     """
@@ -253,7 +253,7 @@ def emit(linear: Linear, knobs: TileKnobs, multiprocessors: int) -> None:
             T.reads()
             T.writes()
             by, bx, ty, tx = bound[0], bound[1], bound[-2], bound[-1]
-            if knobs.persistent:
+            if knobs.persistent and maps is not None:
                 PersistentTile(linear, knobs, maps, by, blocks, lane=tx, warp=ty).run()
                 return
             place = {

@@ -31,7 +31,8 @@ from .tile_wgmma import WgmmaTile
 BAND = 8  # blocks of x
 CHUNK = 32  # rows of x that a warpgroup writes at a time
 _STRIDE = 68  # float32 between rows of x: free of bank conflicts
-SCRATCH_BYTES = 2 * CHUNK * _STRIDE * 4  # of a warpgroup; two tiles, so that one barrier a chunk does
+_SCRATCH = CHUNK * _STRIDE * 4
+SCRATCH_BYTES = 2 * _SCRATCH  # of a warpgroup: with two places one barrier a chunk is enough
 
 _GROUP_BARRIER = r"""
 #ifndef AMX_GROUP_BARRIER
@@ -180,7 +181,7 @@ class PersistentTile(WgmmaTile):
         unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
         blocks = CHUNK // 8
         for chunk in range(self.x_rows // CHUNK):
-            scratch = T.bind(self.scratch + self._u32((2 * group + chunk % 2) * (SCRATCH_BYTES // 2)))
+            scratch = T.bind(self.scratch + self._u32((2 * group + chunk % 2) * _SCRATCH))
             place = T.bind(
                 scratch + self._u32(((lane % 4) * 2 * _STRIDE + warp * 16 + lane // 4) * 4)
             )

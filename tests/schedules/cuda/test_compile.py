@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 
+import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
@@ -13,6 +15,7 @@ from amx_tvm import cuda_build, formats  # noqa: E402
 from relax_passes.schedules.cuda import linear  # noqa: E402
 from relax_passes.schedules.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
 from relax_passes.schedules.cuda.buffers import format_of, shape_of  # noqa: E402
+from relax_passes.schedules.cuda.gemv import GemvKnobs  # noqa: E402
 from relax_passes.schedules.registry import linear_kernel  # noqa: E402
 from relax_passes.schedules.spec import LinearSpec  # noqa: E402
 
@@ -94,11 +97,44 @@ def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
         assert instruction in ptx
 
 
+# The first 12 bits of an instruction of sm_90
+LOAD_GLOBAL, WAIT_FOR_KERNEL_BEFORE = 0x981, 0x82E
+
+
+def instructions(cubin: bytes) -> list[list[int]]:
+    """Opcodes of each kernel of a cubin (ELF64), in order."""
+    table, size, count, names = struct.unpack_from("<40xQ10xHHH", cubin)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + size * i) for i in range(count)]
+    strings = headers[names][4]
+    found = []
+    for name, _, _, _, start, length in headers:
+        if cubin[strings + name :].startswith(b".text."):
+            words = np.frombuffer(cubin[start : start + length], "<u8")[::2]
+            found.append([int(w) & 0xFFF for w in words])
+    return found
+
+
+@pytest.mark.parametrize("n,k", [(28672, 4096), (4096, 14336)])
+def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
+    """Dependent launch pays by this, and ptxas would rather load behind the wait."""
+    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
+    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
+    kernels = instructions(cubin)
+    assert len(kernels) == len(buckets) >= 4
+    for codes in kernels:
+        assert LOAD_GLOBAL in codes
+        before = codes[: codes.index(WAIT_FOR_KERNEL_BEFORE)]
+        assert before.count(LOAD_GLOBAL) >= 2, "codes and scales of the first batch"
+
+
 # Shapes of Llama-3-8B whose defaults differ: many row tiles, few and a long K, few.
 SHAPES = [
-    (28672, 4096, (8, 16, 64, 128, None)),
+    (28672, 4096, (8, 16, 64, 128, 512, None)),
     pytest.param(4096, 14336, (16, 64, 128, 512), marks=pytest.mark.slow),
-    pytest.param(6144, 4096, (4, 16, 32, 128), marks=pytest.mark.slow),
+    pytest.param(6144, 4096, (4, 16, 32, 128, 512), marks=pytest.mark.slow),
 ]
 
 
