@@ -23,12 +23,12 @@ GEMV = {
     "inflight": (1, 2, 4, 8),
     "tiles": (1, 2, 4),
     "buffers": (1, 2),
-    "registers": (0, 48, 64),
+    "diagonal": (2, 4, 8),
 }
 TILE = {
     "block_m": (8, 16, 32, 64, 128, 256),
     "groups": (1, 2, 3, 4),
-    "stages": (4, 6, 8),
+    "stages": (4, 6, 8, 10, 12),
     "cluster": (1, 2, 4, 8),
     "share": (1, 2),
     "parallel": (1, 2),
@@ -66,7 +66,11 @@ def space(spec: LinearSpec, target: Any, rows: int) -> tuple[dict[str, tuple], d
     """Return (values of each knob, the default point) of one bucket."""
     knobs = default(spec, target, rows).knobs
     if isinstance(knobs, GemvKnobs):
-        values = {**GEMV, "tiles": tuple(t for t in GEMV["tiles"] if t % (1 + spec.silu_mul) == 0)}
+        values = {
+            **GEMV,
+            "tiles": tuple(t for t in GEMV["tiles"] if t % (1 + spec.silu_mul) == 0),
+            "diagonal": tuple(d for d in GEMV["diagonal"] if d * rows <= 8) or (8,),
+        }
     else:
         largest = 2 * rows  # larger blocks of x would be mostly empty
         values = {**TILE, "block_m": tuple(b for b in TILE["block_m"] if b <= largest)}

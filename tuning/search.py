@@ -7,6 +7,7 @@ absolute seconds only and counts every failure as 1e10 of them. Here
 - a challenger is measured in turns with the incumbent and wins only if three quarters of the turns
   agree; scores are log ratios to the default, chained through the incumbents that were measured
   beside each challenger, so a machine that slows down between two trials changes none of them;
+- the points around the default come first, since it is good; then evolution proposes;
 - what a log says was measured counts as measured, and no point is proposed twice;
 - when a small space has nothing left that evolution finds, the untried points come in the order in
   which the model ranks them, so that a session can exhaust a space.
@@ -81,7 +82,7 @@ class Search:
         self.incumbent = dict(self.space.default)
         self.scores[point_key(self.incumbent)] = 0.0
         self.model = KnobModel(self.space, self.seed)
-        self._queue: list[dict[str, Any]] = []
+        self._queue = self.space.neighbours(self.incumbent)
         self._evolution: Evolution | None = None
         self._fitted = 0
 

@@ -64,6 +64,16 @@ class Space:
             if point != self.default:
                 yield point
 
+    def neighbours(self, point: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """List the points that differ from one in a single knob, by one place."""
+        found = []
+        for name, values in self.knobs.items():
+            place = values.index(point[name])
+            for other in (place - 1, place + 1):
+                if 0 <= other < len(values):
+                    found.append({**point, name: values[other]})
+        return found
+
 
 def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
     """Return the space of a kernel.

@@ -77,7 +77,9 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     few, many = row_tiles < 300, row_tiles >= 4 * MULTIPROCESSORS
     tiles = 2 if spec.silu_mul or rows == 16 or (many and rows >= 4) else 1
     if rows == 1:
-        warps, inflight, buffers = (16, 4, 1) if few else (4, 4 // tiles, 1) if many else (16, 2, 1)
+        warps, inflight, buffers = (16, 4, 1) if few else (16, 2, 1)
+        if many:
+            warps, inflight = (4, 2) if spec.silu_mul else (8, 8)
     elif rows == 2:
         warps, inflight, buffers = (16, 2, 1) if few else (8, 4, 2)
         if many:

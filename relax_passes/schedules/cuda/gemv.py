@@ -9,7 +9,8 @@ meet in shared memory (gate and up are the two tiles of a warp with silu_mul). T
     zero
                              in the others: one pair of chains runs over all GP groups, column n
                              ends up with group n's sum, and scales are applied once per GP groups.
-                             Exact: only zeros are added. GP = 8 / M where K has that many groups.
+                             Exact: only zeros are added. GP = 8 / M where K has that many groups,
+                             or less (`diagonal`).
 
 The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a lane for groups of
 32. Each warp copies its own superblocks to its own shared memory and reads them back with one
@@ -109,8 +110,6 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
         with T.sblock("linear"):
             T.reads()
             T.writes()
-            if knobs.registers:
-                call(f"amx_blocks<{max(1, 65536 // (knobs.registers * warps * 32))}>")
             # One buffer: TVM would give two that it thinks never live together the same bytes,
             # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
             # their place after a barrier where both together would pass 48 KB.

@@ -15,8 +15,8 @@ class GemvKnobs:
     inflight : 16-byte weight loads a lane has in flight for each tile
     tiles : tiles of 16 rows a warp computes; more reuse x more often (silu_mul: even)
     buffers : 2 loads the next batch while one is multiplied, 1 behind it
-    registers : registers a lane shall keep to, so that more blocks share a multiprocessor; 0: the
-        compiler's choice
+    diagonal : groups of columns side by side in the tensor core's 8 columns, a power of 2; as many
+        as fit, 8 / M, at most. Fewer make a chunk shorter, so that warps share K more evenly
     dependent : programmatic dependent launch (sm_90 and later)
     """
 
@@ -24,7 +24,7 @@ class GemvKnobs:
     inflight: int = 8
     tiles: int = 1
     buffers: int = 1
-    registers: int = 0
+    diagonal: int = 8
     dependent: bool = False
 
 
@@ -77,7 +77,7 @@ def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
     group = shape.group or 32
     gp = 1
     if shape.group:
-        gp = max(1, 8 // rows)
+        gp = max(1, min(8 // rows, knobs.diagonal))
         while gp > 1 and columns % max(gp * group, shape.unit):
             gp //= 2
     chunk = max(shape.unit, gp * group)
