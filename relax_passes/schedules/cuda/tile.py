@@ -229,24 +229,32 @@ def emit(linear: Linear, knobs: TileKnobs, multiprocessors: int) -> None:
         raise ValueError(
             f"persistent blocks want wgmma, a producer, cluster 1 and 64 rows of x, not {knobs}"
         )
-    if knobs.block_m % knobs.cluster:
-        raise ValueError(f"blocks that split K divide the rows of x, unlike {knobs}")
+    if knobs.block_m % knobs.cluster or knobs.cluster * knobs.share > 8:
+        raise ValueError(
+            f"a cluster has at most 8 blocks, and those that split K divide the rows of x: {knobs}"
+        )
     n_tiles = -(-linear.tiles * 16 // (knobs.groups * 64))
     n_tiles = -(-n_tiles // knobs.share) * knobs.share
     m_tiles = (linear.m + knobs.block_m - 1) // knobs.block_m
     split = knobs.cluster > 1
+    # both kinds of neighbours lie in x then: TVM 0.27 cannot have clusters of one and of two
+    # dimensions in a module
+    beside = knobs.share if split else 1
     maps = tensor_maps(linear, knobs) if knobs.wgmma else None
     blocks = multiprocessors // knobs.share * knobs.share
+    in_y, in_x = n_tiles // beside, m_tiles * (knobs.cluster * beside)
+    if knobs.persistent:
+        in_y, in_x = blocks, 1
     threads = [
-        T.thread_binding(blocks if knobs.persistent else n_tiles, thread="blockIdx.y"),
-        T.thread_binding(1 if knobs.persistent else m_tiles * knobs.cluster, thread="blockIdx.x"),
+        T.thread_binding(in_y, thread="blockIdx.y"),
+        T.thread_binding(in_x, thread="blockIdx.x"),
         T.thread_binding(knobs.warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
     # launch attributes: consecutive blocks form a cluster
     if split:
-        threads.insert(2, T.thread_binding(knobs.cluster, thread="clusterCtaIdx.x"))
-    if knobs.share > 1:
+        threads.insert(2, T.thread_binding(knobs.cluster * beside, thread="clusterCtaIdx.x"))
+    elif knobs.share > 1:
         threads.insert(2, T.thread_binding(knobs.share, thread="clusterCtaIdx.y"))
     with T.frame_scope(threads) as bound:
         with T.sblock("linear"):
@@ -259,8 +267,8 @@ def emit(linear: Linear, knobs: TileKnobs, multiprocessors: int) -> None:
             place = {
                 "lane": tx,
                 "warp": ty,
-                "n_tile": by,
-                "m_tile": bx // knobs.cluster if split else bx,
+                "n_tile": by if beside == 1 else by * beside + bx // knobs.cluster % beside,
+                "m_tile": bx // (knobs.cluster * beside) if split else bx,
                 "rank": bx % knobs.cluster if split else tirx.const(0, "int32"),
             }
             if maps is not None:

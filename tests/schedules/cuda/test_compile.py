@@ -16,6 +16,7 @@ from relax_passes.schedules.cuda import linear  # noqa: E402
 from relax_passes.schedules.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
 from relax_passes.schedules.cuda.buffers import format_of, shape_of  # noqa: E402
 from relax_passes.schedules.cuda.gemv import GemvKnobs  # noqa: E402
+from relax_passes.schedules.cuda.tile import TileKnobs  # noqa: E402
 from relax_passes.schedules.registry import linear_kernel  # noqa: E402
 from relax_passes.schedules.spec import LinearSpec  # noqa: E402
 
@@ -77,6 +78,30 @@ def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
         assert spills and all(s == ("0", "0") for s in spills), report
         assert "Potential Performance Loss" not in report, report
+
+
+def test_clusters_of_both_kinds_in_one_module(monkeypatch):
+    both = TileKnobs(16, 2, 8, cluster=4, share=2, producer=True)
+    split = TileKnobs(64, 1, 6, cluster=4, producer=True)
+    shared = TileKnobs(256, 2, 4, share=2, producer=True)
+    walking = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
+    buckets = [Bucket(16, both), Bucket(64, split), Bucket(512, walking), Bucket(None, shared)]
+    _, cubin = cuda_text(linear.build(spec_of(), "sm_90a", buckets), "sm_90a", monkeypatch)
+    assert len(instructions(cubin)) == 4
+
+
+@pytest.mark.parametrize(
+    "knobs,match",
+    [
+        (TileKnobs(128, cluster=3), "divide the rows of x"),
+        (TileKnobs(64, cluster=8, share=2), "at most 8 blocks"),
+        (TileKnobs(16, producer=True, persistent=True), "64 rows of x"),
+        (TileKnobs(256, persistent=True), "a producer"),
+    ],
+)
+def test_knobs_that_do_not_work_are_refused(knobs, match):
+    with pytest.raises(ValueError, match=match):
+        linear.build(spec_of(), "sm_90a", [Bucket(knobs.block_m, knobs)])
 
 
 def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
