@@ -48,6 +48,18 @@ def test_finds_98_percent_of_the_best_in_a_fifth_of_the_points():
     assert sum(found) >= 4  # in random order, one of five would
 
 
+def test_the_neighbours_of_the_default_come_first():
+    search = Search(Space(SPACE.knobs, {"a": 16, "b": 0, "c": 12}, (1,)))
+    around = [search.next() for _ in range(4)]
+    assert around == [
+        {"a": 4, "b": 0, "c": 12},
+        {"a": 64, "b": 0, "c": 12},
+        {"a": 16, "b": 1, "c": 12},
+        {"a": 16, "b": 0, "c": 8},
+    ]
+    assert search.next() not in [*around, search.incumbent]
+
+
 def test_every_point_once_then_none():
     search = Search(SPACE)
     run(search, SPACE.size - 1)
