@@ -214,16 +214,7 @@ class PersistentTile(WgmmaTile):
         if knobs.dependent:
             self.do("amx_launch_dependents")
 
-        def begin() -> None:
-            for tensor_map in self.maps:
-                self.do("amx_tma_prefetch", T.address_of(tensor_map))
-            readers = self.warps * knobs.share
-            for slot in range(knobs.stages):
-                self.do("amx_init_barrier", self._full(slot), self._u32(1))
-                self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
-            self.do("amx_init_done")
-
-        self._one_lane_of(0, begin)
+        self._one_lane_of(0, self.make_barriers)
         self.do("amx_barrier" if knobs.share == 1 else "amx_cluster_meet")
 
         def leave() -> None:

@@ -125,6 +125,16 @@ class WgmmaTile(TileBlock):
         mask = tirx.shift_left(tirx.const(sharing, "int32"), self.rank)
         self.do("amx_tma_2d_shared", place, x, column, self.m0 + self.peer * rows, full, mask)
 
+    def make_barriers(self) -> None:
+        """Make the ring's barriers; one lane, and the block waits behind it."""
+        for tensor_map in self.maps:
+            self.do("amx_tma_prefetch", T.address_of(tensor_map))
+        readers = self.warps * self.knobs.share
+        for slot in range(self.knobs.stages):
+            self.do("amx_init_barrier", self._full(slot), self._u32(1))
+            self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
+        self.do("amx_init_done")
+
     def fill_weights(self) -> None:
         """Request W of the first stages; one lane. W depends on no other kernel."""
         for k in range(min(self.knobs.stages, self.iterations)):
@@ -229,13 +239,7 @@ class WgmmaTile(TileBlock):
             self.do("amx_launch_dependents")
 
         def begin() -> None:
-            for tensor_map in self.maps:
-                self.do("amx_tma_prefetch", T.address_of(tensor_map))
-            readers = self.warps * knobs.share
-            for slot in range(knobs.stages):
-                self.do("amx_init_barrier", self._full(slot), self._u32(1))
-                self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
-            self.do("amx_init_done")
+            self.make_barriers()
             self.fill_weights()
 
         self._one_lane_of(0, begin)
