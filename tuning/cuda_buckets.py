@@ -69,7 +69,8 @@ def space(spec: LinearSpec, target: Any, rows: int) -> tuple[dict[str, tuple], d
         values = {
             **GEMV,
             "tiles": tuple(t for t in GEMV["tiles"] if t % (1 + spec.silu_mul) == 0),
-            "diagonal": tuple(d for d in GEMV["diagonal"] if d * rows <= 8) or (8,),
+            # the default, 8, stands for as many as fit; the same number twice is no other point
+            "diagonal": tuple(d for d in GEMV["diagonal"] if d * rows < 8),
         }
     else:
         largest = 2 * rows  # larger blocks of x would be mostly empty

@@ -36,7 +36,7 @@ def parse_knobs(text: str, arch: str):  # noqa: ANN201
     return TileKnobs(*values, **roles, wgmma=wgmma), dependent
 
 
-def build_variant(variant: Variant, arch: str, out: Path, cuda_text: bool = False) -> dict:
+def build_variant(variant: Variant, arch: str, out: Path) -> dict:
     """Compile one variant; returns its manifest entry."""
     import tvm
 

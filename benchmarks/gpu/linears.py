@@ -104,7 +104,7 @@ def report(results: list[dict], time: str = "us") -> None:
             wrong = [
                 f"{r['knobs']} WRONG {r.get('error_relative')} {r.get('failure', '')}"
                 for r in found
-                if time not in r
+                if "us" not in r
             ]
             print(f"{shape:8} m={rows:<5} {line} {' | '.join(wrong)}")
             for result in reversed(timed):

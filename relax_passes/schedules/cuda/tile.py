@@ -68,16 +68,15 @@ class TileKnobs:
     @property
     def cedes(self) -> bool:
         """Whether registers move from the producer to the consumers."""
-        whole = self.block_m == 256 or (self.persistent and self.groups * self.block_m == 512)
-        return self.producer and whole
+        return self.producer and self.block_m == 256
 
     @property
     def registers(self) -> tuple[int, int]:
         """Registers of a producer's and of a consumer's lane where they move."""
-        lanes = self.warps * 32
+        fewer, lanes = 40, self.warps * 32
         at_launch = 65536 // lanes // 8 * 8
-        fewer = 40 if self.block_m == 256 else 24
-        return fewer, (at_launch * lanes - fewer * 128) // (self.groups * 128) // 8 * 8
+        left = (at_launch * lanes - fewer * 128) // (self.groups * 128) // 8 * 8
+        return fewer, min(left, 232)
 
 
 class TileBlock:

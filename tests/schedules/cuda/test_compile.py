@@ -86,7 +86,10 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
     shared = TileKnobs(256, 2, 4, share=2, producer=True)
     walking = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
     buckets = [Bucket(16, both), Bucket(64, split), Bucket(512, walking), Bucket(None, shared)]
-    _, cubin = cuda_text(linear.build(spec_of(), "sm_90a", buckets), "sm_90a", monkeypatch)
+    func = linear.build(spec_of(), "sm_90a", buckets)
+    clusters = re.findall(r'thread_binding\((\d+), thread="clusterCtaIdx.(.)"\)', func.script())
+    assert clusters == [("8", "x"), ("4", "x"), ("2", "y"), ("2", "y")]
+    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
     assert len(instructions(cubin)) == 4
 
 
@@ -102,6 +105,15 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
 def test_knobs_that_do_not_work_are_refused(knobs, match):
     with pytest.raises(ValueError, match=match):
         linear.build(spec_of(), "sm_90a", [Bucket(knobs.block_m, knobs)])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_registers_that_move_fit_the_multiprocessor(groups):
+    knobs = TileKnobs(256, groups, producer=True)
+    producer, consumer = knobs.registers
+    at_launch = 65536 // (knobs.warps * 32) // 8 * 8 * knobs.warps * 32
+    assert producer % 8 == consumer % 8 == 0 and consumer <= 255  # what setmaxnreg takes
+    assert producer * 128 + consumer * groups * 128 <= at_launch
 
 
 def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
