@@ -51,6 +51,8 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
         assert "no such prefetch" in broken.detail
         session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(values))
         (state,) = session.run(trials=len(values) - 1)
+        # whichever came last, the worker serves again
+        assert isinstance(worker.measure(spec, (1,), [{"prefetch": 4096}], 2), Measured)
         assert worker.starts == 3  # at first, after the hang, after the crash
     assert state.failures == {"hung": 1, "crashed": 1, "wrong": 1, "build_failed": 1}
     assert state.search.exhausted and state.search.incumbent["prefetch"] in (0, 4096)
