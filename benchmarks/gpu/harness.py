@@ -43,6 +43,11 @@ def load_function(path: Path):  # noqa: ANN201
     return tvm_ffi.load_module(os.fspath(path.resolve()))["main"]
 
 
+def copies(nbytes: int) -> int:
+    """How many weights of so many bytes exceed the L2 cache together."""
+    return max(1, -(-L2_FACTOR_BYTES // nbytes))
+
+
 def random_weights(n: int, k: int, copies: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Random AMXFP4 weights in layout cuda-fragment: codes and scales, `copies` times each."""
     generator = torch.Generator("cuda").manual_seed(seed)
@@ -92,6 +97,11 @@ class Times:
 
     sustained: float
     burst: float
+
+    def named(self) -> dict[str, float]:
+        """The times that there are, as results have them: "us" and perhaps "us_burst"."""
+        found = {"us": self.sustained, "us_burst": self.burst}
+        return {name: us for name, us in found.items() if not math.isnan(us)}
 
 
 def graph_time(launch, count: int, burst: bool = False, budget_ms: float = 100.0) -> Times:

@@ -5,7 +5,9 @@
 
 Every result is compared with the dense float32 product of the unpacked weights on fresh random x,
 with y poisoned before; a kernel whose relative error passes 1e-3 or is NaN is reported as wrong,
-not timed. The last table sums the best variant of each shape to one Llama-3-8B step.
+not timed. The last table sums the best variant of each shape to one Llama-3-8B step. With --peers,
+cuBLAS and every other library of benchmarks.gpu.peers that is importable run beside them, on
+weights of the same shapes; those that are not, fail or are wrong are named with the reason.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import argparse
 import json
 import math
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
-from . import harness
+from . import harness, peers
 from .shapes import SHAPES
 
 
@@ -39,38 +42,16 @@ def time_variant(
     copies = codes.shape[0]
     x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
     y = torch.empty(rows, n, device="cuda", dtype=torch.float16)
-    count = max(copies, 4)
-    return named(
-        harness.graph_time(
-            lambda i: function(x, codes[i % copies], scales[i % copies], y), count, burst
-        )
-    )
-
-
-def named(times: harness.Times) -> dict[str, float]:
-    """Times as results have them."""
-    found = {"us": times.sustained, "us_burst": times.burst}
-    return {name: us for name, us in found.items() if not math.isnan(us)}
-
-
-def time_dense(dense, rows: int, burst: bool) -> dict[str, float]:
-    """cuBLAS through torch: the same product with bfloat16 weights."""
-    weight = dense.to(torch.bfloat16)
-    copies = max(1, -(-harness.L2_FACTOR_BYTES // (weight.numel() * 2)))
-    weights = [weight] + [weight.clone() for _ in range(copies - 1)]
-    x = torch.randn(rows, weight.shape[1], device="cuda", dtype=torch.bfloat16)
-    y = torch.empty(rows, weight.shape[0], device="cuda", dtype=torch.bfloat16)
-    launch = lambda i: torch.mm(x, weights[i % copies].T, out=y)  # noqa: E731
-    return named(harness.graph_time(launch, max(copies, 4), burst))
+    launch = lambda i: function(x, codes[i % copies], scales[i % copies], y)  # noqa: E731
+    return harness.graph_time(launch, max(copies, 4), burst).named()
 
 
 def measure_shape(
-    shape: str, entries: list[dict], folder: Path, peers: bool, burst: bool
+    shape: str, entries: list[dict], folder: Path, who: list[peers.Peer], burst: bool
 ) -> list[dict]:
-    """Check and time all variants of one shape."""
+    """Check and time all variants of one shape, and the peers."""
     n, k, _ = SHAPES[shape]
-    copies = max(1, -(-harness.L2_FACTOR_BYTES // (n * k * 9 // 16)))
-    codes, scales = harness.random_weights(n, k, copies)
+    codes, scales = harness.random_weights(n, k, harness.copies(n * k * 9 // 16))
     dense = harness.unpack(codes[0], scales[0])
     done = []
     for entry in entries:
@@ -84,36 +65,76 @@ def measure_shape(
             result["failure"] = str(error)[-300:]
             torch.cuda.synchronize()
         done.append(result)
-    if peers:
-        for rows in sorted({e["rows"] for e in entries}):
-            times = time_dense(dense, rows, burst)
-            done.append({"shape": shape, "rows": rows, "knobs": "cuBLAS bf16", **times})
+    del codes, scales
+    for peer in who:
+        start = perf_counter()
+        measured = peers.measure(peer, dense, sorted({e["rows"] for e in entries}), burst)
+        done += [{"shape": shape, **result} for result in measured]
+        torch.cuda.empty_cache()
+        print(f"{shape}: {peer.name} took {perf_counter() - start:.1f} s", flush=True)
     return done
+
+
+def contender(result: dict) -> str:
+    """Whose result it is: "ours" or the peer's name."""
+    return result.get("peer", "ours")
+
+
+def label(result: dict) -> str:
+    """What a table calls it: the peer, or the knobs of a variant of ours."""
+    return result.get("peer") or result["knobs"]
+
+
+def step_sums(results: list[dict], time: str = "us") -> dict[int, dict[str, float]]:
+    """Milliseconds of a Llama-3-8B step's linears: {rows: {"ours" or peer: ms}}, by rows.
+
+    The best variant of each shape counts; who has no time for a shape has no sum.
+    """
+    best: dict[tuple[int, str, str], float] = {}
+    for result in results:
+        if time in result:
+            key = (result["rows"], contender(result), result["shape"])
+            best[key] = min(result[time], best.get(key, math.inf))
+    sums: dict[int, dict[str, float]] = {}
+    for rows, who in sorted({(rows, who) for rows, who, _ in best}):
+        if all((rows, who, shape) in best for shape in SHAPES):
+            us = sum(best[rows, who, s] * launches for s, (_, _, launches) in SHAPES.items())
+            sums.setdefault(rows, {})[who] = us / 1000
+    return sums
+
+
+def complaint(result: dict) -> str:
+    """What to say of a result without a time."""
+    if "us" in result:
+        return "a replay takes longer than the burst"
+    return result.get("failure") or f"WRONG {result.get('error_relative')}"
 
 
 def report(results: list[dict], time: str = "us") -> None:
     """Print all variants by shape and rows, best first, then the sums of a step."""
-    best: dict[tuple[str, str, int], float] = {}
     for shape in SHAPES:
         for rows in sorted({r["rows"] for r in results}):
             found = [r for r in results if r["shape"] == shape and r["rows"] == rows]
             timed = sorted((r for r in found if time in r), key=lambda r: r[time])
             if not found:
                 continue
-            line = ", ".join(f"{r['knobs']} {r[time]:.2f}" for r in timed)
-            wrong = [
-                f"{r['knobs']} WRONG {r.get('error_relative')} {r.get('failure', '')}"
-                for r in found
-                if "us" not in r
-            ]
+            line = ", ".join(f"{label(r)} {r[time]:.2f}" for r in timed)
+            wrong = [f"{label(r)}: {complaint(r)}" for r in found if time not in r]
             print(f"{shape:8} m={rows:<5} {line} {' | '.join(wrong)}")
-            for result in reversed(timed):
-                who = "cuBLAS" if result["knobs"].startswith("cuBLAS") else "ours"
-                best[who, shape, rows] = result[time]
-    for who, rows in sorted({(w, r) for w, _, r in best}):
-        if all((who, shape, rows) in best for shape in SHAPES):
-            total = sum(best[who, s, rows] * launches for s, (_, _, launches) in SHAPES.items())
-            print(f"step of Llama-3-8B's linears, m={rows}, {who}: {total / 1000:.3f} ms")
+    for rows, sums in step_sums(results, time).items():
+        print(f"\nstep of Llama-3-8B's linears, m={rows}, ms:")
+        for who, ms in sorted(sums.items(), key=lambda item: item[1]):
+            print(f"  {who:24} {ms:8.3f}")
+        missing: dict[str, str] = {}
+        for result in results:
+            if result["rows"] == rows and contender(result) not in sums and time not in result:
+                missing.setdefault(contender(result), f"{result['shape']}: {complaint(result)}")
+        for who, why in missing.items():
+            print(f"  {who:24} no sum, {why}")
+        rivals = {who: ms for who, ms in sums.items() if who != "ours"}
+        if rivals and "ours" in sums:
+            rival = min(rivals, key=lambda who: rivals[who])
+            print(f"  best peer {rival}: ours takes {sums['ours'] / rivals[rival]:.3f} of its time")
 
 
 def main() -> None:
@@ -121,24 +142,30 @@ def main() -> None:
     parser.add_argument("--kernels", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--runtime", help="folder of TVM's runtime libraries; default: the package")
-    parser.add_argument("--peers", action="store_true", help="time cuBLAS too")
+    parser.add_argument("--peers", action="store_true", help="time all importable peers too")
     parser.add_argument("--burst", action="store_true", help="time the first 15 ms too")
     args = parser.parse_args()
     harness.load_runtime(args.runtime)
     torch.backends.cuda.matmul.allow_tf32 = False
     entries = json.loads((args.kernels / "manifest.json").read_text())
-    results = []
+    found = {peer: peers.find(peer) for peer in peers.PEERS} if args.peers else {}
+    document: dict = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    document["peers"] = {peer.name: what for peer, what in found.items()}
+    document["results"] = results = []
     for shape in SHAPES:
         mine = [e for e in entries if e["shape"] == shape and "error" not in e]
         if mine:
-            results += measure_shape(shape, mine, args.kernels, args.peers, args.burst)
+            who = [peer for peer, what in found.items() if "version" in what]
+            results += measure_shape(shape, mine, args.kernels, who, args.burst)
+            args.json.write_text(json.dumps(document, indent=1))
             torch.cuda.empty_cache()
-    document = {"device": torch.cuda.get_device_name(), "results": results}
-    args.json.write_text(json.dumps(document, indent=1))
     report(results)
     if args.burst:
         print("\nThe first 15 ms after a pause:")
         report(results, "us_burst")
+    print()
+    for name, what in document["peers"].items():
+        print(f"{name}: {what.get('version') or what['failure']}")
 
 
 if __name__ == "__main__":
