@@ -123,14 +123,14 @@ def llvm(dtype: str, name: str, *args: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def prefetch(buffer: Any, *index: Expr, write: bool = False) -> None:
-    """Ask for the cache line of an element; out of range is harmless.
+def prefetch(buffer: Any, *index: Expr, write: bool = False, level: int = 1) -> None:
+    """Ask for the cache line of an element, to cache ``level`` 1 or 2; out of range is harmless.
 
     To write into a line that another core has, or nobody, takes as long as to read it, and stores
     wait for each other: a line that will be written is better asked for early.
     """
     address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
-    flags = [tirx.const(v, "int32") for v in (int(write), 3, 1)]
+    flags = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
     I.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))
 
 
@@ -160,6 +160,11 @@ def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
 def when(condition: Expr) -> Any:
     """Open an ``if``; use as ``with when(c), then(): ...``."""
     return I.If(condition)
+
+
+def unlikely(count: Expr) -> Expr:
+    """Return an int32 that LLVM may expect to be 0: registers spill where it is not."""
+    return llvm("int32", "llvm.expect", count, const(0))
 
 
 def llvm_text(text: str) -> Any:

@@ -54,6 +54,12 @@ class Avx512(Isa):
         name = "llvm.x86.avx512.vpermi2var.qi.512"
         return _bytes(e.llvm("int8x64", name, _i8(low), _i8(index), _i8(high)))
 
+    def repeat_bytes(self, lanes: Expr) -> Expr:
+        """Repeat the low byte of every 32-bit lane in all four (vpshufb)."""
+        order = byte_vector([4 * (i // 4) for i in range(16)] * 4)
+        name = "llvm.x86.avx512.pshuf.b.512"
+        return _bytes(e.llvm("int8x64", name, _i8(lanes), _i8(order)))
+
     def activation(self, codes: object, row: Expr, column: Expr) -> Expr:
         """Broadcast four int8 to every lane (a memory operand of vpdpbusd)."""
         word = e.bits(e.load(codes, row, column, lanes=4), "int32")

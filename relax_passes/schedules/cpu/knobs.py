@@ -48,15 +48,17 @@ class CpuKnobs:
             raise ValueError(f"unknown CPU kernel knobs {sorted(unknown)}; known: {sorted(known)}")
         return CpuKnobs(**knobs)
 
-    def prefetch_tile(self, spec: LinearSpec, buffers: Mapping[str, Any], tile: Any, group: Any):  # noqa: ANN201
+    def prefetch_tile(
+        self, spec: LinearSpec, buffers: Mapping[str, Any], tile: Any, group: Any, level: int = 1
+    ) -> None:
         """Emit the prefetches of one group: codes ``prefetch`` bytes ahead and their scales."""
         if not self.prefetch:
             return
         size = spec.tile_code_bytes
         for line in range(0, size, 64):
-            e.prefetch(buffers["w_codes"], tile, group, self.prefetch + line)
+            e.prefetch(buffers["w_codes"], tile, group, self.prefetch + line, level=level)
         ahead = self.prefetch * spec.tile_scale_bytes // size
-        e.prefetch(buffers["w_scales"], tile, group, ahead)
+        e.prefetch(buffers["w_scales"], tile, group, ahead, level=level)
 
     def blocks(self, sizes: Sequence[int], m: int | None) -> tuple[int, ...]:
         """Choose the row-block sizes out of an instruction set's list."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..spec import GROUP, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
-from . import panel
+from . import group_sums, panel
 from .emit import Expr
 from .epilogue import Epilogue
 from .isa_avx512 import Avx512
@@ -32,6 +33,8 @@ def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: 
     wide = panel_width(spec, knobs)
     times = -panel.offset(spec.fmt)
     x = Words(buffers["codes"], buffers["scales"], buffers["sums"], times)
+    if times:
+        x = replace(x, sums=make_starts(spec, buffers, m, times), times=1)
     x_low = rows_of_groups = None
     if spec.activation == OUTLIERS:
         low = buffers["codes_low"], buffers["scales"], buffers["sums_low"]
@@ -54,6 +57,14 @@ def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: 
             sums = rest.sums
         kernel = Block(spec, epilogue, wide, bytes_, x, sums)
         equal_blocks(m, knobs.panel_block, lambda row, rows: kernel.emit(first, row, rows))
+
+
+def make_starts(spec: LinearSpec, buffers: Any, m: Expr, times: int) -> Any:
+    """Emit int32 [M, G], what accumulators start with: every tile broadcasts it from memory."""
+    starts, begin = e.workspace((m, spec.groups), "int32"), group_sums.first(spec.fmt)
+    with e.parallel(0, m) as row, e.serial(0, spec.groups) as group:
+        e.store(starts, e.load(buffers["sums"], row, group) * times + begin, row, group)
+    return starts
 
 
 def panel_width(spec: LinearSpec, knobs: CpuKnobs) -> int:
@@ -113,21 +124,22 @@ class Block:
         x, w, rows = self.x, self.panel, range(len(out[0]))
         at = [e.let(c * self.spec.groups + group) for c in range(self.wide)]
         acc: list[list[e.Register]] = [[] for _ in at]
-        starts = [w.start(i) for i in at]
         for r in rows:
             start = x.start(row + r, group)
-            for registers, own in zip(acc, starts, strict=True):
-                value = start if own is None else start + own
-                registers.append(e.Register("int32", TILE_ROWS, value))
+            for registers in acc:
+                registers.append(e.Register("int32", TILE_ROWS, start))
         self._products(at, group, row, acc)
-        w_scales = [e.let(e.load(w.scales, i, 0, lanes=TILE_ROWS)) for i in at]
+        scaled = [
+            group_sums.scaling(
+                self.spec.fmt, e.let(e.load(w.scales, i, 0, lanes=TILE_ROWS)), w.start(i)
+            )
+            for i in at
+        ]
         for r in rows:
             x_scale = x.scale(row + r, group)
-            for c, w_scale in enumerate(w_scales):
-                value = e.cast(acc[c][r].get(), "float32", TILE_ROWS)
-                register = out[c][r]
-                scaled = e.let(value * w_scale)
-                register.set(e.fma(scaled, x_scale, register.get(), TILE_ROWS))
+            for c, register in enumerate(registers[r] for registers in out):
+                value = scaled[c](acc[c][r].get())
+                register.set(e.fma(value, x_scale, register.get(), TILE_ROWS))
 
     def _products(
         self, at: list[Expr], group: Expr, row: Expr, acc: list[list[e.Register]]

@@ -13,16 +13,21 @@ exact.
 
 Nearly all groups have d <= 2 and normal scales.  Then a byte is one lookup of 128 entries,
 
-    index bits 0..2  magnitude of the code        m = 4 + bits 3..4 (mantissa of its sign's scale)
+    index bits 2..4  magnitude of the code        m = 4 + bits 0..1 (mantissa of its sign's scale)
     bits 5..6        84 + 2q m, 84 + 2 * 2q m, 84 - 2q m, 84 - (2q m + 1) / 2
 
-of which bits 3..6 are a row's constants, one for either sign.  A tile and group with any other row
-takes a path of multiplications and shifts.
+of which bits 0, 1, 5 and 6 are a row's constants: those of its positive codes, flipped for negative
+ones where the two differ.  So a vector of codes takes a vpermb that spreads the sign over those
+bits, a vpternlogd and the lookup; compares into mask registers would wait for the port that
+multiplies (on Zen 4).  A tile and group with any other row takes a path of multiplications and
+shifts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -37,6 +42,8 @@ OFFSET = 84
 POWERS = {"E5M2": (2, 17), "E8M0": (0, 129)}  # mantissa bits, power of two of mantissa 4 at e = 0
 POSITIVE = E2M1_DOUBLED + (0,) * 8
 NEGATIVE = (0,) * 8 + E2M1_DOUBLED
+MAGNITUDE, ROW = 0b0011100, 0b1100011  # bits of the index
+SPREAD = tuple((code & 7) << 2 | (ROW if code & 8 else 0) for code in range(16))
 # By d = -2, -1, 0, 1, 2 (exponent of the positive scale less that of the negative one): which of
 # the four forms codes of either sign take, and the unit's power of two beside the negative scale's.
 FORM_POSITIVE, FORM_NEGATIVE, UNIT = (3, 2, 0, 1, 1), (1, 1, 2, 2, 3), (-1, -1, 0, 0, 1)
@@ -50,17 +57,66 @@ def supports(fmt: Any) -> bool:
 
 
 def tables(fmt: Any, isa: Avx512) -> list[Expr]:
-    """Load the tables that a loop keeps: either sign's, and the two halves of the large one."""
+    """Load the tables that a loop keeps: either sign's, the large one's two halves, SPREAD."""
     entries = []
-    for form in range(4):
-        for m in range(4, 8):
-            values = [q * m for q in E2M1_DOUBLED]
-            entries += [
-                [OFFSET + v, OFFSET + 2 * v, OFFSET - v, OFFSET - ((v + 1) >> 1)][form]
-                for v in values
-            ]
+    for form, q, m in product(range(4), E2M1_DOUBLED, range(4, 8)):
+        v = q * m
+        entries.append([OFFSET + v, OFFSET + 2 * v, OFFSET - v, OFFSET - ((v + 1) >> 1)][form])
     halves = [e.let(byte_vector(entries[i : i + 64])) for i in (0, 64)]
-    return [*(isa.table(t) for t in (POSITIVE, NEGATIVE)), *halves]
+    return [*(isa.table(t) for t in (POSITIVE, NEGATIVE)), *halves, isa.table(SPREAD)]
+
+
+@dataclass(frozen=True)
+class Near:
+    """What ``near_pair`` needs of one tile and group.
+
+    Attributes
+    ----------
+    row, flips : Expr
+        uint8 of 64: the constants of a row's positive codes; MAGNITUDE and what negative ones flip.
+    scale : Expr
+        float32 of 16 rows.
+    rare : Expr
+        int32, not 0 where ``any_pair`` has to be used in place of all this.
+    """
+
+    row: Expr
+    flips: Expr
+    scale: Expr
+    rare: Expr
+
+    def transform(self, isa: Avx512, tables: list[Expr]) -> Callable[[Expr], Expr]:
+        """Return codes -> bytes for normal scales whose exponents differ by two at most."""
+
+        def look_up(codes: Expr) -> Expr:
+            index = (isa.lookup(tables[4], codes) & self.flips) ^ self.row
+            return isa.lookup_128(tables[2], tables[3], index)
+
+        return look_up
+
+
+class Ahead:
+    """``Near`` in registers: made while the group before is multiplied.
+
+    Some 30 cycles pass from a group's scales to its first bytes, as long as three steps of products
+    for eight rows; without this, they would not overlap with the products before.
+    """
+
+    def __init__(self) -> None:
+        self._registers = [
+            e.Register(dtype, lanes)
+            for dtype, lanes in (("uint8", 64), ("uint8", 64), ("float32", 16), ("int32", 1))
+        ]
+
+    def set(self, near: Near) -> None:
+        """Keep what the next group needs."""
+        values = near.row, near.flips, near.scale, near.rare
+        for register, value in zip(self._registers, values, strict=True):
+            register.set(value)
+
+    def get(self) -> Near:
+        """Read it."""
+        return Near(*(e.let(register.get()) for register in self._registers))
 
 
 class Merge:
@@ -116,27 +172,34 @@ class Merge:
     def _c(value: int) -> Expr:
         return e.const(value, "int32", 16)
 
-    def near_pair(self) -> Callable[[Expr], Expr]:
-        """Return codes -> bytes for normal scales whose exponents differ by two at most."""
+    def near(self) -> Near:
+        """Make the constants of the usual case."""
         c = self._c
         # Negated bytes have a negative scale: its sign bit is added like the exponent.
         units = [((u + 127 - self.bias) << 23) + (d < 0) * 2**31 for d, u in enumerate(UNIT, -2)]
         unit = self._by_distance([(u + 2**31) % 2**32 - 2**31 for u in units])
-        self._scale.set(e.bits((self.exponents[1] << c(23)) + unit, "float32", 16))
-        rows = []
-        for stored, forms in zip(self.stored, (FORM_POSITIVE, FORM_NEGATIVE), strict=True):
-            bits = self._by_distance([form << 5 for form in forms])
-            if self.mantissa_bits:
-                bits = bits | ((stored << c(3)) & c(0x18))
-            rows.append(e.let(e.bits(e.let(bits) * c(0x01010101), "uint8", 64)))
-        eight, seven = e.const(8, "uint8", 64), e.const(7, "uint8", 64)
+        scale = e.let(e.bits((self.exponents[1] << c(23)) + unit, "float32", 16))
+        pairs = zip(FORM_POSITIVE, FORM_NEGATIVE, strict=True)
+        row = self._bytes([p << 5 for p in FORM_POSITIVE], self.stored[0])
+        flips = self._bytes([MAGNITUDE | (p ^ n) << 5 for p, n in pairs], self._differ())
+        return Near(row, flips, scale, self.rare)
 
-        def transform(codes: Expr) -> Expr:
-            negative = (codes & eight) != e.const(0, "uint8", 64)
-            row = tirx.Select(negative, rows[1], rows[0])
-            return self.isa.lookup_128(self.tables[2], self.tables[3], (codes & seven) | row)
+    def _differ(self) -> Expr:
+        return e.let(self.stored[0] ^ self.stored[1])
 
-        return transform
+    def _bytes(self, forms: list[int], mantissas: Expr) -> Expr:
+        """Make a row's byte, four times: one of five by its d, and the mantissa in bits 0 and 1."""
+        value = self._by_distance([form * 0x01010101 for form in forms])
+        if self.mantissa_bits:
+            repeated = self.isa.repeat_bytes(e.let(e.bits(mantissas, "uint8", 64)))
+            value = value | (e.bits(e.let(repeated), "int32", 16) & self._c(0x03030303))
+        return e.let(e.bits(value, "uint8", 64))
+
+    def near_pair(self) -> Callable[[Expr], Expr]:
+        """Return codes -> bytes for normal scales whose exponents differ by two at most."""
+        near = self.near()
+        self._scale.set(near.scale)
+        return near.transform(self.isa, self.tables)
 
     def _by_distance(self, values: list[int]) -> Expr:
         """Look up one of five values for every row, by its d = -2 .. 2."""

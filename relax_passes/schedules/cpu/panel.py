@@ -125,22 +125,46 @@ class PanelDecoder:
 
         e.store(scales, self.choose(tile, group, vectors, vectors), at, 0, lanes=16)
 
-    def choose(self, tile: Expr, group: Expr, usual: Use, rare: Use) -> Expr:
+    def choose(
+        self, tile: Expr, group: Expr, usual: Use, rare: Use, ahead: merge.Ahead | None = None
+    ) -> Expr:
         """Emit ``usual`` or ``rare`` with a transform from looked-up tables to bytes.
 
-        Returns the scales of the bytes, float32 of 16 rows.
+        Returns the scales of the bytes, float32 of 16 rows. ``ahead`` is what ``look_ahead`` made.
         """
         if len(self.fmt.terms) == 1:
             transform, scale = self.single(tile, group)
             usual(transform)
             return scale
-        scales = merge.Merge(self.fmt, self.reader, self.isa, self.tables, tile, group)
+        if ahead is not None:
+            near = ahead.get()
+            chosen = e.Register("float32", TILE_ROWS, near.scale)
+            with e.when(e.unlikely(near.rare) != 0):
+                with e.then():
+                    scales = self._merge(tile, group)
+                    rare(scales.any_pair())
+                    chosen.set(scales.scale)
+                with e.otherwise():
+                    usual(near.transform(self.isa, self.tables))
+            return chosen.get()
+        scales = self._merge(tile, group)
         with e.when(scales.rare != 0):
             with e.then():
                 rare(scales.any_pair())
             with e.otherwise():
                 usual(scales.near_pair())
         return scales.scale
+
+    def look_ahead(self, tile: Expr, group: Expr, ahead: merge.Ahead | None) -> merge.Ahead | None:
+        """Emit what can be made of a group's scales before it is multiplied; None if nothing."""
+        if len(self.fmt.terms) == 1:
+            return None
+        ahead = ahead or merge.Ahead()
+        ahead.set(self._merge(tile, group).near())
+        return ahead
+
+    def _merge(self, tile: Expr, group: Expr) -> merge.Merge:
+        return merge.Merge(self.fmt, self.reader, self.isa, self.tables, tile, group)
 
     def vector(self, tile: Expr, group: Expr, v: Expr, transform: Any) -> list[Expr]:
         """Decode packed vector ``v`` to the one or two vectors of bytes that it holds."""

@@ -10,7 +10,8 @@ divided by 2^(d - 1) is an integer (always for d <= 1):
 
     codes, codes_low    int8 [M, Kp]      the integers above less OFFSET: -126..126
     scales, scales_low  float32 [M, G]    what one is worth, with its sign
-    starts, starts_low  int32 [M, G]      sums of the bytes, times less the offset of W
+    starts, starts_low  int32 [M, G]      sums of the bytes, times less the offset of W; starts also
+                                          what group_sums.py begins with
     listed              int32 [G, 1 + M]  how many rows are far in a group, then their numbers
 
     turned codes        int8 [M / 16, G, 8 steps, 64]    lane r of 32 bits: row r, four columns
@@ -30,6 +31,7 @@ from amx_tvm import formats
 
 from ..spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
+from . import group_sums
 from .emit import Expr
 from .low_bytes import list_rows
 from .panel import STEPS, Words
@@ -156,9 +158,10 @@ class ExactActivations:
         return codes
 
     def _store_start(self, to: Words, row: Expr, group: Expr, codes: Expr) -> None:
-        """Store what the offset of W costs; the sum of 32 bytes fits 16 bits."""
-        total = e.llvm("int16", "llvm.vector.reduce.add", codes)
-        e.store(to.sums, e.cast(total, "int32") * e.const(-self.w_offset), row, group)
+        """Store what accumulators start with; the sum of 32 bytes fits 16 bits."""
+        total = e.cast(e.llvm("int16", "llvm.vector.reduce.add", codes), "int32")
+        begin = group_sums.first(self.spec.fmt) if to is self.words else 0
+        e.store(to.sums, total * e.const(-self.w_offset) + begin, row, group)
 
     def _turn(self, row: Expr, group: Expr, codes: Expr, scale: Expr) -> None:
         if not self.turn:

@@ -125,11 +125,15 @@ class Case:
         self.dense = spec.fmt.dequantize(quantized).astype(np.float64)
         self.packed = list(packing.pack(spec.fmt, quantized, "tile16x32").values())
 
+    def draw(self, m):
+        """Make x, float32 [M, K], with an all-zero group."""
+        x = self.rng.standard_normal((m, self.spec.k)).astype(np.float32)
+        x[m // 2, : min(self.spec.k, 40)] = 0
+        return x
+
     def inputs(self, m):
         """Make (x as the kernel reads it in float64, activation arguments)."""
-        spec = self.spec
-        x = self.rng.standard_normal((m, spec.k)).astype(np.float32)
-        x[m // 2, : min(spec.k, 40)] = 0  # an all-zero group
+        spec, x = self.spec, self.draw(m)
         if spec.activation == "float32":
             return x.astype(np.float64), [x]
         if spec.activation == "int8":

@@ -75,6 +75,24 @@ def test_merged_scales_are_exact_where_the_signs_are_alike():
     assert case.error(kernel_func(spec), 16) < TOLERANCE
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "fp4:amxfp4"])
+def test_the_largest_sums_are_exact(activation, sign):
+    """Kernels that keep sums in a float32's mantissa have room for all of them."""
+    spec = LinearSpec("amxfp4", 32, 256, activation)
+    case = Case(spec)
+    weight = np.full((32, 256), 10.5 * sign, np.float32)  # 6 * 1.75
+    weight[:, ::32] = -weight[:, ::32] / 4  # exponents differ by two: bytes up to 84 + 168
+    case.set_weight(weight)
+    x = np.ones((33, 256), np.float32)
+    x[:, ::32] = -1
+    func = kernel_func(spec)
+    for x_sign in (1, -1):
+        case.draw = lambda m, x_sign=x_sign: x_sign * x[:m]
+        for m in (4, 8, 33):
+            assert case.error(func, m) < TOLERANCE, f"M={m}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("name", ["mxfp4", "int4", "int8"])
