@@ -10,7 +10,7 @@ from tvm.target import Target
 
 from relax_passes.schedules.base import TargetInfo
 from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.schedules.spec import OUTLIERS, LinearSpec
 
 HASWELL = {"kind": "llvm", "mcpu": "haswell", "num-cores": 2}
 TARGETS = {
@@ -57,6 +57,24 @@ def test_avx2_numbers(name):
         case, func = Case(spec), kernel_func(spec, "avx2", target=target)
         for m in (1, 2, 7):
             assert case.error(func, m) < 2e-6, f"{activation} M={m}"
+
+
+def test_eight_rows_on_avx512_keep_the_multiplier_for_products():
+    target = Target(TARGETS["avx512"])
+
+    def text(name):
+        return assembly(
+            linear_kernel(LinearSpec(name, 32, 256, OUTLIERS, m=8), target).func, target
+        )
+
+    merged = text("amxfp4")
+    for pattern in (r"vpermb\s.*%zmm", r"vpternlog[dq]\s.*%zmm", r"vperm[it]2b\s.*%zmm"):
+        assert re.search(pattern, merged), pattern
+    # A compare a vector of codes, as a select by sign has, would take the port of the products.
+    assert len(re.findall(r"vptestn?mb\s", merged)) == 0
+    # Sums are scaled by exponents: conversions are left to second bytes and rare scales.
+    assert len(re.findall(r"vsubps\s.*%zmm", merged)) >= 8
+    assert "prefetcht1" in text("int8") and "prefetcht1" not in merged
 
 
 @pytest.mark.skipif(not HOST_INFO.has("avx512vnni", "avx512vl"), reason="needs 256-bit vpdpbusd")
