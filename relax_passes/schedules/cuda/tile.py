@@ -35,7 +35,7 @@ STAGE_COLUMNS = 64
 class TileKnobs:
     """Free choices of the schedule.
 
-    block_m : rows of x in a block: 16, 32, 64, 128 or 256
+    block_m : rows of x in a block: 8, 16, 32, 64, 128 or 256
     groups : groups of four warps (64 rows of W each) in a block
     stages : slots of the ring; with wgmma an even number
     cluster : blocks that split K (sm_90 and later)
@@ -228,6 +228,9 @@ def emit(linear: Linear, knobs: TileKnobs, multiprocessors: int) -> None:
         raise ValueError(
             f"persistent blocks want wgmma, a producer, cluster 1 and 64 rows of x, not {knobs}"
         )
+    if knobs.wgmma and not knobs.persistent and knobs.stages % 2:
+        # the sets of registers for codes and scales alternate with the slots
+        raise ValueError(f"with wgmma a ring has an even number of stages, not {knobs.stages}")
     if knobs.block_m % knobs.cluster or knobs.cluster * knobs.share > 8:
         raise ValueError(
             f"a cluster has at most 8 blocks, and those that split K divide the rows of x: {knobs}"

@@ -100,6 +100,7 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
         (TileKnobs(64, cluster=8, share=2), "at most 8 blocks"),
         (TileKnobs(16, producer=True, persistent=True), "64 rows of x"),
         (TileKnobs(256, persistent=True), "a producer"),
+        (TileKnobs(8, 4, 5, producer=True), "even number of stages"),
     ],
 )
 def test_knobs_that_do_not_work_are_refused(knobs, match):
