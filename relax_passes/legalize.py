@@ -17,13 +17,15 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from relax_passes import ops
+from relax_passes.chains import FEW_ROWS, Chain, find_chains
 from relax_passes.kv_cache.convert import convert
 from relax_passes.kv_cache.vector import LANES
 from relax_passes.ops import is_op
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules import activations
+from relax_passes.schedules.chain import MOST_ROWS, ChainSpec, chains
 from relax_passes.schedules.cpu.follow import supports as quantizes_its_result
-from relax_passes.schedules.registry import linear_kernel
+from relax_passes.schedules.registry import chain_kernel, linear_kernel
 from relax_passes.schedules.spec import LinearSpec, NextActivation
 
 ATTRIBUTE = "amx.kernels"
@@ -67,8 +69,20 @@ class _Lowering:
         self.followed: dict[relax.Var, tuple[relax.Expr, list[relax.Expr]]] = {}
         self.readers: dict[relax.Var, relax.Call] = {}
         self.read: relax.Function | None = None  # whose quantizations ``readers`` are
+        self.chains_of: relax.Function | None = None
+        self.chains: dict[relax.Var, Chain] = {}
+        self.inside: set[relax.Var] = set()
 
     def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if ctx.function is not self.chains_of:
+            self.chains_of, self.chains, self.inside = ctx.function, {}, set()
+            for found in self.find_chains(ctx.function):
+                self.chains[found.linears[-1]] = found
+                self.inside.update(found.inside)
+        if var in self.inside:
+            return None  # nothing reads it when the chain's last linear has been lowered
+        if var in self.chains:
+            return self.chain(ctx, self.chains[var], value)
         if is_op(value, "amx.linear"):
             return self.linear(ctx, var, ops.Linear.of(value), value.ty)
         if is_op(value, "amx.quantize_activation"):
@@ -101,23 +115,11 @@ class _Lowering:
         if not attrs.layout:
             return plain_matmul(ctx, linear)
         m, static = rows_of(linear.x[0])
-        spec = LinearSpec(
-            format=attrs.format,
-            n=attrs.n,
-            k=attrs.k,
-            activation=attrs.activation if attrs.format != "none" else "float32",
-            m=static,
-            bias=linear.bias is not None,
-            residual=linear.residual is not None,
-            silu_mul=attrs.silu_mul,
-            out_dtype=attrs.out_dtype,
-            experts=attrs.experts,
-        )
+        spec = spec_of(linear, static)
         reader = self.reader(ctx, var)
         if reader is not None:
             then = ops.quantize_attrs(reader)
-            follow = NextActivation(then.scheme, then.prologue, then.eps, then.sums)
-            with_next = replace(spec, follow=follow)
+            with_next = replace(spec, follow=next_activation(then))
             if self.target.kind.name == "llvm" and quantizes_its_result(with_next):
                 spec = with_next
         gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
@@ -143,17 +145,65 @@ class _Lowering:
         self.followed[var] = (reader, parts)
         return shaped(ctx, ctx.emit(relax.TupleGetItem(made, 0)), type_)
 
+    def find_chains(self, function: relax.Function) -> list[Chain]:
+        """Find the linears that become one kernel."""
+        name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
+        if self.target.kind.name != "llvm" or name not in FEW_ROWS:
+            return []
+        return find_chains(function, lambda linear: chains(spec_of(linear, None)))
+
+    def chain(self, ctx: Context, found: Chain, last: relax.Call) -> relax.Expr:
+        """Lower a chain where its last linear was; what others read of it is replaced."""
+        calls = [ctx.value(v) for v in found.linears[:-1]] + [last]
+        linears = [ops.Linear.of(call) for call in calls]
+        quantized = [ctx.value(v) for v in found.quantized]
+        m, static = rows_of(quantized[0].args[0])
+        follows = [next_activation(ops.quantize_attrs(call)) for call in quantized]
+        stages = tuple(
+            replace(spec_of(linear, static), m_max=None if static else MOST_ROWS, follow=then)
+            for linear, then in zip(linears, [*follows[1:], None], strict=True)
+        )
+        source = quantized[0].args[0].ty.dtype
+        spec = ChainSpec(follows[0], source, stages, found.residuals, found.kept, static)
+        gvar = self.function(ctx, spec, spec.name, lambda: self.chain_kernel(spec))
+        for linear, stage in zip(linears, stages, strict=True):
+            self.note(linear.attrs.name, stage, spec.name)
+        args = [flat(ctx, quantized[0].args[0], m), *list(quantized[0].args)[1:]]
+        for i, linear in enumerate(linears):
+            args += linear.weights
+            args += [linear.bias] if linear.bias is not None else []
+            if linear.residual is not None and found.residuals[i] is None:
+                args.append(flat(ctx, linear.residual, m))
+            args += [] if i + 1 == len(linears) else list(quantized[i + 1].args)[1:]
+        outs = [relax.TensorType([m, s.out_features], s.out_dtype) for _, s in spec.results]
+        if len(outs) == 1:
+            return shaped(ctx, relax.call_tir(gvar, args, outs[0]), last.ty)
+        made = ctx.emit(relax.call_tir(gvar, args, outs))
+        items = [relax.TupleGetItem(made, i) for i in range(len(outs))]
+        for (i, _), item in zip(spec.results[:-1], items[:-1], strict=True):
+            ctx.replace(found.linears[i], ctx.emit(shaped(ctx, item, calls[i].ty)))
+        return shaped(ctx, items[-1], last.ty)
+
+    def chain_kernel(self, spec: ChainSpec) -> tvm.tirx.PrimFunc:
+        names = []
+        for stage in spec.stages:
+            names.append(self.records(stage.alone) if self.records is not None else None)
+        kernel = chain_kernel(spec, self.target, names)
+        for stage, knobs in zip(spec.stages, names, strict=True):
+            self.chosen[stage] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
+        return kernel.func
+
     def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:
         recorded = self.records is not None and not spec.experts
-        knobs = self.records(replace(spec, follow=None)) if recorded else None
+        knobs = self.records(spec.alone) if recorded else None
         kernel = linear_kernel(spec, self.target, knobs)
         self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
         return kernel.func
 
-    def note(self, name: str, spec: LinearSpec) -> None:
-        if (name, spec.m) in self.reported:
+    def note(self, name: str, spec: LinearSpec, chain: str = "") -> None:
+        if (name, spec.m, spec.m_max) in self.reported:
             return
-        self.reported.add((name, spec.m))
+        self.reported.add((name, spec.m, spec.m_max))
         self.report.append(
             {
                 "name": name,
@@ -163,7 +213,8 @@ class _Lowering:
                 "epilogue": spec.epilogue,
                 **({"quantizes": spec.follow.scheme} if spec.follow else {}),
                 **({"experts": spec.experts} if spec.experts else {}),
-                "bucket": "M >= 1" if spec.m is None else f"M = {spec.m}",
+                **({"chain": chain} if chain else {}),
+                "bucket": bucket_text(spec),
                 **self.chosen[spec],
             }
         )
@@ -254,6 +305,28 @@ class _Lowering:
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
 
 
+def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
+    """Say what a linear's kernel has to do for M rows, any number where ``m`` is None."""
+    attrs = linear.attrs
+    return LinearSpec(
+        format=attrs.format,
+        n=attrs.n,
+        k=attrs.k,
+        activation=attrs.activation if attrs.format != "none" else "float32",
+        m=m,
+        bias=linear.bias is not None,
+        residual=linear.residual is not None,
+        silu_mul=attrs.silu_mul,
+        out_dtype=attrs.out_dtype,
+        experts=attrs.experts,
+    )
+
+
+def next_activation(attrs: ops.QuantizeAttrs) -> NextActivation:
+    """Say how a quantization is done."""
+    return NextActivation(attrs.scheme, attrs.prologue, attrs.eps, attrs.sums)
+
+
 def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
     """Write an unquantized linear as Relax's own operators again."""
     transposed = ctx.emit(relax.op.permute_dims(linear.weights[0]))
@@ -305,6 +378,13 @@ def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
 def record_name(knobs: Any) -> str | None:
     """Say which tuning record the knobs come from; a callable of the user's own has no names."""
     return None if knobs is None else getattr(knobs, "name", f"given: {dict(knobs)}")
+
+
+def bucket_text(spec: LinearSpec) -> str:
+    """Say which numbers of rows a kernel is for."""
+    if spec.m is not None:
+        return f"M = {spec.m}"
+    return "M >= 1" if spec.m_max is None else f"M <= {spec.m_max}"
 
 
 def bucket(m: int | None) -> str:

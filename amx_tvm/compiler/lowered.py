@@ -117,6 +117,7 @@ PUBLIC_FUNCTIONS = (
     "begin_greedy",
     "decode_greedy",
     "decode_batch",
+    "decode_few",
     "create_kv_cache",
 )
 

@@ -231,6 +231,10 @@ class CausalLM(nn.Module):
         batch = input_ids.shape[0]
         return self._logits(self.model(op.reshape(input_ids, (batch,)), cache, True))
 
+    def decode_few(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+        """As `decode_batch`, for at most 16 sequences: CPUs have kernels for so few rows."""
+        return self.decode_batch(input_ids, cache)
+
     def create_kv_cache(
         self,
         max_batch_size: Any,
@@ -263,6 +267,7 @@ class CausalLM(nn.Module):
             "score": tokens([1, "seq_len"]),
             "decode": tokens([1, 1]),
             "decode_batch": tokens(["batch", 1]),
+            "decode_few": tokens(["few", 1]),
             "create_kv_cache": {
                 "max_batch_size": int,
                 "max_total_seq_len": int,

@@ -48,6 +48,7 @@ class KVCache:
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
         self._lengths: dict[int, int] = {}
         self._ahead: tuple[int, Callable[[], Any]] | None = None
+        self._shapes: tuple[Any, list[Any]] = (None, [])  # of the last forward pass
         self._free = list(range(max_sequences - 1, -1, -1))
 
     @property
@@ -137,11 +138,12 @@ class KVCache:
 
     def check_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Raise GenerationError unless the free pages hold ``counts[i]`` more tokens each."""
-        needed = sum(
-            -(-(self._lengths[s] + n) // self.page_size) - -(-self._lengths[s] // self.page_size)
-            for s, n in zip(sequences, counts, strict=True)
-        )
-        self._check_pages(needed)
+        page, needed = self.page_size, 0
+        for s, n in zip(sequences, counts, strict=True):
+            length = self._lengths[s]
+            needed += (length + n + page - 1) // page - (length + page - 1) // page
+        if needed:
+            self._check_pages(needed)
 
     def _check_pages(self, needed: int) -> None:
         free = int(self._available(self.state))
@@ -160,7 +162,10 @@ class KVCache:
         """
         self.settle()
         self.check_room(sequences, counts)
-        self._call["begin_forward"](self.state, self._shape(sequences), self._shape(counts))
+        key = (tuple(sequences), tuple(counts))
+        if self._shapes[0] != key:  # steps of the same sequences follow each other
+            self._shapes = (key, [self._shape(values) for values in key])
+        self._call["begin_forward"](self.state, *self._shapes[1])
         try:
             yield self.state
         except BaseException:

@@ -16,7 +16,9 @@ from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.greedy import GreedySteps
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.sampler import BROKEN_LOGITS
-from amx_tvm.runtime.vm import VirtualMachine
+from amx_tvm.runtime.vm import VirtualMachine, aligned
+
+FEW = 16  # sequences that an artifact's function ``decode_few`` takes at most
 
 
 class Model:
@@ -54,14 +56,35 @@ class Model:
         self._machine = machine
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
+        self._steps: dict[int, tuple[Any, np.ndarray]] = {}
 
     def run(self, name: str, tokens: np.ndarray, state: Any) -> np.ndarray:
         """Call ``name`` on int32 tokens [b, n]; return its result, float32 logits [rows, vocab]."""
+        return self._run(name, self._machine.to_device(tokens), state)
+
+    def step(self, tokens: list[int], state: Any) -> np.ndarray:
+        """Decode one token of each sequence, ids that are checked; return float32 logits [b, vocab].
+
+        Python that runs once a step finds the caches full of weights: every line of it counts.
+        """
+        count = len(tokens)
+        name = "decode" if count == 1 else "decode_batch"
+        if 1 < count <= FEW and self.has("decode_few"):
+            name = "decode_few"
+        if not self._machine.is_cpu:
+            return self.run(name, np.array(tokens, np.int32)[:, None], state)
+        held = self._steps.get(count)
+        if held is None:
+            view = aligned(np.zeros((count, 1), np.int32))
+            held = self._steps[count] = (self._machine.to_device(view), view.reshape(count))
+        held[1][:] = tokens
+        return self._run(name, held[0], state)
+
+    def _run(self, name: str, tokens: Any, state: Any) -> np.ndarray:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._machine.function(name)
-        logits = function(self._machine.to_device(tokens), state, self._parameters)
-        return self._machine.to_host(logits)
+        return self._machine.to_host(function(tokens, state, self._parameters))
 
     @cached_property
     def greedy(self) -> GreedySteps:
@@ -87,6 +110,16 @@ class Model:
                 f"{self.vocab_size}"
             )
         return array.astype(np.int32)
+
+
+    def check_step(self, tokens: Iterable[int]) -> list[int]:
+        """Return token ids as a list, checked as by `check_tokens`, but quickly if they are ints."""
+        tokens = list(tokens)
+        limit = self.vocab_size
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < limit:
+                return self.check_tokens(tokens).tolist()
+        return tokens
 
 
 class Sequence:
@@ -125,6 +158,8 @@ class Sequence:
         GenerationError
             No token, an id outside the vocabulary, or more than the context or the cache holds.
         """
+        if isinstance(tokens, list) and len(tokens) == 1:
+            return decode_batch([self], tokens)[0]
         ids = self._model.check_tokens(tokens)
         if not ids.size:
             raise GenerationError("no tokens to append, expected at least one")
@@ -223,11 +258,12 @@ class Sequence:
 def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
     """Add one token to each sequence in one call; return float32 logits [len(sequences), vocab]."""
     first = sequences[0]
-    ids = first._model.check_tokens(tokens)
+    ids = first._model.check_step(tokens)
+    for sequence in sequences:
+        sequence._check_length(1)
     counts = [1] * len(sequences)
-    name = "decode" if len(sequences) == 1 else "decode_batch"
     with first._cache.forward([s.handle for s in sequences], counts) as state:
-        logits = first._model.run(name, ids[:, None], state)
-    for sequence, token in zip(sequences, tokens, strict=True):
+        logits = first._model.step(ids, state)
+    for sequence, token in zip(sequences, ids, strict=True):
         sequence.tokens.append(token)
     return logits

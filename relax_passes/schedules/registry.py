@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from tvm.target import Target
 from amx_tvm.errors import TargetError
 
 from .base import Rule, TargetInfo
+from .chain import ChainSpec
 from .cpu.rules import CPU_RULES
 from .cuda.rules import CUDA_RULES
 from .spec import LinearSpec
@@ -73,3 +74,22 @@ def linear_kernel(
         f"no kernel for a {spec.format} linear with {spec.activation} activations on target kind "
         f"{info.kind!r} ({info.arch}); rules asked: {', '.join(r.name for r in asked) or 'none'}"
     )
+
+
+def chain_kernel(
+    spec: ChainSpec, target: Target | TargetInfo, knobs: Sequence[Mapping[str, Any] | None]
+) -> Kernel:
+    """Build the kernel of a chain, with the knobs of each linear (None: defaults).
+
+    Raises
+    ------
+    TargetError
+        No rule has chains for this target.
+    """
+    info = TargetInfo.of(target)
+    for candidate in _RULES:
+        build = getattr(candidate, "chain", None)
+        func = build(spec, info, knobs) if build is not None else None
+        if func is not None:
+            return Kernel(func, candidate.name, candidate.why(spec.stages[0]))
+    raise TargetError(f"no kernel for chains of linears on target kind {info.kind!r} ({info.arch})")

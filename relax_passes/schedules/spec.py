@@ -10,7 +10,7 @@ arguments, so that a caller and a rule can never disagree about their order:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 TILE_ROWS = 16  # rows of W in one packed tile
@@ -120,6 +120,11 @@ class LinearSpec:
     out_dtype: str = "float32"
     experts: int = 0
     follow: NextActivation | None = None
+
+    @property
+    def alone(self) -> LinearSpec:
+        """The linear that tuning records are made for: any M, nothing behind it."""
+        return replace(self, m_max=None, follow=None)
 
     @cached_property
     def fmt(self):  # noqa: ANN201 - amx_tvm.formats.Format, imported lazily

@@ -27,6 +27,8 @@ MOST_ROWS = 256  # workspaces are made for this many rows at most
 class BlockNotes:
     """Starts and lists for M rows, ``most`` at most."""
 
+    unit = UNIT
+
     def __init__(self, spec: LinearSpec, buffers: Any, most: int, offset: int):
         self.spec, self.buffers, self.offset = spec, buffers, offset
         units = -(-most // UNIT)

@@ -10,7 +10,8 @@ workspace allocator in the loop.  Hence one small buffer per register.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +69,25 @@ def barrier_behind() -> Any:
     return I.attr({"pragma_parallel_barrier_when_finish": 1})
 
 
+@contextmanager
+def parallel_rows(m: Expr) -> Iterator[Expr]:
+    """Open a parallel loop over M rows in a region.
+
+    A loop of one iteration would be no loop to TVM, and every thread would run its body.
+    """
+    if not isinstance(m, tirx.IntImm) or int(m) > 1:
+        with parallel(0, m) as row:
+            yield row
+    else:
+        with parallel(0, 2) as row, when(row < m), then():
+            yield row
+
+
+def one_thread() -> Any:
+    """Open a part of a region that one thread runs."""
+    return parallel_rows(tirx.const(1, "int32"))
+
+
 def let(value: Expr) -> Expr:
     """Bind a value to a name in the current scope and return the name."""
     return I.Bind(value)
@@ -108,6 +128,23 @@ def workspace(shape: tuple[int, ...], dtype: str) -> Any:
     return I.alloc_buffer(shape, dtype)
 
 
+def arena(parts: Sequence[tuple[tuple[int, ...], str]]) -> list[Any]:
+    """Allocate buffers of (shape, dtype) out of one workspace, each at a multiple of 64 bytes."""
+    starts, size = [], 1024  # never so small that it would be on the stack of one thread
+    for shape, dtype in parts:
+        starts.append(size)
+        size += -(-math.prod(shape) * _bytes(dtype) // 64) * 64
+    base = I.alloc_buffer((size,), "uint8")
+    return [
+        I.decl_buffer(shape, dtype, data=base.data, elem_offset=start // _bytes(dtype))
+        for start, (shape, dtype) in zip(starts, parts, strict=True)
+    ]
+
+
+def _bytes(dtype: str) -> int:
+    return tvm.DataType(dtype).bits // 8
+
+
 def clamped(value: Expr, largest: int) -> Expr:
     """Limit an index."""
     return tirx.min(value, tirx.const(largest, "int32"))
@@ -140,6 +177,17 @@ def prefetch_row(buffer: Any, row: Expr, write: bool = False) -> None:
     step = 64 * 8 // tvm.DataType(buffer.dtype).bits
     with serial(0, -(-columns // step)) as line:
         prefetch(buffer, row, tirx.min(line * step, columns - 1), write=write)
+
+
+def expect_row(buffers: Mapping[str, Any], row: Expr) -> None:
+    """Ask for the lines of a row that is going to be quantized.
+
+    ``x`` is of all threads, and all have read what was in the results.
+    """
+    prefetch_row(buffers["x"], row)
+    for name, buffer in buffers.items():
+        if name not in ("x", "weight"):
+            prefetch_row(buffer, row, write=True)
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:

@@ -64,16 +64,8 @@ class Follow:
             with e.barrier_behind():
                 linear()
             with e.when(self.m <= MOST_ROWS), e.then(), e.parallel(0, self.m) as row:
-                self._expect(row)
+                e.expect_row(self.what[0], row)
                 quantize_row(row, *self.what)
-
-    def _expect(self, row: Expr) -> None:
-        """Ask for a row's cache lines: y is of all threads, and all have read what was here."""
-        buffers = self.what[0]
-        e.prefetch_row(buffers["x"], row)
-        for name, buffer in buffers.items():
-            if name not in ("x", "weight"):
-                e.prefetch_row(buffer, row, write=True)
 
     def behind(self) -> None:
         """Emit the quantization of many rows, as a pass of its own."""

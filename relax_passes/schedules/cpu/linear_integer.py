@@ -31,7 +31,7 @@ from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
 from .linear_merged import MergedTile
 from .linear_panel import emit_panel
-from .outliers import LOW_STEPS, listed_groups
+from .outliers import LOW_STEPS, ListedGroups, listed_groups
 from .rows import Part, each_tile, either, row_blocks, tile_pair
 from .terms import ScaleReader, Term, common_factor
 
@@ -59,7 +59,9 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
         follow = Follow(spec, buffers, m) if spec.follow else None
 
         def few() -> None:
-            _emit_direct(spec, isa, knobs, buffers, m, follow)
+            direct = Direct(spec, isa, knobs, buffers, m)
+            direct.make_notes()
+            follow.region(direct.tiles) if follow else direct.tiles()
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
         integer = spec.activation in INTEGER_SCHEMES
@@ -81,54 +83,60 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     return buffers["func"]
 
 
-def _emit_direct(
-    spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr, follow: Follow | None
-) -> None:
-    """Emit the kernel that decodes a tile again for every block of rows of x."""
-    wide = isa if isinstance(isa, Avx512) else None
-    merges = bool(wide) and spec.activation in INTEGER_SCHEMES and panel.supports(spec.fmt)
-    notes = _block_notes(spec, knobs, buffers, m) if merges else None
+class Direct:
+    """The kernel that decodes a tile again for every block of rows of x.
 
-    def tile(part: Part) -> None:
-        kernel = _Tile(spec, isa, knobs, buffers)
-        merged = None
-        if wide and merges:
-            merged = MergedTile(spec, wide, knobs, buffers, notes, kernel.add_second_bytes)
+    ``notes`` are made by the constructor's caller, before ``tiles`` emits the parallel loop.
+    """
+
+    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr):
+        self.spec, self.isa, self.knobs, self.buffers, self.m = spec, isa, knobs, buffers, m
+        self.wide = isa if isinstance(isa, Avx512) else None
+        integer = spec.activation in INTEGER_SCHEMES
+        self.merges = bool(self.wide) and integer and panel.supports(spec.fmt)
+        self.notes = _block_notes(spec, knobs, buffers) if self.merges else None
+
+    def make_notes(self) -> None:
+        """Emit what blocks of eight rows need, where there are as many."""
+        if self.notes is None:
+            return
+        if self.spec.m:
+            self.notes.make(self.m)
+        else:
+            with e.when(self.m >= UNIT), e.then():
+                self.notes.make(self.m)
+
+    def tiles(self) -> None:
+        """Emit the parallel loop."""
+        with each_tile(self.spec, self.buffers, self.m, 2 if self.spec.silu_mul else 1) as part:
+            self._tile(part)
+
+    def _tile(self, part: Part) -> None:
+        spec, knobs = self.spec, self.knobs
+        kernel, merged = _Tile(spec, self.isa, knobs, self.buffers), None
+        if self.wide and self.merges:
+            second = kernel.add_second_bytes
+            merged = MergedTile(spec, self.wide, knobs, self.buffers, self.notes, second)
 
         def body(row: Expr, rows: int) -> None:
             chosen = merged if merged and rows >= knobs.merge_rows else kernel
             tile_pair(spec, chosen, part, e.let(row + part.first), rows)
 
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
-        sizes = [s for s in isa.block if s <= most or merged] or [1]
+        sizes = [s for s in self.isa.block if s <= most or merged] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
 
-    def tiles() -> None:
-        with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
-            tile(part)
 
-    if follow:
-        follow.region(tiles)
-    else:
-        tiles()
-
-
-def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any, m: Expr) -> BlockNotes | None:
-    """Make the notes for blocks of eight rows; None where they do not pay.
+def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any) -> BlockNotes | None:
+    """Make room for the notes of blocks of eight rows; None where they do not pay.
 
     Eight-bit weights are their own bytes: a pass of its own for second bytes costs little there.
     """
-    most = spec.m or max(knobs.panel_rows, knobs.panel_block)
+    most = spec.m or spec.m_max or max(knobs.panel_rows, knobs.panel_block)
     eight_bit = spec.fmt.terms[0].table is None
     if spec.activation != OUTLIERS or eight_bit or spec.experts or not UNIT <= most <= MOST_ROWS:
         return None
-    notes = BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
-    if spec.m:
-        notes.make(m)
-    else:
-        with e.when(m >= UNIT), e.then():
-            notes.make(m)
-    return notes
+    return BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
 
 
 class _Activation:
@@ -175,12 +183,34 @@ class _Tile:
         zero = e.const(0.0, "float32", lanes)
         tile = e.let(tile)
         out = [[e.Register("float32", lanes, zero) for _ in range(parts)] for _ in range(rows)]
+        if rows == 1 and self.low is not None:
+            self._one_row(tile, row, out[0])
+            return out
         with e.serial(0, self.spec.groups) as group:
             self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
             for part in range(parts):
                 self._group(tile, group, part, row, self.x, [r[part] for r in out])
         self.add_second_bytes(tile, row, out)
         return out
+
+    def _one_row(self, tile: Expr, row: Expr, out: list[e.Register]) -> None:
+        """Emit the loop over K for one row, each group with its second bytes where it is listed.
+
+        Memory bounds it, so it waits for nothing else: a pass of its own for second bytes would
+        ask for no weights meanwhile (1B shape's down projection: 25.8 GB/s where others read 32).
+        """
+        lanes = self.isa.rows
+        low = [e.Register("float32", lanes, e.const(0.0, "float32", lanes)) for _ in out]
+        listed = ListedGroups(self.buffers["outliers"], row)
+        with e.serial(0, self.spec.groups) as group:
+            self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
+            for part, register in enumerate(out):
+                self._group(tile, group, part, row, self.x, [register])
+            with listed.when(group):
+                for part, register in enumerate(low):
+                    self._group(tile, group, part, row, [self.low], [register])
+        for register, more in zip(out, low, strict=True):
+            register.set(register.get() + more.get())
 
     def add_second_bytes(self, tile: Expr, row: Expr, out: list[list[e.Register]]) -> None:
         """Add the products with second bytes to the float32 sums [row][part] of a block.

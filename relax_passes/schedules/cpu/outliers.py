@@ -28,3 +28,31 @@ def listed_groups(listed: Any, row: Expr) -> Iterator[Expr]:
     """Open a loop over the groups in which a row has second bytes, by the list of groups."""
     with e.serial(0, e.let(e.load(listed, row, 0))) as i:
         yield e.let(e.load(listed, row, i + 1))
+
+
+class ListedGroups:
+    """Walks a row's list beside a loop over all its groups."""
+
+    def __init__(self, listed: Any, row: Expr):
+        self.listed, self.row = listed, row
+        self.count = e.let(e.load(listed, row, 0))
+        self.done = e.Register("int32", 1, e.const(0))
+        self.following = e.Register("int32", 1)
+        self._step()
+
+    def _step(self) -> None:
+        """Look up the next listed group; -1 behind the last."""
+        done = self.done.get()
+        with e.when(done < self.count):
+            with e.then():
+                self.following.set(e.load(self.listed, self.row, done + 1))
+            with e.otherwise():
+                self.following.set(e.const(-1))
+
+    @contextmanager
+    def when(self, group: Expr) -> Iterator[None]:
+        """Open what is done where ``group`` is listed."""
+        with e.when(group == self.following.get()), e.then():
+            yield
+            self.done.set(self.done.get() + 1)
+            self._step()

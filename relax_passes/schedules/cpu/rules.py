@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm
 
 from ..base import TargetInfo
+from ..chain import ChainSpec
 from ..spec import LinearSpec
 from .isa import Isa
 from .isa_avx2 import Avx2, AvxVnni
 from .isa_avx512 import Avx512
 from .isa_neon import Neon, NeonDot
 from .knobs import CpuKnobs
+from .linear_chain import linear_chain
 from .linear_dense import linear_dense
 from .linear_float32 import linear_float32
 from .linear_integer import linear_integer
@@ -30,14 +32,28 @@ class CpuRule:
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tvm.tirx.PrimFunc | None:
         """Build the kernel, or None when the target lacks the features."""
-        arch_fits = self.arch in ("", target.arch)
-        if target.kind != "llvm" or not arch_fits or not target.has(*self.features):
+        if not self._fits(target):
             return None
         if spec.format == "none":
             build = linear_dense
         else:
             build = linear_float32 if spec.activation == "float32" else linear_integer
         return build(spec, self.isa.on(target), CpuKnobs.of(knobs))
+
+    def chain(
+        self,
+        spec: ChainSpec,
+        target: TargetInfo,
+        knobs: Sequence[Mapping[str, Any] | None],
+    ) -> tvm.tirx.PrimFunc | None:
+        """Build the kernel of a chain, or None when the target lacks the features."""
+        if not self._fits(target):
+            return None
+        return linear_chain(spec, self.isa.on(target), tuple(CpuKnobs.of(k) for k in knobs))
+
+    def _fits(self, target: TargetInfo) -> bool:
+        arch_fits = self.arch in ("", target.arch)
+        return target.kind == "llvm" and arch_fits and target.has(*self.features)
 
     def why(self, spec: LinearSpec) -> str:
         """Say what was chosen and for which features."""

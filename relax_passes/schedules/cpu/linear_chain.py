@@ -1,0 +1,113 @@
+"""A chain of linears (chain.py) in one parallel region, for a few rows of x.
+
+    in one parallel region
+        quantize x, each thread some rows                              | all threads wait
+        for each linear
+            (what blocks of eight rows need, one thread                | all threads wait)
+            for each tile of W, shared out to the threads: y           | all threads wait
+            quantize y for the next linear, each thread some rows      | all threads wait
+
+Linear by linear the threads are started and joined for each, the virtual machine makes seven
+tensors in front of it, and the other threads wait meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..chain import MOST_ROWS, ChainSpec
+from . import emit as e
+from .activations import quantize_row
+from .emit import Expr
+from .isa import Isa
+from .knobs import CpuKnobs
+from .linear_integer import Direct
+
+
+def linear_chain(spec: ChainSpec, isa: Isa, knobs: tuple[CpuKnobs, ...]) -> Any:
+    """Build the PrimFunc.
+
+    Parameters
+    ----------
+    spec : ChainSpec
+        What to compute; its ``buffers()`` are the arguments.
+    isa : Isa
+        Table lookup and dot product.
+    knobs : tuple of CpuKnobs
+        For each linear.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+    """
+    with e.function(spec.name, spec.buffers(), spec.m) as (buffers, m):
+        _Chain(spec, isa, knobs, buffers, m).emit()
+    return buffers["func"]
+
+
+class _Chain:
+    """Emits the region; ``stages`` are the buffers that each linear reads and writes."""
+
+    def __init__(
+        self, spec: ChainSpec, isa: Isa, knobs: tuple[CpuKnobs, ...], buffers: Any, m: Expr
+    ):
+        self.spec, self.isa, self.m, self.buffers = spec, isa, m, buffers
+        self.stages = self._connect(buffers)
+        self.linears = [
+            Direct(s, isa, k, b, m)
+            for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
+        ]
+
+    def _connect(self, buffers: Any) -> list[dict[str, Any]]:
+        """Give each linear its arguments, and room in one workspace to what is in between."""
+        spec, rows = self.spec, self.spec.m or MOST_ROWS
+        inner: list[tuple[int, str, tuple, str]] = []
+        for i, stage in enumerate(spec.stages):
+            inner += [(i, name, (rows, *s), dtype) for name, s, dtype in spec.quantized(i)]
+            if not spec.kept[i]:
+                inner.append((i, "y", (rows, stage.out_features), stage.out_dtype))
+        room = e.arena([(shape, dtype) for _, _, shape, dtype in inner])
+        stages: list[dict[str, Any]] = [{} for _ in spec.stages]
+        for (i, name, _, _), buffer in zip(inner, room, strict=True):
+            stages[i][name] = buffer
+        for i, own in enumerate(stages):
+            own |= {name: buffers[f"{name}_{i}"] for name, _, _ in spec.stage_arguments(i)}
+            if spec.kept[i]:
+                own["y"] = buffers[f"y_{i}"]
+            adds = spec.residuals[i]
+            if adds is not None:
+                own["residual"] = stages[adds]["y"]
+        return stages
+
+    def emit(self) -> None:
+        """Emit the whole function."""
+        first = self.spec.first
+        with e.region():
+            self._quantize(0, self.buffers["x"], self.buffers.get("first_weight"), first)
+            for i, (linear, stage) in enumerate(zip(self.spec.stages, self.stages, strict=True)):
+                self._notes(i)
+                last = linear.follow is None
+                if last:
+                    self.linears[i].tiles()
+                else:
+                    with e.barrier_behind():
+                        self.linears[i].tiles()
+                    weight = stage.get("next_weight")
+                    self._quantize(i + 1, stage["y"], weight, linear.follow)
+
+    def _notes(self, i: int) -> None:
+        """Emit what blocks of eight rows need: one thread makes it."""
+        notes = self.linears[i].notes
+        if notes is not None:
+            with e.when(self.m >= notes.unit), e.then(), e.barrier_behind(), e.one_thread():
+                notes.make(self.m)
+
+    def _quantize(self, i: int, x: Any, weight: Any, how: Any) -> None:
+        """Emit the quantization of x for linear ``i``, a row a thread."""
+        named = {name: self.stages[i][name] for name, _, _ in self.spec.quantized(i)}
+        named |= {"x": x} if weight is None else {"x": x, "weight": weight}
+        k = self.spec.stages[i].k
+        with e.barrier_behind(), e.parallel_rows(self.m) as row:
+            if self.spec.m is None:
+                e.expect_row(named, row)
+            quantize_row(row, named, k, how.scheme, how.prologue, how.eps)
