@@ -8,8 +8,9 @@ functions that decode. What it computes for others, such as the residual stream,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import relax
@@ -34,12 +35,15 @@ class Chain:
         For each linear the earlier one whose result it adds, if it is one of the chain.
     kept : tuple of bool
         Whose results are read outside of the chain.
+    signature : object
+        Equal for chains that compute the same with other weights.
     """
 
     quantized: tuple[relax.Var, ...]
     linears: tuple[relax.Var, ...]
     residuals: tuple[int | None, ...]
     kept: tuple[bool, ...]
+    signature: Any
 
     @property
     def inside(self) -> tuple[relax.Var, ...]:
@@ -48,7 +52,11 @@ class Chain:
 
 
 def find_chains(function: relax.Function, fits: Callable[[Linear], bool]) -> list[Chain]:
-    """Return the chains of at least two linears for which ``fits`` holds."""
+    """Return the chains of at least two linears for which ``fits`` holds.
+
+    A chain is as much machine code as its linears, so one that occurs only once, that of the last
+    layer with the head, is left as it is.
+    """
     graph = _Graph(function)
     chains: list[Chain] = []
     taken: set[relax.Var] = set()
@@ -64,7 +72,8 @@ def find_chains(function: relax.Function, fits: Callable[[Linear], bool]) -> lis
         if chain is not None:
             chains.append(chain)
             taken.update(chain.linears)
-    return chains
+    count = Counter(c.signature for c in chains)
+    return [c for c in chains if count[c.signature] > 1]
 
 
 class _Graph:
@@ -147,12 +156,15 @@ class _Graph:
             outside = [[r for r in self.readers.get(v, []) if r not in inside] for v in found]
             if all(self.place[r] > self.place[found[-1]] for readers in outside for r in readers):
                 adds = [self.real(x.residual) for x in linears if x is not None]
+                attrs = tuple(replace(x.attrs, name="") for x in linears if x is not None)
                 order = {v: i for i, v in enumerate(found)}
-                return Chain(
-                    tuple(q for q in quantized if q is not None),
-                    tuple(found),
-                    tuple(None if a is None else order.get(a) for a in adds),
-                    tuple(bool(r) or v in self.results for v, r in zip(found, outside, strict=True)),
+                residuals = tuple(None if a is None else order.get(a) for a in adds)
+                kept = tuple(
+                    bool(r) or v in self.results for v, r in zip(found, outside, strict=True)
                 )
+                made = tuple(q for q in quantized if q is not None)
+                how = tuple(quantize_attrs(self.values[q]) for q in made)
+                signature = (attrs, how, residuals, kept)
+                return Chain(made, tuple(found), residuals, kept, signature)
             found = found[:-1]
         return None

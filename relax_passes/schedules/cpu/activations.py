@@ -207,7 +207,7 @@ def quantize_row(
     fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
     values = Prologue(prologue, buffers, k, eps, row)
     if fmt is None:
-        integers = _Integers(buffers, row, k, scheme == OUTLIERS)
+        integers = Integers(buffers, row, k, scheme == OUTLIERS)
         for_groups(values, k, integers.measure)
         integers.choose_scales()
         for_groups(values, k, integers.store)
@@ -250,7 +250,7 @@ def for_groups(values: Prologue, k: int, body: Callable[[Expr, list[Expr]], None
         body(e.const(whole), [e.let(e.load(padded, j * LANES, lanes=LANES)) for j in range(2)])
 
 
-class _Integers:
+class Integers:
     """Quantizes the groups of one row to int8, and with second bytes where there are outliers.
 
     Three passes, so that no step waits for the one before it: the groups' largest values (kept in
@@ -274,29 +274,30 @@ class _Integers:
     def choose_scales(self) -> None:
         """List the groups with outliers and turn largest values into scales."""
         if self.outliers:
-            self._list()
+            total = e.let(self.squares[0].get() + self.squares[1].get())
+            self.list_outliers(horizontal_sum(total, LANES), self.buffers["scales"])
         whole = self.groups // LANES
         if whole:
             with e.serial(0, whole) as i:
-                self._scales(i * LANES, LANES)
+                self.scales_of(i * LANES, LANES)
         for group in range(whole * LANES, self.groups):
-            self._scales(e.const(group), 1)
+            self.scales_of(e.const(group), 1)
 
-    def _list(self) -> None:
+    def list_outliers(self, squares: Expr, largest_values: Any) -> None:
         """List the groups with a value above a multiple of the row's quadratic mean."""
-        total = e.let(self.squares[0].get() + self.squares[1].get())
-        mean = e.let(horizontal_sum(total, LANES)) * e.const(1.0 / self.k, "float32")
+        mean = e.let(squares) * e.const(1.0 / self.k, "float32")
         limit = e.let(tirx.sqrt(mean) * e.const(FACTOR, "float32"))
         count = e.Register("int32", 1, e.const(0))
         with e.serial(0, self.groups) as group:
             # Every group takes the next place of the list; the following one may overwrite it.
             listed = e.let(count.get())
             e.store(self.buffers["outliers"], group, self.row, listed + 1)
-            largest = e.load(self.buffers["scales"], self.row, group)
+            largest = e.load(largest_values, self.row, group)
             count.set(listed + e.cast(largest > limit, "int32"))
         e.store(self.buffers["outliers"], count.get(), self.row, 0)
 
-    def _scales(self, group: Expr, lanes: int) -> None:
+    def scales_of(self, group: Expr, lanes: int) -> None:
+        """Turn the largest values of ``lanes`` groups into scales."""
         scales, steps = self.buffers["scales"], float(self.steps)
         largest = e.load(scales, self.row, group, lanes=lanes)
         scale = e.let(largest / e.const(127.0 * steps, "float32", lanes))

@@ -26,6 +26,7 @@ class Epilogue:
         self.spec, self.buffers, self.lanes, self.factor = spec, buffers, lanes, factor
         self.ragged = spec.n % TILE_ROWS
         self.expert: Expr | None = None  # whose part of the tensor scales and biases
+        self.kept: tuple[list[Any], Expr] | None = None  # takes the values instead of y, from where
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
@@ -35,7 +36,7 @@ class Epilogue:
 
         In the residual stream and the logits they are another core's, or in memory.
         """
-        if rows >= FEW_ROWS:
+        if rows >= FEW_ROWS and self.kept is None:
             for r in range(rows):
                 e.prefetch(self.buffers["y"], row + r, t * TILE_ROWS, write=True)
 
@@ -84,13 +85,17 @@ class Epilogue:
             with e.otherwise():
                 e.store(y, value, row, at, lanes=self.lanes)
 
-    def store_gated(self, gate: Expr, up: Expr, row: Expr, pair: Expr, first: int) -> None:
+    def store_gated(self, gate: Expr, up: Expr, row: Expr, r: int, pair: Expr, first: int) -> None:
         """Store silu(gate) * up for tiles 2 * pair and 2 * pair + 1 (never ragged)."""
-        y, at = self.buffers["y"], pair * TILE_ROWS + first
+        at = pair * TILE_ROWS + first
         value = silu(gate, self.lanes) * up
         if self.spec.residual:
-            value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
-        e.store(y, self._stored(value), row, at, lanes=self.lanes)
+            value = value + e.load(self.buffers["residual"], row + r, at, lanes=self.lanes)
+        if self.kept is not None:
+            rows, start = self.kept
+            e.store(rows[r], value, start + first, lanes=self.lanes)
+        else:
+            e.store(self.buffers["y"], self._stored(value), row + r, at, lanes=self.lanes)
 
     def _stored(self, value: Expr) -> Expr:
         """Round to the type of y."""
@@ -105,6 +110,6 @@ class Epilogue:
                 first = part * lanes
                 done = [self.finish(sums[s][r][part], t * span + s, first) for s in range(span)]
                 if span == 2:
-                    self.store_gated(done[0], done[1], row + r, t, first)
+                    self.store_gated(done[0], done[1], row, r, t, first)
                 else:
                     self.store(done[0], row + r, t, first)

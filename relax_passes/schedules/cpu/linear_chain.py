@@ -6,6 +6,7 @@
             (what blocks of eight rows need, one thread                | all threads wait)
             for each tile of W, shared out to the threads: y           | all threads wait
             quantize y for the next linear, each thread some rows      | all threads wait
+                or, behind silu * up, with the tiles: by_group.py
 
 Linear by linear the threads are started and joined for each, the virtual machine makes seven
 tensors in front of it, and the other threads wait meanwhile.
@@ -16,8 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..chain import MOST_ROWS, ChainSpec
+from . import by_group
 from . import emit as e
 from .activations import quantize_row
+from .blocks import UNIT
 from .emit import Expr
 from .isa import Isa
 from .knobs import CpuKnobs
@@ -57,6 +60,12 @@ class _Chain:
             Direct(s, isa, k, b, m)
             for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
         ]
+        rows = spec.m or MOST_ROWS
+        for i, stage in enumerate(spec.stages):
+            if by_group.supports(stage) and not spec.kept[i]:
+                quantizer = by_group.GroupQuantizer(stage, self.stages[i + 1], rows)
+                quantizer.notes = self.linears[i + 1].notes
+                self.linears[i].quantizer = quantizer
 
     def _connect(self, buffers: Any) -> list[dict[str, Any]]:
         """Give each linear its arguments, and room in one workspace to what is in between."""
@@ -64,7 +73,7 @@ class _Chain:
         inner: list[tuple[int, str, tuple, str]] = []
         for i, stage in enumerate(spec.stages):
             inner += [(i, name, (rows, *s), dtype) for name, s, dtype in spec.quantized(i)]
-            if not spec.kept[i]:
+            if not spec.kept[i] and not by_group.supports(stage):
                 inner.append((i, "y", (rows, stage.out_features), stage.out_dtype))
         room = e.arena([(shape, dtype) for _, _, shape, dtype in inner])
         stages: list[dict[str, Any]] = [{} for _ in spec.stages]
@@ -84,23 +93,32 @@ class _Chain:
         first = self.spec.first
         with e.region():
             self._quantize(0, self.buffers["x"], self.buffers.get("first_weight"), first)
-            for i, (linear, stage) in enumerate(zip(self.spec.stages, self.stages, strict=True)):
-                self._notes(i)
-                last = linear.follow is None
-                if last:
-                    self.linears[i].tiles()
-                else:
-                    with e.barrier_behind():
-                        self.linears[i].tiles()
-                    weight = stage.get("next_weight")
-                    self._quantize(i + 1, stage["y"], weight, linear.follow)
+            self._notes(0)
+            for i, stage in enumerate(self.spec.stages[:-1]):
+                linear = self.linears[i]
+                with e.barrier_behind():
+                    linear.tiles()
+                if linear.quantizer is not None:
+                    with e.barrier_behind(), e.one_thread():
+                        linear.quantizer.list(self.m)
+                        self._list(i + 1)
+                    continue
+                own = self.stages[i]
+                self._quantize(i + 1, own["y"], own.get("next_weight"), stage.follow)
+                self._notes(i + 1)
+            self.linears[-1].tiles()
 
     def _notes(self, i: int) -> None:
         """Emit what blocks of eight rows need: one thread makes it."""
+        if self.linears[i].notes is not None:
+            with e.when(self.m >= UNIT), e.then(), e.barrier_behind(), e.one_thread():
+                self._list(i)
+
+    def _list(self, i: int) -> None:
         notes = self.linears[i].notes
         if notes is not None:
-            with e.when(self.m >= notes.unit), e.then(), e.barrier_behind(), e.one_thread():
-                notes.make(self.m)
+            with e.when(self.m >= UNIT), e.then():
+                notes.list(self.m)
 
     def _quantize(self, i: int, x: Any, weight: Any, how: Any) -> None:
         """Emit the quantization of x for linear ``i``, a row a thread."""
@@ -111,3 +129,6 @@ class _Chain:
             if self.spec.m is None:
                 e.expect_row(named, row)
             quantize_row(row, named, k, how.scheme, how.prologue, how.eps)
+            notes = self.linears[i].notes
+            if notes is not None:
+                notes.start(row)

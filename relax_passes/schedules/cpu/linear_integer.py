@@ -22,6 +22,7 @@ from typing import Any
 from ..spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import linear_bf16, linear_w4a4, panel
+from .by_group import PAIRS, GroupQuantizer
 from .blocks import MOST_ROWS, UNIT, BlockNotes
 from .emit import Expr
 from .epilogue import Epilogue
@@ -32,7 +33,7 @@ from .knobs import CpuKnobs
 from .linear_merged import MergedTile
 from .linear_panel import emit_panel
 from .outliers import LOW_STEPS, ListedGroups, listed_groups
-from .rows import Part, each_tile, either, row_blocks, tile_pair
+from .rows import Part, each_tile, either, row_blocks, tile_group, tile_pair
 from .terms import ScaleReader, Term, common_factor
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
@@ -95,6 +96,7 @@ class Direct:
         integer = spec.activation in INTEGER_SCHEMES
         self.merges = bool(self.wide) and integer and panel.supports(spec.fmt)
         self.notes = _block_notes(spec, knobs, buffers) if self.merges else None
+        self.quantizer: GroupQuantizer | None = None  # takes groups of the result, if set
 
     def make_notes(self) -> None:
         """Emit what blocks of eight rows need, where there are as many."""
@@ -108,7 +110,10 @@ class Direct:
 
     def tiles(self) -> None:
         """Emit the parallel loop."""
-        with each_tile(self.spec, self.buffers, self.m, 2 if self.spec.silu_mul else 1) as part:
+        span = 2 if self.spec.silu_mul else 1
+        if self.quantizer is not None:
+            span *= PAIRS
+        with each_tile(self.spec, self.buffers, self.m, span) as part:
             self._tile(part)
 
     def _tile(self, part: Part) -> None:
@@ -120,7 +125,11 @@ class Direct:
 
         def body(row: Expr, rows: int) -> None:
             chosen = merged if merged and rows >= knobs.merge_rows else kernel
-            tile_pair(spec, chosen, part, e.let(row + part.first), rows)
+            row = e.let(row + part.first)
+            if self.quantizer is None:
+                tile_pair(spec, chosen, part, row, rows)
+            else:
+                tile_group(spec, chosen, part, row, rows, self.quantizer)
 
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
         sizes = [s for s in self.isa.block if s <= most or merged] or [1]

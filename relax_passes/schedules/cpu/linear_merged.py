@@ -23,6 +23,7 @@ from .epilogue import Epilogue
 from .group_sums import first, scaling
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
+from .outliers import LOW_STEPS
 from .panel import STEPS
 
 VECTOR = 64  # bytes of a step: four columns of 16 rows
@@ -77,14 +78,13 @@ class MergedTile:
         """Multiply a group once more with the second bytes of the rows listed for it."""
         buffers, notes = self.buffers, self.notes
         assert notes is not None
-        at = notes.place(row, group)
-        count = e.let(e.load(notes.listed, at, 0))
-        with e.when(e.unlikely(count) > 0), e.then():
+        listed = e.let(e.cast(e.load(notes.listed, notes.place(row, group)), "int32"))
+        with e.when(e.unlikely(listed) != 0), e.then():
             codes, w_scale = self._decoded(tile, group, ahead)
-            with e.serial(0, count) as i:
-                own = e.let(e.load(notes.listed, at, i + 1))
-                start = e.splat(e.load(notes.low_starts, at, i + 1), TILE_ROWS)
-                begins = start, e.const(0, "int32", TILE_ROWS)
+            with notes.rows(listed) as r:
+                own = e.let(row + r)
+                total = e.load(buffers["sums_low"], own, group) if self.offset else e.const(0)
+                begins = e.splat(total * (-self.offset), TILE_ROWS), e.const(0, "int32", TILE_ROWS)
                 chains = [e.Register("int32", TILE_ROWS, begin) for begin in begins]
                 for step in range(STEPS):
                     weight = e.let(e.load(codes, step * VECTOR, lanes=VECTOR))
@@ -92,12 +92,11 @@ class MergedTile:
                     total = chains[step % 2]
                     total.set(self.isa.dot(total.get(), weight, a))
                 both = e.let(chains[0].get() + chains[1].get())
-                x_scale = e.splat(e.load(notes.low_scales, at, i + 1), TILE_ROWS)
+                x_scale = e.load(buffers["scales"], own, group) * e.const(1 / LOW_STEPS, "float32")
                 scaled = e.let(e.cast(both, "float32", TILE_ROWS) * w_scale)
-                at_row = e.let((own - row) * TILE_ROWS)
-                low = e.load(self.low, at_row, lanes=TILE_ROWS)
-                value = e.fma(scaled, x_scale, low, TILE_ROWS)
-                e.store(self.low, value, at_row, lanes=TILE_ROWS)
+                low = e.load(self.low, r * TILE_ROWS, lanes=TILE_ROWS)
+                value = e.fma(scaled, e.splat(x_scale, TILE_ROWS), low, TILE_ROWS)
+                e.store(self.low, value, r * TILE_ROWS, lanes=TILE_ROWS)
 
     def _decoded(self, tile: Expr, group: Expr, ahead: merge.Ahead | None) -> tuple[Any, Expr]:
         """Decode a group to the stack; returns its bytes and their scales.

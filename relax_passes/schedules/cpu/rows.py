@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 
-from ..spec import TILE_ROWS, LinearSpec
+from ..spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
 from .emit import Expr
 
@@ -140,3 +140,15 @@ def tile_pair(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int) -
         for s in range(2)
     ]
     kernel.epilogue.rows(pairs, t, row)
+
+
+def tile_group(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int, to: Any) -> None:
+    """Emit the pairs of tiles that make one group of 32 columns, for ``to`` to quantize."""
+    values = e.scratch_rows(rows, GROUP)
+    count = GROUP // TILE_ROWS
+    with e.serial(0, count) as i:
+        kernel.epilogue.kept = (values, i * TILE_ROWS)
+        tile_pair(spec, kernel, replace(part, tile=e.let(part.tile * count + i)), row, rows)
+    for r, kept in enumerate(values):
+        both = [e.let(e.load(kept, i * TILE_ROWS, lanes=TILE_ROWS)) for i in range(count)]
+        to.group(e.let(row + r), part.tile, both)
