@@ -126,8 +126,6 @@ class _Chain:
         named |= {"x": x} if weight is None else {"x": x, "weight": weight}
         k = self.spec.stages[i].k
         with e.barrier_behind(), e.parallel_rows(self.m) as row:
-            if self.spec.m is None:
-                e.expect_row(named, row)
             quantize_row(row, named, k, how.scheme, how.prologue, how.eps)
             notes = self.linears[i].notes
             if notes is not None:
