@@ -124,9 +124,10 @@ class _Graph:
     def quantization(self, linear: Linear) -> relax.Var | None:
         """Return the quantization that this linear alone reads, of one input and maybe a norm."""
         parts = [self.values.get(self.real(x)) for x in linear.x]
-        if not all(isinstance(p, relax.TupleGetItem) for p in parts):
+        items = [p for p in parts if isinstance(p, relax.TupleGetItem)]
+        sources = {self.real(p.tuple_value) for p in items}
+        if len(items) != len(parts):
             return None
-        sources = {self.real(p.tuple_value) for p in parts}
         if len(sources) != 1:
             return None
         made = sources.pop()

@@ -190,7 +190,8 @@ class _Lowering:
             names.append(self.records(stage.alone) if self.records is not None else None)
         kernel = chain_kernel(spec, self.target, names)
         for stage, knobs in zip(spec.stages, names, strict=True):
-            self.chosen[stage] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
+            why = f"{kernel.why}; in one region with the linears around it"
+            self.chosen[stage] = {"kernel": kernel.rule, "why": why, "record": record_name(knobs)}
         return kernel.func
 
     def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:

@@ -24,6 +24,7 @@ GEMV = {
     "tiles": (1, 2, 4),
     "buffers": (1, 2),
     "diagonal": (2, 4, 8),
+    "scaled_weights": (0, 1),
 }
 TILE = {
     "block_m": (8, 16, 32, 64, 128, 256),
@@ -71,6 +72,8 @@ def space(spec: LinearSpec, target: Any, rows: int) -> tuple[dict[str, tuple], d
             "tiles": tuple(t for t in GEMV["tiles"] if t % (1 + spec.silu_mul) == 0),
             # the default, 8, stands for as many as fit; the same number twice is no other point
             "diagonal": tuple(d for d in GEMV["diagonal"] if d * rows < 8),
+            # above 8 rows it is always so
+            "scaled_weights": GEMV["scaled_weights"] if rows <= 8 else (0,),
         }
     else:
         largest = 2 * rows  # larger blocks of x would be mostly empty

@@ -63,7 +63,7 @@ class Model:
         return self._run(name, self._machine.to_device(tokens), state)
 
     def step(self, tokens: list[int], state: Any) -> np.ndarray:
-        """Decode one token of each sequence, ids that are checked; return float32 logits [b, vocab].
+        """Decode a token of each sequence, ids that are checked; float32 logits [b, vocab].
 
         Python that runs once a step finds the caches full of weights: every line of it counts.
         """
@@ -111,9 +111,8 @@ class Model:
             )
         return array.astype(np.int32)
 
-
     def check_step(self, tokens: Iterable[int]) -> list[int]:
-        """Return token ids as a list, checked as by `check_tokens`, but quickly if they are ints."""
+        """Return token ids as a list; the check of `check_tokens`, quick where they are ints."""
         tokens = list(tokens)
         limit = self.vocab_size
         for token in tokens:

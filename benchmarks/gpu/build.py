@@ -30,7 +30,8 @@ def parse_knobs(text: str, arch: str):  # noqa: ANN201
         return None, dependent
     values = [int(v) for v in numbers.split(",")]
     if kind == "gemv":
-        return GemvKnobs(*values), dependent
+        scaled = len(values) > 5 and bool(values.pop())
+        return GemvKnobs(*values, scaled_weights=scaled), dependent
     wgmma = Device(arch).wgmma and kind != "mma"
     roles = {"producer": kind in ("tilep", "walk"), "persistent": kind == "walk"}
     return TileKnobs(*values, **roles, wgmma=wgmma), dependent

@@ -19,7 +19,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 class Variant:
     """One kernel to time: a shape, a format, the rows it is for and the knobs as text.
 
-    knobs : "default", "gemv:warps,inflight,tiles,buffers,diagonal",
+    knobs : "default", "gemv:warps,inflight,tiles,buffers,diagonal" (and ",1": scaled_weights),
         "tile:block_m,groups,stages,cluster,share,parallel", "tilep:..." (with a producer),
         "walk:..." (persistent blocks) or "mma:..." (without wgmma); a trailing "p" asks for
         dependent launch.

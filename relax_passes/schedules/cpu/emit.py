@@ -210,6 +210,12 @@ def when(condition: Expr) -> Any:
     return I.If(condition)
 
 
+def require(condition: Expr, message: str) -> None:
+    """Emit a check that raises where the kernel is called with something it cannot do."""
+    with I.Assert(condition, message):
+        pass
+
+
 def unlikely(count: Expr) -> Expr:
     """Return an int32 that LLVM may expect to be 0: registers spill where it is not."""
     return llvm("int32", "llvm.expect", count, const(0))

@@ -57,8 +57,7 @@ class _Chain:
         self.spec, self.isa, self.m, self.buffers = spec, isa, m, buffers
         self.stages = self._connect(buffers)
         self.linears = [
-            Direct(s, isa, k, b, m)
-            for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
+            Direct(s, isa, k, b, m) for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
         ]
         rows = spec.m or MOST_ROWS
         for i, stage in enumerate(spec.stages):
@@ -91,6 +90,8 @@ class _Chain:
     def emit(self) -> None:
         """Emit the whole function."""
         first = self.spec.first
+        if self.spec.m is None:
+            e.require(self.m <= MOST_ROWS, f"a chain of linears takes at most {MOST_ROWS} rows")
         with e.region():
             self._quantize(0, self.buffers["x"], self.buffers.get("first_weight"), first)
             self._notes(0)

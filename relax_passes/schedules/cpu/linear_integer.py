@@ -22,8 +22,8 @@ from typing import Any
 from ..spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
 from . import linear_bf16, linear_w4a4, panel
-from .by_group import PAIRS, GroupQuantizer
 from .blocks import MOST_ROWS, UNIT, BlockNotes
+from .by_group import PAIRS, GroupQuantizer
 from .emit import Expr
 from .epilogue import Epilogue
 from .follow import Follow
@@ -193,7 +193,7 @@ class _Tile:
         tile = e.let(tile)
         out = [[e.Register("float32", lanes, zero) for _ in range(parts)] for _ in range(rows)]
         if rows == 1 and self.low is not None:
-            self._one_row(tile, row, out[0])
+            self._one_row(tile, row, out[0], self.low)
             return out
         with e.serial(0, self.spec.groups) as group:
             self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
@@ -202,7 +202,7 @@ class _Tile:
         self.add_second_bytes(tile, row, out)
         return out
 
-    def _one_row(self, tile: Expr, row: Expr, out: list[e.Register]) -> None:
+    def _one_row(self, tile: Expr, row: Expr, out: list[e.Register], second: _Activation) -> None:
         """Emit the loop over K for one row, each group with its second bytes where it is listed.
 
         Memory bounds it, so it waits for nothing else: a pass of its own for second bytes would
@@ -217,7 +217,7 @@ class _Tile:
                 self._group(tile, group, part, row, self.x, [register])
             with listed.when(group):
                 for part, register in enumerate(low):
-                    self._group(tile, group, part, row, [self.low], [register])
+                    self._group(tile, group, part, row, [second], [register])
         for register, more in zip(out, low, strict=True):
             register.set(register.get() + more.get())
 

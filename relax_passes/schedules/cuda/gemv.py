@@ -17,9 +17,10 @@ The GP groups of 8 columns are a *superblock*: 8 x group values of x, 16 bytes a
 ldmatrix: lane (g, t) brings 16-byte piece t of column g to place  8 t + (g ^ 2 t), free of bank
 conflicts both ways.
 
-For M = 9..16 (plain only, two tiles of 8 columns) the scales are applied to the weights in
-registers and one chain runs over all of K: a second chain would cost more than touching every
-weight.
+For M = 9..16 (plain only, two tiles of 8 columns), and below with `scaled_weights`, the scales are
+applied to the weights in registers and one chain runs over all of K: a second chain would cost more
+than touching every weight. At M = 8 the two cost about as much, and which is faster depends on the
+shape.
 
 K is walked in *chunks* (the larger of a unit and a superblock). A warp takes every `warps`-th batch
 of chunks, all of a batch's weights are in flight at once, and batch 0 is requested before the
@@ -134,7 +135,7 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
 def _reduce(linear: Linear, plan: Plan, knobs: GemvKnobs, partial, block, thread) -> None:
     """Sum the warps' parts and write y."""
     threads = knobs.warps * 32
-    factor = linear.decode.half_factor if plan.rows > 8 else linear.decode.factor
+    factor = linear.decode.half_factor if plan.wide else linear.decode.factor
     gated = linear.spec.silu_mul
     pairs = knobs.tiles // 2 if gated else knobs.tiles
     outputs = 16 * plan.rows * pairs

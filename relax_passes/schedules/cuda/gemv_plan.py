@@ -18,6 +18,8 @@ class GemvKnobs:
     diagonal : groups of columns side by side in the tensor core's 8 columns, a power of 2; as many
         as fit, 8 / M, at most. Fewer make a chunk shorter, so that warps share K more evenly
     dependent : programmatic dependent launch (sm_90 and later)
+    scaled_weights : apply scales to W in float16 registers, as always for more than 8 rows, not to
+        the sums of groups: half the products, and no block-diagonal form
     """
 
     warps: int = 8
@@ -26,6 +28,7 @@ class GemvKnobs:
     buffers: int = 1
     diagonal: int = 8
     dependent: bool = False
+    scaled_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plan:
     rounds: int  # batches a warp walks
     buffers: int  # sets of registers and of x in shared memory
     exact: bool  # no batch reaches beyond the last chunk
+    wide: bool  # scales are applied to W in registers
 
     @property
     def superblock(self) -> int:
@@ -75,8 +79,8 @@ def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
     shape = linear.decode.shape
     columns = linear.units * shape.unit
     group = shape.group or 32
-    gp = 1
-    if shape.group:
+    gp, wide = 1, rows > 8 or knobs.scaled_weights
+    if shape.group and not wide:
         gp = max(1, min(8 // rows, knobs.diagonal))
         while gp > 1 and columns % max(gp * group, shape.unit):
             gp //= 2
@@ -88,4 +92,4 @@ def plan_of(linear: Linear, rows: int, knobs: GemvKnobs) -> Plan:
     rounds = -(-chunks // (knobs.warps * batch))
     exact = chunks == rounds * knobs.warps * batch
     buffers = min(knobs.buffers, rounds) if parts == 1 else 1
-    return Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, buffers, exact)
+    return Plan(rows, gp, group, chunk, units, batch, parts, chunks, rounds, buffers, exact, wide)

@@ -35,7 +35,7 @@ class Warp:
         self.words = local(plan.buffers * self.set_words, "uint32")
         self.records = local(plan.buffers * self.set_records * self.record_words, "uint32")
         self.x = local(plan.operands, "uint32")
-        self.wide = plan.rows > 8
+        self.wide = plan.wide
         self.sums = max(8, 4 * plan.column_tiles)  # accumulators of a tile
         self.acc = local(tiles * self.sums)
         self.out = local(tiles * self.outs)
