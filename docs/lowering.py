@@ -43,7 +43,8 @@ The weight is now two packed parameters, codes and scales in layout tile16x32 (3
 groups that hold a loud value, scales, the sums of both, and the list of those groups.""",
     "legalize": """## 5. A kernel call
 
-`amx.linear` became `call_tir` of a kernel from the schedule registry.""",
+`amx.linear` became `call_tir` of a kernel from the schedule registry. (In a model of several layers
+the linears between two attentions become one call of a chain, which holds the same loops.)""",
 }
 
 

@@ -36,13 +36,16 @@ class Case:
     residual: bool = False
     silu_mul: bool = False
     dependent: bool = False
+    scaled_weights: bool = False  # at every M of the decode schedule, not above 8 rows alone
 
     @property
     def key(self) -> str:
         flags = "".join(
             c
             for c, on in zip(
-                "brsp", (self.bias, self.residual, self.silu_mul, self.dependent), strict=True
+                "brspw",
+                (self.bias, self.residual, self.silu_mul, self.dependent, self.scaled_weights),
+                strict=True,
             )
             if on
         )
@@ -66,6 +69,10 @@ CASES = (
     # so many rows of W take other blocks
     Case("amxfp4", 17024, 512, silu_mul=True, bias=True),
     Case("nvfp4", 17024, 512, residual=True, dependent=True),
+    Case("amxfp4", 208, 576, scaled_weights=True),
+    Case("amxfp4", 512, 4096, silu_mul=True, dependent=True, scaled_weights=True),
+    Case("nvfp4", 192, 1088, residual=True, scaled_weights=True),
+    Case("int4", 256, 1024, bias=True, scaled_weights=True),
 )
 # linears whose input a row kernel rounds to their own format before (W4A4)
 W4A4_CASES = (
@@ -125,6 +132,9 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
 def build_function(case: Case, arch: str):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
     from relax_passes.schedules.cuda import linear
+    from relax_passes.schedules.cuda.buckets import Device, default_buckets
+    from relax_passes.schedules.cuda.buffers import format_of, shape_of
+    from relax_passes.schedules.cuda.gemv import GemvKnobs
     from relax_passes.schedules.spec import LinearSpec
 
     spec = LinearSpec(
@@ -137,7 +147,15 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
         silu_mul=case.silu_mul,
         out_dtype="float16",
     )
-    return linear.build(spec, arch, dependent=case.dependent)
+    buckets = None
+    if case.scaled_weights:
+        buckets = [
+            replace(b, knobs=replace(b.knobs, scaled_weights=True))
+            if isinstance(b.knobs, GemvKnobs)
+            else b
+            for b in default_buckets(spec, shape_of(format_of(spec)), Device(arch))
+        ]
+    return linear.build(spec, arch, buckets, dependent=case.dependent)
 
 
 def build(out: Path, arch: str) -> None:
