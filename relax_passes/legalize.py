@@ -13,7 +13,6 @@ from functools import reduce
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import relax, tirx
 
 from relax_passes import ops
@@ -23,10 +22,9 @@ from relax_passes.kv_cache.vector import LANES
 from relax_passes.ops import is_op
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.schedules import activations
-from relax_passes.schedules.chain import MOST_ROWS, ChainSpec, chains
-from relax_passes.schedules.cpu.follow import supports as quantizes_its_result
+from relax_passes.schedules.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.schedules.registry import chain_kernel, linear_kernel
-from relax_passes.schedules.spec import LinearSpec, NextActivation
+from relax_passes.schedules.spec import LinearSpec
 
 ATTRIBUTE = "amx.kernels"
 
@@ -66,9 +64,6 @@ class _Lowering:
         self.chosen: dict[LinearSpec, dict[str, Any]] = {}
         self.report: list[dict[str, Any]] = []
         self.reported: set[tuple] = set()
-        self.followed: dict[relax.Var, tuple[relax.Expr, list[relax.Expr]]] = {}
-        self.readers: dict[relax.Var, relax.Call] = {}
-        self.read: relax.Function | None = None  # whose quantizations ``readers`` are
         self.chains_of: relax.Function | None = None
         self.chains: dict[relax.Var, Chain] = {}
         self.inside: set[relax.Var] = set()
@@ -84,7 +79,7 @@ class _Lowering:
         if var in self.chains:
             return self.chain(ctx, self.chains[var], value)
         if is_op(value, "amx.linear"):
-            return self.linear(ctx, var, ops.Linear.of(value), value.ty)
+            return self.linear(ctx, ops.Linear.of(value), value.ty)
         if is_op(value, "amx.quantize_activation"):
             return self.quantize(ctx, value)
         if is_op(value, "amx.embedding"):
@@ -100,28 +95,12 @@ class _Lowering:
             self.functions[key] = ctx.add_function(build(), name)
         return self.functions[key]
 
-    def reader(self, ctx: Context, var: relax.Var) -> relax.Call | None:
-        """Return the quantization that reads a variable of the function being rewritten."""
-        if ctx.function is not self.read:
-            self.read, self.readers = ctx.function, quantizations(ctx.function)
-        call = self.readers.get(var)
-        weights = [] if call is None else list(call.args)[1:]
-        return call if all(ctx.is_weight(w) for w in weights) else None
-
-    def linear(
-        self, ctx: Context, var: relax.Var, linear: ops.Linear, type_: Any
-    ) -> relax.Expr | None:
+    def linear(self, ctx: Context, linear: ops.Linear, type_: Any) -> relax.Expr | None:
         attrs = linear.attrs
         if not attrs.layout:
             return plain_matmul(ctx, linear)
         m, static = rows_of(linear.x[0])
         spec = spec_of(linear, static)
-        reader = self.reader(ctx, var)
-        if reader is not None:
-            then = ops.quantize_attrs(reader)
-            with_next = replace(spec, follow=next_activation(then))
-            if self.target.kind.name == "llvm" and quantizes_its_result(with_next):
-                spec = with_next
         gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
         self.note(attrs.name, spec)
         args = [flat(ctx, a, m) for a in linear.x] + list(linear.weights)
@@ -132,18 +111,7 @@ class _Lowering:
         if linear.bounds is not None:
             args.append(linear.bounds)
         out = relax.TensorType([m, spec.out_features], spec.out_dtype)
-        if spec.follow is None:
-            return shaped(ctx, relax.call_tir(gvar, args, out), type_)
-        assert reader is not None
-        args += list(reader.args)[1:]
-        outs = [out] + [relax.TensorType([m, *s], dtype) for _, s, dtype in spec.next_buffers()]
-        made = ctx.emit(relax.call_tir(gvar, args, outs))
-        parts = [
-            ctx.emit(shaped(ctx, ctx.emit(relax.TupleGetItem(made, i)), field))
-            for i, field in enumerate(reader.ty.fields, 1)
-        ]
-        self.followed[var] = (reader, parts)
-        return shaped(ctx, ctx.emit(relax.TupleGetItem(made, 0)), type_)
+        return shaped(ctx, relax.call_tir(gvar, args, out), type_)
 
     def find_chains(self, function: relax.Function) -> list[Chain]:
         """Find the linears that become one kernel."""
@@ -158,23 +126,20 @@ class _Lowering:
         linears = [ops.Linear.of(call) for call in calls]
         quantized = [ctx.value(v) for v in found.quantized]
         m, static = rows_of(quantized[0].args[0])
-        follows = [next_activation(ops.quantize_attrs(call)) for call in quantized]
-        stages = tuple(
-            replace(spec_of(linear, static), m_max=None if static else MOST_ROWS, follow=then)
-            for linear, then in zip(linears, [*follows[1:], None], strict=True)
-        )
+        most = None if static else MOST_ROWS
+        stages = tuple(replace(spec_of(linear, static), m_max=most) for linear in linears)
+        how = tuple(quantization(ops.quantize_attrs(call)) for call in quantized)
         source = quantized[0].args[0].ty.dtype
-        spec = ChainSpec(follows[0], source, stages, found.residuals, found.kept, static)
+        spec = ChainSpec(stages, how, source, found.residuals, found.kept, static)
         gvar = self.function(ctx, spec, spec.name, lambda: self.chain_kernel(spec))
         for linear, stage in zip(linears, stages, strict=True):
             self.note(linear.attrs.name, stage, spec.name)
-        args = [flat(ctx, quantized[0].args[0], m), *list(quantized[0].args)[1:]]
+        args = [flat(ctx, quantized[0].args[0], m)]
         for i, linear in enumerate(linears):
-            args += linear.weights
+            args += [*list(quantized[i].args)[1:], *linear.weights]
             args += [linear.bias] if linear.bias is not None else []
             if linear.residual is not None and found.residuals[i] is None:
                 args.append(flat(ctx, linear.residual, m))
-            args += [] if i + 1 == len(linears) else list(quantized[i + 1].args)[1:]
         outs = [relax.TensorType([m, s.out_features], s.out_dtype) for _, s in spec.results]
         if len(outs) == 1:
             return shaped(ctx, relax.call_tir(gvar, args, outs[0]), last.ty)
@@ -212,7 +177,6 @@ class _Lowering:
                 "shape": [spec.n, spec.k],
                 "activation": spec.activation,
                 "epilogue": spec.epilogue,
-                **({"quantizes": spec.follow.scheme} if spec.follow else {}),
                 **({"experts": spec.experts} if spec.experts else {}),
                 **({"chain": chain} if chain else {}),
                 "bucket": bucket_text(spec),
@@ -222,9 +186,6 @@ class _Lowering:
 
     def quantize(self, ctx: Context, call: relax.Call) -> relax.Expr:
         attrs = ops.quantize_attrs(call)
-        reader, made = self.followed.get(call.args[0], (None, []))
-        if reader is not None and tvm_ffi.structural_equal(reader, call):
-            return relax.Tuple(made)
         m, static = rows_of(call.args[0])
         source = call.args[0].ty.dtype
         key = (attrs, static, source)
@@ -323,9 +284,9 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
     )
 
 
-def next_activation(attrs: ops.QuantizeAttrs) -> NextActivation:
-    """Say how a quantization is done."""
-    return NextActivation(attrs.scheme, attrs.prologue, attrs.eps, attrs.sums)
+def quantization(attrs: ops.QuantizeAttrs) -> Quantization:
+    """Say how a quantization in a chain is done."""
+    return Quantization(attrs.scheme, attrs.prologue, attrs.eps)
 
 
 def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
@@ -336,25 +297,6 @@ def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
         if extra is not None:
             y = relax.op.add(ctx.emit(y), extra)
     return y
-
-
-def quantizations(function: relax.Function) -> dict[relax.Var, relax.Call]:
-    """Map what is quantized in a function, through plain aliases, to the first quantization."""
-    aliases: dict[relax.Var, relax.Var] = {}
-    found: dict[relax.Var, relax.Call] = {}
-    for block in function.body.blocks:
-        for binding in block.bindings:
-            if not isinstance(binding, relax.VarBinding):
-                continue
-            value = binding.value
-            if isinstance(value, relax.Var):
-                aliases[binding.var] = value
-            elif is_op(value, "amx.quantize_activation"):
-                x = value.args[0]
-                while x in aliases:
-                    x = aliases[x]
-                found.setdefault(x, value)
-    return found
 
 
 def rows_of(x: relax.Expr) -> tuple[Any, int | None]:
@@ -399,7 +341,5 @@ def spec_name(spec: LinearSpec) -> str:
     words = [kind, spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
     if spec.epilogue:
         words.append(spec.epilogue)
-    if spec.follow:
-        words += [spec.follow.prologue.removeprefix("none"), "quantize"]
     name = "_".join(w for w in words if w)
     return "".join(c if c.isalnum() else "_" for c in name)

@@ -7,12 +7,31 @@ keeps what passes between the linears to itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
-from .spec import LinearSpec, NextActivation, quantized_activation_buffers
+from .spec import LinearSpec
 
 MOST_ROWS = 16  # of x; more of them run linear by linear
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a linear's input is quantized, as ``activations.quantize`` says it.
+
+    Attributes
+    ----------
+    scheme : str
+        The linear's activation scheme.
+    prologue : str
+        "none", or "rms_norm", whose weight is an argument of the chain.
+    eps : float
+        RMSNorm's epsilon.
+    """
+
+    scheme: str
+    prologue: str = "none"
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -21,13 +40,13 @@ class ChainSpec:
 
     Parameters
     ----------
-    first : NextActivation
-        The quantization of x in front of the first linear.
+    stages : tuple of LinearSpec
+        The linears. M is either the same constant everywhere, or None: then it must not exceed
+        `MOST_ROWS`.
+    quantized : tuple of Quantization
+        What is in front of each linear.
     source : str
         Type of x: "float32" or "float16".
-    stages : tuple of LinearSpec
-        The linears; all but the last have a ``follow``, which quantizes for the next one. M is
-        either the same constant everywhere, or None: then it must not exceed `MOST_ROWS`.
     residuals : tuple of int or None
         For each stage the earlier one whose result it adds; None where it adds an argument (its
         spec says so) or nothing.
@@ -35,12 +54,12 @@ class ChainSpec:
         Which stages' float results are results of the chain.
     """
 
-    first: NextActivation
-    source: str
     stages: tuple[LinearSpec, ...]
+    quantized: tuple[Quantization, ...]
+    source: str
     residuals: tuple[int | None, ...]
     kept: tuple[bool, ...]
-    m: int | None = field(default=None)
+    m: int | None = None
 
     @cached_property
     def name(self) -> str:
@@ -55,20 +74,18 @@ class ChainSpec:
         """List (name, shape, dtype) of what stage ``i`` takes from outside, in order."""
         spec = self.stages[i]
         inner = {name for name, _, _ in spec.activation_buffers()} | {"y"}
-        inner |= {f"next_{name}" for name, _, _ in spec.next_buffers()}
         if self.residuals[i] is not None:
             inner.add("residual")
-        return tuple(b for b in spec.buffers() if b[0] not in inner)
+        norm = [("norm", (spec.k,), "float32")] if self.quantized[i].prologue == "rms_norm" else []
+        return (*norm, *(b for b in spec.buffers() if b[0] not in inner))
 
     def buffers(self) -> tuple[tuple[str, tuple, str], ...]:
         """List (name, shape, dtype) of all arguments in order; a leading None is M.
 
-        x, [first_weight], then each stage's weights and what else it takes, named "<stage>_<name>",
-        then the kept results.
+        x, then for each stage the norm's weight, its own weights and what else it takes, named
+        "<name>_<stage>", then the kept results.
         """
         args: list[tuple[str, tuple, str]] = [("x", (None, self.stages[0].k), self.source)]
-        if self.first.prologue == "rms_norm":
-            args.append(("first_weight", (self.stages[0].k,), "float32"))
         for i in range(len(self.stages)):
             args += [(f"{name}_{i}", s, d) for name, s, d in self.stage_arguments(i)]
         return (*args, *((f"y_{i}", (None, s.out_features), s.out_dtype) for i, s in self.results))
@@ -77,11 +94,6 @@ class ChainSpec:
     def results(self) -> tuple[tuple[int, LinearSpec], ...]:
         """The stages whose results are kept."""
         return tuple((i, s) for i, s in enumerate(self.stages) if self.kept[i])
-
-    def quantized(self, i: int) -> tuple[tuple[str, tuple, str], ...]:
-        """List (name, trailing shape after M, dtype) of what stage ``i`` reads of x."""
-        spec = self.stages[i]
-        return quantized_activation_buffers(spec.activation, spec.k, spec.needs_sums)
 
 
 def chains(spec: LinearSpec) -> bool:

@@ -3,8 +3,7 @@
 A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
 arguments, so that a caller and a rule can never disagree about their order:
 
-    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds],
-    [next_weight], y, [next_ activation buffers]
+    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds], y
 """
 
 from __future__ import annotations
@@ -58,25 +57,6 @@ def quantized_activation_buffers(
 
 
 @dataclass(frozen=True)
-class NextActivation:
-    """The quantization that reads a linear's result, where the linear's kernel does it.
-
-    Attributes
-    ----------
-    scheme, prologue, eps
-        As of ``activations.quantize``: an integer scheme; "none", or "rms_norm", whose weight is
-        the argument ``next_weight``.
-    sums : bool
-        Whether the sums of codes are wanted too.
-    """
-
-    scheme: str
-    prologue: str = "none"
-    eps: float = 0.0
-    sums: bool = True
-
-
-@dataclass(frozen=True)
 class LinearSpec:
     """One quantized linear, y[M, N] = x[M, K] W[N, K]^T, with its epilogue.
 
@@ -103,9 +83,6 @@ class LinearSpec:
         0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
         mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are
         the first row of each and the end, and an expert without rows is not read.
-    follow : NextActivation or None
-        Quantize y for the linear that reads it; ``next_*`` are its buffers. Only kernels on
-        integer activations without experts do, on CPUs.
     """
 
     format: str
@@ -119,12 +96,11 @@ class LinearSpec:
     silu_mul: bool = False
     out_dtype: str = "float32"
     experts: int = 0
-    follow: NextActivation | None = None
 
     @property
     def alone(self) -> LinearSpec:
-        """The linear that tuning records are made for: any M, nothing behind it."""
-        return replace(self, m_max=None, follow=None)
+        """The linear that tuning records are made for: without a largest M."""
+        return replace(self, m_max=None)
 
     @cached_property
     def fmt(self):  # noqa: ANN201 - amx_tvm.formats.Format, imported lazily
@@ -227,17 +203,8 @@ class LinearSpec:
             args.append(("residual", (None, self.out_features), "float32"))
         if self.experts:
             args.append(("bounds", (self.experts + 1,), "int32"))
-        if self.follow and self.follow.prologue == "rms_norm":
-            args.append(("next_weight", (self.out_features,), "float32"))
         args.append(("y", (None, self.out_features), self.out_dtype))
-        args += [(f"next_{name}", (None, *s), dtype) for name, s, dtype in self.next_buffers()]
         return tuple(args)
-
-    def next_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
-        """List (name, trailing shape after M, dtype) of what ``follow`` writes."""
-        if self.follow is None:
-            return ()
-        return quantized_activation_buffers(self.follow.scheme, self.out_features, self.follow.sums)
 
     @property
     def epilogue(self) -> str:

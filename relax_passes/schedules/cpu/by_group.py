@@ -8,13 +8,14 @@
 
 So float32 values never pass from one core to another (8 rows of 1536 columns, cores without a
 common cache: 15 us to quantize them row by row, 3 us for the lists).  Where a norm comes first no
-group can be quantized before the row is complete; follow.py does that.
+group can be quantized before the row is complete.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..chain import Quantization
 from ..spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 from . import emit as e
 from .activations import LANES, Integers, horizontal_sum
@@ -24,12 +25,10 @@ from .emit import Expr
 PAIRS = GROUP // TILE_ROWS  # pairs of tiles that make a group
 
 
-def supports(spec: LinearSpec) -> bool:
+def supports(spec: LinearSpec, then: Quantization) -> bool:
     """Whether a linear's result can be quantized group by group."""
-    f = spec.follow
-    whole = spec.out_features % GROUP == 0 and not spec.experts
-    simple = f is not None and f.prologue == "none" and f.scheme in INTEGER_SCHEMES
-    return simple and spec.silu_mul and whole
+    simple = then.prologue == "none" and then.scheme in INTEGER_SCHEMES
+    return simple and spec.silu_mul and spec.out_features % GROUP == 0
 
 
 class GroupQuantizer:
@@ -39,17 +38,18 @@ class GroupQuantizer:
     ----------
     spec : LinearSpec
         The linear that makes it.
+    scheme : str
+        "int8" or "int8-outliers".
     buffers : mapping
         Where the codes, scales, sums and lists go.
     rows : int
         Rows of x at most.
     """
 
-    def __init__(self, spec: LinearSpec, buffers: Any, rows: int):
-        assert spec.follow is not None
+    def __init__(self, spec: LinearSpec, scheme: str, buffers: Any, rows: int):
         self.buffers, self.k = buffers, spec.out_features
         self.groups = self.k // GROUP
-        self.outliers = spec.follow.scheme == OUTLIERS
+        self.outliers = scheme == OUTLIERS
         self.notes: BlockNotes | None = None  # of the linear that reads it
         if self.outliers:
             self.largest = e.workspace((rows, self.groups), "float32")

@@ -11,7 +11,7 @@ workspace allocator in the loop.  Hence one small buffer per register.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,25 +169,6 @@ def prefetch(buffer: Any, *index: Expr, write: bool = False, level: int = 1) -> 
     address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
     flags = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
     I.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))
-
-
-def prefetch_row(buffer: Any, row: Expr, write: bool = False) -> None:
-    """Ask for all cache lines of a row of a buffer [M, K]."""
-    columns = int(buffer.shape[1])
-    step = 64 * 8 // tvm.DataType(buffer.dtype).bits
-    with serial(0, -(-columns // step)) as line:
-        prefetch(buffer, row, tirx.min(line * step, columns - 1), write=write)
-
-
-def expect_row(buffers: Mapping[str, Any], row: Expr) -> None:
-    """Ask for the lines of a row that is going to be quantized.
-
-    ``x`` is of all threads, and all have read what was in the results.
-    """
-    prefetch_row(buffers["x"], row)
-    for name, buffer in buffers.items():
-        if name not in ("x", "weight"):
-            prefetch_row(buffer, row, write=True)
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:

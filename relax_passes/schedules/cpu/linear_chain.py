@@ -60,9 +60,10 @@ class _Chain:
             Direct(s, isa, k, b, m) for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
         ]
         rows = spec.m or MOST_ROWS
-        for i, stage in enumerate(spec.stages):
-            if by_group.supports(stage) and not spec.kept[i]:
-                quantizer = by_group.GroupQuantizer(stage, self.stages[i + 1], rows)
+        for i, stage in enumerate(spec.stages[:-1]):
+            if self._by_group(i):
+                scheme = spec.quantized[i + 1].scheme
+                quantizer = by_group.GroupQuantizer(stage, scheme, self.stages[i + 1], rows)
                 quantizer.notes = self.linears[i + 1].notes
                 self.linears[i].quantizer = quantizer
 
@@ -71,8 +72,8 @@ class _Chain:
         spec, rows = self.spec, self.spec.m or MOST_ROWS
         inner: list[tuple[int, str, tuple, str]] = []
         for i, stage in enumerate(spec.stages):
-            inner += [(i, name, (rows, *s), dtype) for name, s, dtype in spec.quantized(i)]
-            if not spec.kept[i] and not by_group.supports(stage):
+            inner += [(i, n, (rows, *s), dtype) for n, s, dtype in stage.activation_buffers()]
+            if not spec.kept[i] and not self._by_group(i):
                 inner.append((i, "y", (rows, stage.out_features), stage.out_dtype))
         room = e.arena([(shape, dtype) for _, _, shape, dtype in inner])
         stages: list[dict[str, Any]] = [{} for _ in spec.stages]
@@ -87,16 +88,19 @@ class _Chain:
                 own["residual"] = stages[adds]["y"]
         return stages
 
+    def _by_group(self, i: int) -> bool:
+        """Whether a linear's result is quantized where it is made, and not stored."""
+        spec = self.spec
+        return not spec.kept[i] and by_group.supports(spec.stages[i], spec.quantized[i + 1])
+
     def emit(self) -> None:
         """Emit the whole function."""
-        first = self.spec.first
         if self.spec.m is None:
             e.require(self.m <= MOST_ROWS, f"a chain of linears takes at most {MOST_ROWS} rows")
         with e.region():
-            self._quantize(0, self.buffers["x"], self.buffers.get("first_weight"), first)
+            self._quantize(0, self.buffers["x"])
             self._notes(0)
-            for i, stage in enumerate(self.spec.stages[:-1]):
-                linear = self.linears[i]
+            for i, linear in enumerate(self.linears[:-1]):
                 with e.barrier_behind():
                     linear.tiles()
                 if linear.quantizer is not None:
@@ -104,8 +108,7 @@ class _Chain:
                         linear.quantizer.list(self.m)
                         self._list(i + 1)
                     continue
-                own = self.stages[i]
-                self._quantize(i + 1, own["y"], own.get("next_weight"), stage.follow)
+                self._quantize(i + 1, self.stages[i]["y"])
                 self._notes(i + 1)
             self.linears[-1].tiles()
 
@@ -121,13 +124,15 @@ class _Chain:
             with e.when(self.m >= UNIT), e.then():
                 notes.list(self.m)
 
-    def _quantize(self, i: int, x: Any, weight: Any, how: Any) -> None:
+    def _quantize(self, i: int, x: Any) -> None:
         """Emit the quantization of x for linear ``i``, a row a thread."""
-        named = {name: self.stages[i][name] for name, _, _ in self.spec.quantized(i)}
-        named |= {"x": x} if weight is None else {"x": x, "weight": weight}
-        k = self.spec.stages[i].k
+        stage, how = self.spec.stages[i], self.spec.quantized[i]
+        named = {name: self.stages[i][name] for name, _, _ in stage.activation_buffers()}
+        named["x"] = x
+        if how.prologue == "rms_norm":
+            named["weight"] = self.stages[i]["norm"]
         with e.barrier_behind(), e.parallel_rows(self.m) as row:
-            quantize_row(row, named, k, how.scheme, how.prologue, how.eps)
+            quantize_row(row, named, stage.k, how.scheme, how.prologue, how.eps)
             notes = self.linears[i].notes
             if notes is not None:
                 notes.start(row)

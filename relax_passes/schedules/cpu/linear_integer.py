@@ -26,7 +26,6 @@ from .blocks import MOST_ROWS, UNIT, BlockNotes
 from .by_group import PAIRS, GroupQuantizer
 from .emit import Expr
 from .epilogue import Epilogue
-from .follow import Follow
 from .isa import Isa
 from .isa_avx512 import Avx512
 from .knobs import CpuKnobs
@@ -57,12 +56,11 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     """
     name = "linear_" + spec.activation.replace(":", "_").replace("-", "_")
     with e.function(name, spec.buffers(), spec.m) as (buffers, m):
-        follow = Follow(spec, buffers, m) if spec.follow else None
 
         def few() -> None:
             direct = Direct(spec, isa, knobs, buffers, m)
             direct.make_notes()
-            follow.region(direct.tiles) if follow else direct.tiles()
+            direct.tiles()
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
         integer = spec.activation in INTEGER_SCHEMES
@@ -79,8 +77,6 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, many)
         else:
             few()
-        if follow:
-            follow.behind()
     return buffers["func"]
 
 

@@ -107,3 +107,16 @@ def test_exp_relative_error():
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(y.numpy() - exact) / exact).max() < 3e-7
     assert "expf" not in str(b["func"])
+
+
+def test_quantization_of_float16():
+    x = np.random.default_rng(0).standard_normal((5, 100)).astype(np.float16)
+    shapes = [((5, 128), "int8"), ((5, 4), "float32"), ((5, 4), "int32")]
+    results = []
+    for source in ("float32", "float16"):
+        out = [empty(*s) for s in shapes]
+        func = compile_func(activations.quantize(100, sums=True, source=source))
+        func(*tensors(x.astype(source)), *out)
+        results.append(out)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())

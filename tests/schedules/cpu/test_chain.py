@@ -9,10 +9,10 @@ import pytest
 from cpu_oracle import HOST, Case, compile_func, empty, kernel_func, tensors
 from tvm.target import Target
 
-from relax_passes.schedules.chain import MOST_ROWS, ChainSpec, chains
+from relax_passes.schedules.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.schedules.cpu import activations, by_group
 from relax_passes.schedules.registry import chain_kernel
-from relax_passes.schedules.spec import OUTLIERS, LinearSpec, NextActivation
+from relax_passes.schedules.spec import OUTLIERS, LinearSpec
 
 WIDTH, INNER = 64, 96
 AVX2 = Target({"kind": "llvm", "mcpu": "x86-64-v3", "mtriple": "x86_64-linux-gnu"})
@@ -22,21 +22,18 @@ def layer(fmt="amxfp4", scheme=OUTLIERS, m=None, inner=INNER, source="float16"):
     """Output projection, gate and up, down and the next query/key/value projection."""
     most = None if m else MOST_ROWS
 
-    def linear(n, k, prologue=None, **options):
-        eps = 1e-5 if prologue == "rms_norm" else 0.0
-        plain = LinearSpec(fmt, n, k, scheme)
-        then = prologue and NextActivation(scheme, prologue, eps, plain.needs_sums)
-        return replace(plain, m=m, m_max=most, follow=then or None, **options)
+    def linear(n, k, **options):
+        return LinearSpec(fmt, n, k, scheme, m=m, m_max=most, **options)
 
     stages = (
-        linear(WIDTH, WIDTH, "rms_norm", residual=True),
-        linear(2 * inner, WIDTH, "none", silu_mul=True),
-        linear(WIDTH, inner, "rms_norm", residual=True),
+        linear(WIDTH, WIDTH, residual=True),
+        linear(2 * inner, WIDTH, silu_mul=True),
+        linear(WIDTH, inner, residual=True),
         linear(80, WIDTH, out_dtype="float16"),
     )
-    first = NextActivation(scheme, sums=stages[0].needs_sums)
+    plain, norm = Quantization(scheme), Quantization(scheme, "rms_norm", 1e-5)
     adds, kept = (None, None, 0, None), (False, False, True, True)
-    return ChainSpec(first, source, stages, adds, kept, m)
+    return ChainSpec(stages, (plain, norm, plain, norm), source, adds, kept, m)
 
 
 class Layer:
@@ -45,21 +42,12 @@ class Layer:
     def __init__(self, spec, target=HOST, knobs=None):
         self.spec = spec
         self.kernel = compile_func(chain_kernel(spec, target, knobs or [None] * 4).func, target)
-        self.apart = [
-            kernel_func(replace(s, follow=None, m_max=None), target=target) for s in spec.stages
-        ]
-        self.quantize = [
-            compile_func(
-                activations.quantize(s.k, spec.m, f.scheme, f.sums, f.prologue, f.eps, source=t),
-                target,
-            )
-            for s, f, t in zip(
-                spec.stages,
-                [spec.first, *(s.follow for s in spec.stages[:-1])],
-                [spec.source, "float32", "float32", "float32"],
-                strict=True,
-            )
-        ]
+        self.apart = [kernel_func(replace(s, m_max=None), target=target) for s in spec.stages]
+        self.quantize = []
+        for i, (s, how) in enumerate(zip(spec.stages, spec.quantized, strict=True)):
+            source = "float32" if i else spec.source
+            what = (s.k, spec.m, how.scheme, s.needs_sums, how.prologue, how.eps, source)
+            self.quantize.append(compile_func(activations.quantize(*what), target))
         self.weights = [Case(s, seed=i).packed for i, s in enumerate(spec.stages)]
         self.rng = np.random.default_rng(1)
         self.norms = [self.rng.standard_normal(WIDTH).astype(np.float32) for _ in range(2)]
@@ -73,7 +61,7 @@ class Layer:
     def linear(self, i, m, x, norm=(), residual=()):
         """Quantize x and run one linear."""
         stage = self.spec.stages[i]
-        parts = [empty((m, *s), d) for _, s, d in self.spec.quantized(i)]
+        parts = [empty((m, *s), d) for _, s, d in self.spec.stages[i].activation_buffers()]
         self.quantize[i](x, *norm, *parts)
         y = empty((m, stage.out_features), stage.out_dtype)
         self.apart[i](*parts, *tensors(*self.weights[i]), *residual, y)
@@ -130,7 +118,9 @@ def test_other_instructions():
 
 def test_ragged_groups_are_quantized_row_by_row():
     spec = layer(inner=80)
-    assert not by_group.supports(spec.stages[1]) and by_group.supports(layer().stages[1])
+    then = spec.quantized[2]
+    assert not by_group.supports(spec.stages[1], then)
+    assert by_group.supports(layer().stages[1], then)
     Layer(spec).check(8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from cpu_oracle import HOST, HOST_INFO, Case, kernel_func
+from cpu_oracle import HOST, HOST_INFO, Case, empty, kernel_func, tensors
 
 from amx_tvm import formats
 from amx_tvm.errors import TargetError
@@ -149,3 +149,15 @@ def test_a_kernel_says_why():
     kernel = linear_kernel(LinearSpec("amxfp4", 64, 64, "int8"), HOST)
     assert kernel.rule in RUNNABLE and kernel.rule in kernel.why.lower().replace("-", "")
     assert isinstance(kernel.func, tvm.tirx.PrimFunc)
+
+
+def test_float16_results():
+    spec = LinearSpec("amxfp4", 57, 64, OUTLIERS, bias=True, out_dtype="float16")
+    case, func = Case(spec), kernel_func(spec)
+    for m in (1, 3, 8, 40):
+        x, args = case.inputs(m)
+        bias = case.rng.standard_normal(57).astype(np.float32)
+        y = empty((m, 57), "float16")
+        func(*tensors(*args, *case.packed, bias), y)
+        want = x @ case.dense.T + bias
+        assert np.abs(y.numpy() - want).max() < 6e-3 * np.abs(want).max()
