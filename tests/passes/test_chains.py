@@ -8,10 +8,12 @@ import tvm
 from tvm import relax, tirx
 
 from amx_tvm.compiler.parameters import Materializer, parameters
+from amx_tvm.runtime.session import FEW
 from relax_passes import bundle_parameters, legalize, pipeline
 from relax_passes import parameters as plans
 from relax_passes.chains import find_chains
 from relax_passes.ops import is_op
+from relax_passes.schedules.chain import MOST_ROWS
 
 from .test_passes import Policy, Weights
 
@@ -97,6 +99,10 @@ def test_a_reader_in_the_middle_comes_behind_the_chain_or_ends_it():
 
 def _value(function, var):
     return {b.var: b.value for b in function.body.blocks[0].bindings}[var]
+
+
+def test_the_runtime_knows_how_many_rows_are_few():
+    assert FEW == MOST_ROWS
 
 
 def test_only_functions_of_a_few_rows_have_chains():
