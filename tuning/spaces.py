@@ -105,7 +105,7 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
             even = spec.silu_mul  # a gate tile and its up tile belong to one panel
             knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
             knobs["panel_block"] = PANEL_BLOCKS
-    defaults = CpuKnobs()
+    defaults = CpuKnobs.default(spec)
     default = {name: getattr(defaults, name) for name in knobs}
     knobs = {n: tuple(sorted({*v, default[n]})) for n, v in knobs.items()}
     return Space(knobs, default, (spec.m,) if spec.m is not None else MANY_ROWS)

@@ -38,7 +38,7 @@ class CpuRule:
             build = linear_dense
         else:
             build = linear_float32 if spec.activation == "float32" else linear_integer
-        return build(spec, self.isa.on(target), CpuKnobs.of(knobs))
+        return build(spec, self.isa.on(target), CpuKnobs.of(knobs, spec))
 
     def chain(
         self,
@@ -49,7 +49,8 @@ class CpuRule:
         """Build the kernel of a chain, or None when the target lacks the features."""
         if not self._fits(target):
             return None
-        return linear_chain(spec, self.isa.on(target), tuple(CpuKnobs.of(k) for k in knobs))
+        each = tuple(CpuKnobs.of(k, s) for k, s in zip(knobs, spec.stages, strict=True))
+        return linear_chain(spec, self.isa.on(target), each)
 
     def _fits(self, target: TargetInfo) -> bool:
         arch_fits = self.arch in ("", target.arch)

@@ -90,18 +90,24 @@ class Layer:
             np.testing.assert_array_equal(got.numpy(), want.numpy(), err_msg=f"M={m}")
 
 
+FEW = (1, 3, 8, 13, MOST_ROWS)
+
+
+def test_a_few_rows():
+    case = Layer(layer())
+    for m in FEW:
+        case.check(m)
+    with pytest.raises(Exception, match="at most 16 rows"):
+        case.got(MOST_ROWS + 1, *case.inputs(MOST_ROWS + 1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "fmt, scheme",
-    [
-        ("amxfp4", OUTLIERS),
-        pytest.param("amxfp4", "fp4:amxfp4", marks=pytest.mark.slow),
-        pytest.param("int4", OUTLIERS, marks=pytest.mark.slow),
-        pytest.param("mxfp4", "int8", marks=pytest.mark.slow),
-    ],
+    "fmt, scheme", [("amxfp4", "fp4:amxfp4"), ("int4", OUTLIERS), ("mxfp4", "int8")]
 )
-def test_a_few_rows(fmt, scheme):
+def test_other_formats(fmt, scheme):
     case = Layer(layer(fmt, scheme))
-    for m in (1, 3, 8, 13, MOST_ROWS):
+    for m in FEW:
         case.check(m)
 
 
@@ -116,18 +122,16 @@ def test_other_instructions():
         case.check(m)
 
 
+@pytest.mark.slow
 def test_ragged_groups_are_quantized_row_by_row():
-    spec = layer(inner=80)
-    then = spec.quantized[2]
-    assert not by_group.supports(spec.stages[1], then)
-    assert by_group.supports(layer().stages[1], then)
-    Layer(spec).check(8)
+    Layer(layer(inner=80)).check(8)
 
 
-def test_more_rows_are_refused():
-    case = Layer(layer())
-    with pytest.raises(Exception, match="16 rows"):
-        case.got(MOST_ROWS + 1, *case.inputs(MOST_ROWS + 1))
+def test_which_results_are_quantized_by_groups():
+    spec, ragged = layer(), layer(inner=80)
+    assert by_group.supports(spec.stages[1], spec.quantized[2])
+    assert not by_group.supports(ragged.stages[1], ragged.quantized[2])
+    assert not by_group.supports(spec.stages[0], spec.quantized[1])
 
 
 def test_which_linears():
