@@ -32,7 +32,7 @@ test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
 test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped without qemu-user
 	$(BIN)/python -m pytest tests/export/test_edge.py -rA
 
-QUICK := formats frontends passes runtime evaluation schedules/cpu/test_linear.py
+QUICK := formats frontends passes runtime evaluation kernels/cpu/test_linear.py
 quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under two minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(addprefix tests/,$(QUICK))
 

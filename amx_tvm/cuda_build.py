@@ -85,7 +85,7 @@ def several(names: str) -> list[str]:
     CudaBuildError
         For an unknown architecture.
     """
-    from relax_passes.schedules.cuda.buckets import Device
+    from relax_passes.kernels.cuda.buckets import Device
 
     archs = [check_arch(name) for name in dict.fromkeys(names.split("+"))]
     devices = [Device(a) for a in archs]

@@ -33,7 +33,7 @@ def build(shape, dtype):
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-    from relax_passes.kv_cache import CpuPagedKVCache, KVCacheConfig, attention
+    from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig, attention
 
     layers, heads, kv_heads, d = shape
     config = KVCacheConfig(layers, heads, kv_heads, d, 500000.0, dtype=dtype)

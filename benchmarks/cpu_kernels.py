@@ -60,9 +60,9 @@ def our_linear(spec_text: str, n: int, k: int, m: int, copies: int) -> tuple[Cal
     import tvm
     from tvm.target import Target
 
-    from relax_passes.schedules import activations
-    from relax_passes.schedules.registry import linear_kernel
-    from relax_passes.schedules.spec import LinearSpec
+    from relax_passes.kernels import activations
+    from relax_passes.kernels.registry import linear_kernel
+    from relax_passes.spec import LinearSpec
 
     name, _, activation = spec_text.partition(":")
     spec = LinearSpec(name, n, k, activation or "int8", m=m)
@@ -102,7 +102,7 @@ def read_bandwidth(threads: int, megabytes: int = 400) -> float:
     import tvm
     from tvm.target import Target
 
-    from relax_passes.schedules.cpu import emit as e
+    from relax_passes.kernels.cpu import emit as e
 
     rows, width = megabytes * 256, 4096
     with e.function("read", [("w_data", (rows, width // 4), "int32"),

@@ -46,7 +46,7 @@ class AmxEngine:
         self.cached: dict[tuple[int, int], list[Any]] = {}
 
     def facts(self) -> dict[str, Any]:
-        from amx_tvm.bench import weight_bytes
+        from amx_tvm.bench.measure import weight_bytes
         from amx_tvm.runtime.budget import kv_bytes
 
         manifest = self.engine.manifest
@@ -80,7 +80,7 @@ class AmxEngine:
         return seconds
 
     def bandwidth(self) -> float:
-        from amx_tvm.bench_memory import read_bandwidth
+        from amx_tvm.bench.memory import read_bandwidth
 
         return read_bandwidth(self.threads, repeats=5)
 

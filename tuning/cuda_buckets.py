@@ -1,6 +1,6 @@
 """CUDA functions as tuning sees them: each kernel of a function is tuned by itself.
 
-The function of a linear holds one kernel for each bucket of rows (relax_passes/schedules/cuda/
+The function of a linear holds one kernel for each bucket of rows (relax_passes/kernels/cuda/
 buckets.py). A task is one bucket, its record says "M <= 8", and a function is put together from the
 defaults and the records that there are.
 """
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from relax_passes.schedules.base import TargetInfo
-from relax_passes.schedules.cuda.buckets import Bucket, Device, default_buckets
-from relax_passes.schedules.cuda.buffers import format_of, shape_of
-from relax_passes.schedules.cuda.gemv import GemvKnobs
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cuda.buckets import Bucket, Device, default_buckets
+from relax_passes.kernels.cuda.buffers import format_of, shape_of
+from relax_passes.kernels.cuda.gemv import GemvKnobs
+from relax_passes.spec import LinearSpec
 
 # Values beside the default, for each kind of kernel; what does not fit a shape fails to build.
 GEMV = {

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 
 ANY_ROWS = "M >= 1"
 # What a kernel's identity says in fields of its own; others of a specification are its options.
@@ -130,7 +130,7 @@ def options_of(spec: LinearSpec) -> str:
 def build(
     spec: LinearSpec, target: Any, knobs: dict[str, Any] | None = None, rows: int | None = None
 ) -> Any:
-    """Build a kernel as its schedule does: ``relax_passes.schedules.registry.Kernel``.
+    """Build a kernel as its schedule does: ``relax_passes.kernels.registry.Kernel``.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def build(
     rows : int, optional
         Build only the kernel of a CUDA function that runs up to so many rows, for any M.
     """
-    from relax_passes.schedules.registry import linear_kernel
+    from relax_passes.kernels.registry import linear_kernel
 
     if rows is not None:
         from tuning import cuda_buckets

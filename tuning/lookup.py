@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TuningError
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.kernels import identity, rows_of
 from tuning.records import SHIPPED, RecordFile, file_name, refusal
 

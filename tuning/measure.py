@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TuningError
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 
 START_SECONDS = 120.0
 TICK = 0.25  # seconds between looks at the clock

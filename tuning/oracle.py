@@ -13,18 +13,18 @@ import numpy as np
 
 from amx_tvm import formats
 from amx_tvm.formats import packing
-from relax_passes.schedules.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
+from relax_passes.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
 
 BLOCK_TILES = 7
 # Of the largest result.
 EXACT = 1e-5  # float32 sums in another order
-MERGED = 4e-3  # kernels for several rows merge two scales, see schedules/cpu/merge.py
+MERGED = 4e-3  # kernels for several rows merge two scales, see kernels/cpu/merge.py
 FRAGMENT_LIMIT = 1.5e-3  # norm of the deviation: y is float16, and scales are applied in it
 
 
 def limit(spec: LinearSpec, m: int) -> float:
     """Return how far a correct kernel may be from the oracle, relative to its largest value."""
-    from relax_passes.schedules.cpu.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
+    from relax_passes.kernels.cpu.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
 
     integer = spec.format != "none" and spec.activation in INTEGER_SCHEMES
     merged = integer and m >= CpuKnobs().merge_rows and len(spec.fmt.terms) > 1
@@ -146,7 +146,7 @@ def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.nd
 
 def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
     rows, groups = x.shape[:2]
-    from relax_passes.schedules.cpu import outliers  # needs TVM; CUDA's operands do not
+    from relax_passes.kernels.cpu import outliers  # needs TVM; CUDA's operands do not
 
     steps = outliers.LOW_STEPS if spec.activation == OUTLIERS else 1
     largest, top = np.abs(x).max(-1), np.float32(127 * steps)

@@ -22,7 +22,7 @@ from typing import Any
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget, resolve
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.kernels import build
 from tuning.session import Session, TaskState
 from tuning.tasks import tasks_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget, resolve
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.kernels import KernelId
 from tuning.package import PACKAGE, RESULTS, SCHEMA
 from tuning.search import point_key

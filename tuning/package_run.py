@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 
 PACKAGE, RESULTS = "package.json", "results.json"
 COPIES_BYTES = 256 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amx_tvm.errors import TuningError
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.measure import Failure, Measured, Worker
 
 

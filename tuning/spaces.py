@@ -13,9 +13,9 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from relax_passes.schedules.base import TargetInfo
-from relax_passes.schedules.cpu.knobs import CpuKnobs
-from relax_passes.schedules.spec import INTEGER_SCHEMES, LinearSpec
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu.knobs import CpuKnobs
+from relax_passes.spec import INTEGER_SCHEMES, LinearSpec
 
 PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
 ROWS = (0, 1, 2, 4)

@@ -17,7 +17,7 @@ from typing import Any
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.kernels import bucket, spec_of
 
 # Rows of x that CUDA kernels are tuned for: one sequence, small batches, a short prompt.
@@ -186,7 +186,8 @@ def _config_linears(
     Returns the report of the linears and the kernels that were asked for.
     """
     from amx_tvm.models import find
-    from relax_passes import legalize, pipeline
+    from relax_passes import pipeline
+    from relax_passes.passes import legalize
 
     policy = QuantizationConfig.parse(quantization).resolve(target.device)
     family = find(dict(config))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.oracle import Operands, limit
 
 WATCH_SECONDS = 1.0
@@ -115,7 +115,7 @@ class Server:
         if request["op"] == "ping":
             import tvm  # noqa: F401 - warming up is the point
 
-            import relax_passes.schedules.registry  # noqa: F401
+            import relax_passes.kernels.registry  # noqa: F401
 
             return {"state": "ok"}
         bench = self._bench_of(request)

@@ -1,7 +1,7 @@
 """Attention in torch: exact, or with all four operands rounded to four bits as engines round them.
 
-The rounding is that of ``relax_passes.kv_cache.quantized``, whose docstring says which groups there
-are and why; this is its independent twin, over whole windows instead of cache pages.
+The rounding is that of ``relax_passes.kernels.cpu.attention.quantized``, whose docstring says which
+groups there are and why; this is its independent twin, over whole windows instead of cache pages.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ class Rope:
     """Rotary positions of one layer over a window, in the rotate-half layout."""
 
     def __init__(self, config: DecoderConfig, layer: int, tokens: int) -> None:
-        from relax_passes.kv_cache.config import KVCacheConfig
-        from relax_passes.kv_cache.frequencies import inverse_frequencies
+        from relax_passes.kernels.cpu.attention.config import KVCacheConfig
+        from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
 
         if config.slides(layer) and tokens > config.sliding_window:
             raise CalibrationError(

@@ -43,7 +43,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure prefill and decode speed, bandwidth, time to first token, load time and memory."""
-    from amx_tvm import bench as measure
+    from amx_tvm.bench import measure
 
     report = measure.bench(
         artifact,

@@ -1,8 +1,8 @@
 """quantize(): a model in, a safetensors checkpoint with 4-bit weights out.
 
 The file holds the same codes and scales that compile() would make; compile() takes them without
-another rounding. Layout and names: ``amx_tvm.frontends.quantized_checkpoint``. Weights that stay as
-they are keep their bits: bf16 ones as BF16, all others as F32.
+another rounding. Layout and names: ``amx_tvm.frontends.hf.quantized_checkpoint``. Weights that
+stay as they are keep their bits: bf16 ones as BF16, all others as F32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amx_tvm import formats
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
-from amx_tvm.frontends.quantized_layouts import CODES, METHOD, SCALE, TENSOR_SCALE
+from amx_tvm.frontends.hf.quantized_layouts import CODES, METHOD, SCALE, TENSOR_SCALE
 from amx_tvm.models import find, moe
 
 EMBEDDINGS = ("embed_tokens", "wpe")  # tables among the decoder's weights

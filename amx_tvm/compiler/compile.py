@@ -18,7 +18,7 @@ from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.compiler.linker import collector, linker
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
-from amx_tvm.compiler.parameters import (
+from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
     Materializer,
     Overrides,
@@ -28,10 +28,10 @@ from amx_tvm.compiler.parameters import (
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource, open_model
-from amx_tvm.frontends.torch_module import is_torch_module
+from amx_tvm.frontends.importers.torch_module import is_torch_module
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
-from relax_passes.bundle_parameters import dtypes_of
+from relax_passes.passes.bundle_parameters import dtypes_of
 from tuning.lookup import records_for
 
 Progress = Callable[[str, int, int, str], None]

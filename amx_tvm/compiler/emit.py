@@ -20,9 +20,9 @@ from typing import Any
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.formats import packing
+from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
-from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 
 LEVELS = {
     "relax": ("cpu", "cuda"),

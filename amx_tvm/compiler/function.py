@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
-from amx_tvm.frontends.relax_module import RelaxModuleSource
+from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.targets import ResolvedTarget
-from relax_passes import bundle_parameters, legalize, pipeline
-from relax_passes import parameters as plans
+from relax_passes import pipeline
+from relax_passes import recipes as plans
+from relax_passes.passes import bundle_parameters, legalize
 
 if TYPE_CHECKING:
     from amx_tvm.compiler.lowered import LoweredModel

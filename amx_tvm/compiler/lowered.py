@@ -12,14 +12,15 @@ from amx_tvm.compiler.linker import linker
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
-from amx_tvm.frontends.relax_module import RelaxModuleSource
+from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.models import FamilySource, ModelFamily, find, moe
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
-from relax_passes import bundle_parameters, legalize, pipeline
-from relax_passes import parameters as plans
-from relax_passes.kv_cache import PAGE_SIZE
-from relax_passes.schedules.base import TargetInfo
+from relax_passes import pipeline
+from relax_passes import recipes as plans
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu.attention import PAGE_SIZE
+from relax_passes.passes import bundle_parameters, legalize
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class ArtifactSource(ModelSource):
         return found
 
     def _members(self, stem: str) -> tuple[str, ...]:
-        """Take a merged name apart; the inverse of relax_passes.parameters.join_names."""
+        """Take a merged name apart; the inverse of relax_passes.recipes.join_names."""
         if stem in self._shapes:
             return (stem,)
         whole = tuple(stem.split("+"))

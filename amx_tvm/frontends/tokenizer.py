@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from amx_tvm.errors import ModelError
-from amx_tvm.frontends.hf_config import read_config, read_generation_config, read_json
+from amx_tvm.frontends.hf.config import read_config, read_generation_config, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

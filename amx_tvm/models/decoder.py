@@ -19,7 +19,7 @@ from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache, cuda_attention
 from amx_tvm.models.rotary import rotate
 from amx_tvm.models.step import Step, attend
-from relax_passes.schedules.cuda import argmax
+from relax_passes.kernels.cuda import argmax
 
 ACTIVATIONS = {
     "silu": op.silu,

@@ -15,10 +15,10 @@ from tvm.target import Target
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
-from relax_passes.kv_cache import CpuPagedKVCache, KVCacheConfig
-from relax_passes.kv_cache.frequencies import inverse_frequencies
-from relax_passes.schedules.cuda.attention.cache import CudaPagedKVCache
-from relax_passes.schedules.cuda.attention.config import AttentionConfig, Rotation
+from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig
+from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
+from relax_passes.kernels.cuda.attention.cache import CudaPagedKVCache
+from relax_passes.kernels.cuda.attention.config import AttentionConfig, Rotation
 
 __all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention", "rotation"]
 

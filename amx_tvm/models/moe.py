@@ -2,7 +2,7 @@
 
 The weights of all experts of a layer are one parameter, [experts * N, K], made of the checkpoint's
 weights one expert at a time (:func:`sources_of`); rows of activations are sorted by expert for the
-products (``relax_passes.experts``). The router stays in float32.
+products (``relax_passes.kernels.cpu.experts``). The router stays in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.decoder import ACTIVATIONS, CausalLM, DecoderLayer, DecoderModel, GatedMLP
-from relax_passes import experts as kernels
+from relax_passes.kernels.cpu import experts as kernels
 from relax_passes.ops import expert_matmul
 
 TILE = 16  # rows of a tile of the packed layouts, which experts do not share

@@ -11,8 +11,8 @@ from tvm import te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.models.config import DecoderConfig, Rope
-from relax_passes.kv_cache.config import KVCacheConfig
-from relax_passes.kv_cache.frequencies import inverse_frequencies
+from relax_passes.kernels.cpu.attention.config import KVCacheConfig
+from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
 
 Tables = tuple[Tensor, Tensor]
 

@@ -1,6 +1,6 @@
 """One forward pass as layers see it: the KV cache, positions, rotary tables; and attention.
 
-On CUDA the kernels of ``relax_passes.schedules.cuda.attention`` rotate, store and attend; on other
+On CUDA the kernels of ``relax_passes.kernels.cuda.attention`` rotate, store and attend; on other
 targets, and for shapes that those kernels do not take, the cache object's own functions do.
 """
 
@@ -15,8 +15,8 @@ from tvm.target import Target
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, rotation
 from amx_tvm.models.rotary import Tables, tables
-from relax_passes.schedules.cuda.attention import cache as cuda_cache
-from relax_passes.schedules.cuda.attention import kernels
+from relax_passes.kernels.cuda.attention import cache as cuda_cache
+from relax_passes.kernels.cuda.attention import kernels
 
 
 class Step:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amx_tvm.formats import Quantized
-from amx_tvm.frontends.source import ModelSource
+from amx_tvm.frontends.base import ModelSource
 
 if TYPE_CHECKING:
     from amx_tvm.models.config import DecoderConfig

@@ -20,9 +20,9 @@ from .shapes import ROWS, SHAPES, Variant
 
 def parse_knobs(text: str, arch: str):  # noqa: ANN201
     """Turn a knob text (see Variant) into (schedule knobs or None for the defaults, dependent)."""
-    from relax_passes.schedules.cuda.buckets import Device
-    from relax_passes.schedules.cuda.gemv import GemvKnobs
-    from relax_passes.schedules.cuda.tile import TileKnobs
+    from relax_passes.kernels.cuda.buckets import Device
+    from relax_passes.kernels.cuda.gemv import GemvKnobs
+    from relax_passes.kernels.cuda.tile import TileKnobs
 
     dependent = text.endswith("p")
     kind, _, numbers = text.removesuffix("p").partition(":")
@@ -42,9 +42,9 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
     import tvm
 
     from amx_tvm import cuda_build
-    from relax_passes.schedules.cuda import linear
-    from relax_passes.schedules.cuda.buckets import Bucket
-    from relax_passes.schedules.spec import LinearSpec
+    from relax_passes.kernels.cuda import linear
+    from relax_passes.kernels.cuda.buckets import Bucket
+    from relax_passes.spec import LinearSpec
 
     cuda_build.enable()
     n, k, _ = SHAPES[variant.shape]

@@ -131,11 +131,11 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
 
 def build_function(case: Case, arch: str):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
-    from relax_passes.schedules.cuda import linear
-    from relax_passes.schedules.cuda.buckets import Device, default_buckets
-    from relax_passes.schedules.cuda.buffers import format_of, shape_of
-    from relax_passes.schedules.cuda.gemv import GemvKnobs
-    from relax_passes.schedules.spec import LinearSpec
+    from relax_passes.kernels.cuda import linear
+    from relax_passes.kernels.cuda.buckets import Device, default_buckets
+    from relax_passes.kernels.cuda.buffers import format_of, shape_of
+    from relax_passes.kernels.cuda.gemv import GemvKnobs
+    from relax_passes.spec import LinearSpec
 
     spec = LinearSpec(
         case.format,

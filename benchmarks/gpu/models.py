@@ -112,7 +112,7 @@ def build(name: str, arch: str, out: Path, quantization: str) -> None:
     from amx_tvm.compiler.compile import write_library
     from amx_tvm.compiler.lowered import lower_source
     from amx_tvm.config import QuantizationConfig
-    from amx_tvm.frontends.source import ModelSource
+    from amx_tvm.frontends.base import ModelSource
     from amx_tvm.targets import resolve
     from relax_passes.rewriting import relax_functions
     from tuning.lookup import records_for

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from amx_tvm import bench, bench_memory
 from amx_tvm.artifact import Manifest
+from amx_tvm.bench import measure as bench
+from amx_tvm.bench import memory as bench_memory
 from amx_tvm.cli.app import app
 from amx_tvm.errors import GenerationError
 

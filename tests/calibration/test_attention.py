@@ -35,8 +35,8 @@ class Kernels:
     """The kernels of a quantized cache, called as the runtime calls them."""
 
     def __init__(self, name: str, d: int) -> None:
-        from relax_passes.kv_cache import KVCacheConfig
-        from relax_passes.kv_cache.cache import kernels
+        from relax_passes.kernels.cpu.attention import KVCacheConfig
+        from relax_passes.kernels.cpu.attention.cache import kernels
 
         self.d, self.format = d, formats.get(name)
         self.config = KVCacheConfig(1, HEADS, KV_HEADS, d, quantize=name)

@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from amx_tvm.calibration import (
-    Gptq,
-    MixedPrecision,
-    Plain,
-    Recipe,
-    RotateValues,
-    Smooth,
-    calibrate,
-)
+from amx_tvm.calibration import Gptq, MixedPrecision, Plain, Recipe, RotateValues, Smooth, calibrate
 from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
-from relax_passes.schedules.spec import INTEGER_SCHEMES
+from relax_passes.spec import INTEGER_SCHEMES
 
 from .tiny import TinySource
 

@@ -42,8 +42,8 @@ def test_every_scale_is_the_better_of_two(name):
 def test_kernel_equals_numpy(name):
     import tvm
 
-    from relax_passes.schedules.cpu.activations import quantize
-    from relax_passes.schedules.spec import quantized_activation_buffers
+    from relax_passes.kernels.cpu.activations import quantize
+    from relax_passes.spec import quantized_activation_buffers
 
     x, scheme = rows(), f"fp4:{name}+46"
     fmt = formats.get(name + "+46")

@@ -18,7 +18,7 @@ TARGET = "x86-64-v3"
 
 
 def test_used_records_come_along(tiny_artifact, tmp_path):
-    from relax_passes.schedules.spec import LinearSpec
+    from relax_passes.spec import LinearSpec
 
     target = resolve(TARGET)
     specs = []

@@ -63,7 +63,7 @@ def texts():
 
 
 def kinds():
-    from amx_tvm.frontends.pretokenizers import KINDS
+    from amx_tvm.frontends.gguf.pretokenizers import KINDS
 
     return sorted(KINDS)
 
@@ -73,7 +73,7 @@ def test_tokenizer(bundle, tmp_path, kind):
     """A vocabulary trained on the texts themselves, cut as each kind of GGUF vocabulary is."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    from amx_tvm.frontends.pretokenizers import find_kind
+    from amx_tvm.frontends.gguf.pretokenizers import find_kind
 
     entry = find_kind(kind)
     tokenizer = Tokenizer(models.BPE(ignore_merges=entry.ignore_merges))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
-from amx_tvm.frontends.gguf_file import GgufFile
-from amx_tvm.frontends.gguf_types import SUPPORTED, dequantize, quantized_blocks
+from amx_tvm.frontends.gguf.file import GgufFile
+from amx_tvm.frontends.gguf.types import SUPPORTED, dequantize, quantized_blocks
 
 from .conftest import DATA, one_line
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from amx_tvm.frontends import open_model
-from amx_tvm.frontends.gguf_architectures import ARCHITECTURES
-from amx_tvm.frontends.gguf_config import llama3_factors
+from amx_tvm.frontends.gguf.architectures import ARCHITECTURES
+from amx_tvm.frontends.gguf.config import llama3_factors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

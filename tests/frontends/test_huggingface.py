@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
-from amx_tvm.frontends.safetensors_file import SafetensorsFile
+from amx_tvm.frontends.hf.safetensors_file import SafetensorsFile
 
 from .conftest import CONFIG, TYPES, one_line, write_safetensors
 

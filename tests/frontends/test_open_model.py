@@ -52,7 +52,7 @@ def test_hub_id_without_the_library(monkeypatch):
 
 
 def test_hub_id_is_downloaded(monkeypatch, model_dir):
-    monkeypatch.setattr("amx_tvm.frontends.hub.download", lambda repo: model_dir)
+    monkeypatch.setattr("amx_tvm.frontends.open.download", lambda repo: model_dir)
     source = open_model("owner/My-Model-1B")
     assert source.name == "My-Model-1B" and source.shape("model.norm.weight") == (32,)
 

@@ -9,7 +9,7 @@ from tvm.script import relax as R
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import ModelSource, open_model
-from amx_tvm.frontends.relax_module import RelaxModuleSource
+from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 from .conftest import one_line
 

@@ -8,7 +8,7 @@ import pytest
 import amx_tvm
 from amx_tvm import formats
 from amx_tvm.errors import ModelError
-from amx_tvm.frontends.stablehlo import from_stablehlo
+from amx_tvm.frontends.importers.stablehlo import from_stablehlo
 from tests.models.tiny import relative_error
 
 from .conftest import one_line

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
-from amx_tvm.frontends.gguf_tokenizer import build_tokenizer, end_of_generation_ids
-from amx_tvm.frontends.pretokenizers import KINDS
+from amx_tvm.frontends.gguf.pretokenizers import KINDS
+from amx_tvm.frontends.gguf.tokenizer import build_tokenizer, end_of_generation_ids
 
 from .conftest import CONFIG, DATA, one_line
 

@@ -7,12 +7,13 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
-from amx_tvm.compiler.parameters import Materializer, parameters
+from amx_tvm.compiler.weights import Materializer, parameters
 from amx_tvm.runtime.session import FEW
-from relax_passes import bundle_parameters, legalize, pipeline
-from relax_passes import parameters as plans
-from relax_passes.chains import find_chains
-from relax_passes.schedules.chain import MOST_ROWS
+from relax_passes import pipeline
+from relax_passes import recipes as plans
+from relax_passes.kernels.chain import MOST_ROWS
+from relax_passes.passes import bundle_parameters, legalize
+from relax_passes.passes.chains import find_chains
 
 from .test_passes import Policy, Weights
 

@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
-from relax_passes.order_shape_functions import order_shape_functions
+from relax_passes.passes.order_shape_functions import order_shape_functions
 
 
 @T.prim_func(private=True, s_tir=True)

@@ -12,18 +12,14 @@ from tvm.script import relax as R
 
 from amx_tvm import formats
 from amx_tvm.artifact.manifest import TensorRecord
-from amx_tvm.compiler.parameters import (
-    Materializer,
-    bits_by_format,
-    interleaved_rows,
-    parameters,
-)
-from relax_passes import bundle_parameters, legalize, pipeline
-from relax_passes import parameters as plans
-from relax_passes.annotate_linears import annotate_linears
-from relax_passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
-from relax_passes.merge_projections import merge_projections
+from amx_tvm.compiler.weights import Materializer, bits_by_format, interleaved_rows, parameters
+from relax_passes import pipeline
+from relax_passes import recipes as plans
 from relax_passes.ops import Linear, is_op
+from relax_passes.passes import bundle_parameters, legalize
+from relax_passes.passes.annotate_linears import annotate_linears
+from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.policy import LinearPolicy
 
 

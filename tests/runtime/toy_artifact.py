@@ -13,12 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amx_tvm.artifact import (
-    ArtifactWriter,
-    Manifest,
-    TargetRecord,
-    Versions,
-)
+from amx_tvm.artifact import ArtifactWriter, Manifest, TargetRecord, Versions
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP = 2, 64, 4, 2, 16, 96
 CONTEXT, CHUNK, PAGE = 256, 32, 16

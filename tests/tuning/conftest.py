@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.kernels import identity
 from tuning.records import Record
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from relax_passes.schedules.registry import register_rule
+from relax_passes.kernels.registry import register_rule
 from tuning.worker import Bench, serve
 
 HANG, CRASH, WRONG, BROKEN = 7001, 7002, 7003, 7004

@@ -16,9 +16,9 @@ import pytest
 from amx_tvm.cuda_build import target as cuda_target
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
-from relax_passes.schedules.cuda.buffers import argument_shapes
-from relax_passes.schedules.registry import linear_kernel
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.kernels.cuda.buffers import argument_shapes
+from relax_passes.kernels.registry import linear_kernel
+from relax_passes.spec import LinearSpec
 from tuning import package, package_import
 from tuning.lookup import Lookup
 from tuning.oracle import FragmentOperands
@@ -133,7 +133,7 @@ def test_measuring_needs_no_compiler():
 import sys
 sys.modules["tvm"] = None
 import numpy as np
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning import package_run
 from tuning.oracle import FragmentOperands
 operands = FragmentOperands(LinearSpec("amxfp4", 64, 128, "float16", out_dtype="float16"))

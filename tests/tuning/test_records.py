@@ -7,7 +7,7 @@ import pytest
 from tuning_points import edit
 
 from amx_tvm.errors import TuningError
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning import journal
 from tuning.kernels import identity, spec_of
 from tuning.lookup import Lookup, records_for

@@ -14,7 +14,7 @@ import faulty_worker
 import pytest
 
 from amx_tvm.errors import TuningError
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.measure import ROOT, Failure, Measured, Worker, remote_workers
 from tuning.session import Session
 from tuning.spaces import Space

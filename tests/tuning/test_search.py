@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.decisions import replay, trace_of
 from tuning.search import Search, point_key
 from tuning.spaces import Space, space_of
@@ -119,7 +119,7 @@ def test_default_has_to_be_a_member():
 @pytest.mark.parametrize("activation", ["int8", "float32", "fp4:amxfp4"])
 @pytest.mark.parametrize("silu_mul", [False, True])
 def test_spaces_hold_their_default_and_build(m, activation, silu_mul, target):
-    from relax_passes.schedules.registry import linear_kernel
+    from relax_passes.kernels.registry import linear_kernel
 
     spec = LinearSpec("amxfp4", 64, 64, activation, m=m, silu_mul=silu_mul)
     space = space_of(spec, target.tvm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amx_tvm.targets import resolve
-from relax_passes.schedules.spec import LinearSpec
+from relax_passes.spec import LinearSpec
 from tuning.lookup import records_for
 from tuning.records import SHIPPED, RecordFile
 

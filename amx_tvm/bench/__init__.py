@@ -1,0 +1,1 @@
+"""Speed and memory of one artifact on this machine."""

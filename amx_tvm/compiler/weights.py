@@ -1,0 +1,177 @@
+"""Make a compiled module's parameters out of a model's weights, one layer at a time.
+
+The passes left a recipe for each parameter (``relax_passes.recipes``). Here the numbers follow:
+load the sources, join, quantize, pack, hand to the writer, forget. Parameters of one origin (the
+codes and scales of one weight) are made together, so every weight is read once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from amx_tvm import formats
+from amx_tvm.artifact.manifest import TensorRecord
+from amx_tvm.errors import ModelError
+from amx_tvm.formats import Quantized, concatenate, packing
+from amx_tvm.frontends import ModelSource
+from relax_passes.passes.quantize_parameters import DENSE_LAYOUT
+from relax_passes.recipes import Recipe, recipe_of
+
+TILE_ROWS = 16
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Weights that a calibration made: they replace what the source would give.
+
+    ``quantized`` holds final codes and scales by weight name (no further rounding); ``floats`` are
+    float32 replacements, such as rescaled norms.
+    """
+
+    quantized: Mapping[str, Quantized]
+    floats: Mapping[str, np.ndarray]
+
+
+NO_OVERRIDES = Overrides({}, {})
+
+
+class Materializer:
+    """Turns recipes into arrays.
+
+    Parameters
+    ----------
+    source : ModelSource
+        Where the weights are, under the module's names.
+    overrides : Overrides
+        Weights from a calibration.
+    """
+
+    def __init__(self, source: ModelSource, overrides: Overrides = NO_OVERRIDES) -> None:
+        self.source, self.overrides = source, overrides
+
+    def load(self, name: str) -> np.ndarray:
+        """Load one weight as float32 (C-contiguous)."""
+        if name in self.overrides.floats:
+            return np.ascontiguousarray(self.overrides.floats[name], np.float32)
+        return np.ascontiguousarray(self.source.load(name), np.float32)
+
+    def quantize(self, name: str, recipe: Recipe) -> Quantized:
+        """Quantize one weight, or take its codes as they are stored where formats agree."""
+        fmt = formats.get(recipe.format)
+        if name in self.overrides.quantized:
+            given = self.overrides.quantized[name]
+            if given.format.name != fmt.name:
+                raise ModelError(
+                    f"{name} was calibrated as {given.format.name} but is compiled as {fmt.name}"
+                )
+            return given
+        raw = None if recipe.transpose else self.source.load_raw(name)
+        if raw is not None and raw.format.name == fmt.name:
+            return raw
+        array = self.load(name)
+        return fmt.quantize(array.T if recipe.transpose else array, name=name)
+
+    def make(self, recipe: Recipe) -> dict[str, np.ndarray]:
+        """Return the arrays of an origin by part; a plain float parameter has the part ""."""
+        if recipe.format:
+            parts = [self.quantize(name, recipe) for name in recipe.sources]
+            joined = parts[0] if len(parts) == 1 else concatenate(parts)
+            if recipe.interleave:
+                joined = _interleave_quantized(joined, recipe.interleave)
+            return packing.pack(recipe.format, joined, recipe.layout)
+        arrays = [self.load(name) for name in recipe.sources]
+        arrays = [a.T if recipe.transpose else a for a in arrays]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if recipe.interleave:
+            array = array[interleaved_rows(len(array), recipe.interleave)]
+        if recipe.layout == DENSE_LAYOUT:
+            return {recipe.part: _dense(array)}
+        return {"": np.ascontiguousarray(array)}
+
+
+def interleaved_rows(rows: int, tile: int) -> np.ndarray:
+    """Return the row order in which tiles of the first and of the second half alternate."""
+    halves = np.arange(rows).reshape(2, rows // 2 // tile, tile)
+    return halves.transpose(1, 0, 2).reshape(-1)
+
+
+def _interleave_quantized(q: Quantized, tile: int) -> Quantized:
+    order = interleaved_rows(len(q.codes), tile)
+    scales = {name: stored[order] for name, stored in q.scales.items()}
+    row_scale = q.tensor_scale
+    if row_scale is not None and np.ndim(row_scale):
+        row_scale = np.asarray(row_scale)[order]
+    return Quantized(q.codes[order], scales, q.format, row_scale)
+
+
+def _dense(array: np.ndarray) -> np.ndarray:
+    """Pack float32 [N, K] as [ceil(N/16), K, 16], padding rows with zeros."""
+    n, k = array.shape
+    tiles = -(-n // TILE_ROWS)
+    padded = np.zeros((tiles * TILE_ROWS, k), np.float32)
+    padded[:n] = array
+    return np.ascontiguousarray(padded.reshape(tiles, TILE_ROWS, k).transpose(0, 2, 1))
+
+
+def bits_by_format(
+    plan: dict[str, Recipe],
+    shape: Callable[[str], tuple[int, ...]],
+    stored: Mapping[str, TensorRecord],
+) -> dict[str, float]:
+    """Return the stored bits a weight of each number format: codes, scales, padding and all.
+
+    Parameters
+    ----------
+    plan : dict
+        The module's recipes.
+    shape : callable
+        Name of a source -> its shape.
+    stored : mapping
+        What was written, by parameter.
+    """
+    size: dict[str, int] = defaultdict(int)
+    weights: dict[str, dict[Recipe, int]] = defaultdict(dict)
+    for name, record in stored.items():
+        recipe = recipe_of(plan, name)
+        if recipe.format:
+            size[recipe.format] += record.bytes
+            weights[recipe.format][recipe.origin] = sum(prod(shape(s)) for s in recipe.sources)
+    return {fmt: 8 * size[fmt] / sum(weights[fmt].values()) for fmt in sorted(size)}
+
+
+def parameters(
+    order: list[str],
+    plan: dict[str, Recipe],
+    materializer: Materializer,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every parameter of the tuple by name, grouped by origin.
+
+    Parameters
+    ----------
+    order : list of str
+        Names of the parameters that the module takes.
+    plan : dict
+        The module's recipes.
+    materializer : Materializer
+        Makes the arrays.
+    progress : callable, optional
+        Called with (done, total, name) before each origin.
+    """
+    origins: dict[Recipe, list[str]] = {}
+    for name in order:
+        origins.setdefault(recipe_of(plan, name).origin, []).append(name)
+    for done, (_, names) in enumerate(origins.items()):
+        if progress is not None:
+            progress(done, len(origins), names[0])
+        arrays = materializer.make(recipe_of(plan, names[0]))
+        for name in names:
+            yield name, arrays[recipe_of(plan, name).part]
+    if progress is not None:
+        progress(len(origins), len(origins), "")

@@ -1,0 +1,1 @@
+"""Hugging Face directories and hub ids: configuration, safetensors, quantized checkpoints."""

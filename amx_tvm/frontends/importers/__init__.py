@@ -1,0 +1,1 @@
+"""Modules that are no checkpoints: torch, ONNX, StableHLO and Relax."""

@@ -1,0 +1,208 @@
+"""torch modules: any module through torch.export, causal language models as checkpoints.
+
+A ``transformers`` model whose architecture the registry knows becomes a source of configuration and
+weights and is compiled with the KV cache; any other module becomes one Relax function, called with
+arrays. The module's own arrays are used without a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amx_tvm.errors import ModelError
+from amx_tvm.frontends.base import ModelSource, sample_digest
+from amx_tvm.frontends.hf.config import normalize, token_ids
+
+if TYPE_CHECKING:
+    import torch
+
+    from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
+
+
+def is_torch_module(model: Any) -> bool:
+    """Whether an object is a torch module, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def from_torch(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ModelSource:
+    """Make a source of a torch module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode and float32; a ``transformers`` causal language model may have any type.
+    example_inputs : sequence of tensor, optional
+        Positional inputs, needed for all but causal language models; their shapes are compiled.
+    dynamic_shapes : optional
+        As ``torch.export.export`` takes it: which dimensions stay free.
+
+    Raises
+    ------
+    ModelError
+        For a module that cannot be exported, or holds an operator that TVM does not import; the
+        message names the layer and its source line.
+    """
+    if example_inputs is None and _is_causal_lm(module):
+        return TorchCausalLM(module)
+    if example_inputs is None:
+        raise ModelError(
+            f"compiling the torch module {type(module).__name__} needs example_inputs=(tensor, "
+            "...): their shapes are what is compiled (see dynamic_shapes for free ones)"
+        )
+    return export(module, tuple(example_inputs), dynamic_shapes)
+
+
+def export(module: torch.nn.Module, inputs: tuple, dynamic_shapes: Any) -> RelaxModuleSource:
+    """Export a module and import the graph; see :func:`from_torch`."""
+    import torch
+    from tvm.relax.frontend.torch import from_exported_program
+
+    from amx_tvm.frontends.importers.imported import source_of
+
+    title = type(module).__name__
+    if module.training:
+        raise ModelError(f"the torch module {title} is in training mode; call module.eval() first")
+    for name, weight in module.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ModelError(
+                f"the weight {name!r} of {title} is {weight.dtype}; compile the module in float32 "
+                "(module.float())"
+            )
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+            program = program.run_decompositions(_decompositions())
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        raise ModelError(
+            f"torch.export cannot export {title}: {first[0] if first else type(error).__name__}; "
+            "rewrite the module without control flow that depends on values"
+        ) from error
+    _check_operators(program, title)
+    imported = from_exported_program(
+        program,
+        keep_params_as_input=True,
+        unwrap_unit_return_tuple=True,
+        run_ep_decomposition=False,
+    )
+    names = dict(program.graph_signature.inputs_to_parameters)
+    values = {key: program.state_dict[name] for key, name in names.items()}
+    return source_of(imported, values, names, title)
+
+
+def _decompositions() -> Any:
+    """Return torch's decompositions without the operators that the passes look for whole.
+
+    torch takes a linear on a strided input apart into a batched product with an expanded weight,
+    and silu into x * sigmoid(x); TVM's importer knows both as they are.
+    """
+    import torch
+
+    table = torch.export.default_decompositions()
+    for operator in (torch.ops.aten.linear.default, torch.ops.aten.silu.default):
+        table.pop(operator, None)
+    return table
+
+
+def _check_operators(program: Any, title: str) -> None:
+    """Refuse the first operator that TVM's importer does not know, with where it comes from."""
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    known = ExportedProgramImporter().create_convert_map()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target.__name__ in known:
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        layer = stack[-1][0] if stack and stack[-1][0] else title
+        lines = [x.strip() for x in (node.meta.get("stack_trace") or "").splitlines() if x.strip()]
+        places = [x for x in lines if x.startswith("File ")]
+        place = f" ({places[-1]})" if places else ""
+        raise ModelError(
+            f"the operator {node.target.__name__} in layer {layer!r} of {title}{place} is not "
+            "supported; replace it, or compile the parts around it"
+        )
+
+
+def _is_causal_lm(module: Any) -> bool:
+    from amx_tvm.models import families
+
+    name = type(module).__name__
+    return hasattr(module, "config") and any(name in f.architectures for f in families())
+
+
+class TorchCausalLM(ModelSource):
+    """A ``transformers`` causal language model in memory, as the checkpoint that it would save.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Of an architecture in the registry.
+    """
+
+    def __init__(self, model: Any) -> None:
+        values = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        self.config = normalize(values)
+        origin = str(getattr(model.config, "_name_or_path", "") or "")
+        self.name = Path(origin).name or type(model).__name__
+        self._origin = Path(origin) if origin and Path(origin).is_dir() else None
+        generation = getattr(model, "generation_config", None)
+        self.generation_config = dict(generation.to_dict()) if generation is not None else {}
+        for key in ("bos_token_id", "eos_token_id"):
+            if self.generation_config.get(key) is None:
+                self.generation_config[key] = self.config.get(key)
+        self.generation_config["eos_token_id"] = token_ids(self.generation_config["eos_token_id"])
+        self._tensors = {name: t.detach() for name, t in model.state_dict().items()}
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise self.missing(name)
+        return self._tensors[name]
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return tuple(self._tensor(name).shape)
+
+    def dtype(self, name: str) -> str:
+        """Return the type as torch calls it, such as "bfloat16"."""
+        return str(self._tensor(name).dtype).removeprefix("torch.")
+
+    def load(self, name: str) -> np.ndarray:
+        """Return one tensor as a new float32 array."""
+        return np.array(self._tensor(name).float().cpu().numpy())
+
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Return one entry of a stacked tensor."""
+        return np.array(self._tensor(name)[index].float().cpu().numpy())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self._tensors.values())
+
+    def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Copy the tokenizer of the directory that the model was loaded from, if there is one."""
+        from amx_tvm.frontends.tokenizer import copy_tokenizer
+
+        if self._origin is None or not (self._origin / "tokenizer.json").is_file():
+            return []
+        return copy_tokenizer(self._origin, Path(directory))
+
+    def digest(self) -> str:
+        """Return a cheap identity: samples of every tensor's values."""
+        tensors = (t.reshape(-1)[: 1 << 14].float().cpu() for t in self._tensors.values())
+        return sample_digest(*(t.numpy().tobytes() for t in tensors))

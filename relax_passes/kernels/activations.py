@@ -1,0 +1,70 @@
+"""Kernels around the products, by scheme: quantization of activations, RMSNorm, embedding rows.
+
+The passes ask here; the hardware's own files answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu import activations as cpu
+from relax_passes.kernels.cpu.embedding import embedding
+from relax_passes.kernels.cuda.buckets import Device
+from relax_passes.kernels.cuda.rows import FAKE, row_kernel
+from relax_passes.kernels.cuda.rows import PIECE as ROW_PIECE
+
+__all__ = ["ROW_PIECE", "compute_type", "embedding", "quantize", "rms_norm"]
+
+
+def compute_type(target: Any) -> str:
+    """Type of the activations on a target."""
+    return "float16" if TargetInfo.of(target).kind == "cuda" else "float32"
+
+
+def _dependent(target: Any) -> bool:
+    return Device(TargetInfo.of(target).arch).clusters
+
+
+def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:
+    """Build y = x / sqrt(mean(x^2) + eps) * weight; arguments x [M, K], weight [K], y [M, K]."""
+    if compute_type(target) == "float16":
+        return row_kernel(k, m, norm_eps=eps, dependent=_dependent(target))
+    return cpu.rms_norm(k, m, eps)
+
+
+def quantize(
+    m: int | None,
+    target: Any,
+    *,
+    scheme: str,
+    k: int,
+    sums: bool,
+    prologue: str,
+    eps: float,
+    source: str = "float32",
+) -> Any:
+    """Build the quantization of an activation [M, K].
+
+    Parameters
+    ----------
+    m : int or None
+        Rows; None compiles for any.
+    target : tvm.target.Target
+        What the kernel is made for.
+    scheme : str
+        "int8", "int8-outliers" or "fp4:<format>" on CPUs, "fake:<format>" on CUDA.
+    k, sums, prologue, eps
+        As ``relax_passes.ops.QuantizeAttrs``.
+    source : str
+        Type of the activation on CPUs.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+    """
+    if scheme.startswith(FAKE):
+        norm_eps = eps if prologue == "rms_norm" else None
+        name = scheme.removeprefix(FAKE)
+        return row_kernel(k, m, norm_eps=norm_eps, format_name=name, dependent=_dependent(target))
+    return cpu.quantize(k, m, scheme, sums, prologue, eps, source)

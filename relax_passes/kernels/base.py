@@ -1,0 +1,66 @@
+"""What a schedule rule is, and the part of a target that rules look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import tvm
+from tvm.target import Target, codegen
+
+from relax_passes.spec import LinearSpec
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """The facts about a target that decide which rule applies.
+
+    Attributes
+    ----------
+    kind : str
+        TVM target kind, "llvm" or "cuda".
+    arch : str
+        "x86-64", "aarch64" or the triple's first part for others; "sm_90a" and so on for cuda.
+    features : frozenset of str
+        LLVM feature names without signs, such as "avx512vnni" or "dotprod".
+    """
+
+    kind: str
+    arch: str
+    features: frozenset[str]
+
+    def has(self, *names: str) -> bool:
+        """Whether all the named features are there."""
+        return self.features.issuperset(names)
+
+    @staticmethod
+    def of(target: Target | TargetInfo | Mapping | str) -> TargetInfo:
+        """Read the facts off a TVM target (or pass an existing TargetInfo through)."""
+        if isinstance(target, TargetInfo):
+            return target
+        target = target if isinstance(target, Target) else Target(target)
+        kind = target.kind.name
+        if kind == "cuda":
+            return TargetInfo("cuda", str(target.attrs.get("arch", "")), frozenset())
+        if kind != "llvm":
+            return TargetInfo(kind, kind, frozenset())
+        triple = str(target.attrs.get("mtriple", codegen.llvm_get_system_triple()))
+        arch = triple.split("-")[0]
+        arch = {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}.get(arch, arch)
+        features = frozenset(str(f) for f in codegen.llvm_get_cpu_features(target))
+        return TargetInfo(kind, arch, features)
+
+
+class Rule(Protocol):
+    """A way to build the kernel of a linear for some kind of hardware."""
+
+    name: str
+
+    def apply(
+        self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
+    ) -> tvm.tirx.PrimFunc | None:
+        """Build the kernel, or return None when the linear or the target is not this rule's."""
+
+    def why(self, spec: LinearSpec) -> str:
+        """Say in a few words what the kernel does and why it was chosen."""

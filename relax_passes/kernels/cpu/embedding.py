@@ -1,0 +1,124 @@
+"""Rows of a packed table as float32: the embedding lookup, from the layout that the head reads.
+
+A token's row lies in one tile: four bytes in every 64-byte vector, and its own byte(s) of scale in
+every group. So a tied embedding and head share one copy of their weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from amx_tvm.formats import get as get_format
+from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
+
+from . import emit as e
+from .activations import over_rows
+from .emit import Expr
+
+VECTOR = 64  # bytes of one packed vector: 16 rows of four
+
+
+def embedding(rows: int, k: int, format: str, m: int | None, out_dtype: str) -> Any:  # noqa: A002
+    """Build the lookup.
+
+    Parameters
+    ----------
+    rows, k : int
+        Size of the table.
+    format : str
+        Its number format, packed in layout tile16x32.
+    m : int or None
+        Number of ids; None for any.
+    out_dtype : str
+        Type of the result.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+        Arguments: ids int32 [M], the table's parts, y [M, K]. An id outside the table reads row 0.
+    """
+    spec = LinearSpec(format, rows, k)
+    fmt = get_format(format)
+    arguments = [("ids", (None,), "int32"), *spec.weight_buffers(), ("y", (None, k), out_dtype)]
+    with e.function(f"embedding_{format}".replace("-", "_"), arguments, m) as (buffers, count):
+
+        def body(at: Expr) -> None:
+            given = e.let(e.load(buffers["ids"], at))
+            inside = tirx.And(given >= 0, given < rows)
+            token = e.let(tirx.Select(inside, given, e.const(0)))
+            tile, row = e.let(token // TILE_ROWS), e.let(token % TILE_ROWS)
+            with e.serial(0, k) as column:
+                value = _value(spec, fmt, buffers, tile, row, column)
+                if fmt.row_scaled:
+                    value = value * e.load(buffers["tile_scale"], tile)
+                e.store(buffers["y"], e.cast(value, out_dtype), at, column)
+
+        over_rows(count, k, body)
+    return buffers["func"]
+
+
+def _value(
+    spec: LinearSpec, fmt: Any, buffers: dict[str, Any], tile: Expr, row: Expr, column: Expr
+) -> Expr:
+    """Decode one element."""
+    group, k = e.let(column // GROUP), e.let(column % GROUP)
+    eight_bit = fmt.terms[0].table is None
+    per_vector = 4 if eight_bit else 8
+    at = (k // per_vector) * VECTOR + row * 4 + k % 4
+    code = e.let(e.load(buffers["w_codes"], tile, group, at))
+    if not eight_bit:
+        shift = e.cast((k % 8) // 4 * 4, "uint8")
+        code = e.let((code >> shift) & e.const(15, "uint8"))
+    sub = k // fmt.group_size if fmt.group_size < GROUP else e.const(0)
+    total = None
+    for term in fmt.terms:
+        integer = e.cast(code, "float32") if term.table is None else _lookup(term.table, code)
+        if isinstance(term.offset, str):
+            offset = _stored(fmt, buffers, tile, group, row, sub, term.offset)
+            integer = integer - e.cast(offset, "float32")
+        elif term.offset:
+            integer = integer - e.const(float(term.offset), "float32")
+        scale = _scale(fmt, buffers, tile, group, row, sub, term.scale)
+        value = integer * scale * e.const(term.factor, "float32")
+        total = value if total is None else total + value
+    return total
+
+
+def _lookup(table: tuple[int, ...], code: Expr) -> Expr:
+    """Select one of sixteen small integers, as float32."""
+    value = e.const(float(table[0]), "float32")
+    for index, entry in enumerate(table):
+        if index:
+            here = code == e.const(index, "uint8")
+            value = tirx.Select(here, e.const(float(entry), "float32"), value)
+    return value
+
+
+def _place(fmt: Any, name: str) -> tuple[int, int]:
+    """Return where a scale tensor starts in a tile's scale bytes, and its bytes an element."""
+    per_group, start = GROUP // fmt.group_size, 0
+    for tensor in fmt.scale_tensors:
+        if tensor.name == name:
+            return start, tensor.bytes
+        start += TILE_ROWS * tensor.bytes * per_group
+    raise KeyError(name)
+
+
+def _stored(
+    fmt: Any, buffers: Any, tile: Expr, group: Expr, row: Expr, sub: Expr, name: str
+) -> Expr:
+    start, width = _place(fmt, name)
+    at = e.let(start + (sub * TILE_ROWS + row) * width)
+    low = e.load(buffers["w_scales"], tile, group, at)
+    if width == 1:
+        return low
+    high = e.cast(e.load(buffers["w_scales"], tile, group, at + 1), "uint16")
+    return e.cast(low, "uint16") | (high << e.const(8, "uint16"))
+
+
+def _scale(
+    fmt: Any, buffers: Any, tile: Expr, group: Expr, row: Expr, sub: Expr, name: str
+) -> Expr:
+    return fmt.decode_scale_tir(name, e.let(_stored(fmt, buffers, tile, group, row, sub, name)))

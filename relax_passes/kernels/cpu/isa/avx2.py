@@ -1,0 +1,94 @@
+"""AVX2: vpshufb looks up 32 codes; products by vpmaddubsw, or by vpdpbusd with AVX-VNNI.
+
+A 512-bit packed vector is two halves of eight rows.  vpmaddubsw adds two products in 16 bits with
+saturation: tables end at 24, far below the limit.  Eight-bit weights would saturate: their
+even and odd bytes are widened to 16 bits instead and multiplied by vpmaddwd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+
+from .base import Isa, byte_vector
+
+
+class Avx2(Isa):
+    """256-bit vectors without a dot-product instruction."""
+
+    name = "avx2"
+    rows = 8
+    block: Sequence[int] = (4, 2, 1)
+    doc = "AVX2: vpshufb tables, vpmaddubsw"
+
+    def low(self, packed: Expr) -> Expr:
+        """Mask the low nibbles: vpshufb writes zero where bit 7 is set."""
+        return packed & e.const(15, "uint8", 32)
+
+    def high(self, packed: Expr) -> Expr:
+        """Shift whole words (there is no byte shift) and mask."""
+        words = e.bits(packed, "uint16", 16) >> e.const(4, "uint16", 16)
+        return e.bits(words, "uint8", 32) & e.const(15, "uint8", 32)
+
+    def table(self, values: tuple[int, ...]) -> Expr:
+        """Repeat the table in both 128-bit halves."""
+        return e.let(byte_vector(list(values) * 2))
+
+    def lookup(self, table: Expr, index: Expr) -> Expr:
+        """Look up 32 bytes with vpshufb."""
+        found = e.llvm("int8x32", "llvm.x86.avx2.pshuf.b", _i8(table), _i8(index))
+        return e.bits(found, "uint8", 32)
+
+    def activation(self, codes: object, row: Expr, column: Expr) -> Expr:
+        """Broadcast four int8 to every lane."""
+        word = e.bits(e.load(codes, row, column, lanes=4), "int32")
+        return e.let(e.bits(e.splat(word, 8), "int8", 32))
+
+    def eight_bit(self, packed: Expr) -> Any:
+        """Widen even and odd bytes to 16 bits."""
+        words = e.let(e.bits(packed, "uint16", 16))
+        return (e.let(words & e.const(255, "uint16", 16)), e.let(words >> e.const(8, "uint16", 16)))
+
+    def prepare(self, weights: Any) -> Any:
+        """Take the bytes (or the widened halves) as they are."""
+        return weights
+
+    def dot(self, acc: Expr, weights: Any, activation: Expr) -> Expr:
+        """Multiply unsigned weights by signed activations and add four neighbours."""
+        if isinstance(weights, tuple):
+            return self._wide_dot(acc, weights, activation)
+        name = "llvm.x86.avx2.pmadd.ub.sw"
+        pairs = e.llvm("int16x16", name, _i8(weights), activation)
+        ones = e.const(1, "int16", 16)
+        return acc + e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+
+    def _wide_dot(self, acc: Expr, weights: tuple, activation: Expr) -> Expr:
+        words = e.let(e.bits(activation, "int16", 16))
+        eight = e.const(8, "int16", 16)
+        for weight, a in zip(weights, ((words << eight) >> eight, words >> eight), strict=True):
+            signed = e.bits(weight, "int16", 16)
+            acc = acc + e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", signed, a)
+        return acc
+
+
+class AvxVnni(Avx2):
+    """256-bit vectors with vpdpbusd."""
+
+    name = "avxvnni"
+    doc = "AVX2 with AVX-VNNI: vpshufb tables, vpdpbusd"
+
+    def eight_bit(self, packed: Expr) -> Expr:
+        """Take unsigned bytes as they are: vpdpbusd does not saturate."""
+        return packed
+
+    def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
+        """Multiply unsigned weights by signed activations, without saturation."""
+        name = "llvm.x86.avx512.vpdpbusd.256"
+        return e.llvm("int32x8", name, acc, _i8(weights), activation)
+
+
+def _i8(value: Expr) -> Expr:
+    return e.bits(value, "int8", 32)

@@ -1,0 +1,139 @@
+"""The linear on float32 activations: exact weights, float32 products and sums (the strict mode).
+
+Each four-bit code becomes a float32 lane by table.  One row of x keeps the terms of a format apart
+and scales each group's sum; a block of rows scales the decoded weight once and uses it for all of
+them.  A ragged last group of columns reads x through a zero-padded copy on the stack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relax_passes.spec import GROUP, LinearSpec
+
+from . import emit as e
+from .emit import Expr
+from .epilogue import Epilogue
+from .isa.base import Isa
+from .knobs import CpuKnobs
+from .rows import each_tile, row_blocks, tile_pair
+from .terms import ScaleReader, common_factor
+
+
+def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
+    """Build the PrimFunc for activation "float32"; arguments as ``spec.buffers()``.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+    """
+    with e.function("linear_float32", spec.buffers(), spec.m) as (buffers, m):
+        with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
+            kernel = _Tile(spec, isa, knobs, buffers)
+
+            def body(row: Expr, rows: int) -> None:
+                tile_pair(spec, kernel, part, e.let(row + part.first), rows)
+
+            row_blocks(part.count, knobs.blocks(isa.block, spec.m), body)
+    return buffers["func"]
+
+
+class _Tile:
+    """Code generator for one tile of 16 rows of W."""
+
+    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any):
+        self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
+        self.terms = spec.fmt.terms
+        self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
+        self.factor = common_factor(self.terms)
+        self.eight_bit = self.terms[0].table is None
+        self.tables = [None if t.table is None else isa.float_table(t.table) for t in self.terms]
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
+
+    def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Emit the loop over K; returns float32 registers [row][part]."""
+        isa, spec = self.isa, self.spec
+        zero = e.const(0.0, "float32", isa.rows)
+        tile = e.let(tile)
+        out = [
+            [e.Register("float32", isa.rows, zero) for _ in range(isa.parts)] for _ in range(rows)
+        ]
+        whole = spec.k // GROUP
+        if whole:
+            with e.serial(0, whole) as group:
+                self.knobs.prefetch_tile(spec, self.buffers, tile, group)
+                self._group(tile, group, self.buffers["x"], row, group * GROUP, out)
+        if spec.k % GROUP:
+            padded = e.scratch_rows(rows, GROUP)
+            for r in range(rows):
+                e.store(padded[r], e.const(0.0, "float32", GROUP), 0, lanes=GROUP)
+                for i in range(spec.k % GROUP):
+                    e.store(padded[r], e.load(self.buffers["x"], row + r, whole * GROUP + i), i)
+            self._group(tile, e.const(whole), padded, row, e.const(0), out)
+        return out
+
+    def _group(
+        self, tile: Expr, group: Expr, x: Any, row: Expr, start: Expr, out: list[list[e.Register]]
+    ) -> None:
+        """Emit one group of 32 columns, all parts."""
+        isa, lanes, rows = self.isa, self.isa.rows, len(out)
+        vectors = self.spec.tile_code_bytes // 64
+        per_sub = vectors // self.reader.sub_groups
+        step = 4 if self.eight_bit else 8
+        separate = rows == 1  # scale sums, not weights
+        for part in range(isa.parts):
+            for sub in range(self.reader.sub_groups):
+                scales = self._scales(tile, group, sub, part)
+                zero = e.const(0.0, "float32", lanes)
+                partial = [e.Register("float32", lanes, zero) for _ in self.terms if separate]
+                with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
+                    at = v * 64 + part * isa.bytes
+                    packed = e.let(
+                        e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes)
+                    )
+                    columns = isa.float_columns(packed, self.tables, self.eight_bit)
+                    for j, values in enumerate(columns):
+                        k = start + v * step + j
+                        values = [self._shifted(i, w, scales) for i, w in enumerate(values)]
+                        if separate:
+                            a = e.let(e.splat(self._x(x, row, 0, k), lanes))
+                            for register, w in zip(partial, values, strict=True):
+                                register.set(e.fma(a, w, register.get(), lanes))
+                            continue
+                        weight = None
+                        for (scale, _), w in zip(scales, values, strict=True):
+                            product = (
+                                w * scale if weight is None else e.fma(w, scale, weight, lanes)
+                            )
+                            weight = e.let(product)
+                        for r in range(rows):
+                            a = e.splat(self._x(x, row, r, k), lanes)
+                            out[r][part].set(e.fma(a, weight, out[r][part].get(), lanes))
+                if separate:
+                    for (scale, _), register in zip(scales, partial, strict=True):
+                        total = out[0][part]
+                        total.set(e.fma(register.get(), scale, total.get(), lanes))
+
+    def _x(self, x: Any, row: Expr, r: int, k: Expr) -> Expr:
+        return e.load(x[r], k) if isinstance(x, list) else e.load(x, row + r, k)
+
+    def _scales(self, tile: Expr, group: Expr, sub: int, part: int) -> list[tuple[Expr, Any]]:
+        """Load (scale times relative factor, offset vector or None) for each term."""
+        lanes, out = self.isa.rows, []
+        args = (tile, group, sub, part * lanes, lanes)
+        for t in self.terms:
+            scale = self.reader.scale(t.scale, *args)
+            relative = t.factor / self.factor
+            if relative != 1.0:
+                scale = scale * e.const(relative, "float32", lanes)
+            offset = None
+            if isinstance(t.offset, str):
+                offset = e.let(self.reader.zero_point(t.offset, *args))
+            elif t.offset:
+                offset = e.const(float(t.offset), "float32", lanes)
+            out.append((e.let(scale), offset))
+        return out
+
+    def _shifted(self, i: int, value: Expr, scales: list[tuple[Expr, Any]]) -> Expr:
+        offset = scales[i][1]
+        return value if offset is None else e.let(value - offset)

@@ -1,0 +1,230 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""Attention kernels as TensorIR functions; the CUDA text of their blocks is in the files beside.
+
+    decode    qkv [m, heads + 2 kv, d], token -> out [m, heads, d]; one new token a sequence
+    store     qkv, token -> q [m, heads, d]; keys and values go to the pages
+    prefill   q, token -> out [m, heads, d]; new tokens of one sequence
+
+The number of the layer, an int64, comes before the result, so that layers share functions. `token` is the result of the call that told the kernels where the pages are (`cache`); nothing reads
+it, but it orders the kernels behind that call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from relax_passes.kernels.cuda.buckets import Device
+from relax_passes.kernels.cuda.intrinsics import at, call
+
+from . import decode_text, prefill_text
+from .config import AttentionConfig, Rotation
+
+_DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
+_WARPS = 8
+_LOG2E = 1.4426950408889634
+
+
+def _function(name: str, body: Callable[[], None], dependent: bool = False) -> tirx.PrimFunc:
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            attrs: dict = {"tirx.noalias": True, "tirx.is_scheduled": True}
+            if dependent:
+                attrs["tirx.kernel_launch_params"] = [_DEPENDENT]
+            T.func_attr(attrs)
+            body()
+    return builder.get().without_attr("global_symbol")  # the module names it
+
+
+def _rows(m: int | None):  # noqa: ANN202 - the extent, and the same as int32
+    if m is not None:
+        return m, tirx.const(m, "int32")
+    rows = tirx.Var("m", "int64")
+    return rows, tirx.Cast("int32", rows)
+
+
+def _argument(name: str, *shape) -> tirx.Buffer:
+    return T.arg(name, T.Buffer(shape, "float16"))
+
+
+def _shared(floats: int) -> tirx.Buffer:
+    """Dynamic shared memory; a store to a last element, used by nobody, keeps its size."""
+    shared = T.sblock_alloc_buffer((floats + 1,), "float32", scope="shared.dyn")
+    T.buffer_store(shared, tirx.const(0.0, "float32"), [floats])
+    return shared
+
+
+def _scale(config: AttentionConfig, scale: float) -> float:
+    return scale if config.soft_cap else scale * _LOG2E
+
+
+def decode(
+    config: AttentionConfig,
+    rotation: Rotation,
+    scale: float,
+    window: int,
+    m: int | None,
+    token_size: int,
+) -> tirx.PrimFunc:
+    """Build decode attention.
+
+    Parameters
+    ----------
+    config : AttentionConfig
+        Sizes.
+    rotation : Rotation
+        What turns queries and keys.
+    scale : float
+        Factor on q k^T.
+    window : int
+        Keys that a query sees, itself included; 0 is all.
+    m : int or None
+        Sequences; None compiles for any number, 1 spares dependent loads.
+    token_size : int
+        float16 numbers of `token` a row.
+    """
+    device = Device(config.arch)
+    # a cluster for each kv head and sequence: about as many blocks as multiprocessors
+    splits = (8 if config.kv_heads <= 16 else 4) if device.clusters else 1
+    d, group = config.head_dim, config.group
+    one, dependent = m == 1, device.clusters
+    flags = ", ".join("true" if f else "false" for f in (one, dependent))
+    numbers = f"{d}, {group}, {config.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
+    # A function around it passes the frequencies, which the IR cannot name.
+    name = f"amx_decode_{rotation.name}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
+    text = f"""{decode_text.DECODE}{rotation.text()}
+#ifndef {name.upper()}
+#define {name.upper()}
+__device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out, int layer, float scale,
+                                       float cap, int window, int split, int head, int row, int warp, int lane) {{
+  amx_attend_decode<{numbers}>(shared, qkv, out, {rotation.name}, {rotation.factor!r}f, layer, {config.layers},
+                               scale, cap, window, split, head, row, warp, lane);
+}}
+#endif
+"""
+    floats = decode_text.shared_floats(d, group, rotation.pairs, _WARPS)
+
+    def body() -> None:
+        extent, rows = _rows(m)
+        qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
+        _argument("token", extent, token_size, 1)
+        layer = tirx.Cast("int32", T.arg("layer", T.int64()))
+        out = _argument("out", extent, config.heads, d)
+        threads = [
+            T.thread_binding(rows, thread="blockIdx.z"),
+            T.thread_binding(config.kv_heads, thread="blockIdx.y"),
+            T.thread_binding(splits, thread="blockIdx.x"),
+            T.thread_binding(_WARPS, thread="threadIdx.y"),
+            T.thread_binding(32, thread="threadIdx.x"),
+        ]
+        if splits > 1:
+            threads.insert(3, T.thread_binding(splits, thread="clusterCtaIdx.x"))
+        with T.frame_scope(threads) as bound:
+            with T.sblock("attention"):
+                T.reads()
+                T.writes()
+                zero = tirx.const(0, "int32")
+                call(
+                    name,
+                    at(_shared(floats), zero),
+                    at(qkv, zero, zero, zero),
+                    at(out, zero, zero, zero),
+                    layer,
+                    tirx.const(_scale(config, scale), "float32"),
+                    tirx.const(config.soft_cap, "float32"),
+                    tirx.const(window, "int32"),
+                    bound[2],
+                    bound[1],
+                    bound[0],
+                    bound[-2],
+                    bound[-1],
+                    text=text,
+                )
+
+    return _function("attention_decode", body, dependent)
+
+
+def store(config: AttentionConfig, rotation: Rotation, token_size: int) -> tirx.PrimFunc:
+    """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
+    d = config.head_dim
+    name = f"amx_store_{rotation.name}_{d}_{config.heads}_{config.kv_heads}"
+    text = f"""{prefill_text.PREFILL}{rotation.text()}
+#ifndef {name.upper()}
+#define {name.upper()}
+__device__ __forceinline__ void {name}(const void* qkv, void* q, int layer, int m, int block, int head, int tid) {{
+  amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
+      qkv, q, {rotation.name}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
+}}
+#endif
+"""
+
+    def body() -> None:
+        extent, rows = _rows(None)
+        qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
+        _argument("token", extent, token_size, 1)
+        layer = tirx.Cast("int32", T.arg("layer", T.int64()))
+        q = _argument("q", extent, config.heads, d)
+        threads = [
+            T.thread_binding(config.heads + 2 * config.kv_heads, thread="blockIdx.y"),
+            T.thread_binding((rows + 15) // 16, thread="blockIdx.x"),
+            T.thread_binding(128, thread="threadIdx.x"),
+        ]
+        with T.frame_scope(threads) as (head, block, tid):
+            with T.sblock("store"):
+                T.reads()
+                T.writes()
+                zero = tirx.const(0, "int32")
+                place = (layer, rows, block, head, tid)
+                call(name, at(qkv, zero, zero, zero), at(q, zero, zero, zero), *place, text=text)
+
+    return _function("attention_store", body)
+
+
+def prefill(config: AttentionConfig, scale: float, window: int, token_size: int) -> tirx.PrimFunc:
+    """Build attention of a chunk over all pages of its sequence; see `decode`."""
+    d = config.head_dim
+    limit = Device(config.arch).shared_bytes
+    tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
+    numbers = f"{d}, {config.group}, {config.kv_heads}, {tokens}"
+
+    def body() -> None:
+        extent, rows = _rows(None)
+        q = _argument("q", extent, config.heads, d)
+        _argument("token", extent, token_size, 1)
+        layer = tirx.Cast("int32", T.arg("layer", T.int64()))
+        out = _argument("out", extent, config.heads, d)
+        tiles = (rows + 63) // 64
+        threads = [
+            T.thread_binding(tiles, thread="blockIdx.y"),
+            T.thread_binding(config.heads, thread="blockIdx.x"),
+            T.thread_binding(4, thread="threadIdx.y"),
+            T.thread_binding(32, thread="threadIdx.x"),
+        ]
+        with T.frame_scope(threads) as (tile, head, warp, lane):
+            with T.sblock("attention"):
+                T.reads()
+                T.writes()
+                zero = tirx.const(0, "int32")
+                call(
+                    f"amx_attend_prefill<{numbers}>",
+                    at(_shared(prefill_text.shared_floats(d, tokens)), zero),
+                    at(q, zero, zero, zero),
+                    at(out, zero, zero, zero),
+                    layer,
+                    tirx.const(config.layers, "int32"),
+                    tirx.const(_scale(config, scale), "float32"),
+                    tirx.const(config.soft_cap, "float32"),
+                    tirx.const(window, "int32"),
+                    rows,
+                    tiles - 1 - tile,  # the longest first
+                    head,
+                    warp,
+                    lane,
+                    text=prefill_text.PREFILL,
+                )
+
+    return _function("attention_prefill", body)

@@ -1,0 +1,185 @@
+"""Which schedule with which knobs a number of rows of x gets: the defaults, before any tuning.
+
+    M        schedule
+    1..8     gemv: fragments straight into mma.sync, buckets 1, 2, 4, 8
+    9..16    gemv where row tiles are few or there is no wgmma, else tile
+    17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
+    129..512 tile with blocks of 256 rows of x (128 without wgmma); by the number of row tiles K is
+             split, blocks are smaller, or they walk over tiles and halve the last ones
+    513..    tile with blocks of 256 rows of x
+
+Choices depend on N and K through one number: how many blocks there are for the multiprocessors.
+Values were measured on an H100 (docs/performance.md); other GPUs take the same ones without its
+instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from amx_tvm.formats.cuda_layout import FragmentShape
+from relax_passes.spec import LinearSpec
+
+from .gemv import GemvKnobs
+from .tile import STAGE_COLUMNS, TileKnobs
+from .tile_persistent import SCRATCH_BYTES
+
+MULTIPROCESSORS = 132
+GEMV_ROWS = (1, 2, 4, 8, 16)
+TILE_ROWS = (32, 64, 128)
+SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessors idle
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the schedules ask of an architecture name such as "sm_90a"."""
+
+    arch: str
+
+    @property
+    def number(self) -> int:
+        """Compute capability as an integer, 90 for sm_90a."""
+        return int("".join(c for c in self.arch.removeprefix("sm_") if c.isdigit()))
+
+    @property
+    def wgmma(self) -> bool:
+        """Whether wgmma exists: sm_90a alone, its successor has other instructions."""
+        return self.arch == "sm_90a"
+
+    @property
+    def clusters(self) -> bool:
+        """Whether blocks can form clusters and depend on each other's launches."""
+        return self.number >= 90
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that one block may take."""
+        return {80: 163, 87: 163, 90: 227, 100: 227}.get(self.number, 99) * 1024
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One range of M: the largest number of rows (None: any) and the kernel's knobs."""
+
+    rows: int | None
+    knobs: GemvKnobs | TileKnobs
+
+
+def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
+    """Warps, loads in flight, tiles a warp and buffers for M <= 16.
+
+    Few row tiles want many warps on each; many want small blocks. Loading a batch ahead pays where
+    warps are few a multiprocessor, two tiles a warp halve the reads of x where they are many (and
+    gate and up are two tiles by nature).
+    """
+    row_tiles = shape.tiles(spec.n)
+    columns = shape.units(spec.k) * shape.unit
+    few, many = row_tiles < 300, row_tiles >= 4 * MULTIPROCESSORS
+    tiles = 2 if spec.silu_mul or rows == 16 or (many and rows >= 4) else 1
+    if rows == 1:
+        warps, inflight, buffers = (16, 4, 1) if few else (16, 2, 1)
+        if many:
+            warps, inflight = (4, 2) if spec.silu_mul else (8, 8)
+    elif rows == 2:
+        warps, inflight, buffers = (16, 2, 1) if few else (8, 4, 2)
+        if many:
+            warps, buffers = 4 * tiles, 1
+    elif rows <= 8:
+        warps, inflight, buffers = (16, 1, 2) if few else (4, 2, 1) if many else (8, 2, 2)
+    else:
+        warps, inflight, buffers = (16, 1, 2) if few else (8 if many else 16, 1, 1)
+    if rows in (1, 8) and few and columns % (14 * 256) == 0:
+        warps = 14  # K = 14336 and its like: no warp idles in the last round
+    while warps > 4 and shape.units(spec.k) < warps * inflight:
+        warps //= 2
+    return GemvKnobs(warps, inflight, tiles, buffers)
+
+
+def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
+    """Blocks of x, groups, ring, cluster and roles for M > 16."""
+    depth = spec.k // STAGE_COLUMNS
+    if not device.wgmma:
+        return _mma_knobs(spec, device, rows, depth)
+    row_groups = -(-spec.n // 64)
+    if rows > SPLIT_ROWS:
+        return TileKnobs(256, 2, 4, 1, 2, 1, True)
+    if rows == SPLIT_ROWS:
+        blocks = -(-row_groups // 2) * 2  # of 128 rows of W and 256 of x
+        if blocks * 2 <= MULTIPROCESSORS and depth >= 16:
+            return TileKnobs(256, 2, 4, 2, 1, 1, True)
+        if blocks * 4 <= MULTIPROCESSORS * 3:  # a quarter would idle: 192 rows of W by 128
+            return TileKnobs(128, 3, 4)
+        return TileKnobs(256, 2, 4, 1, 2, 1, True, True)
+    if rows >= 64 and row_groups >= 2 * MULTIPROCESSORS:
+        # enough for blocks that share x among 256 rows of W; with 128 rows of x their sixteen warps
+        # leave no room for a seventeenth
+        return TileKnobs(rows, 4, 6, 1, 1, 2 if rows == 128 else 1, rows == 64)
+    groups = {16: 7, 32: 7, 64: 4, 128: 2}[rows] * MULTIPROCESSORS  # of four warps, at once
+    cluster = 1
+    while cluster < 8 and row_groups * cluster * 2 <= groups and depth // (cluster * 2) >= 8:
+        if cluster == 4 and (row_groups * 8 > 5 * MULTIPROCESSORS or (rows > 32 and depth < 128)):
+            break
+        cluster *= 2
+    if cluster == 1 and rows <= 32:
+        row_blocks = 2 if rows == 16 else 4
+    elif rows == 128:
+        row_blocks = 3 if depth >= 128 else 2 if cluster == 2 else 1
+    else:
+        row_blocks = 2 if rows == 16 and cluster == 4 else 1
+    stages = 8 if rows == 16 else 4 if rows == 128 and row_blocks != 2 else 6
+    return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
+
+
+def _mma_knobs(spec: LinearSpec, device: Device, rows: int, depth: int) -> TileKnobs:
+    """Knobs without wgmma: two groups of warps, K split where clusters exist and M is small."""
+    n_tiles, cluster = -(-spec.n // 128), 1
+    if device.clusters and rows <= SPLIT_ROWS:
+        slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
+        most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4
+        while cluster < most and n_tiles * cluster * 2 <= slots and depth // (cluster * 2) >= 8:
+            cluster *= 2
+    return TileKnobs(min(rows, 128), 2, 6 if rows <= 64 else 4, cluster, wgmma=False)
+
+
+def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
+    """Shared memory of a tile kernel."""
+    rows, units = knobs.groups * 64, STAGE_COLUMNS // shape.unit
+    weights = knobs.groups * 4 * units * (512 + 8 * shape.record)
+    ring = knobs.stages * (knobs.block_m * 128 + weights + 16)
+    if knobs.persistent:
+        ring += knobs.groups * SCRATCH_BYTES
+    return max(ring, knobs.block_m * (rows + 4) * 4) + 1040
+
+
+def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
+    """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
+    while shared_bytes(knobs, shape) > device.shared_bytes:
+        if knobs.stages > (3 if knobs.persistent else 4):
+            knobs = replace(knobs, stages=knobs.stages - (1 if knobs.persistent else 2))
+        else:
+            knobs = replace(knobs, block_m=knobs.block_m // 2)
+    return knobs
+
+
+def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> list[Bucket]:
+    """Buckets of a linear, in rising order of rows; the last takes any M.
+
+    `spec.m` keeps the one bucket that M falls into, `spec.m_max` drops those that cannot occur.
+    """
+    found = [Bucket(rows, gemv_knobs(spec, shape, rows)) for rows in GEMV_ROWS]
+    if device.wgmma and shape.tiles(spec.n) >= 300:
+        found[-1] = Bucket(16, fit(tile_knobs(spec, device, 16), shape, device))
+    found += [
+        Bucket(rows, fit(tile_knobs(spec, device, rows), shape, device)) for rows in TILE_ROWS
+    ]
+    split, whole = (
+        fit(tile_knobs(spec, device, rows), shape, device) for rows in (SPLIT_ROWS, SPLIT_ROWS + 1)
+    )
+    if split != whole:
+        found.append(Bucket(SPLIT_ROWS, split))
+    found.append(Bucket(None, whole))
+    most = spec.m if spec.m is not None else spec.m_max
+    if most is not None:
+        last = next(i for i, b in enumerate(found) if b.rows is None or b.rows >= most)
+        found = found[last : last + 1] if spec.m is not None else found[: last + 1]
+    return [*found[:-1], Bucket(None, found[-1].knobs)] if spec.m is None else found

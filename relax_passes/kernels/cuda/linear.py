@@ -1,0 +1,104 @@
+"""One PrimFunc a linear: y = x W^T with its epilogue, for every number of rows of x.
+
+The function takes the arguments of `buffers.argument_shapes` and launches, by M, the kernel of the
+first bucket that holds it; each bucket is a device kernel of its own. With a fixed M one kernel is
+left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from relax_passes.spec import LinearSpec
+
+from . import buffers, gemv, tile
+from .buckets import MULTIPROCESSORS, Bucket, Device, default_buckets
+
+# TVM 0.27's own spelling
+_DEPENDENT = "tirx.use_programtic_dependent_launch"
+
+
+def supported(spec: LinearSpec) -> bool:
+    """Whether the CUDA schedules compute a linear: 16-byte rows of x, float16 in and out."""
+    plain = spec.activation in ("float16", "float32") or spec.activation.startswith("fake:")
+    if spec.experts or not plain or spec.out_dtype != "float16":
+        return False
+    if spec.silu_mul and (spec.n % 32 or spec.residual):
+        return False
+    return spec.k % 8 == 0
+
+
+def build(
+    spec: LinearSpec,
+    arch: str,
+    buckets: Sequence[Bucket] | None = None,
+    name: str = "main",
+    dependent: bool = False,
+) -> tirx.PrimFunc:
+    """Build the function of a linear.
+
+    Parameters
+    ----------
+    spec : LinearSpec
+        Sizes, format and epilogue; `m` None for any number of rows.
+    arch : str
+        Architecture, such as "sm_90a".
+    buckets : sequence of Bucket, optional
+        Kernels in rising order of rows; the defaults for the architecture when omitted.
+    name : str
+        Global symbol.
+    dependent : bool
+        Launch every kernel of the function while the kernel before it still runs (its weights are
+        requested, its activations waited for). sm_90 and later.
+
+    Raises
+    ------
+    ValueError
+        When `supported` says no, or dependent launch is asked of an older architecture.
+    """
+    if not supported(spec):
+        raise ValueError(f"no CUDA schedule for {spec}")
+    device = Device(arch)
+    if dependent and not device.clusters:
+        raise ValueError(f"dependent launch needs sm_90 or later, not {arch}")
+    if buckets is None:
+        shape = buffers.shape_of(buffers.format_of(spec))
+        buckets = default_buckets(spec, shape, device)
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            attrs: dict = {"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True}
+            if dependent:
+                attrs["tirx.kernel_launch_params"] = [_DEPENDENT]
+            T.func_attr(attrs)
+            linear = buffers.declare(spec)
+            _dispatch(linear, list(buckets), dependent)
+    return builder.get()
+
+
+def _dispatch(linear: buffers.Linear, left: list[Bucket], dependent: bool) -> None:
+    """Emit `if m <= rows: kernel, else: the rest`."""
+    bucket, rest = left[0], left[1:]
+    if not rest:
+        _emit(linear, bucket, dependent)
+        return
+    assert bucket.rows is not None
+    with T.If(linear.m <= bucket.rows):
+        with T.Then():
+            _emit(linear.with_rows(1) if bucket.rows == 1 else linear, bucket, dependent)
+        with T.Else():
+            _dispatch(linear, rest, dependent)
+
+
+def _emit(linear: buffers.Linear, bucket: Bucket, dependent: bool) -> None:
+    """Emit one kernel."""
+    values = {**vars(bucket.knobs), "dependent": dependent}
+    if isinstance(bucket.knobs, gemv.GemvKnobs):
+        rows = bucket.rows if bucket.rows is not None else 8
+        gemv.emit(linear, rows, gemv.GemvKnobs(**values))
+    else:
+        tile.emit(linear, tile.TileKnobs(**values), MULTIPROCESSORS)

@@ -1,0 +1,1 @@
+"""The passes, one a file; relax_passes/pipeline.py orders them."""

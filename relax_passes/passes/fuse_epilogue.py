@@ -1,0 +1,131 @@
+"""Fold what follows a linear into it: bias, residual addition and silu(gate) * up.
+
+    add(linear, b[N])                         -> bias
+    add(linear, r), same shape                -> residual
+    silu(split(linear)[0]) * split(linear)[1] -> silu_mul: the gate's and the up projection's rows
+                                                 alternate in tiles of 16, so that one pass over
+                                                 the weights holds both halves of each product
+    astype(reshape(linear), float16)          -> out_dtype: q, k and v for a float16 cache
+
+A linear is folded only where nothing else reads it. Runs twice: for biases before projections are
+merged, for the rest after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from relax_passes import recipes as parameters
+from relax_passes.ops import Linear, is_op
+from relax_passes.rewriting import Context, rewrite
+
+TILE = 16  # rows of gate, then rows of up: the row tile of the packed layouts
+
+
+def _linear(ctx: Context, expr: relax.Expr) -> Linear | None:
+    """Return the linear behind a variable that only this expression reads."""
+    value = ctx.value(expr)
+    if is_op(value, "amx.linear") and ctx.uses(expr) == 1:
+        linear = Linear.of(value)
+        return None if linear.attrs.experts else linear
+    return None
+
+
+def fuse_bias() -> tvm.transform.Pass:
+    """Make the pass that folds bias vectors."""
+
+    @tvm.transform.module_pass(opt_level=0, name="FuseBias")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if not is_op(value, "relax.add"):
+                return None
+            for x, b in (value.args, reversed(value.args)):
+                linear = _linear(ctx, x)
+                if linear is None or linear.bias is not None or linear.residual is not None:
+                    continue
+                shape = [int(v) for v in b.ty.shape.values] if ctx.is_weight(b) else None
+                if shape == [linear.attrs.n]:
+                    return replace(linear, bias=b).call()
+            return None
+
+        return rewrite(module, rule)
+
+    return run
+
+
+def fuse_residual_and_gate() -> tvm.transform.Pass:
+    """Make the pass that folds residual additions and silu(gate) * up."""
+
+    @tvm.transform.module_pass(opt_level=0, name="FuseResidualAndGate")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        plan = parameters.read(module)
+
+        def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if is_op(value, "relax.add"):
+                return _residual(ctx, value)
+            if is_op(value, "relax.multiply"):
+                return _gate(ctx, value, plan)
+            if is_op(value, "relax.astype"):
+                return _out_dtype(ctx, value)
+            return None
+
+        return parameters.write(rewrite(module, rule), plan)
+
+    return run
+
+
+def _residual(ctx: Context, value: relax.Call) -> relax.Expr | None:
+    for x, r in (value.args, reversed(value.args)):
+        linear = _linear(ctx, x)
+        if linear is None or linear.residual is not None or linear.attrs.silu_mul:
+            continue
+        if tvm_ffi.structural_equal(r.ty, x.ty) and not ctx.is_weight(r):
+            return replace(linear, residual=r).call()
+    return None
+
+
+def _gate(ctx: Context, value: relax.Call, plan: dict) -> relax.Expr | None:
+    for a, b in (value.args, reversed(value.args)):
+        silu = ctx.value(a)
+        if not is_op(silu, "relax.nn.silu"):
+            continue
+        gate, up = ctx.value(silu.args[0]), ctx.value(b)
+        if not (isinstance(gate, relax.TupleGetItem) and isinstance(up, relax.TupleGetItem)):
+            continue
+        same = gate.tuple_value.same_as(up.tuple_value)
+        if (gate.index, up.index) != (0, 1) or not same:
+            continue
+        split = ctx.value(gate.tuple_value)
+        linear = _linear(ctx, split.args[0]) if is_op(split, "relax.split") else None
+        if linear is None or linear.residual is not None or linear.attrs.format == "none":
+            continue
+        halves = len(split.ty.fields) == 2 and linear.attrs.n % (2 * TILE) == 0
+        if not halves or not tvm_ffi.structural_equal(split.ty.fields[0], split.ty.fields[1]):
+            continue
+        weights = tuple(_interleaved(ctx, w, plan) for w in linear.weights)
+        bias = _interleaved(ctx, linear.bias, plan) if linear.bias is not None else None
+        attrs = replace(linear.attrs, silu_mul=True)
+        return replace(linear, attrs=attrs, weights=weights, bias=bias).call()
+    return None
+
+
+def _out_dtype(ctx: Context, value: relax.Call) -> relax.Expr | None:
+    reshape = ctx.value(value.args[0])
+    if not is_op(reshape, "relax.reshape") or ctx.uses(value.args[0]) != 1:
+        return None
+    linear = _linear(ctx, reshape.args[0])
+    types = (linear.attrs.out_dtype, value.ty.dtype) if linear is not None else ()
+    if linear is None or types != ("float32", "float16") or linear.attrs.format == "none":
+        return None
+    attrs = replace(linear.attrs, out_dtype="float16")
+    return relax.op.reshape(ctx.emit(replace(linear, attrs=attrs).call()), reshape.ty.shape)
+
+
+def _interleaved(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
+    name = f"{param.name}.interleaved"
+    plan[name] = replace(parameters.recipe_of(plan, param.name), interleave=TILE)
+    return ctx.parameter(name, param.ty)

@@ -1,0 +1,87 @@
+"""Put the quantization of activations in front of the linears, once an input, fused with its maker.
+
+A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one
+input share it. Integer codes get a second byte where a group of 32 holds outliers
+(kernels/cpu/outliers.py). Where x is an RMSNorm or
+silu(gate) * up that only quantizations read, that becomes the prologue: one pass over the row
+normalizes (or gates) and quantizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
+from relax_passes.rewriting import Context, rewrite
+from relax_passes.spec import LinearSpec
+
+COMPUTE_TYPES = ("float32", "float16")  # schemes that leave activations as they are
+INTEGER_SCHEME = "int8-outliers"  # what "int8" is computed as
+
+
+def needs_sums(linear: Linear) -> bool:
+    """Whether a weight format's products need the sum of the activation codes a group."""
+    a = linear.attrs
+    return LinearSpec(a.format, a.n, a.k, a.activation).needs_sums
+
+
+@tvm.transform.module_pass(opt_level=0, name="QuantizeActivations")
+def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+    """Insert and share the quantization of activations; see the module's docstring."""
+    shared: dict[tuple, list[relax.Expr]] = {}
+
+    def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if not is_op(value, "amx.linear"):
+            return None
+        linear = Linear.of(value)
+        scheme = linear.attrs.activation
+        if scheme in COMPUTE_TYPES or linear.attrs.format == "none" or len(linear.x) != 1:
+            return None
+        x = linear.x[0]
+        if scheme == "int8":
+            scheme = INTEGER_SCHEME
+            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+        if x.ty.dtype == "float16":  # CUDA: rounded values in the compute type, no integers
+            if not scheme.startswith("fp4:"):
+                return replace(linear, attrs=replace(linear.attrs, activation="float16")).call()
+            scheme = scheme.replace("fp4:", "fake:")
+            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+        sums = x.ty.dtype != "float16" and needs_sums(linear)
+        key = (x, scheme, sums)
+        if key not in shared:
+            args, attrs = _prologue(ctx, x, QuantizeAttrs(scheme, linear.attrs.k, sums))
+            parts = ctx.emit(quantize_activation(args, attrs), "quantized")
+            count = len(activation_parts(attrs))
+            shared[key] = [ctx.emit(relax.TupleGetItem(parts, i), "part") for i in range(count)]
+        return replace(linear, x=tuple(shared[key])).call()
+
+    return rewrite(module, rule)
+
+
+def _prologue(
+    ctx: Context, x: relax.Expr, attrs: QuantizeAttrs
+) -> tuple[list[relax.Expr], QuantizeAttrs]:
+    """Fold the producer of x into its quantization where nothing but linears reads x."""
+    maker = ctx.value(x)
+    if is_op(maker, "relax.nn.rms_norm") and _last_axis(maker):
+        eps = float(maker.attrs.epsilon)
+        return list(maker.args), replace(attrs, prologue="rms_norm", eps=eps)
+    if is_op(maker, "relax.multiply"):
+        for a, b in (maker.args, reversed(maker.args)):
+            silu = ctx.value(a)
+            if is_op(silu, "relax.nn.silu") and tvm_ffi.structural_equal(a.ty, b.ty):
+                return [silu.args[0], b], replace(attrs, prologue="silu_mul")
+    if is_op(maker, "relax.reshape"):  # attention's output, as a float16 cache gives it
+        inner = ctx.value(maker.args[0])
+        if is_op(inner, "relax.astype") and inner.args[0].ty.dtype == "float16":
+            return [ctx.emit(relax.op.reshape(inner.args[0], x.ty.shape))], attrs
+    return [x], attrs
+
+
+def _last_axis(norm: relax.Call) -> bool:
+    axes = [int(a) for a in norm.attrs.axes]
+    return axes in ([-1], [len(norm.args[0].ty.shape.values) - 1])

@@ -1,0 +1,84 @@
+"""Replace the weight of every annotated linear by the arrays that kernels read, symbolically.
+
+The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``tile_scale``) become
+parameters of their own; the plan says how each is made. An embedding table that the policy
+quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
+linear that stays in float32 gets the layout ``dense16``, [N/16, K, 16].
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tvm
+from tvm import relax
+
+from amx_tvm.formats import get as get_format
+from amx_tvm.formats import packing
+from relax_passes import recipes as parameters
+from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
+from relax_passes.policy import Policy
+from relax_passes.rewriting import Context, rewrite
+
+DENSE_LAYOUT = "dense16"
+ROWS_READABLE = "tile16x32"
+
+
+def _dense(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
+    n, k = (int(v) for v in param.ty.shape.values)
+    name = f"{param.name.removesuffix('.T')}.{DENSE_LAYOUT}"
+    recipe = parameters.recipe_of(plan, param.name)
+    plan[name] = replace(recipe, layout=DENSE_LAYOUT, part="w_dense")
+    return ctx.parameter(name, relax.TensorType((-(-n // 16), k, 16), "float32"))
+
+
+def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
+    """Make the pass for a policy and the packed layout that the target's kernels read."""
+
+    @tvm.transform.module_pass(opt_level=0, name="QuantizeParameters")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        plan = parameters.read(module)
+
+        def packed(ctx: Context, param: relax.Var, format_name: str) -> list[relax.Var]:
+            n, k = (int(v) for v in param.ty.shape.values)
+            recipe = parameters.recipe_of(plan, param.name)
+            stem = param.name.removesuffix(".T")
+            parts = []
+            shapes = packing.part_shapes(get_format(format_name), (n, k), layout)
+            for part, (shape, dtype) in shapes.items():
+                name = f"{stem}.{part}"
+                plan[name] = replace(recipe, format=format_name, layout=layout, part=part)
+                parts.append(ctx.parameter(name, relax.TensorType(shape, dtype)))
+            return parts
+
+        def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if is_op(value, "amx.linear"):
+                linear = Linear.of(value)
+                if linear.attrs.layout:
+                    return None
+                if linear.attrs.format == "none":
+                    if linear.attrs.out_dtype != "float32":
+                        return None  # stays Relax's own matmul
+                    dense = _dense(ctx, linear.weights[0], plan)
+                    attrs = replace(linear.attrs, layout=DENSE_LAYOUT)
+                    return replace(linear, attrs=attrs, weights=(dense,)).call()
+                parts = packed(ctx, linear.weights[0], linear.attrs.format)
+                attrs = replace(linear.attrs, layout=layout)
+                return replace(linear, attrs=attrs, weights=tuple(parts)).call()
+            if is_op(value, "relax.take") and ctx.is_weight(value.args[0]):
+                table, ids = value.args
+                format_name = policy.table(table.name.removesuffix(".weight"))
+                axis = value.attrs.axis
+                shape = [int(v) for v in table.ty.shape.values]
+                # Only the CPU layout can be read by rows; elsewhere the table stays as it is.
+                readable = format_name != "none" and layout == ROWS_READABLE
+                if not readable or len(shape) != 2 or axis is None or int(axis) != 0:
+                    return None
+                rows, k = shape
+                lookup = EmbeddingAttrs(rows, k, format_name, layout, str(value.ty.dtype))
+                return embedding(ids, packed(ctx, table, format_name), lookup)
+            return None
+
+        return parameters.write(rewrite(module, rule), plan)
+
+    return run

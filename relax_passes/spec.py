@@ -1,0 +1,213 @@
+"""What a linear kernel has to do, and the buffers it is called with.
+
+A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
+arguments, so that a caller and a rule can never disagree about their order:
+
+    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds], y
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+TILE_ROWS = 16  # rows of W in one packed tile
+GROUP = 32  # columns of W in one packed tile, and columns of x under one activation scale
+OUTLIERS = "int8-outliers"
+INTEGER_SCHEMES = ("int8", OUTLIERS)
+
+
+def quantized_activation_buffers(
+    scheme: str, k: int, sums: bool
+) -> tuple[tuple[str, tuple, str], ...]:
+    """List the tensors of quantized activations as (name, shape after M, dtype).
+
+    "int8" has one array of codes with one scale a group of 32. "int8-outliers" adds a second byte
+    in the groups that ``outliers`` lists (how many, then which): x = scale * (codes + codes_low /
+    256) there and scale * codes elsewhere. "fp4:<format>" has one array of
+    codes for each term of the format (amxfp4: the values of either sign, apart), code =
+    table[c] - offset as int8, and float32 scales that contain the term's factor, one a group of
+    the format. Sums are of the codes under one scale. "fake:<format>" is one float16 array of the
+    values that the codes stand for.
+    """
+    groups = -(-k // GROUP)
+    if scheme.startswith("fake:"):
+        return (("x", (k,), "float16"),)  # the rounded values themselves
+    if scheme in INTEGER_SCHEMES:
+        names: tuple[str, ...] = ("",)
+        per_group = 1
+    elif scheme.startswith("fp4:"):
+        from amx_tvm import formats
+
+        fmt = formats.get(scheme.removeprefix("fp4:"))
+        count = len(fmt.terms)
+        names = ("",) if count == 1 else tuple(f"_{i}" for i in range(count))
+        per_group = GROUP // fmt.group_size
+    else:
+        known = ", ".join(INTEGER_SCHEMES)
+        raise ValueError(f"unknown activation scheme {scheme!r}; known: {known}, fp4:<format>")
+    words = ("", "_low") if scheme == OUTLIERS else names
+    codes: list[tuple[str, tuple, str]]
+    codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in words]
+    scales = [(f"scales{n}", (groups * per_group,), "float32") for n in names]
+    totals = [(f"sums{n}", (groups * per_group,), "int32") for n in words] if sums else []
+    listed = [("outliers", (1 + groups,), "int32")] if scheme == OUTLIERS else []
+    return (*codes, *scales, *totals, *listed)
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One quantized linear, y[M, N] = x[M, K] W[N, K]^T, with its epilogue.
+
+    Parameters
+    ----------
+    format : str
+        Name of the weight format in ``amx_tvm.formats``.
+    n, k : int
+        True sizes of W; packed buffers pad N to 16 and K to 32.
+    activation : str
+        "float32" (x as it is, float32 arithmetic), "int8" or "int8-outliers" (codes, scales, sums)
+        or "fp4:<format>" (both operands in four bits); see ``quantized_activation_buffers``.
+    m : int or None
+        Number of rows of x; None compiles a function for every M >= 1.
+    m_max : int or None
+        The largest M that a symbolic function is meant for; None is any. A hint for the choice of
+        a schedule, never a limit on what computes correctly.
+    bias, residual, silu_mul : bool
+        Epilogue: y = acc (+ bias[N]); silu_mul: y[M, N/2] = silu(gate) * up with gate and up rows
+        interleaved in tiles of 16; (+ residual, of y's shape).
+    out_dtype : str
+        Type of y; on CPUs "float32", or "float16" for a cache of keys and values.
+    experts : int
+        0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
+        mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are
+        the first row of each and the end, and an expert without rows is not read.
+    """
+
+    format: str
+    n: int
+    k: int
+    activation: str = "float32"
+    m: int | None = None
+    m_max: int | None = None
+    bias: bool = False
+    residual: bool = False
+    silu_mul: bool = False
+    out_dtype: str = "float32"
+    experts: int = 0
+
+    @property
+    def alone(self) -> LinearSpec:
+        """The linear that tuning records are made for: without a largest M."""
+        return replace(self, m_max=None)
+
+    @cached_property
+    def fmt(self):  # noqa: ANN201 - amx_tvm.formats.Format, imported lazily
+        """The weight format's registry entry."""
+        from amx_tvm import formats
+
+        return formats.get(self.format)
+
+    @property
+    def tiles(self) -> int:
+        """Row tiles of 16, the last one padded."""
+        return -(-self.n // TILE_ROWS)
+
+    @property
+    def stacked_tiles(self) -> int:
+        """Row tiles in the weight buffers: those of all experts."""
+        return self.tiles * max(1, self.experts)
+
+    @property
+    def groups(self) -> int:
+        """Column groups of 32, the last one padded."""
+        return -(-self.k // GROUP)
+
+    @property
+    def k_padded(self) -> int:
+        """K rounded up to whole groups."""
+        return self.groups * GROUP
+
+    @property
+    def out_features(self) -> int:
+        """Columns of y: N, or N / 2 when silu(gate) * up is folded in."""
+        return self.n // 2 if self.silu_mul else self.n
+
+    @property
+    def tile_code_bytes(self) -> int:
+        """Bytes of codes of one tile: 256 for four-bit formats, 512 for eight-bit ones."""
+        return TILE_ROWS * GROUP * (2 if self.fmt.terms[0].table is None else 1) // 2
+
+    @property
+    def tile_scale_bytes(self) -> int:
+        """Bytes of scales of one tile: for each scale tensor and sub-group, 16 rows."""
+        per_group = GROUP // self.fmt.group_size
+        return sum(TILE_ROWS * s.bytes * per_group for s in self.fmt.scale_tensors)
+
+    @property
+    def activation_group(self) -> int:
+        """Columns of x under one scale: 32, or the group size of a four-bit activation format."""
+        if not self.activation.startswith("fp4:"):
+            return GROUP
+        from amx_tvm import formats
+
+        return formats.get(self.activation.removeprefix("fp4:")).group_size
+
+    @property
+    def terms(self) -> tuple:
+        """The decode terms of W as integer kernels use them (``cpu.terms.Term``)."""
+        from .kernels.cpu.terms import kernel_terms
+
+        return kernel_terms(self.fmt, self.activation_group)
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether activations come with the sums of their codes.
+
+        Always with int8, where kernels for many rows use offsets of their own; with four bits
+        only if a term of W has an offset.
+        """
+        if self.activation in INTEGER_SCHEMES:
+            return True
+        return self.activation != "float32" and any(t.offset != 0 for t in self.terms)
+
+    def activation_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
+        """List (name, trailing shape after M, dtype) of the activation arguments."""
+        if self.activation == "float32":
+            return (("x", (self.k,), "float32"),)
+        return quantized_activation_buffers(self.activation, self.k, self.needs_sums)
+
+    def weight_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
+        """List (name, shape, dtype) of the packed weight arguments (layout tile16x32).
+
+        A float32 linear (format "none") reads rows in tiles of 16: w_dense [T, K, 16].
+        """
+        if self.format == "none":
+            return (("w_dense", (self.stacked_tiles, self.k, TILE_ROWS), "float32"),)
+        buffers: list[tuple[str, tuple, str]] = [
+            ("w_codes", (self.stacked_tiles, self.groups, self.tile_code_bytes), "uint8"),
+            ("w_scales", (self.stacked_tiles, self.groups, self.tile_scale_bytes), "uint8"),
+        ]
+        if self.fmt.row_scaled:
+            buffers.append(("tile_scale", (self.stacked_tiles,), "float32"))
+        return tuple(buffers)
+
+    def buffers(self) -> tuple[tuple[str, tuple, str], ...]:
+        """List (name, shape, dtype) of all arguments in order; a leading None is M."""
+        args = [(name, (None, *shape), dtype) for name, shape, dtype in self.activation_buffers()]
+        args += self.weight_buffers()
+        if self.bias:
+            args.append(("bias", (self.n * max(1, self.experts),), "float32"))
+        if self.residual:
+            args.append(("residual", (None, self.out_features), "float32"))
+        if self.experts:
+            args.append(("bounds", (self.experts + 1,), "int32"))
+        args.append(("y", (None, self.out_features), self.out_dtype))
+        return tuple(args)
+
+    @property
+    def epilogue(self) -> str:
+        """Short text of the epilogue, such as "bias+silu_mul"; "" when there is none."""
+        parts: Sequence[str] = [p for p in ("bias", "silu_mul", "residual") if getattr(self, p)]
+        return "+".join(parts)

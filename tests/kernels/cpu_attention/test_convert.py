@@ -1,0 +1,67 @@
+"""Conversion between the hidden states' type and the cache's, and which type a cache gets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+
+from amx_tvm.compiler.lowered import cache_type
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import FormatError, ModelError, TargetError
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.targets import resolve
+from relax_passes.kernels.cpu.attention.convert import convert
+
+HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+DECODER = DecoderConfig("llama", 64, 64, 128, 2, 2, 1, 32, 128, 1e-5, 10000.0)
+INT8 = QuantizationConfig("amxfp4", "int8")
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])  # 20: the tokens run in parallel
+def test_convert(tokens):
+    x = np.random.default_rng(tokens).normal(0, 3, (tokens, 5, 32)).astype(np.float32)
+    x[0, 0, :4] = [0.0, -0.0, 65504.0, 6e-8]
+    there, back = (
+        tvm.compile(
+            tvm.IRModule({"f": convert(5, 32, *types).with_attr("global_symbol", "f")}), HOST
+        )
+        for types in (("float32", "float16"), ("float16", "float32"))
+    )
+    half = tvm.runtime.tensor(np.empty(x.shape, np.float16))
+    there["f"](tvm.runtime.tensor(x), half)
+    np.testing.assert_array_equal(half.numpy(), x.astype(np.float16))
+    y = tvm.runtime.tensor(np.empty_like(x))
+    back["f"](half, y)
+    np.testing.assert_array_equal(y.numpy(), x.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "config,target,expected",
+    [
+        (INT8, "llvm:x86-64-v3", "float16"),
+        (INT8, "llvm:x86-64-v2", ""),  # no instruction converts float16
+        (replace(INT8, kv_cache="float32"), "llvm:x86-64-v3", ""),
+        (replace(INT8, kv_cache="float16"), "llvm:x86-64-v2", "float16"),
+        (replace(INT8, activation="float32"), "llvm:x86-64-v3", ""),  # the strict mode is exact
+        (replace(INT8, activation="w4a4"), "llvm:x86-64-v3", ""),
+        (replace(INT8, activation="float16"), "cuda:sm_90a", ""),
+    ],
+)
+def test_type_of_the_cache(config, target, expected):
+    assert cache_type(config, DECODER, resolve(target)) == expected
+
+
+def test_float16_where_it_cannot_be():
+    half = replace(INT8, kv_cache="float16")
+    with pytest.raises(TargetError, match="a choice for CPUs"):
+        cache_type(half, DECODER, resolve("cuda:sm_90a"))
+    host = resolve("llvm:x86-64-v3")
+    sinks = replace(DECODER, attention_sinks=True)
+    assert cache_type(INT8, sinks, host) == ""
+    with pytest.raises(ModelError, match="attention sinks need a float32 KV cache"):
+        cache_type(half, sinks, host)
+    with pytest.raises(FormatError, match="unknown type of the KV cache 'bf16'"):
+        QuantizationConfig.parse(replace(INT8, kv_cache="bf16"))

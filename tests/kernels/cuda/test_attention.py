@@ -1,0 +1,91 @@
+"""Attention, row and argmax kernels compiled for real without a GPU, on every architecture."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, resources  # noqa: E402
+
+from amx_tvm import formats  # noqa: E402
+from relax_passes.kernels.cuda import argmax  # noqa: E402
+from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
+from relax_passes.kernels.cuda.attention.config import AttentionConfig, Rotation  # noqa: E402
+from relax_passes.kernels.cuda.buckets import Device  # noqa: E402
+from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
+
+pytestmark = needs_nvcc
+TOKEN = 510
+
+
+def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
+    config = AttentionConfig(2, heads, 2, head_dim, arch, **more)
+    rotation = Rotation(tuple(1e4 ** (-2 * i / head_dim) for i in range(head_dim // 2)))
+    return {
+        "decode_one": kernels.decode(config, rotation, 0.1, 0, 1, TOKEN),
+        "decode_any": kernels.decode(config, rotation, 0.1, 0, None, TOKEN),
+        "store": kernels.store(config, rotation, TOKEN),
+        "prefill": kernels.prefill(config, 0.1, 0, TOKEN),
+    }
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_kernels_compile_with_their_instructions(arch):
+    functions = attention(arch) | {
+        "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=Device(arch).clusters),
+        "best": argmax.best(32000),
+        "choose": argmax.choose(),
+    }
+    code, cubin = compile_functions(functions, arch)
+    assert cubin[:4] == b"\x7fELF"
+    text = ptx(code, arch)
+    assert "mma.sync.aligned.m16n8k16" in text and "ldmatrix.sync" in text
+    assert "cp.async.cg.shared.global" in text
+    kernels_of = text.split(".entry ")[1:]
+    decode = next(k for k in kernels_of if k.startswith("decode_one"))
+    assert ("barrier.cluster.arrive" in decode) == Device(arch).clusters
+    assert ("griddepcontrol.wait" in decode) == Device(arch).clusters
+    spilled = {k: v for k, v in resources(code, arch).items() if v.spilled}
+    assert not spilled
+
+
+def test_state_is_shared_by_all_kernels_of_a_module():
+    config = AttentionConfig(2, 8, 2, 64, "sm_90a")
+    functions = attention("sm_90a", 64) | {
+        "begin": cache.first(),
+        "slots": cache.slots(),
+        "list_prefill": cache.page_list(prefill=True),
+        "list_decode": cache.page_list(prefill=False),
+        "copy": cache.copy_page(config),
+    }
+    code, _ = compile_functions(functions, "sm_90a")
+    assert len(re.findall(r"__device__ AmxState amx_state;", code)) >= 1
+    assert len(re.findall(r"\.global \.align 8 \.b8 amx_state\[", ptx(code, "sm_90a"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head_dim,heads,cap", [(64, 6, 0.0), (96, 2, 0.0), (256, 4, 50.0), (128, 32, 0)]
+)
+def test_other_heads_compile(head_dim, heads, cap):
+    _, cubin = compile_functions(attention("sm_90a", head_dim, heads, soft_cap=cap), "sm_90a")
+    assert cubin[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("name", [n for n in formats.names() if hasattr(formats.get(n), "rule")])
+def test_rounding_compiles_for_every_four_bit_format(name):
+    functions = {
+        "plain": row_kernel(576, None, format_name=name),
+        "normed": row_kernel(14336, 1, norm_eps=1e-6, format_name=name, dependent=True),
+    }
+    code, cubin = compile_functions(functions, "sm_90a")
+    assert cubin[:4] == b"\x7fELF"
+    assert not any(r.spilled for r in resources(code, "sm_90a").values())
+
+
+def test_rows_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        row_kernel(100, 1, norm_eps=1e-5)

@@ -1,0 +1,244 @@
+"""CUDA kernels compiled for real without a GPU: instructions meant, no spills, machine code."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+from amx_tvm import cuda_build, formats  # noqa: E402
+from relax_passes.kernels.cuda import linear  # noqa: E402
+from relax_passes.kernels.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
+from relax_passes.kernels.cuda.buffers import format_of, shape_of  # noqa: E402
+from relax_passes.kernels.cuda.gemv import GemvKnobs  # noqa: E402
+from relax_passes.kernels.cuda.tile import TileKnobs  # noqa: E402
+from relax_passes.kernels.registry import linear_kernel  # noqa: E402
+from relax_passes.spec import LinearSpec  # noqa: E402
+
+nvcc = cuda_build.find_nvcc()
+pytestmark = pytest.mark.skipif(nvcc is None, reason="needs nvcc")
+
+
+def spec_of(fmt: str = "amxfp4", **more) -> LinearSpec:
+    return LinearSpec(fmt, 256, 1024, "float16", out_dtype="float16", **more)
+
+
+def cuda_text(func, arch: str, monkeypatch) -> tuple[str, bytes]:
+    """Generated CUDA C++ and the cubin of a function."""
+    cuda_build.enable()
+    seen = {}
+    compile_source = cuda_build.compile_source
+
+    def capture(code, arch):
+        seen["code"], seen["cubin"] = code, compile_source(code, arch)
+        return seen["cubin"]
+
+    monkeypatch.setattr(cuda_build, "compile_source", capture)
+    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
+    assert built.mod.imports[0].kind == "cuda"  # not the fallback that holds source
+    return seen["code"], seen["cubin"]
+
+
+def ptxas_report(code: str, arch: str, tmp_path) -> str:
+    source = tmp_path / "kernels.cu"
+    source.write_text(code)
+    number = arch.removeprefix("sm_")
+    gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
+    command = [nvcc, "-w", "-std=c++17", "-O3", gencode, "-cubin", "-Xptxas", "-v"]
+    command += ["-o", tmp_path / "kernels.cubin", source]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def some_buckets(arch: str) -> list[Bucket]:
+    """One bucket of each schedule: rows 1, 8, 16, 64 and any."""
+    spec = spec_of()
+    found = default_buckets(spec, shape_of(format_of(spec)), Device(arch))
+    return [b for b in found if b.rows in (1, 8, 16, 64, None)]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100"])
+def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
+    device = Device(arch)
+    func = linear.build(spec_of(), arch, some_buckets(arch), dependent=device.clusters)
+    code, cubin = cuda_text(func, arch, monkeypatch)
+    assert cubin[:4] == b"\x7fELF"
+    kernels = "".join(re.split(r'extern "C" __global__', code)[1:])
+    assert "amx_step_" in kernels and "amx_wide_" in kernels  # mma.sync, one and two column tiles
+    assert ("amx_tile_wgmma_" in kernels) == device.wgmma
+    assert ("amx_tma_3d" in kernels) == device.wgmma
+    assert ("amx_tile_mma" in kernels) == (not device.wgmma)
+    assert ("amx_wait_prerequisites" in kernels) == device.clusters
+    if arch in ("sm_80", "sm_90a"):
+        report = ptxas_report(code, arch, tmp_path)
+        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+        assert spills and all(s == ("0", "0") for s in spills), report
+        assert "Potential Performance Loss" not in report, report
+
+
+def test_clusters_of_both_kinds_in_one_module(monkeypatch):
+    both = TileKnobs(16, 2, 8, cluster=4, share=2, producer=True)
+    split = TileKnobs(64, 1, 6, cluster=4, producer=True)
+    shared = TileKnobs(256, 2, 4, share=2, producer=True)
+    walking = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
+    buckets = [Bucket(16, both), Bucket(64, split), Bucket(512, walking), Bucket(None, shared)]
+    func = linear.build(spec_of(), "sm_90a", buckets)
+    clusters = re.findall(r'thread_binding\((\d+), thread="clusterCtaIdx.(.)"\)', func.script())
+    assert clusters == [("8", "x"), ("4", "x"), ("2", "y"), ("2", "y")]
+    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
+    assert len(instructions(cubin)) == 4
+
+
+@pytest.mark.parametrize(
+    "knobs,match",
+    [
+        (TileKnobs(128, cluster=3), "divide the rows of x"),
+        (TileKnobs(64, cluster=8, share=2), "at most 8 blocks"),
+        (TileKnobs(16, producer=True, persistent=True), "64 rows of x"),
+        (TileKnobs(256, persistent=True), "a producer"),
+        (TileKnobs(8, 4, 5, producer=True), "even number of stages"),
+    ],
+)
+def test_knobs_that_do_not_work_are_refused(knobs, match):
+    with pytest.raises(ValueError, match=match):
+        linear.build(spec_of(), "sm_90a", [Bucket(knobs.block_m, knobs)])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_registers_that_move_fit_the_multiprocessor(groups):
+    knobs = TileKnobs(256, groups, producer=True)
+    producer, consumer = knobs.registers
+    at_launch = 65536 // (knobs.warps * 32) // 8 * 8 * knobs.warps * 32
+    assert producer % 8 == consumer % 8 == 0 and consumer <= 255  # what setmaxnreg takes
+    assert producer * 128 + consumer * groups * 128 <= at_launch
+
+
+def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
+    buckets = [b for b in some_buckets("sm_90a") if b.rows == 64]
+    func = linear.build(spec_of(), "sm_90a", buckets)
+    code, _ = cuda_text(func, "sm_90a", monkeypatch)
+    source = tmp_path / "k.cu"
+    source.write_text(code)
+    command = [nvcc, "-w", "-std=c++17", "-gencode=arch=compute_90a,code=compute_90a", "-ptx"]
+    subprocess.run([*command, "-o", tmp_path / "k.ptx", source], check=True)
+    ptx = (tmp_path / "k.ptx").read_text()
+    for instruction in (
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16",
+        "cp.async.bulk.tensor.2d",
+        "cp.async.bulk.tensor.3d",
+        "mbarrier.try_wait.parity",
+    ):
+        assert instruction in ptx
+
+
+# The first 12 bits of an instruction of sm_90
+LOAD_GLOBAL, WAIT_FOR_KERNEL_BEFORE = 0x981, 0x82E
+
+
+def instructions(cubin: bytes) -> list[list[int]]:
+    """Opcodes of each kernel of a cubin (ELF64), in order."""
+    table, size, count, names = struct.unpack_from("<40xQ10xHHH", cubin)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + size * i) for i in range(count)]
+    strings = headers[names][4]
+    found = []
+    for name, _, _, _, start, length in headers:
+        if cubin[strings + name :].startswith(b".text."):
+            words = np.frombuffer(cubin[start : start + length], "<u8")[::2]
+            found.append([int(w) & 0xFFF for w in words])
+    return found
+
+
+@pytest.mark.parametrize("n,k", [(28672, 4096), (4096, 14336)])
+def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
+    """Dependent launch pays by this, and ptxas would rather load behind the wait."""
+    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
+    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
+    kernels = instructions(cubin)
+    assert len(kernels) == len(buckets) >= 4
+    for codes in kernels:
+        assert LOAD_GLOBAL in codes
+        before = codes[: codes.index(WAIT_FOR_KERNEL_BEFORE)]
+        assert before.count(LOAD_GLOBAL) >= 2, "codes and scales of the first batch"
+
+
+# Shapes of Llama-3-8B whose defaults differ: many row tiles, few and a long K, few.
+SHAPES = [
+    (28672, 4096, (8, 16, 64, 128, 512, None)),
+    pytest.param(4096, 14336, (16, 64, 128, 512), marks=pytest.mark.slow),
+    pytest.param(6144, 4096, (4, 16, 32, 128, 512), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("n,k,rows", SHAPES)
+def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
+    """No spills, products not serialized by ptxas, x by multicast where blocks share it."""
+    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    buckets = [b for b in found if b.rows in rows]
+    assert len(buckets) == len(rows)
+    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    code, _ = cuda_text(func, "sm_90a", monkeypatch)
+    report = ptxas_report(code, "sm_90a", tmp_path)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert len(spills) == len(rows) and all(s == ("0", "0") for s in spills), report
+    assert "Potential Performance Loss" not in report, report
+    shared = any(getattr(b.knobs, "share", 1) > 1 for b in buckets)
+    assert ("amx_tma_2d_shared(" in code.split("main_kernel", 1)[1]) == shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["none", *formats.names()])
+def test_every_format_and_epilogue(name, monkeypatch):
+    epilogues = [{}, {"bias": True, "residual": True}, {"silu_mul": True, "bias": True}]
+    for more in epilogues[:: 1 if name == "amxfp4" else 2]:
+        func = linear.build(spec_of(name, **more), "sm_90a", dependent=True)
+        _, cubin = cuda_text(func, "sm_90a", monkeypatch)
+        assert cubin[:4] == b"\x7fELF"
+
+
+def test_registry_finds_the_rule():
+    target = cuda_build.cuda_target("sm_90a")
+    kernel = linear_kernel(spec_of(), target)
+    assert kernel.rule == "cuda-fragment" and "M = 16" in kernel.why
+
+
+def test_unknown_architectures_are_refused():
+    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
+        cuda_build.target("sm_50")
+    with pytest.raises(cuda_build.CudaBuildError, match="expected one of"):
+        cuda_build.compile_source("__global__ void f() {}", "")
+
+
+def test_library_holds_machine_code(tmp_path):
+    cuda_build.enable()
+    func = linear.build(spec_of(), "sm_90a", some_buckets("sm_90a")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target("sm_90a"))
+    built.export_library(str(tmp_path / "lib.so"))
+    data = (tmp_path / "lib.so").read_bytes()
+    assert data.count(b"\x7fELF") >= 2  # the library and the cubin inside
+    assert b"#include <cuda_fp16.h>" not in data  # no source
+
+
+def test_several_architectures_in_one_artifact(tmp_path):
+    target = cuda_build.cuda_target("sm_90a+sm_80+sm_89")
+    assert cuda_build.architectures_of(target) == ("sm_89", "sm_90a", "sm_80")  # least memory
+    func = linear.build(spec_of(), "sm_89", some_buckets("sm_89")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=target)
+    built.export_library(str(tmp_path / "lib.so"))
+    data = (tmp_path / "lib.so").read_bytes()
+    assert (0xBA55ED50).to_bytes(4, "little") in data  # a fat binary
+    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
+        cuda_build.cuda_target("sm_80+sm_50")
+
+
+def test_ptx_of_a_kernel():
+    code = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
+    text = cuda_build.compile_source(code, "sm_90a", ptx=True).decode()
+    assert ".target sm_90a" in text and ".entry twice" in text
