@@ -36,8 +36,8 @@ QUICK := formats frontends passes runtime evaluation kernels/cpu/test_linear.py
 quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under two minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(addprefix tests/,$(QUICK))
 
-lint: $(VENV)/.dev  ## style and types; part of what CI runs
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(VENV)/.dev  ## style, types and who imports whom; part of what CI runs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

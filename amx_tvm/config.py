@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 
+from amx_tvm import formats
 from amx_tvm.errors import FormatError, TargetError
 from relax_passes.policy import LinearPolicy
 
@@ -69,8 +70,6 @@ class QuantizationConfig:
         FormatError
             For an unknown format or scheme; the message lists the known ones.
         """
-        from amx_tvm import formats
-
         if isinstance(given, QuantizationConfig):
             config = given
         elif given == "none":
@@ -166,8 +165,6 @@ class QuantizationConfig:
         return self.linear(name).format if _is_head(name) else "none"
 
     def _policy(self, chosen: str) -> LinearPolicy:
-        from amx_tvm import formats
-
         if chosen == "none":
             return LinearPolicy()
         if self.activation == "w4a4":

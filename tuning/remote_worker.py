@@ -46,7 +46,7 @@ class RemoteBench(Bench):
 
     def build(self, knobs: dict[str, Any]) -> Path:
         """Compile and link a candidate, once; returns its library."""
-        from amx_tvm.compiler.linker import linker
+        from amx_tvm.linker import linker
 
         key = json.dumps(knobs, sort_keys=True)
         if key not in self.kernels:

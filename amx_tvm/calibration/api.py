@@ -22,6 +22,7 @@ from amx_tvm.calibration.store import Store
 from amx_tvm.calibration.stream import Progress, Stream
 from amx_tvm.calibration.texts import calibration_windows
 from amx_tvm.config import QuantizationConfig
+from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Quantized
 from amx_tvm.frontends import ModelSource
@@ -140,8 +141,6 @@ def sensitivity_report(
     progress : callable, optional
         Called with (stage, done, total, detail).
     """
-    from amx_tvm.evaluation.text import read_documents
-
     documents = text if isinstance(text, Tensor) else read_documents(text)
     recipe = recipes.get("plain")
     windows = _windows(source, documents, recipe, open_decoder(source)[1].vocab_size)

@@ -25,7 +25,8 @@ from torch.nn import functional
 from amx_tvm.calibration.attention import Attend, exact
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource
-from amx_tvm.models import DecoderConfig, FamilySource, find
+from amx_tvm.frontends.family_source import FamilySource
+from amx_tvm.models import DecoderConfig, find
 
 STAGES: dict[str, tuple[str, ...]] = {
     "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

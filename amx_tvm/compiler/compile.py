@@ -16,7 +16,6 @@ from typing import Any
 
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.artifact.manifest import LibraryRecord
-from amx_tvm.compiler.linker import collector, linker
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
 from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
@@ -26,11 +25,14 @@ from amx_tvm.compiler.weights import (
     parameters,
 )
 from amx_tvm.config import QuantizationConfig
+from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.importers.torch_module import is_torch_module
+from amx_tvm.linker import collector, linker
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
+from relax_passes import pipeline
 from relax_passes.passes.bundle_parameters import dtypes_of
 from tuning.lookup import records_for
 
@@ -192,8 +194,6 @@ def calibrated(
             "calibration needs torch, which artifacts and compilation do not; install it with "
             "'pip install amx-tvm[torch]'"
         ) from None
-    from amx_tvm.evaluation.text import read_documents
-
     return calibrate(source, config, read_documents(text), recipe, progress=progress)
 
 
@@ -219,8 +219,6 @@ def write_library(
     lowered: LoweredModel, target: ResolvedTarget, path: Path, link: bool = True
 ) -> None:
     """Compile the lowered module to machine code: a shared library, or a folder of objects."""
-    from relax_passes import pipeline
-
     with tempfile.TemporaryDirectory() as scratch:
         executable = pipeline.build(lowered.module, target.tvm)
         build = lowered.linker(target) if link else collector(path)

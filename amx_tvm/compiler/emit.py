@@ -20,9 +20,12 @@ from typing import Any
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.formats import packing
+from amx_tvm.targets import ResolvedTarget, resolve
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
 from relax_passes.spec import LinearSpec
+from tuning.kernels import spec_of
+from tuning.lookup import records_for
 
 LEVELS = {
     "relax": ("cpu", "cuda"),
@@ -99,17 +102,12 @@ def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
 
 
 def _spec(entry: dict[str, Any], out_dtype: str) -> LinearSpec:
-    from tuning.kernels import spec_of
-
     return spec_of(entry, out_dtype)
 
 
 def _knobs(spec: LinearSpec, manifest: Manifest, records: Any) -> Any:
     if not records:
         return None
-    from amx_tvm.targets import ResolvedTarget
-    from tuning.lookup import records_for
-
     kept = manifest.target
     resolved = ResolvedTarget(
         _target(manifest), kept.key, kept.device, "", tuple(kept.features), kept.triple
@@ -121,8 +119,6 @@ def _knobs(spec: LinearSpec, manifest: Manifest, records: Any) -> Any:
 def _target(manifest: Manifest) -> Any:
     """Return TVM's target of the features that the manifest lists."""
     from tvm.target import Target
-
-    from amx_tvm.targets import resolve
 
     kept = manifest.target
     if kept.device == "cuda":

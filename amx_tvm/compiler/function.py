@@ -6,8 +6,9 @@ The same passes as for language models find its linears; there is no KV cache an
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
@@ -15,9 +16,6 @@ from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
 from relax_passes.passes import bundle_parameters, legalize
-
-if TYPE_CHECKING:
-    from amx_tvm.compiler.lowered import LoweredModel
 
 
 def lower_function(
@@ -35,8 +33,6 @@ def lower_function(
     ModelError
         For a target whose kernels compute in float16: such modules are float32.
     """
-    from amx_tvm.compiler.lowered import LoweredModel
-
     if target.device != "cpu":
         raise ModelError(
             f"{source.name} is a float32 function; functions are compiled for CPUs only, and "

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from amx_tvm.compiler.function import lower_function
-from amx_tvm.compiler.linker import linker
+from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
+from amx_tvm.frontends.family_source import FamilySource
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
-from amx_tvm.models import FamilySource, ModelFamily, find, moe
+from amx_tvm.models import ModelFamily, find, moe
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
@@ -21,25 +22,6 @@ from relax_passes import recipes as plans
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
 from relax_passes.passes import bundle_parameters, legalize
-
-
-@dataclass(frozen=True)
-class LoweredModel:
-    """A module after all passes, and what is known about the model it came from."""
-
-    module: Any
-    order: list[str]
-    plan: dict[str, plans.Recipe]
-    linears: list[dict[str, Any]]
-    model: dict[str, Any]
-    kv_cache: dict[str, Any]
-    functions: list[str]
-    weight_count: int
-    source: ModelSource
-
-    def linker(self, target: ResolvedTarget) -> Any:
-        """Return the function that links the library, or None for this machine's compiler."""
-        return linker(target.triple)
 
 
 def lower_source(

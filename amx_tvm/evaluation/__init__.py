@@ -5,12 +5,12 @@
 Engines are measured without torch and without the compiler.
 """
 
+from amx_tvm.documents import read_documents, read_text
 from amx_tvm.evaluation.api import PUBLISHED, compare, evaluate, settings
 from amx_tvm.evaluation.layers import LayerError, by_layer, output_errors, weight_errors
 from amx_tvm.evaluation.measure import Result, measure, torch_logits
 from amx_tvm.evaluation.overlap import overlap
 from amx_tvm.evaluation.report import layer_table, plot, table, to_json
-from amx_tvm.evaluation.text import read_documents, read_text
 from amx_tvm.evaluation.windows import Protocol, Window, cut
 
 __all__ = [

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from amx_tvm.documents import read_text
 from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.measure import Logits, Progress, Result, measure, torch_logits
-from amx_tvm.evaluation.text import read_text
+from amx_tvm.evaluation.overlap import overlap
 from amx_tvm.evaluation.windows import Protocol, cut
 
 PUBLISHED = Protocol(window=2048)
@@ -206,8 +207,6 @@ def _reference(
 
 
 def _warn_overlap(engine: Any, ids: Sequence[int], calibration: str | os.PathLike[str]) -> None:
-    from amx_tvm.evaluation.overlap import overlap
-
     share = overlap(engine.encode(read_text(calibration)), ids)
     if share > 0.01:
         warnings.warn(

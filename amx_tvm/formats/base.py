@@ -157,7 +157,7 @@ class Format(ABC):
         FormatError
             NaN or Inf (with its first index), K smaller than a group, not a real array.
         """
-        source = blocks.rows_of(self, array, name, activation)
+        source = blocks.rows_of(self.name, self.group_size, array, name, activation)
         scale = self._row_scales(source, tensor_scale)
         codes = np.empty(source.values.shape, np.uint8)
         groups = (source.rows, source.groups)
@@ -202,7 +202,9 @@ class Format(ABC):
 
         With `activation`, NaN is allowed too and makes its group NaN.
         """
-        source = blocks.rows_of(self, array, name, activation, allow_nan=activation)
+        source = blocks.rows_of(
+            self.name, self.group_size, array, name, activation, allow_nan=activation
+        )
         scale = self._row_scales(source, None)
         out = np.empty(source.values.shape, np.float32)
         for block in source.blocks():

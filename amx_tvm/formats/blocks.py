@@ -11,14 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amx_tvm.errors import FormatError
-
-if TYPE_CHECKING:
-    from amx_tvm.formats.base import Format
 
 BLOCK_VALUES = 1 << 16
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -91,9 +87,10 @@ def extrema(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Rows:
-    """An array to quantize, seen as rows [R, K], with what may be in it."""
+    """An array to quantize to a format, seen as rows [R, K], with what may be in it."""
 
-    format: Format
+    format_name: str
+    group_size: int
     shape: tuple[int, ...]
     values: np.ndarray
     label: str
@@ -108,11 +105,11 @@ class Rows:
     @property
     def groups(self) -> int:
         """Groups a row."""
-        return -(-self.values.shape[1] // self.format.group_size)
+        return -(-self.values.shape[1] // self.group_size)
 
     def blocks(self) -> Iterator[Block]:
         """Blocks as float32 with extrema, checked; Inf saturated and NaN zeroed where allowed."""
-        for block in walk(self.values, self.format.group_size):
+        for block in walk(self.values, self.group_size):
             with np.errstate(over="ignore", invalid="ignore"):
                 values = block.values.astype(np.float32, copy=False)
                 high, depth = extrema(values)
@@ -141,17 +138,18 @@ class Rows:
         if self.allow_nan or not bad.any():
             return
         row, group, place = (int(i) for i in np.argwhere(bad)[0])
-        column = block.columns.start + group * self.format.group_size + place
+        column = block.columns.start + group * self.group_size + place
         lead = np.unravel_index(block.rows.start + row, self.shape[:-1]) if self.shape[:-1] else ()
         index = (*(int(i) for i in lead), column)
         raise FormatError(
             f"{self.label} holds {values[row, group, place]} at index {index}, but format "
-            f"{self.format.name} has finite values only; repair or replace the checkpoint"
+            f"{self.format_name} has finite values only; repair or replace the checkpoint"
         )
 
 
 def rows_of(
-    fmt: Format,
+    format_name: str,
+    group_size: int,
     array: np.ndarray,
     name: str | None,
     activation: bool,
@@ -166,12 +164,13 @@ def rows_of(
     if array.ndim == 0 or array.size == 0:
         raise FormatError(f"{label} has shape {array.shape}; at least one value along K is needed")
     columns = array.shape[-1]
-    if columns < fmt.group_size and not activation:
+    if columns < group_size and not activation:
         raise FormatError(
-            f"{label} has {columns} columns, but format {fmt.name} groups {fmt.group_size} values "
+            f"{label} has {columns} columns, but format {format_name} groups {group_size} values "
             "along the last axis; leave this tensor unquantized"
         )
-    return Rows(fmt, array.shape, array.reshape(-1, columns), label, activation, allow_nan)
+    rows = array.reshape(-1, columns)
+    return Rows(format_name, group_size, array.shape, rows, label, activation, allow_nan)
 
 
 def per_row(scale: np.ndarray | None, lead: tuple[int, ...]) -> np.ndarray | None:

@@ -16,11 +16,10 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
 )
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.registry import ModelFamily, families, find, register
-from amx_tvm.models.weights import FamilySource, Weight
+from amx_tvm.models.weights import Weight
 
 __all__ = [
     "DecoderConfig",
-    "FamilySource",
     "ModelFamily",
     "Weight",
     "families",

@@ -13,7 +13,8 @@ import amx_tvm
 from amx_tvm import formats
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
-from amx_tvm.models import FamilySource, find
+from amx_tvm.frontends.family_source import FamilySource
+from amx_tvm.models import find
 
 from . import tiny
 

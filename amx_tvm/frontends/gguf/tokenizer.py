@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.gguf.pretokenizers import find_kind
-from amx_tvm.frontends.tokenizer import write_tokenizer_files
+from amx_tvm.frontends.hf.tokenizer import write_tokenizer_files
 
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4

@@ -13,7 +13,7 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource, sample_digest
 from amx_tvm.frontends.hf.config import read_config, read_generation_config, read_json
 from amx_tvm.frontends.hf.safetensors_file import SafetensorsFile
-from amx_tvm.frontends.tokenizer import adds_bos, copy_tokenizer
+from amx_tvm.frontends.hf.tokenizer import adds_bos, copy_tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -141,7 +141,7 @@ class HuggingFaceSource(ModelSource):
         return sum(e.end - e.begin for file in self._files for e in file.tensors.values())
 
     def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
-        """Copy the tokenizer; see :func:`amx_tvm.frontends.tokenizer.copy_tokenizer`."""
+        """Copy the tokenizer; see :func:`amx_tvm.frontends.hf.tokenizer.copy_tokenizer`."""
         return copy_tokenizer(self.directory, Path(directory))
 
     def digest(self) -> str:

@@ -18,11 +18,11 @@ import numpy as np
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource, sample_digest
 from amx_tvm.frontends.hf.config import normalize, token_ids
+from amx_tvm.frontends.hf.tokenizer import copy_tokenizer
+from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 if TYPE_CHECKING:
     import torch
-
-    from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 
 def is_torch_module(model: Any) -> bool:
@@ -196,8 +196,6 @@ class TorchCausalLM(ModelSource):
 
     def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
         """Copy the tokenizer of the directory that the model was loaded from, if there is one."""
-        from amx_tvm.frontends.tokenizer import copy_tokenizer
-
         if self._origin is None or not (self._origin / "tokenizer.json").is_file():
             return []
         return copy_tokenizer(self._origin, Path(directory))
