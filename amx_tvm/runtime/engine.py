@@ -21,6 +21,7 @@ from amx_tvm.errors import ArtifactError, GenerationError
 from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import Limits, Run, TextStream, run_batch
 from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.sampler import Sampling
 from amx_tvm.runtime.vm import Memory, VirtualMachine
@@ -71,7 +72,7 @@ class Engine:
         self._machine = machine
         self._chunk = chunk
         self._may_grow = may_grow  # whether a batch may make the KV cache larger
-        self._model = session.Model(
+        self._model = Model(
             machine,
             machine.load_parameters(path, manifest, memory),
             int(manifest.model["vocab_size"]),

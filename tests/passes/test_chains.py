@@ -8,7 +8,7 @@ import tvm
 from tvm import relax, tirx
 
 from amx_tvm.compiler.weights import Materializer, parameters
-from amx_tvm.runtime.session import FEW
+from amx_tvm.runtime.model import FEW
 from relax_passes import pipeline
 from relax_passes import recipes as plans
 from relax_passes.kernels.chain import MOST_ROWS

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.session import Model, Sequence
+from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.session import Sequence
 
 
 class FakeCache:

@@ -1,0 +1,48 @@
+"""The one step: any mix of sequences, the logits that were asked for, all or nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import amx_tvm.runtime
+from amx_tvm.errors import GenerationError
+
+TOLERANCE = 2e-4  # see test_runtime_engine.py
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return np.random.default_rng(2).integers(1, 300, 60).tolist()
+
+
+def test_a_mix_of_prompts_decoding_and_scoring(engine, ids):
+    """A chunk without logits, a decoded token, a scored tail and a whole prompt in one step."""
+    expected = engine.logits(ids)
+    model, made = engine._model, [engine.sequence() for _ in range(4)]
+    cache, handles = made[0]._cache, [sequence.handle for sequence in made]
+    made[1].append(ids[:20])
+    made[2].append(ids[:3])
+    parts = [ids[:7], ids[20:21], ids[3:10], ids[:5]]
+    wanted = [0, 1, 4, 1]
+    tokens = [token for part in parts for token in part]
+    rows = model.forward(cache, handles, [len(part) for part in parts], tokens, wanted)
+    assert rows.shape == (6, 300) and rows.dtype == np.float32
+    assert np.abs(rows - expected[[20, 6, 7, 8, 9, 4]]).max() < TOLERANCE
+    assert [cache.length(handle) for handle in handles] == [7, 21, 10, 5]
+    rows = model.forward(cache, handles[:1], [2], ids[7:9], [0])
+    assert rows.shape == (0, 300)
+    for sequence in made:
+        sequence.close()
+
+
+def test_a_step_that_fails_leaves_every_sequence_as_it_was(artifact, ids):
+    engine = amx_tvm.runtime.load(artifact, kv_tokens=32)  # of 16 tokens each, and one page more
+    made = [engine.sequence() for _ in range(2)]
+    cache, handles = made[0]._cache, [sequence.handle for sequence in made]
+    free = cache.available_pages()
+    with pytest.raises(GenerationError, match="KV cache is full"):
+        engine._model.forward(cache, handles, [20, 30], ids[:50], [1, 1])
+    assert cache.available_pages() == free
+    assert [cache.length(handle) for handle in handles] == [0, 0]
+    made[0].append(ids[:20])
