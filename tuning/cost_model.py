@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import TuningError
-from tuning.decisions import knobs_of
 from tuning.spaces import Space
 
 # Few measurements, a few per cent of noise: small trees, and leaves that may hold one of them.
@@ -28,7 +27,6 @@ PARAMETERS = {
     "verbosity": 0,
 }
 ROUNDS = 60
-SHARPNESS = 10.0  # of the scores by which MetaSchedule picks parents: e^-1 for 10 % more time
 
 
 def require_xgboost() -> Any:
@@ -86,28 +84,3 @@ class KnobModel:
             return np.zeros(len(points))
         data = self._xgboost.DMatrix(self.features(points), nthread=1)
         return self._booster.predict(data).astype(np.float64)
-
-
-def meta_schedule_model(model: KnobModel) -> Any:
-    """Return a knob model as MetaSchedule's ``CostModel``: higher scores are faster kernels."""
-    from tvm.ir.utils import derived_object
-    from tvm.s_tir.meta_schedule.cost_model import PyCostModel
-
-    @derived_object
-    class Model(PyCostModel):
-        """Training and storage belong to the search, which knows ratios and not only times."""
-
-        def load(self, path: str) -> None:
-            raise TuningError(f"the cost model is trained from the log of trials, not from {path}")
-
-        def save(self, path: str) -> None:
-            raise TuningError(f"the cost model is kept as the log of trials, not in {path}")
-
-        def update(self, context: Any, candidates: Any, results: Any) -> None:
-            """Nothing: the search trains the model when a measurement arrives."""
-
-        def predict(self, context: Any, candidates: Any) -> np.ndarray:
-            points = [knobs_of(candidate.sch) for candidate in candidates]
-            return np.exp(-SHARPNESS * model.predict(points))
-
-    return Model()

@@ -69,6 +69,15 @@ def knobs_of(schedule: Any) -> dict[str, int]:
     }
 
 
+def schedule_of(space: Space, knobs: Mapping[str, Any]) -> Any:
+    """Return a schedule of the carrier that decides for one point; see ``trace_of``."""
+    from tvm.s_tir import Schedule
+
+    schedule = Schedule(carrier())
+    sampler(space)(schedule, {**space.default, **knobs})
+    return schedule
+
+
 def trace_of(space: Space, knobs: Mapping[str, int]) -> list[Any]:
     """Return the JSON trace of one point; knobs that are not named keep their defaults.
 
@@ -77,11 +86,7 @@ def trace_of(space: Space, knobs: Mapping[str, int]) -> list[Any]:
     ValueError
         For a value that the space does not have.
     """
-    from tvm.s_tir import Schedule
-
-    schedule = Schedule(carrier())
-    sampler(space)(schedule, {**space.default, **knobs})
-    return _plain(schedule.trace.as_json())
+    return _plain(schedule_of(space, knobs).trace.as_json())
 
 
 def replay(trace: list[Any]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The search: MetaSchedule's evolutionary search over a space's decisions, one task's state.
 
-MetaSchedule proposes (a population of traces is mutated and ranked by the cost model, a share is
-random), this module says what a measurement means. TVM's own measuring loop is not used: it knows
-absolute seconds only and counts every failure as 1e10 of them. Here
+MetaSchedule proposes (evolution.py: a population of traces is mutated and ranked by the cost
+model, a share is random), this module says what a measurement means. TVM's own measuring loop is
+not used: it knows absolute seconds only and counts every failure as 1e10 of them. Here
 
 - a challenger is measured in turns with the incumbent and wins only if three quarters of the turns
   agree; scores are log ratios to the default, chained through the incumbents that were measured
@@ -17,25 +17,17 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tuning.cost_model import KnobModel, meta_schedule_model
-from tuning.decisions import carrier, knobs_of, sampler
+from tuning.cost_model import KnobModel
+from tuning.evolution import Evolution
 from tuning.spaces import Space
 
 MIN_WIN = 0.005  # of the time: smaller wins are kept out of the chain of incumbents
-BATCH = 4  # proposals of one generation, of which RANDOM_SHARE are random
-RANDOM_SHARE = 0.25
-POPULATION = 64
-GENERATIONS = 4
 EMPTY_GENERATIONS = 2  # in a row, until untried points are listed instead
 
 
@@ -118,10 +110,6 @@ class Search:
         self.pending.add(point_key(point))
         return point
 
-    def dropped(self, point: Mapping[str, Any]) -> None:
-        """Take back a proposal that nobody measured; it may come again."""
-        self.pending.discard(point_key(point))
-
     def failed(self, point: Mapping[str, Any]) -> None:
         """Note that a point cannot be kept."""
         self._note(point, math.inf)
@@ -163,124 +151,7 @@ class Search:
 
     def _generation(self) -> list[dict[str, Any]]:
         if self._evolution is None:
-            self._evolution = Evolution(self.space, self.model, self.seed)
+            self._evolution = Evolution(self.space, self.model.predict, self.seed)
             for key, score in self.scores.items():
                 self._evolution.tell(json.loads(key), score)
         return self._evolution.generation()
-
-
-class Evolution:
-    """MetaSchedule's EvolutionarySearch over a space's carrier, asked and told step by step."""
-
-    def __init__(self, space: Space, model: KnobModel, seed: int):
-        import tvm
-        from tvm.s_tir import meta_schedule as ms
-
-        self.space, self._ms = space, ms
-        strategy = ms.search_strategy.EvolutionarySearch(
-            population_size=POPULATION,
-            init_measured_ratio=0.25,
-            init_min_unmeasured=1,
-            genetic_num_iters=GENERATIONS,
-            eps_greedy=RANDOM_SHARE,
-        )
-        generator = ms.space_generator.ScheduleFn(
-            sampler(space),
-            sch_rules=[],
-            postprocs=[],
-            mutator_probs={_mutator(random.Random(seed)): 1.0},
-        )
-        with _without_tensor_intrinsics():
-            self._context = ms.TuneContext(
-                carrier(),
-                # Only a name here: nothing in these spaces depends on the target.
-                target=tvm.target.Target({"kind": "llvm", "num-cores": 1}),
-                space_generator=generator,
-                search_strategy=strategy,
-                num_threads=1,  # the mutator and the model are Python
-                rand_state=seed + 1,
-            )
-        self._database = ms.database.MemoryDatabase()
-        self._workload = self._database.commit_workload(carrier())
-        self._context.pre_tuning(
-            max_trials=1 << 30,
-            num_trials_per_iter=BATCH,
-            database=self._database,
-            cost_model=meta_schedule_model(model),
-        )
-
-    def generation(self) -> list[dict[str, Any]]:
-        """Return the points that one round of evolution proposes, best predicted first."""
-        candidates = self._context.generate_measure_candidates()
-        if not candidates:
-            return []
-        # The strategy only counts these results; measurements reach it through the database.
-        result = self._ms.runner.RunnerResult([1.0], None)
-        self._context.notify_runner_results(candidates, [result] * len(candidates))
-        return [knobs_of(candidate.sch) for candidate in candidates]
-
-    def tell(self, point: Mapping[str, Any], score: float) -> None:
-        """Add a measured point to the ancestors; failed ones have no descendants."""
-        if not math.isfinite(score):
-            return
-        from tvm.s_tir import Schedule
-
-        schedule = Schedule(carrier())
-        sampler(self.space)(schedule, point)
-        record = self._ms.database.TuningRecord(
-            schedule.trace, self._workload, [math.exp(score)], self._context.target, []
-        )
-        self._database.commit_tuning_record(record)
-
-
-def _mutator(chance: random.Random) -> Any:
-    """Return a mutator of categorical decisions: mostly to a neighbour, else to any value.
-
-    TVM's own mutators look for the annotations of its own schedule rules.
-    """
-    from tvm.ir.utils import derived_object
-    from tvm.s_tir.meta_schedule.mutator import PyMutator
-
-    @derived_object
-    class Mutator(PyMutator):
-        """Changes one decision."""
-
-        def _initialize_with_tune_context(self, context: Any) -> None:
-            """Nothing to learn from the context."""
-
-        def apply(self, trace: Any, _state: Any = None) -> Any:
-            """Return the trace with another decision, or None when there is no other."""
-            instructions = [
-                i for i in trace.insts if i.kind.name == "SampleCategorical" and len(i.attrs[0]) > 1
-            ]
-            if not instructions:
-                return None
-            instruction = chance.choice(instructions)
-            count, now = len(instruction.attrs[0]), int(trace.decisions[instruction])
-            near = [d for d in (now - 1, now + 1) if 0 <= d < count]
-            every = [d for d in range(count) if d != now]
-            decision = chance.choice(near if chance.random() < 0.6 else every)
-            return trace.with_decision(instruction, decision, True)
-
-        def clone(self) -> Any:
-            return _mutator(chance)
-
-    return Mutator()
-
-
-@contextmanager
-def _without_tensor_intrinsics() -> Iterator[None]:
-    """Keep ``TuneContext`` from importing TVM's tensor intrinsics.
-
-    Its constructor (0.27) parses the TVMScript of every intrinsic that TVM has, one to two minutes
-    on a small machine; the schedules here use none of them.
-    """
-    name = "tvm.s_tir.tensor_intrin"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = ModuleType(name)
-    try:
-        yield
-    finally:
-        del sys.modules[name]

@@ -79,14 +79,6 @@ def test_noise_and_failures_do_not_win():
     assert search.scores[point_key(failed)] == math.inf
 
 
-def test_a_dropped_proposal_may_come_again():
-    search = Search(Space({"a": (1, 2)}, {"a": 1}, (1,)))
-    point = search.next()
-    assert point == {"a": 2} and search.exhausted and search.next() is None
-    search.dropped(point)
-    assert search.next() == point
-
-
 def test_the_same_seed_proposes_the_same():
     searches = [Search(SPACE, 7) for _ in range(2)]
     for search in searches:
