@@ -16,8 +16,8 @@ see this module.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,6 +27,7 @@ from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource
 from amx_tvm.frontends.family_source import FamilySource
 from amx_tvm.models import DecoderConfig, find
+from amx_tvm.models.rope import rotation
 
 STAGES: dict[str, tuple[str, ...]] = {
     "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -90,37 +91,19 @@ class Rope:
     """Rotary positions of one layer over a window, in the rotate-half layout."""
 
     def __init__(self, config: DecoderConfig, layer: int, tokens: int) -> None:
-        from relax_passes.kernels.cpu.attention.config import KVCacheConfig
-        from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
-
         if config.slides(layer) and tokens > config.sliding_window:
             raise CalibrationError(
                 f"windows of {tokens} tokens are longer than this model's sliding window of "
                 f"{config.sliding_window}; choose a recipe with shorter windows"
             )
-        self.width = config.rotary_dim or config.head_dim
-        if config.layer_ropes:
-            rope = config.layer_ropes[layer]
-            self.width = 0 if rope is None else self.width
-            if rope is not None:
-                config = replace(config, rope_theta=rope.theta, rope_scaling=rope.scaling)
+        turn = rotation(config, layer)
+        self.width = turn.channels
         if not self.width:
             return
-        shape = KVCacheConfig(
-            layers=1,
-            num_heads=1,
-            num_kv_heads=1,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-            rope_scaling=config.rope_scaling or None,
-            rotary_dim=config.rotary_dim,
-            max_position_embeddings=config.context_length,
-            context_length=config.context_length,
-        )
-        frequency, factor = inverse_frequencies(shape)
+        frequency = np.asarray(turn.frequencies, np.float32)
         angle = torch.outer(torch.arange(tokens).float(), torch.from_numpy(frequency))
         angle = torch.cat([angle, angle], dim=-1)
-        self.cos, self.sin = angle.cos() * factor, angle.sin() * factor
+        self.cos, self.sin = angle.cos() * turn.factor, angle.sin() * turn.factor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [..., tokens, head_dim]; channels past the rotary ones stay."""

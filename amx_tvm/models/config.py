@@ -111,6 +111,12 @@ class DecoderConfig:
         """Factor on q k^T."""
         return self.head_dim**-0.5 if self.attention_factor is None else self.attention_factor
 
+    def rope(self, layer: int) -> Rope | None:
+        """Return the rotary embedding of a layer, None where it has none."""
+        if self.layer_ropes:
+            return self.layer_ropes[layer]
+        return Rope(self.rope_theta, self.rope_scaling)
+
     def slides(self, layer: int) -> bool:
         """Whether a layer's queries see only the last ``sliding_window`` keys."""
         return bool(self.layer_kinds) and self.layer_kinds[layer] == SLIDING

@@ -6,7 +6,6 @@ kernels take get TVM's own.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from tvm import relax
@@ -15,12 +14,13 @@ from tvm.target import Target
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.rope import rotation
+from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig
-from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
 from relax_passes.kernels.cuda.attention.cache import CudaPagedKVCache
-from relax_passes.kernels.cuda.attention.config import AttentionConfig, Rotation
+from relax_passes.kernels.cuda.attention.config import AttentionConfig
 
-__all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention", "rotation"]
+__all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention"]
 
 
 def cache_config(config: DecoderConfig) -> KVCacheConfig:
@@ -31,17 +31,12 @@ def cache_config(config: DecoderConfig) -> KVCacheConfig:
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         lse_heads=config.attention_sinks,
-        rope_theta=config.rope_theta,
-        rope_scaling=config.rope_scaling or None,
-        rotary_dim=config.rotary_dim,
-        rotate=not config.layer_ropes,
+        rotation=Rotation() if config.layer_ropes else rotation(config, 0),
         sliding_window=config.sliding_window or None,
         attn_kind=tuple(
             "mha_sliding" if config.slides(layer) else "mha" for layer in range(config.num_layers)
         ),
         soft_cap=config.attention_soft_cap,
-        max_position_embeddings=config.context_length,
-        context_length=config.context_length,
         quantize=config.attention_format,
         dtype=config.cache_dtype or "float32",
     )
@@ -61,18 +56,6 @@ def cuda_attention(config: DecoderConfig) -> AttentionConfig | None:
         config.attention_soft_cap,
     )
     return made if made.fits else None
-
-
-def rotation(config: DecoderConfig, layer: int) -> Rotation:
-    """Return the rotary embedding of a layer."""
-    shape = cache_config(config)
-    if config.layer_ropes:
-        rope = config.layer_ropes[layer]
-        if rope is None:
-            return Rotation()
-        shape = replace(shape, rope_theta=rope.theta, rope_scaling=rope.scaling or None)
-    frequencies, factor = inverse_frequencies(shape)
-    return Rotation(tuple(float(f) for f in frequencies), factor)
 
 
 def check_gpu(config: DecoderConfig, kind: str) -> None:

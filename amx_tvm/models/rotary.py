@@ -7,45 +7,31 @@ embedding, once a step, and rotates queries and keys before they enter the cache
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 
-from amx_tvm.models.config import DecoderConfig, Rope
-from relax_passes.kernels.cpu.attention.config import KVCacheConfig
-from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
+from relax_passes.attention_spec import Rotation
 
 Tables = tuple[Tensor, Tensor]
 
 
-def tables(positions: Tensor, rope: Rope, config: DecoderConfig) -> Tables:
+def tables(positions: Tensor, rotation: Rotation) -> Tables:
     """Make cosines and sines.
 
     Parameters
     ----------
     positions : Tensor
         int32 [tokens].
-    rope : Rope
-        Base and scaling.
-    config : DecoderConfig
-        The model's shape.
+    rotation : Rotation
+        The frequencies.
 
     Returns
     -------
     tuple of Tensor
         float32 [tokens, rotary / 2] each.
     """
-    shape = KVCacheConfig(
-        layers=1,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=config.head_dim,
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling or None,
-        rotary_dim=config.rotary_dim,
-        max_position_embeddings=config.context_length,
-        context_length=config.context_length,
-    )
-    frequencies, factor = inverse_frequencies(shape)
+    frequencies = np.asarray(rotation.frequencies, np.float32)
     tokens = positions.shape[0]
     angles = op.reshape(positions.astype("float32"), (tokens, 1)) * Tensor.from_const(
         frequencies.reshape(1, -1)
@@ -55,7 +41,9 @@ def tables(positions: Tensor, rope: Rope, config: DecoderConfig) -> Tables:
         function = getattr(tirx, name)
 
         def build(angle: te.Tensor) -> te.Tensor:
-            return te.compute(angle.shape, lambda t, i: function(angle[t, i]) * factor, name)
+            return te.compute(
+                angle.shape, lambda t, i: function(angle[t, i]) * rotation.factor, name
+            )
 
         return op.tensor_expr_op(build, f"rope_{name}", [angles])
 

@@ -13,7 +13,8 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.target import Target
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, rotation
+from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention
+from amx_tvm.models.rope import rotation
 from amx_tvm.models.rotary import Tables, tables
 from relax_passes.kernels.cuda.attention import cache as cuda_cache
 from relax_passes.kernels.cuda.attention import kernels
@@ -56,14 +57,15 @@ class Step:
 
     def rope(self, layer: int) -> Tables | None:
         """Return a layer's cosines and sines; None where attention or nobody rotates."""
-        ropes = self.config.layer_ropes
-        wanted = ropes[layer] if ropes and self.cuda is None else None
-        if wanted is None:
+        if not self.config.layer_ropes or self.cuda is not None:
+            return None
+        wanted = rotation(self.config, layer)
+        if not wanted.pairs:
             return None
         for known, made in self._tables:
             if known == wanted:
                 return made
-        self._tables.append((wanted, tables(self.positions(), wanted, self.config)))
+        self._tables.append((wanted, tables(self.positions(), wanted)))
         return self._tables[-1][1]
 
 

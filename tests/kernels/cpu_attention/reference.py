@@ -11,9 +11,9 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
+from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig, attention, kernels
 from relax_passes.kernels.cpu.attention.config import PANEL
-from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
 
 TARGET = {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
 
@@ -41,12 +41,19 @@ def attend(q, k, v, low, high, cap=0.0):
     return out, lse
 
 
+def plain(channels, theta=10000.0):
+    """A rotary embedding without scaling."""
+    powers = np.float64(theta) ** (np.arange(0, channels, 2) / channels)
+    return Rotation(tuple(float(f) for f in np.float32(1.0) / powers.astype(np.float32)))
+
+
 def rotate(x, positions, config):
     """Rotate x [n, heads, d] as Hugging Face does (float32 angles, float64 from there)."""
-    inv_freq, factor = inverse_frequencies(config)
+    factor = config.rotation.factor
+    inv_freq = np.asarray(config.rotation.frequencies, np.float32)
     angles = (np.asarray(positions, np.float32)[:, None] * inv_freq).astype(np.float64)
     cos, sin = (np.tile(f(angles), 2)[:, None] * factor for f in (np.cos, np.sin))
-    r = config.rotary
+    r = config.rotation.channels
     x = np.asarray(x, np.float64)
     head = x[..., :r]
     turned = np.concatenate([-head[..., r // 2 :], head[..., : r // 2]], axis=-1)
@@ -202,7 +209,7 @@ class Cache:
         result = np.empty((len(qkv) - past, c.layers, c.num_heads, c.head_dim))
         for layer in range(c.layers):
             q, k, v = np.split(qkv[:, layer], [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
-            if c.rotate:
+            if c.rotation.pairs:
                 q, k = rotate(q, positions, c), rotate(k, positions, c)
             high = positions[past:] + 1
             sliding = c.kinds[layer] == "mha_sliding"

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
+from amx_tvm.errors import ModelError
 from relax_passes.kernels.cpu.attention import KVCacheConfig
 
-from .reference import Cache
+from .reference import Cache, plain
 
 CONFIGS = {
-    "3:1": KVCacheConfig(2, 6, 2, 64, 500000.0, page_size=16),
-    "4:1 d128": KVCacheConfig(1, 8, 2, 128, 10000.0, page_size=32),
-    "8:1": KVCacheConfig(1, 8, 1, 64),
-    "1:1": KVCacheConfig(1, 2, 2, 64, rotary_dim=32),
-    "capped, not rotated": KVCacheConfig(1, 4, 2, 64, soft_cap=2.0, rotate=False),
-    "float16": KVCacheConfig(1, 6, 2, 64, dtype="float16", page_size=16),
+    "3:1": KVCacheConfig(2, 6, 2, 64, plain(64, 500000.0), page_size=16),
+    "4:1 d128": KVCacheConfig(1, 8, 2, 128, plain(128), page_size=32),
+    "8:1": KVCacheConfig(1, 8, 1, 64, plain(64)),
+    "1:1": KVCacheConfig(1, 2, 2, 64, plain(32)),
+    "capped, not rotated": KVCacheConfig(1, 4, 2, 64, soft_cap=2.0),
+    "float16": KVCacheConfig(1, 6, 2, 64, plain(64), dtype="float16", page_size=16),
 }
 slow = pytest.mark.slow
 FAST = ["3:1", "float16"]
@@ -105,7 +106,10 @@ def test_rotation_does_not_depend_on_the_path():
     "kinds", [("mha", "mha_sliding"), pytest.param(("mha_sliding",), marks=slow)]
 )
 def test_sliding_layers(kinds):
-    config = KVCacheConfig(len(kinds), 6, 2, 64, attn_kind=kinds, sliding_window=50, page_size=16)
+    rotation = plain(64)
+    config = KVCacheConfig(
+        len(kinds), 6, 2, 64, rotation, attn_kind=kinds, sliding_window=50, page_size=16
+    )
     cache = Cache(config)
     cache.add(0)
     for n in (7, 1, 90, 1, 1, 120, 1, 30, *([1] * 20)):
@@ -114,3 +118,22 @@ def test_sliding_layers(kinds):
     cache.forward({1: 3})
     cache.forward({0: 1, 1: 1})
     assert cache.worst < 5e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "4 attention heads"),
+        ({"head_dim": 72}, "head_dim 72"),
+        ({"rotation": plain(96)}, "rotary_dim 96"),
+        ({"dtype": "int8"}, "int8"),
+        ({"page_size": 24}, "page size 24"),
+        ({"attn_kind": "mla"}, "mla"),
+        ({"attn_kind": ("mha",) * 3}, "3 attention kinds"),
+        ({"attn_kind": "mha_sliding"}, "sliding_window"),
+    ],
+)
+def test_bad_configurations_are_named(change, message):
+    fields = {"layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    with pytest.raises(ModelError, match=message):
+        KVCacheConfig(**(fields | change))

@@ -2,14 +2,16 @@
 
 import math
 import platform
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cpu.attention import KVCacheConfig
 from relax_passes.kernels.cpu.attention.vector import EMPTY_LSE
 
-from .reference import attend, kernel, rotate, tensor, to_pages
+from .reference import attend, kernel, plain, rotate, tensor, to_pages
 
 SHAPES = {  # heads, kv_heads, head_dim
     "3:1": (9, 3, 64),
@@ -238,18 +240,12 @@ def test_paged_prefill_of_a_sliding_layer():
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 @pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_theta": 500000.0},
-        {"rotary_dim": 32},
-        {"rotary_dim": 40},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0,
-                          "original_max_position_embeddings": 2048}},
-    ],
-    ids=["full", "rotary 32", "rotary 40", "yarn"],
-)  # fmt: skip
-def test_split_rotary(tokens, rope):
-    config = make("3:1", **rope)
+    "rotation",
+    [plain(64, 500000.0), plain(32), plain(40), replace(plain(64), factor=1.25), Rotation()],
+    ids=["full", "rotary 32", "rotary 40", "with a factor", "none"],
+)
+def test_split_rotary(tokens, rotation):
+    config = make("3:1", rotation=rotation)
     rng = np.random.default_rng(0)
     qkv = normal(rng, tokens, 15, 64)
     positions = rng.integers(0, 131072, tokens).astype(np.int32)

@@ -11,9 +11,10 @@ tvm = pytest.importorskip("tvm")
 from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, resources  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
+from relax_passes.attention_spec import Rotation  # noqa: E402
 from relax_passes.kernels.cuda import argmax  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
-from relax_passes.kernels.cuda.attention.config import AttentionConfig, Rotation  # noqa: E402
+from relax_passes.kernels.cuda.attention.config import AttentionConfig  # noqa: E402
 from relax_passes.kernels.cuda.buckets import Device  # noqa: E402
 from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
 

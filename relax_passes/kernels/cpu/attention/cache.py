@@ -167,9 +167,9 @@ def _arguments(config: KVCacheConfig, capacity: tuple, target) -> list:  # noqa:
         rx.prim_value(config.head_dim),
         rx.ShapeExpr(kinds),
         rx.prim_value(False),  # no disaggregation
-        rx.prim_value(int(RopeMode.NORMAL if config.rotate else RopeMode.NONE)),
+        rx.prim_value(int(RopeMode.NORMAL if config.rotation.pairs else RopeMode.NONE)),
         rx.prim_value(1),  # rope scale and theta are used by rotation inside attention only
-        rx.prim_value(float(config.rope_theta)),
+        rx.prim_value(10000.0),
         rx.prim_value(0),  # no extension factors: the frequencies are constants of split_rotary
         rx.op.zeros((), config.dtype),
         functions["append"],

@@ -13,11 +13,10 @@ its group, and no dot product ends in a horizontal sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from amx_tvm.errors import ModelError
+from relax_passes.attention_spec import Rotation
 
 PANEL = 16  # tokens of one transposed K panel
 PAGE_SIZE = 64  # tokens of one page: decode reads whole pages, and long streams are faster
@@ -32,15 +31,8 @@ class KVCacheConfig:
     ----------
     layers, num_heads, num_kv_heads, head_dim : int
         Decoder layers, query heads, key/value heads, channels of a head (a multiple of 16).
-    rope_theta : float
-        Base of the rotary frequencies.
-    rope_scaling : mapping or None
-        Hugging Face's ``rope_scaling`` dictionary: types default, linear, llama3, yarn, longrope;
-        dynamic while ``context_length`` stays within ``max_position_embeddings``.
-    rotary_dim : int or None
-        Leading channels that are rotated; None rotates all of them.
-    rotate : bool
-        Whether the cache rotates queries and keys; False where the model has done it.
+    rotation : Rotation
+        What the cache turns queries and keys by; nothing where the model has done it.
     soft_cap : float
         Bound c of c tanh(s / c) on scaled scores; 0 leaves them as they are.
     dtype : str
@@ -51,9 +43,6 @@ class KVCacheConfig:
         "mha" or "mha_sliding", for all layers or one for each.
     page_size : int
         Tokens of a page, a multiple of 16.
-    max_position_embeddings, context_length : int or None
-        The model's trained and this deployment's longest sequence; longrope and dynamic scaling
-        choose their frequencies by them.
     lse_heads : bool
         The last query head of each group does not attend: its output is the log2-sum-exp of the
         scores of the others, channel g for head g and channel group - 1 + g for what rounding to
@@ -67,17 +56,12 @@ class KVCacheConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
-    rotary_dim: int | None = None
-    rotate: bool = True
+    rotation: Rotation = Rotation()
     soft_cap: float = 0.0
     dtype: str = "float32"
     sliding_window: int | None = None
     attn_kind: str | tuple[str, ...] = "mha"
     page_size: int = PAGE_SIZE
-    max_position_embeddings: int | None = None
-    context_length: int | None = None
     lse_heads: bool = False
     quantize: str = ""
 
@@ -91,10 +75,10 @@ class KVCacheConfig:
             raise ModelError(
                 f"head_dim {self.head_dim} is not supported on CPU: expected a multiple of 16"
             )
-        if self.rotary % 2 or not 0 < self.rotary <= self.head_dim:
+        if self.rotation.channels > self.head_dim:
             raise ModelError(
-                f"rotary_dim {self.rotary} is not supported: expected an even number up to "
-                f"head_dim {self.head_dim}"
+                f"rotary_dim {self.rotation.channels} is not supported: expected an even number "
+                f"up to head_dim {self.head_dim}"
             )
         if self.dtype not in ("float32", "float16"):
             raise ModelError(f"KV cache type {self.dtype!r}: expected 'float32' or 'float16'")
@@ -135,11 +119,6 @@ class KVCacheConfig:
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
-
-    @property
-    def rotary(self) -> int:
-        """Channels that are rotated."""
-        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def window(self) -> int:

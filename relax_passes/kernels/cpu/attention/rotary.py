@@ -14,7 +14,6 @@ from tvm.tirx.script.builder import ir as T
 
 from . import vector as v
 from .config import KVCacheConfig
-from .frequencies import inverse_frequencies
 from .functions import sincos
 from .rounding import Rounding
 
@@ -27,12 +26,13 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
     copies without rotating).
     """
     heads, kv_heads, d = config.num_heads, config.num_kv_heads, config.head_dim
-    half = config.rotary // 2
+    half = config.rotation.pairs
     width = math.gcd(half, v.LANES)
-    inv_freq, factor = inverse_frequencies(config)
+    inv_freq, factor = config.rotation.frequencies, config.rotation.factor
     rounding = Rounding(config.quantize) if config.quantize else None
 
-    def token(t, qkv, positions, outputs, apply_rope) -> None:  # noqa: ANN001
+    def turns(t, positions, apply_rope):  # noqa: ANN001, ANN202
+        """Cosine and sine of a token, [half] each."""
         cos, sin = v.scratch("cos", half), v.scratch("sin", half)
         padded = -(-half // v.LANES) * v.LANES
         with T.If(apply_rope > 0):
@@ -56,19 +56,28 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
                 for j in range(0, half, width):
                     v.store(cos, v.const(1.0, width), [j], width)
                     v.store(sin, v.const(0.0, width), [j], width)
+        return cos, sin
+
+    def turn(t, h, count, buffer, qkv, first, cos, sin) -> None:  # noqa: ANN001
+        """Rotate head `first + h` of the input into head h of a result."""
+        with T.serial(0, count) as i:
+            j = i * width
+            low = v.bind(v.load(qkv, [t, h + first, j], width), "low")
+            high = v.bind(v.load(qkv, [t, h + first, half + j], width), "high")
+            c = v.bind(v.load(cos, [j], width), "c")
+            s = v.bind(v.load(sin, [j], width), "s")
+            v.store(buffer, low * c - high * s, [t, h, j], width)
+            v.store(buffer, high * c + low * s, [t, h, half + j], width)
+
+    def token(t, qkv, positions, outputs, apply_rope) -> None:  # noqa: ANN001
+        cos, sin = turns(t, positions, apply_rope) if half else (None, None)
         first = 0
         for name, buffer, count in outputs:
             with T.serial(0, count) as h:
                 rotated = name != "v"
-                start = config.rotary if rotated else 0
-                with T.serial(0, half // width if rotated else 0) as i:
-                    j = i * width
-                    low = v.bind(v.load(qkv, [t, h + first, j], width), "low")
-                    high = v.bind(v.load(qkv, [t, h + first, half + j], width), "high")
-                    c = v.bind(v.load(cos, [j], width), "c")
-                    s = v.bind(v.load(sin, [j], width), "s")
-                    v.store(buffer, low * c - high * s, [t, h, j], width)
-                    v.store(buffer, high * c + low * s, [t, h, half + j], width)
+                start = 2 * half if rotated else 0
+                if half:
+                    turn(t, h, half // width if rotated else 0, buffer, qkv, first, cos, sin)
                 step = math.gcd(d - start, v.LANES)
                 with T.serial(0, (d - start) // step if start < d else 0) as i:
                     j = start + i * step

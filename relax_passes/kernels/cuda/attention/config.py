@@ -7,6 +7,8 @@ from zlib import crc32
 
 import numpy as np
 
+from relax_passes.attention_spec import Rotation
+
 PAGE_TOKENS = 16
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
 
@@ -48,33 +50,18 @@ class AttentionConfig:
         return self.head_dim in HEAD_DIMS and self.group <= 16
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """A rotary embedding: radians a position of each pair of channels, and a factor on both.
+def frequencies_name(rotation: Rotation) -> str:
+    """C name of the array of frequencies."""
+    data = np.asarray(rotation.frequencies, np.float32).tobytes()
+    return f"amx_frequencies_{rotation.pairs}_{crc32(data):08x}"
 
-    Without frequencies nothing turns.
-    """
 
-    frequencies: tuple[float, ...] = ()
-    factor: float = 1.0
-
-    @property
-    def pairs(self) -> int:
-        """Channels that turn with as many others."""
-        return len(self.frequencies)
-
-    @property
-    def name(self) -> str:
-        """C name of the array of frequencies."""
-        data = np.asarray(self.frequencies, np.float32).tobytes()
-        return f"amx_frequencies_{self.pairs}_{crc32(data):08x}"
-
-    def text(self) -> str:
-        """Define the array in constant memory."""
-        values = self.frequencies or (0.0,)
-        numbers = ", ".join(f"{float(np.float32(v))!r}f" for v in values)
-        name = self.name
-        return (
-            f"#ifndef {name.upper()}\n#define {name.upper()}\n"
-            f"__device__ const float {name}[{len(values)}] = {{{numbers}}};\n#endif\n"
-        )
+def frequencies_text(rotation: Rotation) -> str:
+    """Define the array of frequencies as a constant."""
+    values = rotation.frequencies or (0.0,)
+    numbers = ", ".join(f"{float(np.float32(v))!r}f" for v in values)
+    name = frequencies_name(rotation)
+    return (
+        f"#ifndef {name.upper()}\n#define {name.upper()}\n"
+        f"__device__ const float {name}[{len(values)}] = {{{numbers}}};\n#endif\n"
+    )

@@ -17,11 +17,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cuda.buckets import Device
 from relax_passes.kernels.cuda.intrinsics import at, call
 
 from . import decode_text, prefill_text
-from .config import AttentionConfig, Rotation
+from .config import AttentionConfig, frequencies_name, frequencies_text
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
 _WARPS = 8
@@ -95,13 +96,15 @@ def decode(
     flags = ", ".join("true" if f else "false" for f in (one, dependent))
     numbers = f"{d}, {group}, {config.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
     # A function around it passes the frequencies, which the IR cannot name.
-    name = f"amx_decode_{rotation.name}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
-    text = f"""{decode_text.DECODE}{rotation.text()}
+    name = (
+        f"amx_decode_{frequencies_name(rotation)}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
+    )
+    text = f"""{decode_text.DECODE}{frequencies_text(rotation)}
 #ifndef {name.upper()}
 #define {name.upper()}
 __device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out, int layer, float scale,
                                        float cap, int window, int split, int head, int row, int warp, int lane) {{
-  amx_attend_decode<{numbers}>(shared, qkv, out, {rotation.name}, {rotation.factor!r}f, layer, {config.layers},
+  amx_attend_decode<{numbers}>(shared, qkv, out, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers},
                                scale, cap, window, split, head, row, warp, lane);
 }}
 #endif
@@ -151,13 +154,13 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out
 def store(config: AttentionConfig, rotation: Rotation, token_size: int) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
     d = config.head_dim
-    name = f"amx_store_{rotation.name}_{d}_{config.heads}_{config.kv_heads}"
-    text = f"""{prefill_text.PREFILL}{rotation.text()}
+    name = f"amx_store_{frequencies_name(rotation)}_{d}_{config.heads}_{config.kv_heads}"
+    text = f"""{prefill_text.PREFILL}{frequencies_text(rotation)}
 #ifndef {name.upper()}
 #define {name.upper()}
 __device__ __forceinline__ void {name}(const void* qkv, void* q, int layer, int m, int block, int head, int tid) {{
   amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
-      qkv, q, {rotation.name}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
+      qkv, q, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
 }}
 #endif
 """

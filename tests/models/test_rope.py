@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from amx_tvm.errors import ModelError
-from relax_passes.kernels.cpu.attention import KVCacheConfig
-from relax_passes.kernels.cpu.attention.frequencies import inverse_frequencies
+from amx_tvm.models.config import Rope
+from amx_tvm.models.rope import frequencies
 
 LONG = [1.0 + 0.05 * i for i in range(32)]
 SHORT = [1.0 + 0.01 * i for i in range(32)]
@@ -38,8 +38,10 @@ SCALINGS = {
 }
 
 
-def config(scaling, **more):
-    return KVCacheConfig(1, 4, 2, 64, 500000.0, scaling, **more)
+def of(scaling, **more):
+    """Frequencies of 64 channels and the factor."""
+    found = frequencies(Rope(500000.0, scaling or {}), 64, **more)
+    return np.array(found.frequencies), found.factor
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -65,33 +67,31 @@ def test_same_as_transformers(name):
         extra = {"seq_len": 131072} if kind == "longrope" else {}
         expected, factor = utils.ROPE_INIT_FUNCTIONS[kind](hf, "cpu", **extra)
         expected = expected.numpy()
-    ours, our_factor = inverse_frequencies(
-        config(scaling, max_position_embeddings=131072, context_length=131072)
-    )
+    ours, our_factor = of(scaling, trained=131072, context=131072)
     np.testing.assert_allclose(ours, expected, rtol=3e-7)
     assert our_factor == pytest.approx(factor, rel=1e-6)
 
 
 def test_longrope_within_the_trained_length_takes_the_short_factors():
-    long = config(SCALINGS["longrope"], max_position_embeddings=131072, context_length=131072)
-    short = config(SCALINGS["longrope"], max_position_embeddings=131072, context_length=4096)
-    ratio = inverse_frequencies(short)[0] / inverse_frequencies(long)[0]
+    long, _ = of(SCALINGS["longrope"], trained=131072, context=131072)
+    short, _ = of(SCALINGS["longrope"], trained=131072, context=4096)
+    ratio = short / long
     np.testing.assert_allclose(ratio, np.array(LONG) / np.array(SHORT), rtol=1e-6)
 
 
 def test_legacy_type_field():
-    new, _ = inverse_frequencies(config({"rope_type": "linear", "factor": 2.0}))
-    old, _ = inverse_frequencies(config({"type": "linear", "factor": 2.0}))
+    new, _ = of({"rope_type": "linear", "factor": 2.0})
+    old, _ = of({"type": "linear", "factor": 2.0})
     assert (new == old).all()
 
 
 def test_dynamic_is_plain_up_to_the_trained_length_and_refused_beyond():
     scaling = {"rope_type": "dynamic", "factor": 2.0}
-    plain, _ = inverse_frequencies(config(None))
-    within = config(scaling, max_position_embeddings=2048, context_length=2048)
-    assert (inverse_frequencies(within)[0] == plain).all()
+    plain, _ = of(None)
+    within, _ = of(scaling, trained=2048, context=2048)
+    assert (within == plain).all()
     with pytest.raises(ModelError, match="2048"):
-        inverse_frequencies(config(scaling, max_position_embeddings=2048, context_length=4096))
+        of(scaling, trained=2048, context=4096)
 
 
 @pytest.mark.parametrize(
@@ -106,23 +106,4 @@ def test_dynamic_is_plain_up_to_the_trained_length_and_refused_beyond():
 def test_bad_scalings_are_named(scaling, message):
     length = None if scaling.get("rope_type") == "yarn" else 131072
     with pytest.raises(ModelError, match=message):
-        inverse_frequencies(config(scaling, max_position_embeddings=length))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_kv_heads": 3}, "4 attention heads"),
-        ({"head_dim": 72}, "head_dim 72"),
-        ({"rotary_dim": 96}, "rotary_dim 96"),
-        ({"dtype": "int8"}, "int8"),
-        ({"page_size": 24}, "page size 24"),
-        ({"attn_kind": "mla"}, "mla"),
-        ({"attn_kind": ("mha",) * 3}, "3 attention kinds"),
-        ({"attn_kind": "mha_sliding"}, "sliding_window"),
-    ],
-)
-def test_bad_configurations_are_named(change, message):
-    fields = {"layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
-    with pytest.raises(ModelError, match=message):
-        KVCacheConfig(**(fields | change))
+        of(scaling, trained=length)
