@@ -16,6 +16,7 @@ from typing import Any
 
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.artifact.manifest import LibraryRecord
+from amx_tvm.artifact.names import default_output
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
 from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
@@ -85,7 +86,8 @@ def compile(  # noqa: A001 - the verb that users know
     quantization : str or QuantizationConfig
         "amxfp4" (weights), "amxfp4-w4a4" (weights and activations), another format, or "none".
     output : path, optional
-        Directory of the artifact; by default ``dist/NAME-QUANTIZATION`` here.
+        Directory of the artifact; by default ``dist/NAME-QUANTIZATION`` here, NAME being what
+        of the model's name is letters, digits and "._+-".
     example_inputs : sequence of tensor, optional
         Inputs that a torch module is exported with; not needed for causal language models.
     dynamic_shapes : optional
@@ -138,7 +140,7 @@ def compile(  # noqa: A001 - the verb that users know
     source = open_model(model, example_inputs, dynamic_shapes)
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
-    place = Path(output) if output is not None else Path("dist") / f"{source.name}-{label}"
+    place = Path(output) if output is not None else default_output(source.name, label)
     with ArtifactWriter(place, overwrite=overwrite) as writer:
         if calibration is not None:
             if source.kind == "function":

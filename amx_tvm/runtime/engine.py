@@ -24,6 +24,7 @@ from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.sampler import Sampling
+from amx_tvm.runtime.stream import special_stops
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 
 DEFAULT_CONTEXT = 4096
@@ -128,7 +129,8 @@ class Engine:
         temperature, top_k, top_p, min_p, repetition_penalty, seed
             See `amx_tvm.runtime.Sampling`. The default, temperature 0, is greedy.
         stop : str or sequence of str
-            Texts that end the generation; they are not part of the result.
+            Texts that end the generation; they are not part of the result. One that is a special
+            token ends it when the model chooses the token.
         stop_token_ids : sequence of int
             More tokens that end it.
         ignore_eos : bool
@@ -234,14 +236,17 @@ class Engine:
     ) -> Run:
         """Check a request and turn it into a Run."""
         stop = options.pop("stop", ())
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stop and not self._has_text:
+            raise GenerationError(
+                f"stop strings need the package `tokenizers` and a tokenizer in {self.path}"
+            )
         stop_tokens = set(options.pop("stop_token_ids", ()))
         if not options.pop("ignore_eos", False):
             stop_tokens.update(self.manifest.model["eos_token_ids"])
-        limits = Limits(
-            max_new_tokens,
-            (stop,) if isinstance(stop, str) else tuple(stop),
-            frozenset(stop_tokens),
-        )
+        if stop:
+            stop_tokens |= special_stops(self.tokenizer, stop)
+        limits = Limits(max_new_tokens, stop, frozenset(stop_tokens))
         try:
             sampling = Sampling(**options)
         except TypeError as error:
@@ -256,10 +261,5 @@ class Engine:
                 f"shorten it, or load with context_length up to "
                 f"{self.manifest.model['context_length']}"
             )
-        has_text = self._has_text
-        if limits.stop and not has_text:
-            raise GenerationError(
-                f"stop strings need the package `tokenizers` and a tokenizer in {self.path}"
-            )
-        tokenizer = self.tokenizer if has_text else None
+        tokenizer = self.tokenizer if self._has_text else None
         return Run(tokens, sampling, limits, tokenizer, self.context_length, stream)

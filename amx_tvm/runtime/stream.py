@@ -89,6 +89,16 @@ class StopFilter:
         return shown
 
 
+def special_stops(tokenizer: Any, stops: Sequence[str]) -> set[int]:
+    """Return the ids of those stop strings that are special tokens of a `tokenizers.Tokenizer`.
+
+    Special tokens are left out of the text, so a filter of text would never see them.
+    """
+    ids = {tokenizer.token_to_id(stop) for stop in stops} - {None}
+    added = tokenizer.get_added_tokens_decoder() if ids else {}
+    return {index for index in ids if index in added and added[index].special}
+
+
 def _overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of ``text`` that begins ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):

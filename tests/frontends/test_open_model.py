@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from amx_tvm.errors import ModelError
+import amx_tvm
+from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import open_model
+from amx_tvm.frontends.hf.source import HuggingFaceSource
 
 from .conftest import one_line
 
@@ -73,3 +75,11 @@ def test_package_file_is_found_without_importing(smollm2):
 
 def test_directory_with_one_gguf_file(smollm2):
     assert open_model(smollm2.path.parent).digest() == smollm2.digest()
+
+
+def test_the_name_of_a_model_chooses_no_directory(monkeypatch, tmp_path, model_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dist" / "escaped-none").mkdir(parents=True)
+    (tmp_path / "dist" / "escaped-none" / "other").touch()
+    with pytest.raises(ArtifactError, match="dist/escaped-none exists"):  # before any work
+        amx_tvm.compile(HuggingFaceSource(model_dir, name="../../escaped"), quantization="none")

@@ -162,6 +162,12 @@ def test_stop_string(engine):
     assert (stream.result.finish_reason, stream.result.stopped_by) == ("stop", stop)
 
 
+def test_stop_string_that_is_a_special_token(engine):
+    run = engine._run("the cat", 8, {"stop": "<eos>", "ignore_eos": True})
+    assert not run.finished and run.accept(toy.EOS) == ""
+    assert (run.result.finish_reason, run.result.stopped_by) == ("stop", toy.EOS)
+
+
 def test_batch_equals_single(engine):
     prompts = ["the quick brown", "the cat", "dog", [5, 6, 7], "the quick brown fox jumps"]
     batch = engine.generate_batch(prompts, max_new_tokens=16, ignore_eos=True)

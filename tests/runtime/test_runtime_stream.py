@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from amx_tvm.runtime.stream import Detokenizer, StopFilter
+from amx_tvm.runtime.stream import Detokenizer, StopFilter, special_stops
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,12 @@ def test_stop_filter_equals_a_search_in_the_whole_text(text, stops, size):
         assert stopped is not None
         assert text.startswith("".join(shown) + stopped)
         assert not any(stop in "".join(shown) for stop in stops)
+
+
+def test_stop_strings_that_are_special_tokens(byte_level, byte_fallback):
+    assert special_stops(byte_level, ["<eos>", "the", "no token", ""]) == {0}
+    byte_fallback = Tokenizer.from_str(byte_fallback.to_str())
+    byte_fallback.add_tokens(["<tool>"])  # shown in the text, so the text is searched for it
+    byte_fallback.add_special_tokens(["<|im_end|>"])
+    end = byte_fallback.token_to_id("<|im_end|>")
+    assert special_stops(byte_fallback, ["<tool>", "\u2581", "<|im_end|>"]) == {end}
