@@ -1,12 +1,12 @@
 """Scan every point of the tuner's spaces on this CPU: how near are the defaults, and the search?
 
-    python -m benchmarks.tuning_scan build --out build/scan      compile every point (minutes)
     python -m benchmarks.tuning_scan measure --out build/scan    time every point beside the default
     python -m benchmarks.tuning_scan confirm --out build/scan    time the fastest of them once more
     python -m benchmarks.tuning_scan report --out build/scan     the scan's best, and searches
 
-Scanned are the kernels of a decode step of SmolLM2-135M and of the Llama-3.2-1B shape, and two
-kernels of SmolLM2 for any number of rows; ``--kernel TEXT`` takes those whose name holds TEXT.
+The tuner's own worker builds and times them. Scanned are the kernels of a decode step of
+SmolLM2-135M and of the Llama-3.2-1B shape, and two kernels of SmolLM2 for any number of rows;
+``--kernel TEXT`` takes those whose name holds TEXT.
 
 The fastest of several hundred noisy figures owes much to noise, so the fastest points are measured
 again together, and only those count as the best. The report replays the search on these figures for
@@ -24,11 +24,19 @@ from typing import Any
 
 import numpy as np
 
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.targets import resolve
+from benchmarks.random_llama import SHAPE
 from relax_passes.spec import LinearSpec
+from tuning.measure import Failure, Worker
+from tuning.search import Search, point_key, ratios
+from tuning.spaces import Space, space_of
+from tuning.tasks import tasks_of
 
 TURNS = 7
 CONTROL = "control"  # the default once more, under another name
 CONFIRMED, CONFIRM_TURNS = 12, 25  # the fastest points of a scan, and their turns
+LIMIT = 600.0  # seconds for one request
 SEEDS = 20
 ANY_ROWS = ("3072x576", "576x1536")  # gate and up, down
 
@@ -46,36 +54,25 @@ class Kernel:
         return self.folder.name.partition("-")[0]
 
     @property
-    def space(self) -> Any:
-        from tuning.spaces import space_of
-
-        return space_of(self.spec, target_here())
+    def space(self) -> Space:
+        return space_of(self.spec, resolve("llvm").tvm)
 
     def scan(self) -> dict[str, Any]:
         return json.loads((self.folder / "scan.json").read_text())
 
-    def points(self) -> list[dict[str, Any]]:
-        return json.loads((self.folder / "points.json").read_text())
+    def keep(self, content: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "scan.json").write_text(json.dumps(content))
 
-    def load(self, number: int) -> Any:
-        import tvm
-
-        return tvm.runtime.load_module(str(self.folder / f"{number:04}.so"))["f"]
-
-
-def target_here() -> Any:
-    from amx_tvm.targets import resolve
-
-    return resolve("llvm").tvm
+    def times(self, worker: Worker, points: list[dict[str, Any]], turns: int) -> list[list[float]]:
+        found = worker.measure(self.spec, self.space.rows, points, turns)
+        if isinstance(found, Failure):
+            raise SystemExit(f"{self.folder.name}: {found.kind}: {found.detail}")
+        return found.times
 
 
 def kernels(out: Path, wanted: str) -> Iterator[Kernel]:
     """Yield the kernels to scan, as the compiler's passes ask for them."""
-    from amx_tvm.config import QuantizationConfig
-    from amx_tvm.targets import resolve
-    from benchmarks.random_llama import SHAPE
-    from tuning.tasks import tasks_of
-
     target = resolve("llvm")
     four_bit_head = QuantizationConfig("amxfp4", head="amxfp4")
     for model, source, quantization in (
@@ -91,71 +88,31 @@ def kernels(out: Path, wanted: str) -> Iterator[Kernel]:
                 yield Kernel(out / name, task.spec, task.decode)
 
 
-def build(kernel: Kernel) -> None:
-    """Compile and link every point that is not there yet."""
-    import tvm
-
-    from tuning.kernels import build as build_kernel
-
-    kernel.folder.mkdir(parents=True, exist_ok=True)
-    target, points = target_here(), list(kernel.space.points())
-    for number, point in enumerate(points):
-        path = kernel.folder / f"{number:04}.so"
-        if path.exists():
-            continue
-        func = build_kernel(kernel.spec, target, point).func.with_attr("global_symbol", "f")
-        tvm.compile(tvm.IRModule({"f": func}), target).export_library(str(path))
-    (kernel.folder / "points.json").write_text(json.dumps(points))
-    print(f"{kernel.folder.name}: {len(points)} points", flush=True)
-
-
-def measure(kernel: Kernel) -> None:
+def measure(kernel: Kernel, worker: Worker) -> None:
     """Time every point in turns with the default."""
-    from tuning.search import ratios
-
-    points, turns = kernel.points(), Turns(kernel)
-    default = kernel.load(0)
+    points = list(kernel.space.points())
     found = {}
-    for number, point in enumerate([*points, points[0]]):
-        control = number == len(points)
-        times = turns([default, kernel.load(0 if control else number)], TURNS)
-        ratio = ratios(times[1], times[0])
-        found[CONTROL if control else key_of(point)] = ratio
-        if number in (0, len(points)):
-            print(f"{kernel.folder.name}: default against itself {ratio[1]:.3f}", flush=True)
-    content = {"spec": asdict(kernel.spec), "ratios": found}
-    (kernel.folder / "scan.json").write_text(json.dumps(content))
+    for name, point in [*((point_key(p), p) for p in points), (CONTROL, points[0])]:
+        times = kernel.times(worker, [points[0], point], TURNS)
+        found[name] = ratios(times[1], times[0])
+    control = found[CONTROL][1]
+    print(f"{kernel.folder.name}: default against itself {control:.3f}", flush=True)
+    kernel.keep({"spec": asdict(kernel.spec), "ratios": found})
 
 
-def confirm(kernel: Kernel) -> None:
+def confirm(kernel: Kernel, worker: Worker) -> None:
     """Time the fastest points of a scan once more, longer, all of them in turns."""
-    from tuning.search import ratios
-
-    points, content = kernel.points(), kernel.scan()
+    default, *points = kernel.space.points()
+    content = kernel.scan()
     table = content["ratios"]
-    order = sorted(range(1, len(points)), key=lambda i: table[key_of(points[i])][1])[:CONFIRMED]
-    times = Turns(kernel)([kernel.load(number) for number in (0, *order)], CONFIRM_TURNS)
+    fastest = sorted(points, key=lambda p: table[point_key(p)][1])[:CONFIRMED]
+    times = kernel.times(worker, [default, *fastest], CONFIRM_TURNS)
     content["seconds"] = float(np.median(times[0]))
     content["confirmed"] = {
-        key_of(points[number]): ratios(taken, times[0])
-        for number, taken in zip((0, *order), times, strict=True)
+        point_key(point): ratios(taken, times[0])
+        for point, taken in zip([default, *fastest], times, strict=True)
     }
-    (kernel.folder / "scan.json").write_text(json.dumps(content))
-
-
-class Turns:
-    """Times kernels in turns over the operands of one specification, as the tuner's worker does."""
-
-    def __init__(self, kernel: Kernel):
-        from tuning.worker import Bench
-
-        self.bench = Bench(kernel.spec, target_here(), kernel.space.rows)
-
-    def __call__(self, functions: list[Any], turns: int) -> list[list[float]]:
-        from tuning.worker import Server
-
-        calls = len(self.bench.weights) + 1
-        return Server._turns(functions, lambda f: self.bench.seconds(f, calls), turns)
+    kernel.keep(content)
 
 
 def report(found: list[Kernel]) -> None:
@@ -197,14 +154,8 @@ def report(found: list[Kernel]) -> None:
         print(f"{model}, linears of a decode step: the best points take {best / default:.3f}")
 
 
-def key_of(point: dict[str, Any]) -> str:
-    return json.dumps(point, sort_keys=True)
-
-
-def speed(table: dict[str, Any], space: Any, seed: int, trials: int, best: float) -> float:
+def speed(table: dict[str, Any], space: Space, seed: int, trials: int, best: float) -> float:
     """Return best time / found time after a search over the scan's figures."""
-    from tuning.search import Search, point_key
-
     search = Search(space, seed)
     for _ in range(trials):
         point, against = search.next(), search.incumbent
@@ -222,7 +173,7 @@ def random_speed(table: dict[str, Any], seed: int, trials: int, best: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    steps = {"build": build, "measure": measure, "confirm": confirm}
+    steps = {"measure": measure, "confirm": confirm}
     parser.add_argument("action", choices=(*steps, "report"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kernel", default="", metavar="TEXT")
@@ -231,8 +182,9 @@ def main() -> None:
     if options.action == "report":
         report([kernel for kernel in found if (kernel.folder / "scan.json").exists()])
         return
-    for kernel in found:
-        steps[options.action](kernel)
+    with Worker("llvm", LIMIT) as worker:
+        for kernel in found:
+            steps[options.action](kernel, worker)
 
 
 if __name__ == "__main__":

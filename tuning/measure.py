@@ -1,4 +1,7 @@
-"""Builder and runner: candidates go to a warm worker process under a real time limit.
+"""Measuring: candidates go to a warm worker process under a real time limit.
+
+One protocol (worker.py) for this machine, for devices behind an RPC tracker (remote_worker.py) and
+for packages on a machine with a GPU (package_worker.py).
 
 Every way to fail has a name, costs one candidate and leaves the tuner running:
 
@@ -8,7 +11,6 @@ Every way to fail has a name, costs one candidate and leaves the tuner running:
     crashed        the process died (a segmentation fault, the out-of-memory killer)
 
 and "lost" is no fault of the candidate: a remote device is gone, another one has to try.
-
 
 Limits count time in which this process runs: while the machine is suspended, or a debugger or a
 batch system has stopped both processes, the clock of a candidate stands still.
@@ -129,6 +131,7 @@ class Worker:
     ):
         self.target, self.limit, self.command = target, limit, tuple(command)
         self.threads, self.starts = threads, 0
+        self.host: dict[str, Any] | None = None  # what the process says of its machine
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: Any = None
 
@@ -145,18 +148,11 @@ class Worker:
         contenders: Sequence[dict[str, Any]],
         repeats: int,
     ) -> Measured | Failure:
-        """Build, check and time contenders in turns."""
-        return self._contend("measure", spec, rows, contenders, repeats)
+        """Build contenders, compare them with the oracle and time them in ``repeats`` turns.
 
-    def check(
-        self, spec: LinearSpec, rows: Sequence[int], knobs: dict[str, Any]
-    ) -> Measured | Failure:
-        """Build one candidate and compare it with the oracle; ``times`` is empty."""
-        return self._contend("check", spec, rows, [knobs], 0)
-
-    def _contend(self, op: str, spec: LinearSpec, rows: Any, contenders: Any, repeats: int) -> Any:
+        Without turns ``times`` is empty.
+        """
         request = {
-            "op": op,
             "spec": asdict(spec),
             "target": self.target,
             "rows": list(rows),
@@ -170,7 +166,7 @@ class Worker:
         if answer["state"] != "ok":
             return Failure(answer["state"], answer["detail"], answer.get("contender"))
         errors = [tuple(e) for e in answer["errors"]]
-        return Measured(answer.get("times", []), errors, answer.get("host"))
+        return Measured(answer["times"], errors, answer.get("host", self.host))
 
     def _start(self) -> None:
         """Start a process and wait until it has imported the compiler."""
@@ -192,9 +188,10 @@ class Worker:
             start_new_session=True,  # Ctrl-C reaches the tuner alone, which then ends its worker
         )
         self.starts += 1
-        answer = self._ask({"op": "ping"}, START_SECONDS)
+        answer = self._ask({}, START_SECONDS)
         if isinstance(answer, Failure):
             raise TuningError(f"the measuring process does not start: {answer.detail}")
+        self.host = answer.get("host")
 
     def _ask(self, request: dict[str, Any], limit: float) -> Any:
         """Send a request; return the answer, or a failure after ending the process."""

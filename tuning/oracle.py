@@ -23,7 +23,7 @@ FRAGMENT_LIMIT = 1.5e-3  # norm of the deviation: y is float16, and scales are a
 
 
 def limit(spec: LinearSpec, m: int) -> float:
-    """Return how far a correct kernel may be from the oracle, relative to its largest value."""
+    """Return how far a correct CPU kernel may be from the oracle, of its largest value."""
     from relax_passes.kernels.cpu.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
 
     integer = spec.format != "none" and spec.activation in INTEGER_SCHEMES
@@ -70,15 +70,14 @@ class Operands:
         behind, y = _epilogue(spec, y, self._rng, np.float32)
         return before, behind, y
 
+    def error(self, y: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
+        """Return (how far a kernel's y is from the answer, how far it may be)."""
+        off = float(np.abs(y - answer).max() / np.abs(answer).max())
+        return off if np.isfinite(off) else float("inf"), limit(self.spec, len(answer))
 
-class FragmentOperands:
-    """Arguments of a CUDA kernel (layout "cuda-fragment", float16 in and out) and its result.
 
-    Attributes
-    ----------
-    weights : list of numpy.ndarray
-        Packed weight arguments.
-    """
+class FragmentOperands(Operands):
+    """Arguments of a CUDA kernel (layout "cuda-fragment", float16 in and out) and its result."""
 
     def __init__(self, spec: LinearSpec, seed: int = 0):
         from amx_tvm.formats import cuda_layout
@@ -105,6 +104,11 @@ class FragmentOperands:
         y = np.tile(y.astype(np.float64), (1, self._repeats))[:, : spec.n]
         behind, y = _epilogue(spec, y, self._rng, np.float16)
         return before, behind, y
+
+    def error(self, y: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
+        """Return (norm of the deviation over the answer's, how large it may be)."""
+        off = float(np.linalg.norm(y.astype(np.float64) - answer) / np.linalg.norm(answer))
+        return off if np.isfinite(off) else float("inf"), FRAGMENT_LIMIT
 
 
 def _epilogue(

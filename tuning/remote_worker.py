@@ -20,13 +20,15 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from tuning.oracle import limit
-from tuning.worker import CACHE_BYTES, Bench, Server, serve
+from amx_tvm.linker import linker
+from tuning.oracle import Operands
+from tuning.worker import CACHE_BYTES, Bench, Server, compiled, serve
 
 PATIENCE = 20.0  # seconds without any device of the key until it counts as lost
 CALLS = 5  # timed calls of a contender in one turn
@@ -37,94 +39,67 @@ class Lost(Exception):
 
 
 class RemoteBench(Bench):
-    """Operands and answers of one specification on this machine, kernels as linked libraries."""
+    """Operands on a device, for the time of one session."""
 
-    def __init__(self, spec: Any, target: Any, rows: tuple[int, ...]):
-        super().__init__(spec, target, rows)
-        self.weights = []  # they go to the device with each session
-        self.folder = tempfile.TemporaryDirectory(prefix="amx-tvm-tune-")
+    def __init__(self, session: Any, operands: Operands, rows: Sequence[int]):
+        self.device = session.cpu(0)
+        super().__init__(operands, rows)
 
-    def build(self, knobs: dict[str, Any]) -> Path:
-        """Compile and link a candidate, once; returns its library."""
-        from amx_tvm.linker import linker
-
-        key = json.dumps(knobs, sort_keys=True)
-        if key not in self.kernels:
-            path = Path(self.folder.name) / f"kernel{len(self.kernels)}.so"
-            link = linker(str(self.target.attrs.get("mtriple", "")))
-            self.compiled(knobs).export_library(str(path), **({"fcompile": link} if link else {}))
-            self.kernels[key] = path
-        return self.kernels[key]
-
-
-class OnDevice:
-    """One session: the bench's operands and some kernels on the device."""
-
-    def __init__(self, session: Any, bench: RemoteBench, libraries: list[Path]):
+    def send(self, array: np.ndarray) -> Any:
+        """Copy an array to the device."""
         import tvm
 
-        self.bench, self.device = bench, session.cpu(0)
-        self.modules = []
-        for path in libraries:
-            session.upload(str(path))
-            self.modules.append(session.load_module(path.name))
-        self._tensor = tvm.runtime.tensor
-        self.weights = [self._tensor(w, self.device) for w in bench.operands.weights]
-        self.cases = {}
-        for m, (before, behind, y, answer) in bench.cases.items():
-            there = [
-                [tvm.runtime.tensor(a.numpy(), self.device) for a in x] for x in (before, behind)
-            ]
-            result = tvm.runtime.tensor(y.numpy(), self.device)
-            self.cases[m] = (*there, result, answer)
+        return tvm.runtime.tensor(array, self.device)
 
-    def _sent(self, array: Any) -> Any:
-        return self._tensor(array.numpy(), self.device)
+    def error(self, kernel: Any) -> tuple[float, float]:
+        """Compare a module's function; see ``Bench``."""
+        return super().error(kernel["f"])
 
-    def error(self, module: Any) -> tuple[float, float]:
-        """Return (deviation from the oracle, what is allowed), the worst over numbers of rows."""
-        worst = (-1.0, 1.0)
-        for m, (before, behind, y, answer) in self.cases.items():
-            y.copyfrom(np.full(answer.shape, np.nan, self.bench.spec.out_dtype))
-            module["f"](*before, *self.weights, *behind, y)
-            off = float(np.abs(y.numpy() - answer).max() / np.abs(answer).max())
-            found = (off if np.isfinite(off) else float("inf"), limit(self.bench.spec, m))
-            worst = max(worst, found, key=lambda pair: pair[0] / pair[1])
-        return worst
-
-    def seconds(self, module: Any) -> float:
+    def seconds(self, kernel: Any) -> float:
         """Return the summed median seconds of a call over the measured numbers of rows."""
-        timer = module.time_evaluator(
+        timer = kernel.time_evaluator(
             "f", self.device, number=1, repeat=CALLS, cache_flush_bytes=CACHE_BYTES
         )
         return sum(
-            float(np.median(timer(*before, *self.weights, *behind, y).results))
-            for before, behind, y, _ in self.cases.values()
+            float(np.median(timer(*before, *self.weights[0], *behind, y).results))
+            for before, behind, y, _ in self.cases
         )
 
 
 class RemoteServer(Server):
     """Answers requests on devices of one key."""
 
-    bench_type = RemoteBench
-
     def __init__(self, tracker: str, key: str, seconds: float):
         super().__init__()
         host, _, port = tracker.rpartition(":")
         self.tracker, self.key, self.limit = (host, int(port)), key, seconds
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Build here; check and time there, on a second device if the first breaks off."""
-        if request["op"] == "ping":
-            return super().answer(request)
-        bench = cast(RemoteBench, self._bench_of(request))
-        libraries: list[Any] = []
-        if failure := self._built(bench, request["contenders"], libraries):
-            return failure
+    def prepare(self, request: dict[str, Any]) -> None:
+        """Make ready for a specification; nothing goes to a device yet."""
+        from amx_tvm.targets import resolve
+
+        self.target = resolve(request["target"]).tvm
+        self.operands, self.rows = Operands(self.spec), request["rows"]
+        self.folder = tempfile.TemporaryDirectory(prefix="amx-tvm-tune-")
+
+    def build(self, contender: dict[str, Any]) -> Path:
+        """Compile and link a candidate; returns its library."""
+        path = Path(self.folder.name) / f"kernel{len(self._built)}.so"
+        link = linker(str(self.target.attrs.get("mtriple", "")))
+        module = self.compiled(contender)
+        module.export_library(str(path), **({"fcompile": link} if link else {}))
+        return path
+
+    def compiled(self, contender: dict[str, Any]) -> Any:
+        """Compile a candidate."""
+        return compiled(self.spec, self.target, contender)
+
+    def contend(self, kernels: list[Path], repeats: int) -> dict[str, Any]:
+        """Check and time on a device, on a second one if the first breaks off."""
         for last in (False, True):
             start = time.monotonic()
             try:
-                return self._on_device(bench, libraries, request)
+                return self._on_device(kernels, repeats)
             except Lost as error:
                 return {"state": "lost", "detail": str(error)}
             except Exception as error:  # TVM raises several types of its own
@@ -138,19 +113,14 @@ class RemoteServer(Server):
                     return {"state": "crashed", "detail": f"the session broke twice: {detail}"}
         raise AssertionError("unreachable")
 
-    def _on_device(
-        self, bench: RemoteBench, libraries: list[Path], request: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _on_device(self, libraries: list[Path], repeats: int) -> dict[str, Any]:
         session = self._session()
-        there = OnDevice(session, bench, libraries)
-        errors = [there.error(module) for module in there.modules]
-        if failure := self._wrong(errors):
-            return failure
-        result: dict[str, Any] = {"state": "ok", "errors": errors, "host": host_of(session)}
-        if request["op"] == "measure":
-            times = self._turns(there.modules, there.seconds, int(request["repeats"]))
-            result["times"] = times
-        return result
+        modules = []
+        for path in libraries:
+            session.upload(str(path))
+            modules.append(session.load_module(path.name))
+        answer = RemoteBench(session, self.operands, self.rows).contend(modules, repeats)
+        return {**answer, "host": host_of(session)}
 
     def _session(self) -> Any:
         """Wait for a free device; give up when the tracker knows none for a while."""

@@ -58,7 +58,7 @@ def verify(
             if reason is None:
                 spec = spec_of(asdict(record.kernel))
                 rows = space_of(spec, resolved.tvm).rows
-                result = worker.check(spec, rows, record.knobs)
+                result = worker.measure(spec, rows, [record.knobs], 0)
                 if isinstance(result, Failure):
                     reason = f"{result.kind}: {result.detail}"
             yield record, reason

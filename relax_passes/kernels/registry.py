@@ -29,12 +29,6 @@ class Kernel:
     why: str
 
 
-def register_rule(rule: Rule, first: bool = True) -> Rule:
-    """Add a rule, by default in front of the others."""
-    _RULES.insert(0 if first else len(_RULES), rule)
-    return rule
-
-
 def rules() -> tuple[Rule, ...]:
     """List the rules in the order in which they are asked."""
     return tuple(_RULES)

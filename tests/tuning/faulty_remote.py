@@ -9,17 +9,17 @@ from faulty_worker import CRASH, HANG
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tuning.remote_worker import RemoteBench, RemoteServer
+from tuning.remote_worker import RemoteServer
 from tuning.worker import serve
 
 
-class FaultyBench(RemoteBench):
+class FaultyServer(RemoteServer):
     """Kernels of two prefetch distances call abort() and pause() of the C library."""
 
-    def compiled(self, knobs):
-        call = {CRASH: "abort", HANG: "pause"}.get(knobs["prefetch"])
+    def compiled(self, contender):
+        call = {CRASH: "abort", HANG: "pause"}.get(contender["prefetch"])
         if call is None:
-            return super().compiled(knobs)
+            return super().compiled(contender)
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("f")
@@ -27,10 +27,6 @@ class FaultyBench(RemoteBench):
                     T.arg(name, T.Buffer([1 if n is None else n for n in shape], dtype))
                 T.evaluate(tvm.tirx.call_extern("int32", call))
         return tvm.compile(tvm.IRModule({"f": builder.get()}), self.target)
-
-
-class FaultyServer(RemoteServer):
-    bench_type = FaultyBench
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,9 @@ from amx_tvm.targets import ResolvedTarget
 from relax_passes.kernels.cuda.buffers import argument_shapes
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
-from tuning import package, package_import
+from tuning import package, package_import, package_run
 from tuning.lookup import Lookup
+from tuning.measure import Worker
 from tuning.oracle import FragmentOperands
 from tuning.tasks import Task
 
@@ -127,6 +129,22 @@ def test_operands_fit_the_kernel(options):
         assert array is answer or str(array.dtype) == dtype
 
 
+def test_a_contest_names_who_failed_and_confirms_the_fastest():
+    entry = {"spec": asdict(SPEC), "rows": 8}
+    names = ("default.so", "crash.so", "slow.so", "wrong.so", "fast.so")
+    entry["candidates"] = [{"library": n, "knobs": {"name": n}, "failure": None} for n in names]
+    entry["candidates"].append({"library": "", "knobs": {}, "failure": "no such tile"})
+    command = (sys.executable, str(Path(__file__).parent / "package_stub.py"))
+    with Worker("cuda/sm_90a", 60, command) as worker:
+        found = package_run.Contest(worker, entry).run()
+        assert worker.starts == 2
+    states = [r["state"] for r in found["results"]]
+    assert states == ["ok", "crashed", "ok", "wrong", "ok", "build_failed"]
+    assert found["results"][2]["ratio"][1] == 1.5
+    assert found["final"]["candidate"] == 4 and found["final"]["ratio"] == [0.5, 0.5, 0.5]
+    assert found["final"]["default_seconds"] == 2.0 and found["results"][4]["error"] == 1e-4
+
+
 def test_measuring_needs_no_compiler():
     """What `package_run` imports to measure, where TVM's Python package is missing."""
     code = """
@@ -134,7 +152,7 @@ import sys
 sys.modules["tvm"] = None
 import numpy as np
 from relax_passes.spec import LinearSpec
-from tuning import package_run
+from tuning import package_run, package_worker
 from tuning.oracle import FragmentOperands
 operands = FragmentOperands(LinearSpec("amxfp4", 64, 128, "float16", out_dtype="float16"))
 assert operands.arguments(2)[2].shape == (2, 64)

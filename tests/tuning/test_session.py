@@ -46,7 +46,7 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
     with Worker("llvm", 10, FAULTY, threads=1) as worker:
         assert isinstance(worker.measure(spec, (1,), [{"prefetch": 4096}], 2), Measured)
         worker.limit = 8
-        broken = worker.check(spec, (1,), {"prefetch": faulty_worker.BROKEN})
+        broken = worker.measure(spec, (1,), [{"prefetch": faulty_worker.BROKEN}], 0)
         assert isinstance(broken, Failure) and broken.kind == "build_failed"
         assert "no such prefetch" in broken.detail
         session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space(values))
