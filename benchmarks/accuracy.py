@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --formats amxfp4 amxfp4-w4a4 --recipes plain smooth-gptq
     python benchmarks/accuracy.py --formats nvfp4 int4 --windows 8 --json accuracy.json
 
-Computes the fake-quantized float32 network in torch (`amx_tvm.calibration.reference`). Compiled
+Computes the fake-quantized float32 network in torch (`benchmarks/torch_reference.py`). Compiled
 models are measured by `amx-tvm eval`. Each line takes some minutes on two cores.
 """
 
@@ -15,10 +15,10 @@ import time
 
 import accuracy_texts
 from tokenizers import Tokenizer
+from torch_reference import Reference
 
 from amx_tvm.calibration import RECIPES, calibrate
 from amx_tvm.calibration.api import tokenizer_of
-from amx_tvm.calibration.reference import Reference
 from amx_tvm.evaluation import Protocol, Window, cut, measure
 from amx_tvm.frontends import open_model
 

@@ -1,7 +1,5 @@
 """TVM's RPC server on a device, with TVM's runtime alone; what `amx-tvm device-server` starts.
 
-    python -m tuning.device_server TRACKER KEY [--host ADDRESS] [--port FIRST] [--threads N]
-
 The compiler library is never loaded (TVM_USE_RUNTIME_LIB), so any board with TVM's runtime will do.
 Each session is a process of its own: a kernel that crashes or hangs ends with it.
 
@@ -13,12 +11,10 @@ Whoever reaches the port can run code here: only in networks that you trust.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from typing import Any
 
-FIRST_PORT = 9090
 PORTS = 200
 
 
@@ -75,27 +71,3 @@ def _surviving(serving: Any, logger: Any) -> Any:
             sock.close()
 
     return survive
-
-
-def main() -> None:
-    """Parse the options of `python -m tuning.device_server`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("tracker")
-    parser.add_argument("key")
-    parser.add_argument("--host", default="0.0.0.0")
-    parser.add_argument("--port", type=int, default=FIRST_PORT)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--address", default="")
-    options = parser.parse_args()
-    run(
-        options.tracker,
-        options.key,
-        options.host,
-        options.port,
-        options.threads,
-        options.address,
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -21,13 +21,13 @@ from typing import Any
 
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
-from amx_tvm.targets import ResolvedTarget, resolve
+from amx_tvm.targets import resolve
 from relax_passes.spec import LinearSpec
-from tuning.kernels import build
+from tuning.package_run import PACKAGE
 from tuning.session import Session, TaskState
 from tuning.tasks import tasks_of
+from tuning.worker import compiled
 
-PACKAGE, RESULTS = "package.json", "results.json"
 SCHEMA = 1
 
 
@@ -163,19 +163,8 @@ def _built(
 def _build_one(work: Work) -> tuple[str, str | None]:
     try:
         target, spec = resolve(work.target), LinearSpec(**work.spec)
-        compile_candidate(target, spec, work.rows, work.point).export_library(str(work.path))
+        compiled(spec, target.tvm, work.point, work.rows).export_library(str(work.path))
     except Exception as error:  # one candidate that the compiler refuses costs one candidate
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return work.path.name, " ".join(lines)[-300:]
     return work.path.name, None
-
-
-def compile_candidate(
-    target: ResolvedTarget, spec: LinearSpec, rows: int | None, point: Mapping[str, Any]
-) -> Any:
-    """Compile one candidate to a module with the function "f"."""
-    import tvm
-
-    func = build(spec, target.tvm, dict(point), rows).func
-    module = tvm.IRModule({"f": func.with_attr("global_symbol", "f")})
-    return tvm.compile(module, target=target.tvm)

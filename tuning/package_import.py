@@ -12,7 +12,8 @@ from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget, resolve
 from relax_passes.spec import LinearSpec
 from tuning.kernels import KernelId
-from tuning.package import PACKAGE, RESULTS, SCHEMA
+from tuning.package import SCHEMA
+from tuning.package_run import PACKAGE, RESULTS
 from tuning.search import point_key
 from tuning.session import Session, TaskState
 from tuning.tasks import Task

@@ -102,11 +102,6 @@ class Record:
         except TypeError as error:
             raise ValueError(str(error).replace("Record.__init__() ", "")) from error
 
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as the default, median of the repeats."""
-        return 1 / self.ratio[1]
-
 
 def refusal(record: Record, target: str, kernel: KernelId | None = None) -> str | None:
     """Return why a record must not be used here, or None.

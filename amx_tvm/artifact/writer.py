@@ -89,12 +89,6 @@ class ArtifactWriter:
         file = self.path(name)
         return LibraryRecord(name, file.stat().st_size, file_sha256(file))
 
-    def add_file(self, source: Path | str, name: str | None = None) -> str:
-        """Copy a file into the artifact; return its name there."""
-        name = name or Path(source).name
-        shutil.copyfile(source, self.path(name))
-        return name
-
     def finish(self, manifest: Manifest) -> Manifest:
         """Complete the artifact: sync all files, write the manifest, rename into place.
 

@@ -65,9 +65,9 @@ def _through_half(fake: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 def make_reference(source_name: str, cpu: Path, out: Path, tokens: int, every: int) -> None:
     """Compute logits of `tokens` tokens of text; keep each `every`th row and the distances."""
     import amx_tvm
-    from amx_tvm.calibration.reference import Reference
     from amx_tvm.frontends import open_model
     from benchmarks.accuracy_texts import opticks
+    from benchmarks.torch_reference import Reference
 
     engine = amx_tvm.load(cpu)
     scheme = scheme_of(json.loads((cpu / "manifest.json").read_text())["quantization"])

@@ -8,9 +8,9 @@ import torch
 
 from amx_tvm import formats
 from amx_tvm.calibration.attention import exact, quantized, rounded
-from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, ModelError, TargetError
+from benchmarks.torch_reference import Reference
 
 from .tiny import TinySource
 

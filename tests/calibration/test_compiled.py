@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from amx_tvm.calibration import Gptq, MixedPrecision, Plain, Recipe, RotateValues, Smooth, calibrate
-from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
+from benchmarks.torch_reference import Reference
 from relax_passes.spec import INTEGER_SCHEMES
 
 from .tiny import TinySource

@@ -8,8 +8,8 @@ import torch
 
 from amx_tvm import formats
 from amx_tvm.calibration import Plain, Recipe, RotateValues, Smooth, calibrate
-from amx_tvm.calibration.reference import Reference
 from amx_tvm.config import QuantizationConfig
+from benchmarks.torch_reference import Reference
 
 from .tiny import TinySource, calibrated_arrays, transformers_logits
 
