@@ -25,8 +25,9 @@ from torch.nn import functional
 from amx_tvm.calibration.attention import Attend, exact
 from amx_tvm.errors import CalibrationError
 from amx_tvm.frontends import ModelSource
+from amx_tvm.frontends.checkpoint import identify
 from amx_tvm.frontends.family_source import FamilySource
-from amx_tvm.models import DecoderConfig, find
+from amx_tvm.models import DecoderConfig
 from amx_tvm.models.rope import rotation
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -62,8 +63,7 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     CalibrationError
         For a model whose layers compute something else; ModelError for an unknown architecture.
     """
-    family = find(dict(source.config))
-    config = family.configure(dict(source.config))
+    family, config = identify(source)
     differences = {
         "norms are not in front of attention and MLP": config.norm_placement != "pre",
         "queries and keys are normalized across heads": config.qk_norm not in ("", "head"),

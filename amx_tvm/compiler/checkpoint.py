@@ -21,8 +21,10 @@ from amx_tvm import formats
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
+from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.hf.quantized_layouts import CODES, METHOD, SCALE, TENSOR_SCALE
-from amx_tvm.models import find, moe
+from amx_tvm.models import moe
+from amx_tvm.models.config import STORED_BIASES
 
 EMBEDDINGS = ("embed_tokens", "wpe")  # tables among the decoder's weights
 _TYPES = {"float32": "F32", "uint8": "U8", "float16": "F16", "uint16": "BF16"}
@@ -63,10 +65,10 @@ def quantize_checkpoint(
         raise ModelError(f"{source.name} is no language model; only those become checkpoints")
     if place.exists():
         raise ArtifactError(f"{place} exists already; name a new directory")
-    chosen = _formats(source, config)
+    names, chosen = _plan(source, config)
     place.mkdir(parents=True)
     try:
-        _write(source, chosen, config, place, progress)
+        _write(source, names, chosen, config, place, progress)
     except BaseException:
         shutil.rmtree(place)
         raise
@@ -75,6 +77,7 @@ def quantize_checkpoint(
 
 def _write(
     source: ModelSource,
+    names: list[str],
     chosen: dict[str, str],
     config: QuantizationConfig,
     place: Path,
@@ -82,7 +85,6 @@ def _write(
 ) -> None:
     """Fill the directory: tokenizer and configuration first, then the weights, one at a time."""
     source.write_tokenizer(place)
-    names = source.names()
     layout = {name: _parts(source, name, chosen.get(name)) for name in names}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -111,22 +113,26 @@ def _write(
         "weights": chosen,
         "tie_word_embeddings": bool(source.config.get("tie_word_embeddings", False)),
     }
-    values = {**source.config, "quantization_config": described}
+    kept = {key: value for key, value in source.config.items() if key != STORED_BIASES}
+    values = {**kept, "quantization_config": described}
     (place / "config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     generation = json.dumps(source.generation_config, indent=1)
     (place / "generation_config.json").write_text(generation, encoding="utf-8")
 
 
-def _formats(source: ModelSource, config: QuantizationConfig) -> dict[str, str]:
-    """Map the checkpoint's weights that are quantized to their formats, as compile() would.
+def _plan(source: ModelSource, config: QuantizationConfig) -> tuple[list[str], dict[str, str]]:
+    """Return the tensors that the model needs, and the formats of those that are quantized.
+
+    Formats are those that compile() would choose. Buffers and other tensors beside the weights are
+    not among the names: nobody reads them.
 
     Weights that the module reads transposed, shifted or as an entry of a stack are left alone:
     compile() rounds those.
     """
-    family = find(source.config)
-    decoder = family.configure(source.config)
+    family, decoder = identify(source)
     network = family.build(decoder)
-    present = set(source.names())
+    shapes = {n: tuple(int(v) for v in p.shape) for n, p in network.named_parameters()}
+    named = open_weights(source, family, decoder, moe.unstacked(shapes, decoder)[0])
     chosen = {}
     for name, parameter in network.named_parameters():
         if len(parameter.shape) != 2:
@@ -134,11 +140,13 @@ def _formats(source: ModelSource, config: QuantizationConfig) -> dict[str, str]:
         stem = name.removesuffix(".weight")
         wanted = config.table(stem) if stem.endswith(EMBEDDINGS) else config.linear(stem).format
         for part in moe.sources_of(name, decoder) or (name,):
-            places = [w for w in family.weights(part, decoder) if w.name in present]
-            whole = places and not (places[0].transpose or places[0].offset)
-            if whole and wanted != "none" and places[0].index is None:
-                chosen[places[0].name] = wanted
-    return chosen
+            place = named.weight(part)
+            if place is None or place.transpose or place.offset or place.index is not None:
+                continue
+            if wanted != "none":
+                chosen[place.name] = wanted
+    needed = named.stored_names()
+    return [name for name in source.names() if name in needed], chosen
 
 
 def _parts(source: ModelSource, name: str, chosen: str | None) -> dict[str, tuple[tuple, str]]:

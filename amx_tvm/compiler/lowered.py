@@ -12,9 +12,9 @@ from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
-from amx_tvm.frontends.family_source import FamilySource
+from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
-from amx_tvm.models import ModelFamily, find, moe
+from amx_tvm.models import moe
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
@@ -48,8 +48,7 @@ def lower_source(
                 "attention is for causal language models"
             )
         return lower_function(source, target, config, records=records, dump=dump)
-    family = find(source.config)
-    decoder = family.configure(source.config)
+    family, decoder = identify(source)
     if config.attention:
         if target.device != "cpu":
             raise TargetError(
@@ -58,7 +57,6 @@ def lower_source(
             )
         decoder = replace(decoder, attention_format=config.format)
     decoder = replace(decoder, cache_dtype=cache_type(config, decoder, target))
-    check_layers(source, family, decoder)
     check_experts(decoder, target)
     dtype = "float32" if target.device == "cpu" else "float16"
     with target.tvm:
@@ -67,8 +65,7 @@ def lower_source(
         module, weights = network.export_tvm(network.export_spec())
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
     expected, stacks = moe.unstacked(shapes, decoder)
-    named = FamilySource(source, family, decoder, expected)
-    check_shapes(named, expected)
+    named = open_weights(source, family, decoder, expected)
     if stacks:
         module = plans.write(module, {name: plans.Recipe(s) for name, s in stacks.items()})
     functions = sorted(g.name_hint for g in module.get_global_vars())
@@ -132,17 +129,6 @@ def cache_type(config: QuantizationConfig, decoder: DecoderConfig, target: Resol
     return config.kv_cache
 
 
-def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:
-    """Refuse a checkpoint that has fewer layers than its configuration says."""
-    last = f"model.layers.{decoder.num_layers - 1}.self_attn.o_proj.weight"
-    stored = last if source.module_names else family.weights(last, decoder)[0].name
-    if stored not in source.names():
-        raise ModelError(
-            f"{source.name} says it has {decoder.num_layers} layers but holds no {stored!r}; the "
-            "checkpoint is incomplete or of another architecture"
-        )
-
-
 def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
     """Refuse a mixture of experts for a target without grouped products."""
     if decoder.experts and target.device != "cpu":
@@ -150,22 +136,6 @@ def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
             f"this {decoder.family} model has {decoder.experts} experts, whose grouped products "
             f"have kernels for CPUs only; {target.key} is no CPU"
         )
-
-
-def check_shapes(source: FamilySource, expected: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a checkpoint whose weights are missing or of other shapes, naming the first."""
-    present = set(source.names())
-    for name, shape in expected.items():
-        if name not in present:
-            raise ModelError(
-                f"{source.name} holds no weight {name!r}, which its configuration asks for; the "
-                "checkpoint is incomplete or of another architecture"
-            )
-        if tuple(source.shape(name)) != shape:
-            raise ModelError(
-                f"{source.name}: {name} has shape {list(source.shape(name))}, the "
-                f"configuration asks for {list(shape)}"
-            )
 
 
 def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[str, Any]:

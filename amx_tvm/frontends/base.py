@@ -68,6 +68,20 @@ class ModelSource(ABC):
         """
         return None
 
+    def check(self, name: str) -> None:
+        """Refuse a tensor that is there but of a type that is not read as a weight.
+
+        Called before any work, for the tensors that the model needs.
+        """
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two tensors hold the same numbers in the same type."""
+        return (
+            self.dtype(first) == self.dtype(second)
+            and self.shape(first) == self.shape(second)
+            and bool(np.array_equal(self.load(first), self.load(second)))
+        )
+
     def load_entry(self, name: str, index: int) -> np.ndarray:
         """Read one entry along axis 0 of a stacked tensor, such as one expert of many."""
         return self.load(name)[index]

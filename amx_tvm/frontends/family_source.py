@@ -15,6 +15,7 @@ import numpy as np
 from amx_tvm.formats import Quantized
 from amx_tvm.frontends.base import ModelSource
 from amx_tvm.models import DecoderConfig, ModelFamily, Weight
+from amx_tvm.models.config import BIAS_GROUPS, STORED_BIASES
 
 
 class FamilySource(ModelSource):
@@ -38,18 +39,32 @@ class FamilySource(ModelSource):
         self.source, self.name, self.kind = source, source.name, source.kind
         self.config, self.generation_config = source.config, source.generation_config
         present = set(source.names())
-        self._weights = {}
+        parts = [p for group in self.config.get(STORED_BIASES, ()) for p in BIAS_GROUPS[group]]
+        optional = tuple(f"{part}.bias" for part in parts)
+        self._weights: dict[str, Weight | None] = {}
         for name in names:
-            places = (Weight(name),) if source.module_names else family.weights(name, config)
-            found = [place for place in places if place.name in present]
-            if found:
-                self._weights[name] = found[0]
+            if source.module_names:
+                found = Weight(name) if name in present else None
+            else:
+                found = family.stored(name, config, present)
+            if found or name.endswith(optional):
+                self._weights[name] = found
 
-    def weight(self, name: str) -> Weight:
-        """Return where a weight is."""
+    def weight(self, name: str) -> Weight | None:
+        """Return where a weight is; None for a bias that is zero because none is stored."""
         if name not in self._weights:
             raise self.missing(name)
         return self._weights[name]
+
+    def stored_names(self) -> set[str]:
+        """Return the names of the checkpoint's tensors that the module reads."""
+        return {weight.name for weight in self._weights.values() if weight is not None}
+
+    def check(self, name: str) -> None:
+        """Refuse a weight of a type that is not read."""
+        weight = self.weight(name)
+        if weight is not None:
+            self.source.check(weight.name)
 
     def names(self) -> list[str]:
         """Return the module's weights that the checkpoint holds."""
@@ -58,15 +73,20 @@ class FamilySource(ModelSource):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight."""
         weight = self.weight(name)
+        if weight is None:
+            return self.shape(f"{name.removesuffix('.bias')}.weight")[:1]
         return weight.shape(self.source.shape(weight.name))
 
     def dtype(self, name: str) -> str:
         """Return the stored type."""
-        return self.source.dtype(self.weight(name).name)
+        weight = self.weight(name)
+        return "f32" if weight is None else self.source.dtype(weight.name)
 
     def load(self, name: str) -> np.ndarray:
         """Read one weight as float32."""
         weight = self.weight(name)
+        if weight is None:
+            return np.zeros(self.shape(name), np.float32)
         if weight.index is None:
             array = weight.take(self.source.load(weight.name))
         else:
@@ -76,7 +96,7 @@ class FamilySource(ModelSource):
     def load_raw(self, name: str) -> Quantized | None:
         """Return stored codes and scales; None for weights that are transposed or shifted."""
         weight = self.weight(name)
-        if weight.transpose or weight.offset:
+        if weight is None or weight.transpose or weight.offset:
             return None
         if weight.index is None:
             raw = self.source.load_raw(weight.name)

@@ -10,6 +10,16 @@ from amx_tvm.errors import ModelError
 ROPE_SCALINGS = ("llama3", "linear", "yarn", "longrope")
 FULL, SLIDING = "full_attention", "sliding_attention"
 
+# Linears that share a flag for their biases: the DecoderConfig's field without "_bias".
+BIAS_GROUPS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+}
+# A field that :mod:`amx_tvm.frontends.checkpoint` adds: groups of biases that are stored although the
+# configuration asks for none. Of such a group, a bias that is missing is zero.
+STORED_BIASES = "stored_biases"
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -268,4 +278,6 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
         # A window as long as the context hides nothing.
         if window and window < context:
             found |= {"layer_kinds": kinds, "sliding_window": window}
-    return DecoderConfig(family=family, **{**found, **differences})
+    found = {**found, **differences}
+    found |= {f"{group}_bias": True for group in read.get(STORED_BIASES, ())}
+    return DecoderConfig(family=family, **found)

@@ -133,5 +133,6 @@ register(
         configure=configure,
         build=GPT2,
         weight=weight,
+        prefix="transformer.",
     )
 )

@@ -6,13 +6,14 @@ One file a family registers itself here; ``find`` is the only way in.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.weights import Weight
+from amx_tvm.models.weights import EMBEDDING, HEAD, Weight
 
 # Fields of configurations that stand for parts which no family has.
 UNKNOWN_PARTS = {
@@ -27,6 +28,11 @@ UNKNOWN_PARTS = {
     "audio_config": "audio tower (audio_config)",
     "alibi": "ALiBi positions (alibi)",
 }
+
+
+# Classes that wrap a causal language model and were saved as its architecture.
+WRAPPERS = ("PeftModelForCausalLM", "OptimizedModule")
+_ENDING = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel|Model)$")
 
 
 def same_name(name: str, _config: DecoderConfig) -> Weight:
@@ -53,6 +59,9 @@ class ModelFamily:
     weight : callable
         Weight name of the module and DecoderConfig -> the Weight to read from the checkpoint, or
         several, of which the first that is there counts; the one of the same name by default.
+    prefix : str
+        What checkpoints of the whole model write in front of the base model's weights, and those
+        of the base model alone leave out.
     """
 
     name: str
@@ -61,11 +70,39 @@ class ModelFamily:
     configure: Callable[[dict[str, Any]], DecoderConfig]
     build: Callable[[DecoderConfig], Any]
     weight: Callable[[str, DecoderConfig], Weight | tuple[Weight, ...]] = same_name
+    prefix: str = "model."
 
     def weights(self, name: str, config: DecoderConfig) -> tuple[Weight, ...]:
-        """Return where a weight of the module may be, first choice first."""
+        """Return where a weight of the module may be, first choice first.
+
+        Every name may lack the prefix. A tied embedding may be stored as the head only.
+        """
         found = self.weight(name, config)
-        return found if isinstance(found, tuple) else (found,)
+        places = list(found) if isinstance(found, tuple) else [found]
+        places += [
+            replace(place, name=place.name.removeprefix(self.prefix))
+            for place in places
+            if place.name.startswith(self.prefix)
+        ]
+        if name == EMBEDDING and config.tie_embeddings:
+            places.append(Weight(HEAD))
+        return tuple(places)
+
+    def stored(self, name: str, config: DecoderConfig, present: Collection[str]) -> Weight | None:
+        """Return where a weight of the module is among the tensors that are there, or None."""
+        places = self.weights(name, config)
+        return next((place for place in places if place.name in present), None)
+
+    def answers_for(self, architecture: str) -> bool:
+        """Whether a class name, with a known model_type, stands for this family's decoder.
+
+        That are the base model ("LlamaModel"), old spellings ("LLaMAForCausalLM") and wrappers
+        ("PeftModelForCausalLM"), but not models for other tasks.
+        """
+        stems = [_ENDING.sub("", known).lower() for known in self.architectures]
+        stems += [kind.replace("_", "") for kind in self.model_types]
+        plain = _ENDING.sub("", architecture.removeprefix("FSDP")).lower()
+        return architecture in WRAPPERS or plain in stems
 
 
 _FAMILIES: dict[str, ModelFamily] = {}
@@ -96,10 +133,11 @@ def find(config: dict[str, Any]) -> ModelFamily:
     for family in families():
         if any(name in family.architectures for name in wanted):
             return family
-    if not wanted:
-        for family in families():
-            if config.get("model_type") in family.model_types:
-                return family
+    for family in families():
+        if config.get("model_type") in family.model_types and (
+            not wanted or any(family.answers_for(str(name)) for name in wanted)
+        ):
+            return family
     given = wanted[0] if wanted else config.get("model_type")
     if not given:
         raise ModelError(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -17,6 +17,8 @@ from amx_tvm.formats import Quantized
 from amx_tvm.frontends.base import ModelSource
 from amx_tvm.frontends.hf.quantized_layouts import METHOD, UNUSED, Stored, layout_of
 
+HEAD = "lm_head.weight"
+
 
 def reads(config: dict[str, Any]) -> bool:
     """Whether a ``quantization_config`` is of a layout that is read here."""
@@ -49,10 +51,13 @@ class QuantizedCheckpoint(ModelSource):
         parts = {part for entry in self._quantized.values() for part in entry.parts}
         for part in sorted(parts - set(stored)):
             raise ModelError(f"{source.name} lacks the tensor {part!r} of a quantized weight")
-        plain = [n for n in stored if n not in parts and not n.endswith(UNUSED)]
-        self._names = [*plain, *self._quantized]
+        unused: tuple[str, ...] = UNUSED
         if quantization.get("quant_method") == METHOD:
-            self.config["tie_word_embeddings"] = bool(quantization["tie_word_embeddings"])
+            tied = self.config["tie_word_embeddings"] = bool(quantization["tie_word_embeddings"])
+            # Older checkpoints keep a tied head beside the quantized embedding.
+            unused += (HEAD,) if tied else ()
+        plain = [n for n in stored if n not in parts and not n.endswith(unused)]
+        self._names = [*plain, *self._quantized]
 
     def names(self) -> list[str]:
         """Return the names of all weights."""
@@ -76,6 +81,16 @@ class QuantizedCheckpoint(ModelSource):
         if name in self._quantized:
             return self._quantized[name].format.name
         return self.source.dtype(name)
+
+    def check(self, name: str) -> None:
+        """Refuse a weight that is neither quantized nor of 16 or more bits."""
+        if name not in self._quantized:
+            self.source.check(name)
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two weights are stored alike; a quantized one is like no other."""
+        plain = first not in self._quantized and second not in self._quantized
+        return plain and self.source.same(first, second)
 
     def load_raw(self, name: str) -> Quantized | None:
         """Return the stored codes and scales of a quantized weight."""

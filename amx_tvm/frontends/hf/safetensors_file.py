@@ -31,7 +31,8 @@ ITEM_BYTES = {
     "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 
-LOADABLE = ("BF16", "F16", "F32")
+LOADABLE = ("BF16", "F16", "F32", "F64")
+CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -104,33 +105,57 @@ class SafetensorsFile:
     def _entry(self, name: str, fields: dict, start: int) -> TensorEntry:
         dtype, shape = fields["dtype"], tuple(int(size) for size in fields["shape"])
         begin, end = (int(offset) for offset in fields["data_offsets"])
-        if dtype not in ITEM_BYTES:
-            raise ModelError(
-                f"tensor {name!r} in {self.path} has the unknown type {dtype!r}; known are "
-                + ", ".join(ITEM_BYTES)
-            )
-        expected = math.prod(shape) * ITEM_BYTES[dtype]
-        if begin < 0 or min(shape, default=0) < 0 or end - begin != expected:
+        # A type that the format got later has no known size; it stops only who needs the tensor.
+        expected = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end - begin
+        if begin < 0 or end < begin or min(shape, default=0) < 0 or end - begin != expected:
             raise ModelError(
                 f"tensor {name!r} in {self.path} has the bytes {begin}..{end}, but its shape "
                 f"{list(shape)} of {dtype} takes {expected}; the file is damaged"
             )
         return TensorEntry(dtype, shape, start + begin, start + end)
 
+    def check(self, name: str) -> None:
+        """Refuse a tensor that cannot be loaded as a weight.
+
+        Raises
+        ------
+        ModelError
+            Naming the tensor and its type.
+        """
+        dtype = self.tensors[name].dtype
+        if dtype not in LOADABLE:
+            raise ModelError(
+                f"tensor {name!r} in {self.path} is stored as {dtype}; weights were expected in "
+                f"one of {', '.join(LOADABLE)} (use the unquantized checkpoint)"
+            )
+
+    def same_bytes(self, name: str, other: SafetensorsFile, second: str) -> bool:
+        """Return whether a tensor of this file and one of another have the same bytes."""
+        one, two = self.tensors[name], other.tensors[second]
+        size = one.end - one.begin
+        if size != two.end - two.begin:
+            return False
+        for start in range(0, size, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, size - start)
+            places = (self.file, one.begin + start), (other.file, two.begin + start)
+            left, right = (file.view(begin, length) for file, begin in places)
+            equal = np.array_equal(left, right)
+            for file, begin in places:
+                file.release(begin, length)
+            if not equal:
+                return False
+        return True
+
     def load(self, name: str, index: int | None = None) -> np.ndarray:
-        """Return a BF16, F16 or F32 tensor, or one entry along axis 0, as a new float32 array.
+        """Return a tensor of floats, or one entry of it along axis 0, as a new float32 array.
 
         Raises
         ------
         ModelError
             For a tensor of another type.
         """
+        self.check(name)
         entry = self.tensors[name]
-        if entry.dtype not in LOADABLE:
-            raise ModelError(
-                f"tensor {name!r} in {self.path} is stored as {entry.dtype}; weights were expected "
-                f"in one of {', '.join(LOADABLE)}"
-            )
         begin, size, shape = self._part(entry, index)
         stored = self.file.view(begin, size)
         if entry.dtype == "BF16":
@@ -138,7 +163,7 @@ class SafetensorsFile:
             values <<= 16
             values = values.view(np.float32)
         else:
-            values = stored.view("<f2" if entry.dtype == "F16" else "<f4").astype(np.float32)
+            values = stored.view(f"<f{ITEM_BYTES[entry.dtype]}").astype(np.float32)
         self.file.release(begin, size)
         return values.reshape(shape)
 

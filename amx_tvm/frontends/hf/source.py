@@ -17,7 +17,6 @@ from amx_tvm.frontends.hf.tokenizer import adds_bos, copy_tokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-EIGHT_BIT_FLOATS = ("F8_E4M3", "F8_E5M2", "F8_E8M0")
 
 
 class HuggingFaceSource(ModelSource):
@@ -44,15 +43,9 @@ class HuggingFaceSource(ModelSource):
         self._files = [SafetensorsFile(path) for path in self._weight_files()]
         self._where = {name: file for file in self._files for name in file.tensors}
         self._check_index()
-        for tensor, file in self._where.items():
-            packed = bool(self.config.get("quantization_config"))
-            if file.tensors[tensor].dtype in EIGHT_BIT_FLOATS and not packed:
-                raise ModelError(
-                    f"tensor {tensor!r} in {file.path} is stored as {file.tensors[tensor].dtype}; "
-                    "expected bf16, fp16 or fp32 weights (use the unquantized checkpoint)"
-                )
         if "tie_word_embeddings" not in self.config:
-            self.config["tie_word_embeddings"] = "lm_head.weight" not in self._where
+            head = any(name.startswith("lm_head.") for name in self._where)
+            self.config["tie_word_embeddings"] = not head
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
@@ -61,6 +54,10 @@ class HuggingFaceSource(ModelSource):
         return {**read_generation_config(self.directory, self.config), "add_bos": add_bos}
 
     def _weight_files(self) -> list[Path]:
+        # As transformers has it, a single file goes first: an index beside it is a leftover.
+        if (self.directory / SINGLE_FILE).is_file():
+            self._index = {}
+            return [self.directory / SINGLE_FILE]
         if (self.directory / INDEX_FILE).is_file():
             weight_map = read_json(self.directory / INDEX_FILE).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
@@ -75,8 +72,6 @@ class HuggingFaceSource(ModelSource):
                     )
             return [self.directory / file for file in files]
         self._index = {}
-        if (self.directory / SINGLE_FILE).is_file():
-            return [self.directory / SINGLE_FILE]
         files = sorted(path.name for path in self.directory.glob("*.safetensors"))
         if len(files) == 1:
             return [self.directory / files[0]]
@@ -85,9 +80,16 @@ class HuggingFaceSource(ModelSource):
                 f"{self.directory} holds {len(files)} safetensors files without {INDEX_FILE}; "
                 "copy the index too"
             )
+        pickled = [path.name for kind in ("*.bin", "*.pth") for path in self.directory.glob(kind)]
+        hint = (
+            f"; {sorted(pickled)[0]} is a pickle, which is not read: load the model with "
+            "transformers and save_pretrained() it again"
+            if pickled
+            else ""
+        )
         raise ModelError(
             f"{self.directory} holds no weights: expected {SINGLE_FILE} or {INDEX_FILE} with its "
-            "shards"
+            f"shards{hint}"
         )
 
     def _check_index(self) -> None:
@@ -119,6 +121,18 @@ class HuggingFaceSource(ModelSource):
     def dtype(self, name: str) -> str:
         """Return the stored type: "bf16", "f16", "f32" or another safetensors type."""
         return self._entry(name).dtype.lower()
+
+    def check(self, name: str) -> None:
+        """Refuse a tensor that is no weight of 16 or more bits."""
+        self._entry(name)
+        self._where[name].check(name)
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two tensors hold the same bits; reads no further than they do."""
+        one, other = self._entry(first), self._entry(second)
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return self._where[first].same_bytes(first, self._where[second], second)
 
     def load(self, name: str) -> np.ndarray:
         """Read one tensor as float32."""

@@ -181,6 +181,21 @@ class TorchCausalLM(ModelSource):
         """Return the type as torch calls it, such as "bfloat16"."""
         return str(self._tensor(name).dtype).removeprefix("torch.")
 
+    def check(self, name: str) -> None:
+        """Refuse a tensor that holds no floats."""
+        tensor = self._tensor(name)
+        if not tensor.is_floating_point():
+            raise ModelError(
+                f"the weight {name!r} of {self.name} is {tensor.dtype}; expected floats"
+            )
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two tensors are one, or hold the same values."""
+        one, other = self._tensor(first), self._tensor(second)
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return one.data_ptr() == other.data_ptr() or bool((one == other).all())
+
     def load(self, name: str) -> np.ndarray:
         """Return one tensor as a new float32 array."""
         return np.array(self._tensor(name).float().cpu().numpy())
