@@ -69,10 +69,11 @@ class ModelSource(ABC):
         return None
 
     def check(self, name: str) -> None:
-        """Refuse a tensor that is there but of a type that is not read as a weight.
+        """Refuse a tensor that is missing, or of a type that is not read as a weight.
 
         Called before any work, for the tensors that the model needs.
         """
+        self.shape(name)
 
     def same(self, first: str, second: str) -> bool:
         """Return whether two tensors hold the same numbers in the same type."""

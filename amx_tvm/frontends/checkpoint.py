@@ -1,4 +1,4 @@
-"""A model as its files say it, all of them together: where weights and flags disagree, weights count.
+"""A model as its files say it, all together: where weights and flags disagree, weights count.
 
 * A stored head that differs from the embedding is used, whatever ``tie_word_embeddings`` says
   (transformers 5 does the same; llama.cpp ties where no head is stored).

@@ -16,8 +16,8 @@ BIAS_GROUPS = {
     "o": ("self_attn.o_proj",),
     "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 }
-# A field that :mod:`amx_tvm.frontends.checkpoint` adds: groups of biases that are stored although the
-# configuration asks for none. Of such a group, a bias that is missing is zero.
+# A field that :mod:`amx_tvm.frontends.checkpoint` adds: groups of biases that are stored although
+# the configuration asks for none. Of such a group, a bias that is missing is zero.
 STORED_BIASES = "stored_biases"
 
 
