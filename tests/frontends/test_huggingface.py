@@ -187,15 +187,23 @@ def rewrite_header(directory, change):
     path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
 
 
+def refused_when_needed(model_dir, dtype):
+    """A type that is not read stops only who needs the tensor, before any work."""
+    source = open_model(model_dir)
+    with pytest.raises(ModelError) as caught:
+        source.check("model.norm.weight")
+    assert "model.norm.weight" in one_line(caught.value) and dtype in str(caught.value)
+
+
 def test_unknown_type_is_named(model_dir):
     rewrite_header(model_dir, lambda h: h["model.norm.weight"].update(dtype="F9"))
-    fails(model_dir, "model.norm.weight", "'F9'")
+    refused_when_needed(model_dir, "F9")
 
 
 def test_eight_bit_weights_are_refused(model_dir):
     change = {"dtype": "F8_E4M3", "shape": [128]}
     rewrite_header(model_dir, lambda h: h["model.norm.weight"].update(change))
-    fails(model_dir, "model.norm.weight", "F8_E4M3")
+    refused_when_needed(model_dir, "F8_E4M3")
 
 
 def test_shape_that_does_not_fit_its_bytes(model_dir):
