@@ -22,7 +22,7 @@ import numpy as np
 from amx_tvm.artifact.cpu import missing_features
 from amx_tvm.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 KINDS = ("causal_lm", "function")
 

@@ -63,6 +63,7 @@ def lower_source(
         network = family.build(decoder)
         network.to(dtype)
         module, weights = network.export_tvm(network.export_spec())
+    module = bundle_parameters.with_static_state(module)
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
     expected, stacks = moe.unstacked(shapes, decoder)
     named = open_weights(source, family, decoder, expected)

@@ -20,6 +20,8 @@ from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache, cuda_attentio
 from amx_tvm.models.rotary import rotate
 from amx_tvm.models.step import Step, attend
 from relax_passes.kernels.cuda import argmax
+from relax_passes.kernels.cuda.attention.config import TOKEN
+from relax_passes.kernels.cuda.attention.state_text import STATE_WORDS
 
 ACTIVATIONS = {
     "silu": op.silu,
@@ -147,19 +149,24 @@ class DecoderModel(nn.Module):
         return hidden if scale == 1.0 else hidden * scale
 
     def forward(
-        self, input_ids: Tensor, cache: PagedKVCache, decoding: bool = False, begun: bool = False
+        self,
+        input_ids: Tensor,
+        cache: PagedKVCache,
+        state: Tensor | None,
+        decoding: bool = False,
+        begun: bool = False,
     ) -> Tensor:
         """Map token ids int32 [tokens] to hidden states [tokens, hidden].
 
         ``decoding`` says that every token continues a sequence of its own, ``begun`` that the
         attention kernels know the pages already.
         """
-        step = Step(self.config, cache, input_ids.shape[0], decoding)
+        step = Step(self.config, cache, state, input_ids.shape[0], decoding)
         hidden = self.embed(input_ids, step)
         if begun:
-            step.token = op.empty((1, self.config.hidden_size - 2, 1), hidden.dtype)
+            step.token = op.empty((1, 1, TOKEN), hidden.dtype)
         else:
-            step.begin(hidden)
+            step.begin()
         for layer in self.layers:
             hidden = layer(hidden, step)
         return hidden
@@ -195,45 +202,53 @@ class CausalLM(nn.Module):
         cap = self.config.logit_soft_cap
         return op.tanh(logits * (1.0 / cap)) * cap if cap else logits
 
-    def prefill(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def prefill(
+        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
+    ) -> Tensor:
         """Append one sequence's chunk [1, n]; logits of its last position [1, vocab]."""
         tokens = input_ids.shape[1]
-        hidden = self.model(op.reshape(input_ids, (tokens,)), cache)
+        hidden = self.model(op.reshape(input_ids, (tokens,)), cache, state)
         return self._logits(last_row(hidden))
 
-    def score(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def score(self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
         """Append one sequence's chunk [1, n]; logits of every position [n, vocab]."""
         tokens = input_ids.shape[1]
-        return self._logits(self.model(op.reshape(input_ids, (tokens,)), cache))
+        return self._logits(self.model(op.reshape(input_ids, (tokens,)), cache, state))
 
-    def decode(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def decode(self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
         """Append one token [1, 1]; its logits [1, vocab]."""
-        return self._logits(self.model(op.reshape(input_ids, (1,)), cache, True))
+        return self._logits(self.model(op.reshape(input_ids, (1,)), cache, state, True))
 
-    def begin_greedy(self, cache: PagedKVCache) -> Tensor:
+    def begin_greedy(self, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
         """Tell the attention kernels where the pages of the next `decode_greedy` are."""
-        step = Step(self.config, cache, 1, True)
-        step.begin(op.empty((1, self.config.hidden_size), "float16"))
+        step = Step(self.config, cache, state, 1, True)
+        step.begin()
         assert step.token is not None
         return step.token
 
-    def decode_greedy(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def decode_greedy(
+        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
+    ) -> Tensor:
         """Append one token [1, 1]; the most likely next one, int32 [1, 1] (-1: NaN)."""
-        logits = self._logits(self.model(op.reshape(input_ids, (1,)), cache, True, True))
+        logits = self._logits(self.model(op.reshape(input_ids, (1,)), cache, state, True, True))
         keys = Tensor.placeholder((argmax.BLOCKS,), "int64")
         token = Tensor.placeholder((1, 1), "int32")
         vocab = int(logits.shape[1])
         best = op.tensor_ir_op(argmax.best(vocab), "argmax_best", [logits], keys)
         return op.tensor_ir_op(argmax.choose(), "argmax_choose", [best], token)
 
-    def decode_batch(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def decode_batch(
+        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
+    ) -> Tensor:
         """Append one token to each of b sequences [b, 1]; their logits [b, vocab]."""
         batch = input_ids.shape[0]
-        return self._logits(self.model(op.reshape(input_ids, (batch,)), cache, True))
+        return self._logits(self.model(op.reshape(input_ids, (batch,)), cache, state, True))
 
-    def decode_few(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+    def decode_few(
+        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
+    ) -> Tensor:
         """As `decode_batch`, for at most 16 sequences: CPUs have kernels for so few rows."""
-        return self.decode_batch(input_ids, cache)
+        return self.decode_batch(input_ids, cache, state)
 
     def create_kv_cache(
         self,
@@ -242,8 +257,8 @@ class CausalLM(nn.Module):
         prefill_chunk_size: Any,
         page_size: Any,
         support_sliding_window: Any,
-    ) -> PagedKVCache:
-        """Create the cache; the arguments are symbolic and given by the runtime."""
+    ) -> tuple:
+        """Create what the other functions take of the cache; the runtime gives the sizes."""
         return create_kv_cache(
             self.config,
             max_batch_size,
@@ -255,12 +270,14 @@ class CausalLM(nn.Module):
 
     def export_spec(self) -> nn.spec.ModuleSpec:
         """Return the input shapes and types of every exported function."""
-        cache = nn.spec.Object(object_type=PagedKVCache)
+        given: dict[str, Any] = {"cache": nn.spec.Object(object_type=PagedKVCache)}
+        if cuda_attention(self.config) is not None:
+            given["state"] = nn.spec.Tensor([STATE_WORDS], "int32")
         step = {"param_mode": "packed", "effect_mode": "none"}
 
         def tokens(shape: list) -> dict:
             ids = nn.spec.Tensor(shape, "int32")
-            return {"input_ids": ids, "cache": cache, "$": dict(step, param_mode="plain")}
+            return {"input_ids": ids, **given, "$": dict(step, param_mode="plain")}
 
         spec = {
             "prefill": tokens([1, "seq_len"]),
@@ -279,7 +296,7 @@ class CausalLM(nn.Module):
         }
         if cuda_attention(self.config) is not None and not self.reads_positions:
             mode = {"param_mode": "none", "effect_mode": "none"}
-            spec["begin_greedy"] = {"cache": cache, "$": mode}
+            spec["begin_greedy"] = {**given, "$": mode}
             spec["decode_greedy"] = tokens([1, 1])
         return nn.spec.ModuleSpec.from_raw(spec, self)
 

@@ -17,7 +17,7 @@ from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.rope import rotation
 from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig
-from relax_passes.kernels.cuda.attention.cache import CudaPagedKVCache
+from relax_passes.kernels.cuda.attention.cache import create
 from relax_passes.kernels.cuda.attention.config import AttentionConfig
 
 __all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention"]
@@ -87,24 +87,19 @@ def create_kv_cache(
     prefill_chunk_size: Any,
     page_size: Any,
     support_sliding_window: Any,
-) -> PagedKVCache:
-    """Create the cache of a model under the current target."""
+) -> tuple:
+    """Create the cache of a model under the current target, and its state where kernels need it."""
     target = Target.current(allow_none=False)
     if target.kind.name == "llvm":
-        return CpuPagedKVCache(
-            cache_config(config), max_batch_size, max_total_seq_len, prefill_chunk_size, target
+        shape = cache_config(config)
+        return (
+            CpuPagedKVCache(shape, max_batch_size, max_total_seq_len, prefill_chunk_size, target),
         )
     attention = cuda_attention(config)
     if attention is not None:
-        return CudaPagedKVCache(
-            attention,
-            config.hidden_size,
-            max_batch_size,
-            max_total_seq_len,
-            prefill_chunk_size,
-        )
+        return create(attention, max_batch_size, max_total_seq_len, prefill_chunk_size)
     check_gpu(config, target.kind.name)
-    return TIRPagedKVCache(
+    made = TIRPagedKVCache(
         attn_kind="mha",
         max_batch_size=max_batch_size,
         max_total_seq_len=max_total_seq_len,
@@ -129,3 +124,4 @@ def create_kv_cache(
         dtype="float16",
         target=target,
     )
+    return (made,)

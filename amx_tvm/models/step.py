@@ -29,6 +29,8 @@ class Step:
         The model's shape.
     cache : PagedKVCache
         The function's cache.
+    state : Tensor or None
+        What the kernels of CUDA targets need of the cache.
     tokens : PrimExpr or int
         Rows of the hidden states.
     decoding : bool
@@ -36,18 +38,24 @@ class Step:
     """
 
     def __init__(
-        self, config: DecoderConfig, cache: PagedKVCache, tokens: Any, decoding: bool = False
+        self,
+        config: DecoderConfig,
+        cache: PagedKVCache,
+        state: Tensor | None,
+        tokens: Any,
+        decoding: bool = False,
     ) -> None:
+        self.state = state
         self.config, self.cache, self.tokens, self.decoding = config, cache, tokens, decoding
         self.cuda = cuda_attention(config)
         self.token: Tensor | None = None
         self._positions: Tensor | None = None
         self._tables: list[tuple[Any, Tables]] = []
 
-    def begin(self, hidden: Tensor) -> None:
-        """Tell attention kernels where this pass's pages are; hidden is what layers start from."""
+    def begin(self) -> None:
+        """Tell attention kernels where this pass's pages are."""
         if self.cuda is not None:
-            self.token = cuda_cache.begin(self.cache, hidden)
+            self.token = cuda_cache.begin(self.cache, self.tokens)
 
     def positions(self) -> Tensor:
         """Return each token's position in its sequence, int32 [tokens]."""
@@ -110,19 +118,18 @@ def _converted(x: Tensor, dtype: str) -> Tensor:
 
 def _attend_cuda(step: Step, layer: int, qkv: Tensor) -> Tensor:
     """Call the kernels of a layer: one for decoding, two for a chunk of one sequence."""
-    config, attention, token = step.config, step.cuda, step.token
-    assert attention is not None and token is not None
+    config, attention, token, state = step.config, step.cuda, step.token, step.state
+    assert attention is not None and token is not None and state is not None
     tokens, _, d = qkv.shape
     scale = config.attention_scale
     window = config.sliding_window if config.slides(layer) else 0
-    size = config.hidden_size - 2
     out = Tensor.placeholder((tokens, config.num_heads, d), qkv.dtype)
     turn, index = rotation(config, layer), tirx.const(layer, "int64")
     if step.decoding:
         m = int(tokens) if isinstance(tokens, int) else None
-        function = kernels.decode(attention, turn, scale, window, m, size)
-        return op.tensor_ir_op(function, "attention_decode", [qkv, token, index], out)
-    function = kernels.store(attention, turn, size)
-    q = op.tensor_ir_op(function, "attention_store", [qkv, token, index], out)
-    function = kernels.prefill(attention, scale, window, size)
-    return op.tensor_ir_op(function, "attention_prefill", [q, token, index], out)
+        function = kernels.decode(attention, turn, scale, window, m)
+        return op.tensor_ir_op(function, "attention_decode", [qkv, token, state, index], out)
+    function = kernels.store(attention, turn)
+    q = op.tensor_ir_op(function, "attention_store", [qkv, token, state, index], out)
+    function = kernels.prefill(attention, scale, window)
+    return op.tensor_ir_op(function, "attention_prefill", [q, token, state, index], out)

@@ -43,19 +43,19 @@ class GreedySteps:
         self._copy = machine.builtin("runtime.TVMTensorCopyFromTo")
         self._token: Any = None  # the device's token of the step that was started last
 
-    def start(self, token: int, state: Any) -> None:
+    def start(self, token: int, arguments: tuple) -> None:
         """Start a step with a token of the host's; nothing may be under way."""
-        noted = self._begin(state)
+        noted = self._begin(*arguments)
         tokens = self._machine.to_device(np.array([[token]], np.int32))
         self._machine.to_host(noted)  # waits
-        self._token = self._decode(tokens, state, self._parameters)
+        self._token = self._decode(tokens, *arguments, self._parameters)
 
-    def follow(self, state: Any) -> None:
+    def follow(self, arguments: tuple) -> None:
         """Start the step behind the one under way; `wait` then gives the token between them."""
-        self._begin(state)
+        self._begin(*arguments)
         self._mail[0, 0] = _EMPTY
         self._copy(self._token, self._mailbox)
-        self._token = self._decode(self._token, state, self._parameters)
+        self._token = self._decode(self._token, *arguments, self._parameters)
 
     def wait(self) -> int:
         """Return the token that the last `follow` started from."""

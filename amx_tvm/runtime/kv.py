@@ -17,7 +17,14 @@ from amx_tvm.runtime.vm import VirtualMachine
 
 
 class KVCache:
-    """A paged KV cache with room for ``max_tokens`` tokens of ``max_sequences`` sequences."""
+    """A paged KV cache with room for ``max_tokens`` tokens of ``max_sequences`` sequences.
+
+    Attributes
+    ----------
+    arguments : tuple
+        What every function of the model takes of the cache: TVM's object, and on GPUs the memory
+        in which the object notes for the kernels where a pass's pages are.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,8 @@ class KVCache:
         self.page_size = page_size
         sizes = (max_sequences, max_tokens, prefill_chunk, page_size, 0)
         create = machine.function("create_kv_cache")
-        self.state: Any = create(*(machine.shape([size]) for size in sizes))
+        self.arguments = tuple(create(*(machine.shape([size]) for size in sizes)))
+        self._object = self.arguments[0]
         self._shape = machine.shape
         self._call = {
             name: machine.builtin(f"vm.builtin.kv_state_{name}")
@@ -62,25 +70,25 @@ class KVCache:
 
     def available_pages(self) -> int:
         """Return how many pages are free, whatever is under way."""
-        return int(self._available(self.state))
+        return int(self._available(self._object))
 
     def available_tokens(self) -> int:
         """Return how many tokens the free pages hold."""
         self.settle()
-        return int(self._available(self.state)) * self.page_size
+        return int(self._available(self._object)) * self.page_size
 
     @contextmanager
-    def ahead(self, sequence: int, finish: Callable[[], Any]) -> Iterator[Any]:
+    def ahead(self, sequence: int, finish: Callable[[], Any]) -> Iterator[tuple]:
         """Reserve a position for a step that may turn out not to be wanted.
 
         `adopt` makes it a position of the sequence. Whatever else comes next takes it back, after
         ``finish`` has waited for the device.
         """
         self.check_room([sequence], [1])
-        self._call["begin_forward"](self.state, self._shape([sequence]), self._shape([1]))
+        self._call["begin_forward"](self._object, self._shape([sequence]), self._shape([1]))
         self._ahead = (sequence, finish)
-        yield self.state
-        self._call["end_forward"](self.state)
+        yield self.arguments
+        self._call["end_forward"](self._object)
 
     def adopt(self, sequence: int) -> bool:
         """Keep the step ahead of a sequence; False where there is none."""
@@ -95,13 +103,13 @@ class KVCache:
         if self._ahead is not None:
             (sequence, finish), self._ahead = self._ahead, None
             finish()
-            self._call["popn"](self.state, sequence, 1)
+            self._call["popn"](self._object, sequence, 1)
 
     def add(self) -> int:
         """Start an empty sequence and return its id."""
         self.settle()
         sequence = self._take()
-        self._call["add_sequence"](self.state, sequence)
+        self._call["add_sequence"](self._object, sequence)
         self._lengths[sequence] = 0
         return sequence
 
@@ -115,7 +123,7 @@ class KVCache:
         self._check_pages(int(position % self.page_size > 0))  # the copy of a partly shared page
         child = self._take()
         fork_at = -1 if position == length else position  # -1: TVM's "at the end"
-        self._call["fork_sequence"](self.state, parent, child, fork_at)
+        self._call["fork_sequence"](self._object, parent, child, fork_at)
         self._lengths[child] = position
         return child
 
@@ -126,13 +134,13 @@ class KVCache:
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
         if count:
-            self._call["popn"](self.state, sequence, count)
+            self._call["popn"](self._object, sequence, count)
         self._lengths[sequence] = length - count
 
     def remove(self, sequence: int) -> None:
         """Forget a sequence and free its pages."""
         self.settle()
-        self._call["remove_sequence"](self.state, sequence)
+        self._call["remove_sequence"](self._object, sequence)
         del self._lengths[sequence]
         self._free.append(sequence)
 
@@ -146,7 +154,7 @@ class KVCache:
             self._check_pages(needed)
 
     def _check_pages(self, needed: int) -> None:
-        free = int(self._available(self.state))
+        free = int(self._available(self._object))
         if needed > free:
             raise GenerationError(
                 f"the KV cache is full: {needed * self.page_size} more tokens asked for, "
@@ -155,27 +163,27 @@ class KVCache:
             )
 
     @contextmanager
-    def forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[Any]:
+    def forward(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[tuple]:
         """Reserve ``counts[i]`` new positions in ``sequences[i]`` for one model call.
 
-        Yields the cache object for the call.
+        Yields the `arguments` for the call.
         """
         self.settle()
         self.check_room(sequences, counts)
         key = (tuple(sequences), tuple(counts))
         if self._shapes[0] != key:  # steps of the same sequences follow each other
             self._shapes = (key, [self._shape(values) for values in key])
-        self._call["begin_forward"](self.state, *self._shapes[1])
+        self._call["begin_forward"](self._object, *self._shapes[1])
         try:
-            yield self.state
+            yield self.arguments
         except BaseException:
             # Close the transaction and forget its positions: the sequences are as before.
-            self._call["end_forward"](self.state)
+            self._call["end_forward"](self._object)
             for sequence, count in zip(sequences, counts, strict=True):
                 self._lengths[sequence] += count
                 self.rollback(sequence, count)
             raise
-        self._call["end_forward"](self.state)
+        self._call["end_forward"](self._object)
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
 

@@ -96,11 +96,11 @@ class Model:
         Python that runs once a step finds the caches full of weights: every line of it counts.
         """
         if len(tokens) == len(sequences) == sum(wanted):
-            with cache.forward(sequences, lengths) as state:
-                return self._each(tokens, state)
+            with cache.forward(sequences, lengths) as arguments:
+                return self._each(tokens, arguments)
         return self._mixed(cache, sequences, lengths, np.asarray(tokens, np.int32), wanted)
 
-    def _each(self, tokens: Sequence[int] | np.ndarray, state: Any) -> np.ndarray:
+    def _each(self, tokens: Sequence[int] | np.ndarray, arguments: tuple) -> np.ndarray:
         """Run one token of each sequence; float32 logits [b, vocab]."""
         count = len(tokens)
         name = "decode" if count == 1 else "decode_batch"
@@ -108,14 +108,14 @@ class Model:
             name = "decode_few"
         if not self._machine.is_cpu:
             return self._run(
-                name, self._machine.to_device(np.array(tokens, np.int32)[:, None]), state
+                name, self._machine.to_device(np.array(tokens, np.int32)[:, None]), arguments
             )
         held = self._steps.get(count)
         if held is None:
             view = aligned(np.zeros((count, 1), np.int32))
             held = self._steps[count] = (self._machine.to_device(view), view.reshape(count))
         held[1][:] = tokens
-        return self._run(name, held[0], state)
+        return self._run(name, held[0], arguments)
 
     def _mixed(
         self,
@@ -134,8 +134,8 @@ class Model:
                 part = np.ascontiguousarray(tokens[start : start + length])[None, :]
                 start += length
                 name = "score" if count > 1 else "decode" if length == 1 else "prefill"
-                with cache.forward([sequence], [length]) as state:
-                    logits = self._run(name, self._machine.to_device(part), state)
+                with cache.forward([sequence], [length]) as arguments:
+                    logits = self._run(name, self._machine.to_device(part), arguments)
                 done.append((sequence, length))
                 if count:
                     rows.append(logits[len(logits) - count :])
@@ -147,11 +147,11 @@ class Model:
             return np.zeros((0, self.vocab_size), np.float32)
         return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
-    def _run(self, name: str, tokens: Any, state: Any) -> np.ndarray:
+    def _run(self, name: str, tokens: Any, arguments: tuple) -> np.ndarray:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._machine.function(name)
-        return self._machine.to_host(function(tokens, state, self._parameters))
+        return self._machine.to_host(function(tokens, *arguments, self._parameters))
 
     @cached_property
     def greedy(self) -> GreedySteps:

@@ -73,12 +73,12 @@ class Sequence:
         cache, greedy = self._cache, self._model.greedy
         if token != self._promised or not cache.adopt(self.handle):
             self._check_length(1)
-            with cache.forward([self.handle], [1]) as state:
-                greedy.start(token, state)
+            with cache.forward([self.handle], [1]) as arguments:
+                greedy.start(token, arguments)
         self.tokens.append(token)
         if len(self) < self._model.context_length and cache.available_pages():
-            with cache.ahead(self.handle, greedy.finish) as state:
-                greedy.follow(state)
+            with cache.ahead(self.handle, greedy.finish) as arguments:
+                greedy.follow(arguments)
             chosen = greedy.wait()
         else:
             chosen = greedy.finish()

@@ -18,6 +18,7 @@ import numpy as np
 from amx_tvm.artifact import Manifest, open_parameters
 from amx_tvm.artifact.memory import huge_pages_fit
 from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.runtime.gate import GPU
 from amx_tvm.runtime.library import load_runtime
 
 POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
@@ -68,22 +69,24 @@ class VirtualMachine:
             raise ArtifactError(
                 f"{library} cannot be loaded ({reason}); compile the model again"
             ) from error
-        self._allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        self._from_bytes = ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
-        self._to_bytes = ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        self._allocate = self.builtin("runtime.TVMTensorAllocWithScope")
+        self._from_bytes = self.builtin("runtime.TVMTensorCopyFromBytes")
+        self._to_bytes = self.builtin("runtime.TVMTensorCopyToBytes")
 
     def function(self, name: str) -> Any:
         """Return a compiled function; ArtifactError if the library has none of that name."""
         try:
-            return self._machine[name]
+            found = self._machine[name]
         except (AttributeError, RuntimeError) as error:
             raise ArtifactError(
                 f"the library has no function {name!r}; compile the model again"
             ) from error
+        return found if self.is_cpu else GPU.guarded(found, records=True)
 
     def builtin(self, name: str) -> Any:
         """Return a global function of TVM's runtime, such as ``vm.builtin.kv_state_popn``."""
-        return self._ffi.get_global_func(name)
+        found = self._ffi.get_global_func(name)
+        return found if self.is_cpu else GPU.guarded(found)
 
     def shape(self, values: Iterable[int]) -> Any:
         """Return a tvm_ffi Shape."""

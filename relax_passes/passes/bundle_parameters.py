@@ -1,7 +1,8 @@
 """Give every exported function its weights as one tuple, the same one for all.
 
-The runtime then passes a single handle a step. The tuple's order is the sorted order of all
-weight names over all functions and is written to the module attribute ``amx.order``.
+The runtime then passes a single handle a step, behind the attention's `state` where there is one.
+The tuple's order is the sorted order of all weight names over all functions and is written to the
+module attribute ``amx.order``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tvm import relax
 from relax_passes.rewriting import num_inputs, relax_functions
 
 ATTRIBUTE = "amx.order"
+STATE = "state"  # the parameter that holds what attention kernels need of the cache: no weight
 
 
 @tvm.transform.module_pass(opt_level=0, name="BundleParameters")
@@ -21,16 +23,16 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
     """Replace the weight parameters of all functions by one tuple; see the module's docstring."""
     types: dict[str, relax.Type] = {}
     for _, function in relax_functions(module):
-        for param in list(function.params)[num_inputs(function) :]:
-            types[param.name] = param.ty
+        types |= {p.name: p.ty for p in _weights(function)}
     order = sorted(types)
     tuple_type = relax.TupleType([types[name] for name in order])
     updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
     for gvar, function in relax_functions(module):
         inputs = num_inputs(function)
-        weights = list(function.params)[inputs:]
+        weights = _weights(function)
         if not weights:
             continue
+        given = [p for p in function.params if p not in weights]
         bundle = relax.Var("params", tuple_type)
         index = {name: i for i, name in enumerate(order)}
         unpack = [relax.VarBinding(w, relax.TupleGetItem(bundle, index[w.name])) for w in weights]
@@ -41,7 +43,7 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
         else:
             blocks.insert(0, relax.BindingBlock(unpack))
         updated[gvar] = relax.Function(
-            [*list(function.params)[:inputs], bundle],
+            [*given, bundle],
             relax.SeqExpr(blocks, function.body.body),
             function.ret_ty,
             is_pure=function.is_pure,
@@ -49,6 +51,20 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
         ).with_attr("num_input", inputs)
     updated = relax.transform.Normalize()(updated)
     return updated.with_attr(ATTRIBUTE, json.dumps(order))
+
+
+def with_static_state(module: tvm.IRModule) -> tvm.IRModule:
+    """Count `state` no longer as an input: CUDA graphs take in what does not depend on inputs."""
+    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    for gvar, function in relax_functions(module):
+        names = [p.name for p in function.params]
+        if STATE in names:
+            updated[gvar] = function.with_attr("num_input", names.index(STATE))
+    return updated
+
+
+def _weights(function: relax.Function) -> list[relax.Var]:
+    return [p for p in list(function.params)[num_inputs(function) :] if p.name != STATE]
 
 
 def dtypes_of(module: tvm.IRModule) -> dict[str, str]:

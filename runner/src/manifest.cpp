@@ -18,7 +18,7 @@ namespace amx {
 namespace {
 
 using Json = nlohmann::json;
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 const std::string kAgain = "; copy the artifact anew or compile the model again";
 
 std::string read_text(const std::string& path) {

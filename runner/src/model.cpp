@@ -95,8 +95,9 @@ Model::Model(const Manifest& m, Plan plan, const std::string& runtime, Weights w
   }
   impl_->parameters = ffi::Array<ffi::Any>(tensors.begin(), tensors.end());
   auto one = [](int64_t value) { return ffi::Shape({value}); };
-  impl_->cache = impl_->function("create_kv_cache")(one(1), one(plan.context), one(plan.chunk),
-                                                    one(m.page_size), one(0));
+  ffi::Any made = impl_->function("create_kv_cache")(one(1), one(plan.context), one(plan.chunk),
+                                                     one(m.page_size), one(0));
+  impl_->cache = made.cast<ffi::Array<ffi::Any>>()[0];
   impl_->prefill = impl_->function("prefill");
   impl_->decode = impl_->function("decode");
   impl_->begin = global("vm.builtin.kv_state_begin_forward");

@@ -122,12 +122,12 @@ def test_older_runtime(bundle, copy):
     """A newer schema, even one whose other fields are unknown here."""
 
     def newer(data):
-        data.update(schema=2, layers=[{"tensors": []}])
+        data.update(schema=3, layers=[{"tensors": []}])
         del data["parameters"]
 
     rewrite(copy, newer)
     reader = "this runner" if (copy / "bin").is_dir() else "this version of amx_tvm"
-    check_refused(bundle, copy, f"schema 2, {reader} reads schema 1")
+    check_refused(bundle, copy, f"schema 3, {reader} reads schema 2")
 
 
 @pytest.mark.parametrize("key", ["tvm", "tvm_ffi"])

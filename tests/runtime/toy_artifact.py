@@ -87,7 +87,7 @@ def _build_module(vocab: int):
             page_size: tirx.Var,
             support_sliding_window: tirx.Var,
         ):
-            return TIRPagedKVCache(
+            made = TIRPagedKVCache(
                 attn_kind="mha",
                 max_batch_size=max_batch_size,
                 max_total_seq_len=max_total_seq_len,
@@ -112,6 +112,7 @@ def _build_module(vocab: int):
                 dtype="float32",
                 target=target,
             )
+            return (made,)
 
     modes = {"param_mode": "packed", "effect_mode": "none"}
     model = Toy()

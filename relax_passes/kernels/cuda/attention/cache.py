@@ -1,11 +1,12 @@
 """The paged KV cache of CUDA targets: TVM's object decides about pages, this package fills them.
 
 ``vm.builtin.paged_attention_kv_cache_create`` keeps sequences, forks and page tables. It is made
-with one layer of one number a token, since it never has to see a key; the real pages, all layers of
-a token together, travel with it as the tensor that it hands to its rotation function. Once a
+with one layer of four numbers a token, since it never has to see a key; the real pages, all layers
+of a token together, travel with it as the tensor that it hands to its rotation function. Once a
 forward pass the model calls the object's attention, and the callbacks note where page tables and
-pages are (state_text); the layers' own kernels read that. So one call a step stays outside the
-CUDA graph instead of one a layer.
+pages are in the state in front of the pages (state_text); the layers' own kernels take that as an
+argument. So one call a step stays outside the CUDA graph instead of one a layer, and engines of one
+library share nothing.
 
 Not supported, and refused by the callbacks: token trees, reading the cache back for debugging.
 """
@@ -26,8 +27,8 @@ from tvm.script.ir_builder import tirx as T
 
 from relax_passes.kernels.cuda.intrinsics import at, call
 
-from .config import PAGE_TOKENS, AttentionConfig
-from .state_text import STATE
+from .config import PAGE_TOKENS, TOKEN, AttentionConfig
+from .state_text import STATE, STATE_WORDS
 
 _SCALARS = (
     ("rotary_mode", "int32"),
@@ -37,63 +38,61 @@ _SCALARS = (
 )
 
 
-class CudaPagedKVCache(PagedKVCache):
-    """A paged KV cache for the kernels of this package.
+def create(
+    config: AttentionConfig,
+    max_batch_size: tirx.Var,
+    max_total_seq_len: tirx.Var,
+    prefill_chunk_size: tirx.Var,
+) -> tuple[PagedKVCache, Tensor]:
+    """Create a paged KV cache for the kernels of this package, in an ``nn.Module``'s method.
 
-    Construct it inside an ``nn.Module`` method while it is exported. ``token_size`` is the number
-    of features that a model passes to `begin`, a row.
+    Returns
+    -------
+    (PagedKVCache, Tensor)
+        The object, and what the kernels take as `state`: int32 [STATE_WORDS].
     """
-
-    def __init__(
-        self,
-        config: AttentionConfig,
-        token_size: int,
-        max_batch_size: tirx.Var,
-        max_total_seq_len: tirx.Var,
-        prefill_chunk_size: tirx.Var,
-        name: str = "paged_kv_cache",
-    ) -> None:
-        # TVM's object counts one page more than the tokens need
-        pages = (max_total_seq_len + (PAGE_TOKENS - 1)) // PAGE_TOKENS + 1
-        store = nn.op.empty((pages, config.page_elements), "float16")
-        capacity = (max_batch_size, max_total_seq_len, prefill_chunk_size)
-        super().__init__(
-            _expr=rx.call_pure_packed(
-                "vm.builtin.paged_attention_kv_cache_create",
-                *_arguments(config, token_size, capacity, store._expr),
-                ty_args=rx.AnyType(),
-            ),
-            _name=name,
-        )
+    # TVM's object counts one page more than the tokens need; the row in front is the state's
+    pages = (max_total_seq_len + (PAGE_TOKENS - 1)) // PAGE_TOKENS + 1
+    builder = rx.BlockBuilder.current()
+    store = nn.op.empty((pages + 1, config.page_elements), "float16")._expr
+    start = rx.prim_value(tirx.const(0, "int64"))
+    view = rx.op.memory.view(store, [STATE_WORDS], "int32", start)
+    state = Tensor(_expr=builder.emit(view))
+    capacity = (max_batch_size, max_total_seq_len, prefill_chunk_size)
+    made = rx.call_pure_packed(
+        "vm.builtin.paged_attention_kv_cache_create",
+        *_arguments(config, capacity, store),
+        ty_args=rx.AnyType(),
+    )
+    return PagedKVCache(_expr=made, _name="paged_kv_cache"), state
 
 
-def begin(cache: PagedKVCache, hidden: Tensor) -> Tensor:
-    """Tell the attention kernels of this pass where the pages are.
+def begin(cache: PagedKVCache, rows: tirx.PrimExpr | int) -> Tensor:
+    """Have the cache's callbacks note where the pages of this pass are.
 
     Parameters
     ----------
     cache : PagedKVCache
         The function's cache.
-    hidden : Tensor
-        Any float16 [tokens, features]; it only has the right shape.
+    rows : PrimExpr or int
+        New tokens, of all sequences.
 
     Returns
     -------
     Tensor
-        The `token` argument of the kernels, [tokens, features - 2, 1].
+        The `token` argument of the kernels, float16 [rows, 1, TOKEN].
     """
-    tokens, features = hidden.shape
     builder = rx.BlockBuilder.current()
-    view = builder.emit(rx.op.reshape(hidden._expr, (tokens, features, 1)))
+    nothing = nn.op.empty((rows, 3, TOKEN), "float16")._expr
     out = rx.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
-        [cache._expr, rx.prim_value(0), rx.prim_value(1.0), view],
-        out_ty=rx.TensorType((tokens, features - 2, 1), "float16"),
+        [cache._expr, rx.prim_value(0), rx.prim_value(1.0), nothing],
+        out_ty=rx.TensorType((rows, 1, TOKEN), "float16"),
     )
     return Tensor(_expr=builder.emit(out))
 
 
-def _arguments(config: AttentionConfig, token_size: int, capacity: tuple, store: rx.Expr) -> list:
+def _arguments(config: AttentionConfig, capacity: tuple, store: rx.Expr) -> list:
     """Arguments of the runtime's constructor, in its order."""
     builder = rx.BlockBuilder.current()
 
@@ -107,10 +106,10 @@ def _arguments(config: AttentionConfig, token_size: int, capacity: tuple, store:
     return [
         rx.ShapeExpr([*capacity, PAGE_TOKENS, 0, 1]),
         rx.ShapeExpr([0, 1]),
-        rx.prim_value(token_size - 2),
         rx.prim_value(1),
         rx.prim_value(1),
-        rx.prim_value(1),
+        rx.prim_value(TOKEN),
+        rx.prim_value(TOKEN),
         rx.ShapeExpr([int(AttnKind.MHA)]),
         rx.prim_value(False),  # no disaggregation
         rx.prim_value(int(RopeMode.NORMAL)),  # the mode that hands on a tensor
@@ -120,7 +119,7 @@ def _arguments(config: AttentionConfig, token_size: int, capacity: tuple, store:
         rx.op.zeros((), "float16"),
         add("slots", slots()),
         rx.prim_value(0),  # no MLA append
-        backend("nothing_ragged", nothing(9, _causal())),
+        backend("rows", sequences()),
         backend("list_prefill", page_list(prefill=True)),
         backend("list_decode", page_list(prefill=False)),
         none,  # windows are the kernels' own business
@@ -129,7 +128,7 @@ def _arguments(config: AttentionConfig, token_size: int, capacity: tuple, store:
         none,
         none,  # no MLA prefill
         rx.Tuple([add("nothing_merge", nothing(4, ()))]),
-        add("begin", first()),
+        add("begin", first(config)),
         add("copy_page", copy_page(config)),
         add("refuse_debug", refuse("reading the CUDA cache back", 4, (("layer", "int64"),))),
         add("refuse_trees", refuse("a token tree in the CUDA cache", 3, (("batch", "int32"),))),
@@ -174,16 +173,32 @@ def _tell(function: str, *args) -> None:
             call(function, *args, text=STATE)
 
 
-def first() -> tirx.PrimFunc:
+def _carrier(handle) -> tirx.Expr:  # noqa: ANN001
+    """Address of the object's own q or k, whose first eight bytes are the state's address."""
+    buffer = T.match_buffer(handle, (T.int32(), 1, TOKEN), "float16")
+    zero = tirx.const(0, "int32")
+    return at(buffer, zero, zero, zero)
+
+
+def _own(handle) -> tirx.Expr:  # noqa: ANN001
+    """Address of the object's own pages."""
+    shape = (T.int64(), 2, 1, PAGE_TOKENS, TOKEN)
+    buffer = T.match_buffer(handle, shape, "float16")
+    return at(buffer, *(tirx.const(0, "int64") for _ in range(5)))
+
+
+def first(config: AttentionConfig) -> tirx.PrimFunc:
     """Build the callback in the rotation's place: notes pages and positions, and starts afresh."""
 
     def body() -> None:
-        handles = _handles("qkv", "positions", "q", "k", "v", "pages")
-        n, pages, elements = T.int32(), T.int64(), T.int64()
-        positions = _indices(handles[1], n)
-        store = T.match_buffer(handles[5], (pages, elements), "float16")
-        zero = tirx.const(0, "int32")
-        _tell("amx_state_begin", at(store, zero, zero), at(positions, zero))
+        qkv, found, q, k, v, pages = _handles("qkv", "positions", "q", "k", "v", "pages")
+        n = T.int32()
+        positions = _indices(found, n)
+        store = T.match_buffer(pages, (T.int64(), config.page_elements), "float16")
+        zero, elements = tirx.const(0, "int32"), tirx.const(config.page_elements, "int64")
+        carriers = (_carrier(q), _carrier(k))
+        place = (at(store, zero, zero), elements)
+        _tell("amx_state_begin", *place, at(positions, zero), n, *carriers)
 
     return _callback("kv_cache_begin", body)
 
@@ -192,14 +207,28 @@ def slots() -> tirx.PrimFunc:
     """Build the callback in append's place: notes the slots of several new tokens."""
 
     def body() -> None:
-        handles = _handles("own_pages", "k", "v", "slots")
+        own, k, _, found = _handles("own_pages", "k", "v", "slots")
         n = T.int32()
-        found = _indices(handles[3], n)
+        slots = _indices(found, n)
+        k, own = _carrier(k), _own(own)
         with T.If(n > 1):  # one token's slot follows from the lists
             with T.Then():
-                _tell("amx_state_slots", at(found, tirx.const(0, "int32")))
+                _tell("amx_state_slots", k, own, at(slots, tirx.const(0, "int32")))
 
     return _callback("kv_cache_slots", body)
+
+
+def sequences() -> tirx.PrimFunc:
+    """Build the callback in the place of attention among the new tokens: notes whose they are."""
+
+    def body() -> None:
+        q, found, *_ = _handles("q", "rows", *"kv", "key_rows", "at", "starts", "output", "lse")
+        _scalars(_causal())
+        n = T.int32()
+        rows = _indices(found, n)
+        _tell("amx_state_rows", _carrier(q), at(rows, tirx.const(0, "int32")), n - 1)
+
+    return _callback("kv_cache_rows", body)
 
 
 def page_list(prefill: bool) -> tirx.PrimFunc:
@@ -217,7 +246,8 @@ def page_list(prefill: bool) -> tirx.PrimFunc:
         rows = tirx.reinterpret("handle", tirx.const(0, "uint64"))
         if prefill:
             rows = at(_indices(handles["rows"], n), zero)
-        _tell("amx_state_list", at(starts, zero), at(pages, zero), rows, n - 1)
+        object_ = (_carrier(handles["q"]), _own(handles["own_pages"]))
+        _tell("amx_state_list", *object_, at(starts, zero), at(pages, zero), rows, n - 1)
 
     return _callback("kv_cache_list", body)
 
@@ -227,9 +257,10 @@ def copy_page(config: AttentionConfig) -> tirx.PrimFunc:
     words = config.page_elements // 8
 
     def body() -> None:
-        _handles("own_pages")
+        (own,) = _handles("own_pages")
         source, target = T.arg("source", T.int64()), T.arg("target", T.int64())
         T.arg("length", T.int64())
+        own = _own(own)
         threads = [
             T.thread_binding(-(-words // 256), thread="blockIdx.x"),
             T.thread_binding(256, thread="threadIdx.x"),
@@ -240,7 +271,7 @@ def copy_page(config: AttentionConfig) -> tirx.PrimFunc:
                 T.writes()
                 size = tirx.const(words, "int64")
                 index = tirx.Cast("int64", block * 256 + thread)
-                call("amx_copy_page", size, source, target, index, text=STATE)
+                call("amx_copy_page", own, size, source, target, index, text=STATE)
 
     return _callback("kv_cache_copy_page", body)
 

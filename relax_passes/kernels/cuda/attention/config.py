@@ -10,6 +10,7 @@ import numpy as np
 from relax_passes.attention_spec import Rotation
 
 PAGE_TOKENS = 16
+TOKEN = 4  # float16 numbers of the cache object's own heads: as many as an address needs
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
 
 

@@ -56,7 +56,7 @@ __device__ __forceinline__ unsigned amx_pack(float a, float b) { return amx_u32(
 
 // D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
 template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool ONE, bool DEPENDENT>
-__device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, void* out_,
+__device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, const void* state_, void* out_,
                                                   const float* frequencies, float factor, int layer,
                                                   int layers, float scale, float cap, int window,
                                                   int split, int head, int row, int warp, int lane) {
@@ -64,6 +64,7 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
   constexpr float NONE = -1e30f;
   const half* qkv = (const half*)qkv_;
+  const AmxState* state = (const AmxState*)state_;
   half* out = (half*)out_;
   half* qs = (half*)shared;                             // [ROWS][STRIDE]
   float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
@@ -73,12 +74,12 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
   if (DEPENDENT) amx_launch_dependents();
 
-  const AmxTable table = amx_table<ONE>(row);
-  const int position = ONE ? amx_state.position : amx_state.positions[row];
+  const int position = ONE ? state->position : state->positions[row];
+  const AmxTable table = amx_table<ONE>(state, row, position);
   const int length = position + 1, last = position >> 4;
   const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
   const long long stride = (long long)layers * 2 * KV * BLOCK;
-  half* base = amx_state.pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
   for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
 
   int page = first + split + SPLITS * warp;

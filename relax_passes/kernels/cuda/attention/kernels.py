@@ -1,12 +1,14 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """Attention kernels as TensorIR functions; the CUDA text of their blocks is in the files beside.
 
-    decode    qkv [m, heads + 2 kv, d], token -> out [m, heads, d]; one new token a sequence
-    store     qkv, token -> q [m, heads, d]; keys and values go to the pages
-    prefill   q, token -> out [m, heads, d]; new tokens of one sequence
+    decode    qkv [m, heads + 2 kv, d], token, state -> out [m, heads, d]; one new token a sequence
+    store     qkv, token, state -> q [m, heads, d]; keys and values go to the pages
+    prefill   q, token, state -> out [m, heads, d]; new tokens of any sequences
 
-The number of the layer, an int64, comes before the result, so that layers share functions. `token` is the result of the call that told the kernels where the pages are (`cache`); nothing reads
-it, but it orders the kernels behind that call.
+The number of the layer, an int64, comes before the result, so that layers share functions. `token`
+[m, 1, 4] is the result of the call that told the kernels where the pages are (`cache`); nothing
+reads it, but it orders the kernels behind that call. `state` is where that call's callbacks noted
+it (`state_text`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from relax_passes.kernels.cuda.buckets import Device
 from relax_passes.kernels.cuda.intrinsics import at, call
 
 from . import decode_text, prefill_text
-from .config import AttentionConfig, frequencies_name, frequencies_text
+from .config import TOKEN, AttentionConfig, frequencies_name, frequencies_text
+from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
 _WARPS = 8
@@ -52,6 +55,14 @@ def _argument(name: str, *shape) -> tirx.Buffer:
     return T.arg(name, T.Buffer(shape, "float16"))
 
 
+def _orders(extent) -> None:  # noqa: ANN001
+    _argument("token", extent, 1, TOKEN)
+
+
+def _state() -> tirx.Expr:
+    return at(T.arg("state", T.Buffer((STATE_WORDS,), "int32")), 0)
+
+
 def _shared(floats: int) -> tirx.Buffer:
     """Dynamic shared memory; a store to a last element, used by nobody, keeps its size."""
     shared = T.sblock_alloc_buffer((floats + 1,), "float32", scope="shared.dyn")
@@ -69,7 +80,6 @@ def decode(
     scale: float,
     window: int,
     m: int | None,
-    token_size: int,
 ) -> tirx.PrimFunc:
     """Build decode attention.
 
@@ -85,8 +95,6 @@ def decode(
         Keys that a query sees, itself included; 0 is all.
     m : int or None
         Sequences; None compiles for any number, 1 spares dependent loads.
-    token_size : int
-        float16 numbers of `token` a row.
     """
     device = Device(config.arch)
     # a cluster for each kv head and sequence: about as many blocks as multiprocessors
@@ -102,9 +110,9 @@ def decode(
     text = f"""{decode_text.DECODE}{frequencies_text(rotation)}
 #ifndef {name.upper()}
 #define {name.upper()}
-__device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out, int layer, float scale,
+__device__ __forceinline__ void {name}(float* shared, const void* qkv, const void* state, void* out, int layer, float scale,
                                        float cap, int window, int split, int head, int row, int warp, int lane) {{
-  amx_attend_decode<{numbers}>(shared, qkv, out, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers},
+  amx_attend_decode<{numbers}>(shared, qkv, state, out, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers},
                                scale, cap, window, split, head, row, warp, lane);
 }}
 #endif
@@ -114,7 +122,8 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out
     def body() -> None:
         extent, rows = _rows(m)
         qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
-        _argument("token", extent, token_size, 1)
+        _orders(extent)
+        state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, config.heads, d)
         threads = [
@@ -135,6 +144,7 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out
                     name,
                     at(_shared(floats), zero),
                     at(qkv, zero, zero, zero),
+                    state,
                     at(out, zero, zero, zero),
                     layer,
                     tirx.const(_scale(config, scale), "float32"),
@@ -151,16 +161,16 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, void* out
     return _function("attention_decode", body, dependent)
 
 
-def store(config: AttentionConfig, rotation: Rotation, token_size: int) -> tirx.PrimFunc:
+def store(config: AttentionConfig, rotation: Rotation) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
     d = config.head_dim
     name = f"amx_store_{frequencies_name(rotation)}_{d}_{config.heads}_{config.kv_heads}"
     text = f"""{prefill_text.PREFILL}{frequencies_text(rotation)}
 #ifndef {name.upper()}
 #define {name.upper()}
-__device__ __forceinline__ void {name}(const void* qkv, void* q, int layer, int m, int block, int head, int tid) {{
+__device__ __forceinline__ void {name}(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid) {{
   amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
-      qkv, q, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
+      qkv, state, q, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
 }}
 #endif
 """
@@ -168,7 +178,8 @@ __device__ __forceinline__ void {name}(const void* qkv, void* q, int layer, int 
     def body() -> None:
         extent, rows = _rows(None)
         qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
-        _argument("token", extent, token_size, 1)
+        _orders(extent)
+        state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         q = _argument("q", extent, config.heads, d)
         threads = [
@@ -182,13 +193,14 @@ __device__ __forceinline__ void {name}(const void* qkv, void* q, int layer, int 
                 T.writes()
                 zero = tirx.const(0, "int32")
                 place = (layer, rows, block, head, tid)
-                call(name, at(qkv, zero, zero, zero), at(q, zero, zero, zero), *place, text=text)
+                given = (at(qkv, zero, zero, zero), state, at(q, zero, zero, zero))
+                call(name, *given, *place, text=text)
 
     return _function("attention_store", body)
 
 
-def prefill(config: AttentionConfig, scale: float, window: int, token_size: int) -> tirx.PrimFunc:
-    """Build attention of a chunk over all pages of its sequence; see `decode`."""
+def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc:
+    """Build attention of chunks over all pages of their sequences; see `decode`."""
     d = config.head_dim
     limit = Device(config.arch).shared_bytes
     tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
@@ -197,17 +209,18 @@ def prefill(config: AttentionConfig, scale: float, window: int, token_size: int)
     def body() -> None:
         extent, rows = _rows(None)
         q = _argument("q", extent, config.heads, d)
-        _argument("token", extent, token_size, 1)
+        _orders(extent)
+        state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, config.heads, d)
-        tiles = (rows + 63) // 64
+        blocks = (rows + 63) // 64
         threads = [
-            T.thread_binding(tiles, thread="blockIdx.y"),
+            T.thread_binding(blocks, thread="blockIdx.y"),
             T.thread_binding(config.heads, thread="blockIdx.x"),
             T.thread_binding(4, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
-        with T.frame_scope(threads) as (tile, head, warp, lane):
+        with T.frame_scope(threads) as (block, head, warp, lane):
             with T.sblock("attention"):
                 T.reads()
                 T.writes()
@@ -216,14 +229,15 @@ def prefill(config: AttentionConfig, scale: float, window: int, token_size: int)
                     f"amx_attend_prefill<{numbers}>",
                     at(_shared(prefill_text.shared_floats(d, tokens)), zero),
                     at(q, zero, zero, zero),
+                    state,
                     at(out, zero, zero, zero),
                     layer,
                     tirx.const(config.layers, "int32"),
                     tirx.const(_scale(config, scale), "float32"),
                     tirx.const(config.soft_cap, "float32"),
                     tirx.const(window, "int32"),
-                    rows,
-                    tiles - 1 - tile,  # the longest first
+                    block,
+                    blocks,
                     head,
                     warp,
                     lane,

@@ -1,8 +1,9 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
-"""CUDA text of attention over a chunk of new tokens of one sequence.
+"""CUDA text of attention over chunks of new tokens of any number of sequences.
 
 Two kernels: one rotates queries and keys and stores keys and values in their pages, the other
-attends, 64 queries of one head a block, over all pages of the sequence, in tiles of BN tokens:
+attends, 64 queries of one head and one sequence at a time, over all pages of the sequence, in tiles
+of BN tokens:
 
     Q   shared memory [64][D + 8]            K   [2][BN][D + 8]
     V   [2][BN / 16][D][24]: a page as it is stored, [d][16 tokens], rows padded to 48 bytes
@@ -28,26 +29,25 @@ __device__ __forceinline__ void amx_attend_matrix4(unsigned* d, const half* p) {
 }
 __device__ __forceinline__ unsigned amx_prefill_pack(float a, float b) { return amx_u32(__floats2half2_rn(a, b)); }
 
-// Sixteen tokens of one head of q, k or v, 128 threads. Slots behind the last token become zero:
-// tiles read whole pages, and what a product multiplies by zero must be finite.
+// Sixteen rows of one head of q, k or v, 128 threads. Slots behind a sequence's last token become
+// zero: tiles read whole pages, and what a product multiplies by zero must be finite.
 template <int D, int HEADS, int KV, int HALF>
-__device__ __forceinline__ void amx_attend_store(const void* qkv_, void* q_, const float* frequencies,
+__device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* state_, void* q_, const float* frequencies,
                                                  float factor, int layer, int layers, int m, int block,
                                                  int head, int tid) {
   constexpr int BLOCK = 16 * D;
   const half* qkv = (const half*)qkv_;
+  const AmxState* state = (const AmxState*)state_;
   half* q = (half*)q_;
-  const AmxTable table = amx_table<false>(0);
-  const int start = amx_state.positions[0];
   const long long stride = (long long)layers * 2 * KV * BLOCK;
   const bool is_q = head < HEADS, is_v = head >= HEADS + KV;
   const int kv = is_q ? 0 : (head - HEADS) % KV;
-  half* base = amx_state.pages + ((long long)layer * 2 * KV + (is_v ? KV : 0) + kv) * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + (is_v ? KV : 0) + kv) * BLOCK;
   for (int i = tid; i < 16 * D; i += 128) {
     // lanes run over tokens for v, which is stored token by token, over channels otherwise
     const int token = is_v ? i & 15 : i / D, e = is_v ? i >> 4 : i % D, row = block * 16 + token;
     if (row >= m) continue;
-    const int position = start + row, slot = position & 15;
+    const int position = state->positions[row], place = position & 15;
     const half* x = qkv + ((long long)row * (HEADS + 2 * KV) + head) * D;
     half value = x[e];
     if (!is_v && e < 2 * HALF) {
@@ -60,29 +60,60 @@ __device__ __forceinline__ void amx_attend_store(const void* qkv_, void* q_, con
       q[((long long)row * HEADS + head) * D + e] = value;
       continue;
     }
-    half* target = base + amx_page(table, position >> 4) * stride;
-    target[is_v ? e * 16 + slot : slot * D + e] = value;
-    if (is_v && row == m - 1)
-      for (int s = slot + 1; s < 16; ++s) target[e * 16 + s] = __float2half_rn(0.f);
+    // the cache object tells the slots of several rows only; one row's page is in its list
+    const int slot = m > 1 ? state->slots[row] : amx_page(amx_table<false>(state, 0, position), position >> 4) * 16 + place;
+    half* target = base + (slot >> 4) * stride;
+    target[is_v ? e * 16 + place : place * D + e] = value;
+    if (is_v && (row == m - 1 || state->slots[row + 1] != slot + 1))
+      for (int s = place + 1; s < 16; ++s) target[e * 16 + s] = __float2half_rn(0.f);
   }
 }
 
+// The rows of one tile's sequence, and which 64 of them the tile is; none behind the last tile.
+struct AmxTile { int first, rows, tile; };
+
+// Tile number `job` over all sequences, a sequence's longest tile first. A warp looks at 32 sequences
+// at a time.
+__device__ __forceinline__ AmxTile amx_tile(const AmxState* state, int job, int lane) {
+  const int count = state->sequences;
+  for (int base = 0; base < count; base += 32) {
+    const int c = base + lane;
+    const int first = c < count ? (state->rows ? state->rows[c] : c) : 0;
+    const int rows = c < count ? (state->rows ? state->rows[c + 1] : c + 1) - first : 0;
+    const int tiles = (rows + 63) >> 6;
+    int until = tiles;
+#pragma unroll
+    for (int step = 1; step < 32; step <<= 1) {
+      const int before = __shfl_up_sync(0xffffffffu, until, step);
+      if (lane >= step) until += before;
+    }
+    const unsigned found = __ballot_sync(0xffffffffu, job < until);
+    if (found) {
+      const int who = __ffs(found) - 1;
+      const int left = __shfl_sync(0xffffffffu, until, who) - 1 - job;
+      return {__shfl_sync(0xffffffffu, first, who), __shfl_sync(0xffffffffu, rows, who), left};
+    }
+    job -= __shfl_sync(0xffffffffu, until, 31);
+  }
+  return {0, 0, 0};
+}
+
 template <int D, int G, int KV, int BN>
-__device__ __forceinline__ void amx_attend_prefill(float* shared, const void* q_, void* out_, int layer,
-                                                   int layers, float scale, float cap, int window, int m,
-                                                   int tile, int head, int warp, int lane) {
+__device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* state, const void* q_, void* out_,
+                                                int layer, int layers, float scale, float cap, int window,
+                                                AmxTile mine, int head, int warp, int lane) {
   constexpr int HEADS = G * KV, ROW = D + 8, BLOCK = 16 * D, NT = BN / 8, CHUNKS = D / 8;
   constexpr float NONE = -1e30f;
-  const half* q = (const half*)q_;
-  half* out = (half*)out_;
+  const half* q = (const half*)q_ + (long long)mine.first * HEADS * D;
+  half* out = (half*)out_ + (long long)mine.first * HEADS * D;
   half* qs = (half*)shared;
   half* ks = qs + 64 * ROW;
   half* vs = ks + 2 * BN * ROW;  // [2][BN / 16][D][24]
-  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3, m0 = tile * 64;
-  const AmxTable table = amx_table<false>(0);
-  const int start = amx_state.positions[0], total = start + m;
+  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3, m0 = mine.tile * 64, m = mine.rows;
+  const int start = state->positions[mine.first], total = start + m;
+  const AmxTable table = amx_table<false>(state, mine.first, start);
   const long long stride = (long long)layers * 2 * KV * BLOCK;
-  const half* base = amx_state.pages + ((long long)layer * 2 * KV + head / G) * BLOCK;
+  const half* base = state->pages + ((long long)layer * 2 * KV + head / G) * BLOCK;
   const int begin = window > 0 ? max(0, start + m0 - window + 1) / BN * BN : 0;
   const int end = min(total, start + m0 + 64);
 
@@ -198,6 +229,19 @@ __device__ __forceinline__ void amx_attend_prefill(float* shared, const void* q_
     for (int i = 0; i < D / 8; ++i)
       *(half2*)(out + ((long long)row * HEADS + head) * D + 8 * i + 2 * t) =
           __floats2half2_rn(o[i][2 * h] * inverse, o[i][2 * h + 1] * inverse);
+  }
+}
+
+// Block `block` of `blocks` takes every blocks-th tile: with one sequence there are as many as blocks.
+template <int D, int G, int KV, int BN>
+__device__ __forceinline__ void amx_attend_prefill(float* shared, const void* q, const void* state_, void* out, int layer,
+                                                   int layers, float scale, float cap, int window, int block,
+                                                   int blocks, int head, int warp, int lane) {
+  const AmxState* state = (const AmxState*)state_;
+  for (int job = block;; job += blocks) {
+    const AmxTile mine = amx_tile(state, job, lane);
+    if (mine.rows == 0) return;
+    amx_attend_tile<D, G, KV, BN>(shared, state, q, out, layer, layers, scale, cap, window, mine, head, warp, lane);
   }
 }
 #endif

@@ -8,8 +8,11 @@ Pages hold 16 tokens of all layers. The block of one layer, kind and head is con
     V      [d][16 tokens]          transposed: pairs of tokens are what probabilities multiply
 
 TVM's cache object decides which page a token gets. Once a forward pass, callbacks of that object
-write what they are told into ``amx_state``, a variable of the loaded module; attention kernels read
-it, take no argument that changes from step to step, and a whole decode step is one CUDA graph.
+write what they are told into an ``AmxState``, which lies in front of the pages, in the first row of
+their tensor. Attention kernels get its address as the argument `state`, which is the same in every
+step, so a whole decode step is one CUDA graph. The callbacks find it by its address, which the first
+of them leaves in the object's own buffers: in q and k, which the others are given next, and these
+leave it in the object's pages for copies between passes.
 
 A sequence's pages are at most two lists (a part that is shared with others, and its own), then,
 during prefill, pages that the new tokens open. All but the very last page are full, so token p lies
@@ -20,41 +23,55 @@ from __future__ import annotations
 
 from relax_passes.kernels.cuda.intrinsics import TEXT
 
+STATE_WORDS = 32  # int32 numbers of the argument `state`
+
 STATE = (
     TEXT
     + r"""
 #ifndef AMX_ATTENTION_STATE
 #define AMX_ATTENTION_STATE
 struct AmxList {
-  const int* starts;   // [sequences + 1]: where each one's pages begin in `pages`
+  const int* starts;   // [entries + 1]: where each one's pages begin in `pages`
   const int* pages;
-  const int* rows;     // [sequences + 1]: rows of x of each, or null: one each
-  int count;           // sequences
+  const int* rows;     // [entries + 1]: rows of x of each entry, or null: one each
+  int count;           // entries
 };
 struct AmxState {
   half* pages;
   const int* positions;  // of each row of x in its sequence
-  const int* slots;      // page * 16 + token in the page, of each row of x
+  const int* slots;      // page * 16 + place in the page, of each row of x where there are several
+  const int* rows;       // [sequences + 1]: rows of x of each sequence, or null: one each
+  int sequences;
   int position, pages_of_first[2];  // row 0, to spare its kernels dependent loads
   int lists;
   AmxList list[2];
 };
-__device__ AmxState amx_state;
+static_assert(sizeof(AmxState) <= 128, "the argument `state` is too small");
 
-struct AmxTable { const int *first, *second; int n0, n1; };
+// Which of several runs of rows a row belongs to: the last that begins at it or before.
+__device__ __forceinline__ int amx_run_of(const int* rows, int count, int row) {
+  int low = 0;
+  for (int high = count; high - low > 1;) {
+    const int middle = (low + high) >> 1;
+    if (rows[middle] <= row) low = middle; else high = middle;
+  }
+  return low;
+}
+
+// Pages of a sequence, by the first of its rows and that row's position.
+struct AmxTable { const int *first, *second, *slots; int n0, n1, start; };
 
 template <bool ONE>
-__device__ __forceinline__ AmxTable amx_table(int row) {
-  AmxTable table = {nullptr, nullptr, 0, 0};
-  const int lists = amx_state.lists;
+__device__ __forceinline__ AmxTable amx_table(const AmxState* state, int row, int position) {
+  AmxTable table = {nullptr, nullptr, state->slots + row, 0, 0, position};
+  const int lists = state->lists;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (i >= lists) continue;
-    const AmxList list = amx_state.list[i];
-    int begin = 0, count = amx_state.pages_of_first[i];
+    const AmxList list = state->list[i];
+    int begin = 0, count = state->pages_of_first[i];
     if (!ONE) {
-      int c = row;
-      if (list.rows) for (c = 0; c + 1 < list.count && list.rows[c + 1] <= row;) ++c;
+      const int c = list.rows ? amx_run_of(list.rows, list.count, row) : row;
       begin = list.starts[c];
       count = list.starts[c + 1] - begin;
     }
@@ -63,11 +80,11 @@ __device__ __forceinline__ AmxTable amx_table(int row) {
   }
   return table;
 }
-// Page number `b` of a sequence; one that opens during this prefill is found by its first token.
+// Page number `b` of a sequence; one that opens during this pass is found by its first token.
 __device__ __forceinline__ int amx_page(const AmxTable& table, int b) {
   if (b < table.n0) return table.first[b];
   if (b < table.n0 + table.n1) return table.second[b - table.n0];
-  return amx_state.slots[b * 16 - amx_state.positions[0]] >> 4;
+  return table.slots[b * 16 - table.start] >> 4;
 }
 // Cosine and sine of position * frequency. The product is rounded to float32 as everywhere, reduced
 // to half a turn in two steps (6.28125 has few bits, so the first is exact), and then small enough for
@@ -86,27 +103,44 @@ __device__ __forceinline__ float amx_rotated(const half* x, int e, int half_, co
   if (e < 2 * half_) return v * turn[e - half_].x + __half2float(x[e - half_]) * turn[e - half_].y;
   return v;
 }
-// -- what the cache object tells
-__device__ __forceinline__ void amx_state_begin(const void* pages, const void* positions) {
-  amx_state.pages = (half*)pages;
-  amx_state.positions = (const int*)positions;
-  amx_state.position = ((const int*)positions)[0];
-  amx_state.lists = 0;
+// -- what the cache object tells; `carrier` is a buffer of its own that holds the state's address
+__device__ __forceinline__ AmxState* amx_carried(const void* carrier) { return *(AmxState* const*)carrier; }
+__device__ __forceinline__ void amx_state_begin(void* store, long long elements, const void* positions, int rows,
+                                                void* q, void* k) {
+  AmxState* state = (AmxState*)store;
+  *(AmxState**)q = state;
+  *(AmxState**)k = state;
+  state->pages = (half*)store + elements;
+  state->positions = (const int*)positions;
+  state->position = ((const int*)positions)[0];
+  state->rows = nullptr;
+  state->sequences = rows;
+  state->lists = 0;
 }
-__device__ __forceinline__ void amx_state_slots(const void* slots) {
-  amx_state.slots = (const int*)slots;
+__device__ __forceinline__ void amx_state_slots(const void* k, void* own, const void* slots) {
+  AmxState* state = amx_carried(k);
+  *(AmxState**)own = state;
+  state->slots = (const int*)slots;
 }
-__device__ __forceinline__ void amx_state_list(const void* starts, const void* pages, const void* rows,
-                                               int count) {
-  const int i = amx_state.lists;
+__device__ __forceinline__ void amx_state_rows(const void* q, const void* rows, int sequences) {
+  AmxState* state = amx_carried(q);
+  state->rows = (const int*)rows;
+  state->sequences = sequences;
+}
+__device__ __forceinline__ void amx_state_list(const void* q, void* own, const void* starts, const void* pages,
+                                               const void* rows, int count) {
+  AmxState* state = amx_carried(q);
+  *(AmxState**)own = state;
+  const int i = state->lists;
   const int* s = (const int*)starts;
-  amx_state.list[i] = AmxList{s, (const int*)pages, (const int*)rows, count};
-  amx_state.pages_of_first[i] = s[1] - s[0];
-  amx_state.lists = i + 1;
+  state->list[i] = AmxList{s, (const int*)pages, (const int*)rows, count};
+  state->pages_of_first[i] = s[1] - s[0];
+  state->lists = i + 1;
 }
 // A fork copies a page: `words` 16-byte words of all layers.
-__device__ __forceinline__ void amx_copy_page(long long words, long long from, long long to, long long i) {
-  uint4* pages = (uint4*)amx_state.pages;
+__device__ __forceinline__ void amx_copy_page(const void* own, long long words, long long from, long long to,
+                                              long long i) {
+  uint4* pages = (uint4*)amx_carried(own)->pages;
   if (i < words) pages[to * words + i] = pages[from * words + i];
 }
 #endif
