@@ -11,12 +11,15 @@ from fnmatch import fnmatch
 
 from amx_tvm import formats
 from amx_tvm.errors import FormatError, TargetError
+from relax_passes.activation import FLOAT16, FLOAT32, INT8, four_bit
 from relax_passes.policy import LinearPolicy
 
 W4A4_SUFFIX = "-w4a4"
 FOUR_OVER_SIX_SUFFIX = "-46"
 KV_CACHES = ("auto", "float32", "float16")
 ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
+# What weights of more than four bits are multiplied with; "auto" until the device is known.
+WIDE = {"auto": FLOAT32, "float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "w4a4": INT8}
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,7 @@ class QuantizationConfig:
             return LinearPolicy()
         if _is_head(name):
             head = self.head
-            scheme = "int8" if self.activation == "w4a4" else self.activation
-            return LinearPolicy(head, scheme) if head != "none" else LinearPolicy()
+            return LinearPolicy(head, WIDE[self.activation]) if head != "none" else LinearPolicy()
         return self._policy(self.format)
 
     def table(self, name: str) -> str:
@@ -167,12 +169,9 @@ class QuantizationConfig:
     def _policy(self, chosen: str) -> LinearPolicy:
         if chosen == "none":
             return LinearPolicy()
-        if self.activation == "w4a4":
-            # An 8-bit exception in a 4-bit model computes with 8-bit activations.
-            wide = formats.get(chosen).code_bits != 4
-            scheme = f"fp4:{chosen}+46" if self.four_over_six else f"fp4:{chosen}"
-            return LinearPolicy(chosen, "int8" if wide else scheme)
-        return LinearPolicy(chosen, self.activation)
+        if self.activation == "w4a4" and formats.get(chosen).code_bits == 4:
+            return LinearPolicy(chosen, four_bit(chosen, self.four_over_six))
+        return LinearPolicy(chosen, WIDE[self.activation])
 
     def describe(self) -> dict:
         """Return the configuration as JSON-ready values, for the manifest."""

@@ -60,12 +60,13 @@ def our_linear(spec_text: str, n: int, k: int, m: int, copies: int) -> tuple[Cal
     import tvm
     from tvm.target import Target
 
+    from relax_passes.activation import Activation
     from relax_passes.kernels import activations
     from relax_passes.kernels.registry import linear_kernel
     from relax_passes.spec import LinearSpec
 
     name, _, activation = spec_text.partition(":")
-    spec = LinearSpec(name, n, k, activation or "int8", m=m)
+    spec = LinearSpec(name, n, k, Activation.parse(activation or "int8"), m=m)
     cpu = tvm.target.codegen.llvm_get_system_cpu()
     target = Target({"kind": "llvm", "mcpu": cpu, "num-cores": os.cpu_count()})
 
@@ -77,7 +78,7 @@ def our_linear(spec_text: str, n: int, k: int, m: int, copies: int) -> tuple[Cal
     rng = np.random.default_rng(0)
     x = tvm.runtime.tensor(rng.standard_normal((m, k)).astype(np.float32))
     inputs = [x]
-    if spec.activation != "float32":
+    if not spec.activation.exact:
         parts = spec.activation_buffers()
         inputs = [tvm.runtime.empty((m, *shape), dtype) for _, shape, dtype in parts]
         scheme = {"scheme": spec.activation, "sums": spec.needs_sums, "prologue": "none"}

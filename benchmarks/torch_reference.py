@@ -39,7 +39,7 @@ class Reference:
     ----------
     source : ModelSource
     config : QuantizationConfig or str
-        "none" is the float network. Activations "fp4:..." are rounded, all others are exact. The
+        "none" is the float network. Four-bit activations are rounded, all others are exact. The
         embedding and the head stay in float32 whatever `config.head` says.
     calibration : Calibration, optional
         Its configuration takes the place of `config`.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def measure(kernel: Kernel, worker: Worker) -> None:
         found[name] = ratios(times[1], times[0])
     control = found[CONTROL][1]
     print(f"{kernel.folder.name}: default against itself {control:.3f}", flush=True)
-    kernel.keep({"spec": asdict(kernel.spec), "ratios": found})
+    kernel.keep({"spec": kernel.spec.to_json(), "ratios": found})
 
 
 def confirm(kernel: Kernel, worker: Worker) -> None:

@@ -119,7 +119,7 @@ def main() -> None:
             words += [line.split(":")[0] + "," for line in body.splitlines()]
         print(text + "\n")
         print(block("python", wrapped(lines_about(dumps[phase], "decode", words))))
-    spec = LinearSpec("amxfp4", 576, 576, "int8-outliers", m=1, residual=True)
+    spec = LinearSpec("amxfp4", 576, 576, OUTLIERS, m=1, residual=True)
     plain = linear_kernel(spec, Target({"kind": "llvm", "num-cores": 2}), rule="plain")
     fast = linear_kernel(spec, target)
     print("## 6. TensorIR, for any target\n")

@@ -13,7 +13,7 @@ one frozen dataclass each; ``of(call)`` reads it back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from tvm.ir import Op, make_node
 # TVM 0.27 has no public way to register an operator from Python; this is the only use of it.
 from tvm.ir import _ffi_api as _register
 
-GROUP = 32  # columns that share one scale in every activation format
+from relax_passes.activation import FLOAT32, Activation, Buffers
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LinearAttrs:
     k: int
     format: str = "none"
     layout: str = ""
-    activation: str = "float32"
+    activation: Activation = FLOAT32
     num_x: int = 1
     num_w: int = 1
     bias: bool = False
@@ -56,7 +56,7 @@ class LinearAttrs:
 class QuantizeAttrs:
     """Attributes of ``amx.quantize_activation``; ``prologue`` is what runs on the input before."""
 
-    scheme: str
+    scheme: Activation
     k: int
     sums: bool = False
     prologue: str = "none"  # "none", "rms_norm" (x, weight) or "silu_mul" (gate, up)
@@ -75,12 +75,23 @@ class EmbeddingAttrs:
 
 
 def _node(attrs: Any) -> tvm.ir.Attrs:
-    values = {k: int(v) if isinstance(v, bool) else v for k, v in asdict(attrs).items()}
+    def plain(value: Any) -> Any:
+        if isinstance(value, Activation):
+            return str(value)
+        return int(value) if isinstance(value, bool) else value
+
+    values = {f.name: plain(getattr(attrs, f.name)) for f in fields(attrs)}
     return make_node("ir.DictAttrs", **values)
 
 
 def _read(kind: Any, call: relax.Call) -> Any:
-    casts: dict[Any, Callable] = {"bool": bool, "int": int, "float": float, "str": str}
+    casts: dict[Any, Callable] = {
+        "bool": bool,
+        "int": int,
+        "float": float,
+        "str": str,
+        "Activation": lambda text: Activation.parse(str(text)),
+    }
     return kind(**{f.name: casts[f.type](call.attrs[f.name]) for f in fields(kind)})
 
 
@@ -127,14 +138,12 @@ class Linear:
 
     def call(self) -> relax.Call:
         """Build the call; counts and flags in the attributes follow from the arguments."""
-        attrs = LinearAttrs(
-            **{
-                **asdict(self.attrs),
-                "num_x": len(self.x),
-                "num_w": len(self.weights),
-                "bias": self.bias is not None,
-                "residual": self.residual is not None,
-            }
+        attrs = replace(
+            self.attrs,
+            num_x=len(self.x),
+            num_w=len(self.weights),
+            bias=self.bias is not None,
+            residual=self.residual is not None,
         )
         extra = [a for a in (self.bias, self.residual, self.bounds) if a is not None]
         return relax.Call(_operator("amx.linear"), [*self.x, *self.weights, *extra], _node(attrs))
@@ -183,14 +192,12 @@ def embedding_attrs(call: relax.Call) -> EmbeddingAttrs:
     return _read(EmbeddingAttrs, call)
 
 
-def activation_parts(attrs: QuantizeAttrs) -> tuple[tuple[str, tuple, str], ...]:
+def activation_parts(attrs: QuantizeAttrs) -> Buffers:
     """List the tensors of a quantized activation as (name, shape after the leading axes, dtype).
 
     The kernels' own description of their arguments is the only source of this.
     """
-    from relax_passes.spec import quantized_activation_buffers
-
-    return quantized_activation_buffers(attrs.scheme, attrs.k, attrs.sums)
+    return attrs.scheme.buffers(attrs.k, attrs.sums)
 
 
 def _lead(expr: relax.Expr) -> list:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from relax_passes.activation import FLOAT32, Activation
+
 
 @dataclass(frozen=True)
 class LinearPolicy:
-    """How one linear is quantized: weight format ("none" leaves it) and activation scheme."""
+    """How one linear is quantized: weight format ("none" leaves it) and activations."""
 
     format: str = "none"
-    activation: str = "float32"
+    activation: Activation = FLOAT32
 
 
 class Policy(Protocol):

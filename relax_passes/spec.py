@@ -8,52 +8,14 @@ arguments, so that a caller and a rule can never disagree about their order:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
+
+from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers
 
 TILE_ROWS = 16  # rows of W in one packed tile
-GROUP = 32  # columns of W in one packed tile, and columns of x under one activation scale
-OUTLIERS = "int8-outliers"
-INTEGER_SCHEMES = ("int8", OUTLIERS)
-
-
-def quantized_activation_buffers(
-    scheme: str, k: int, sums: bool
-) -> tuple[tuple[str, tuple, str], ...]:
-    """List the tensors of quantized activations as (name, shape after M, dtype).
-
-    "int8" has one array of codes with one scale a group of 32. "int8-outliers" adds a second byte
-    in the groups that ``outliers`` lists (how many, then which): x = scale * (codes + codes_low /
-    256) there and scale * codes elsewhere. "fp4:<format>" has one array of
-    codes for each term of the format (amxfp4: the values of either sign, apart), code =
-    table[c] - offset as int8, and float32 scales that contain the term's factor, one a group of
-    the format. Sums are of the codes under one scale. "fake:<format>" is one float16 array of the
-    values that the codes stand for.
-    """
-    groups = -(-k // GROUP)
-    if scheme.startswith("fake:"):
-        return (("x", (k,), "float16"),)  # the rounded values themselves
-    if scheme in INTEGER_SCHEMES:
-        names: tuple[str, ...] = ("",)
-        per_group = 1
-    elif scheme.startswith("fp4:"):
-        from amx_tvm import formats
-
-        fmt = formats.get(scheme.removeprefix("fp4:"))
-        count = len(fmt.terms)
-        names = ("",) if count == 1 else tuple(f"_{i}" for i in range(count))
-        per_group = GROUP // fmt.group_size
-    else:
-        known = ", ".join(INTEGER_SCHEMES)
-        raise ValueError(f"unknown activation scheme {scheme!r}; known: {known}, fp4:<format>")
-    words = ("", "_low") if scheme == OUTLIERS else names
-    codes: list[tuple[str, tuple, str]]
-    codes = [(f"codes{n}", (groups * GROUP,), "int8") for n in words]
-    scales = [(f"scales{n}", (groups * per_group,), "float32") for n in names]
-    totals = [(f"sums{n}", (groups * per_group,), "int32") for n in words] if sums else []
-    listed = [("outliers", (1 + groups,), "int32")] if scheme == OUTLIERS else []
-    return (*codes, *scales, *totals, *listed)
 
 
 @dataclass(frozen=True)
@@ -66,9 +28,8 @@ class LinearSpec:
         Name of the weight format in ``amx_tvm.formats``.
     n, k : int
         True sizes of W; packed buffers pad N to 16 and K to 32.
-    activation : str
-        "float32" (x as it is, float32 arithmetic), "int8" or "int8-outliers" (codes, scales, sums)
-        or "fp4:<format>" (both operands in four bits); see ``quantized_activation_buffers``.
+    activation : Activation
+        What x is: exact (then arithmetic is in its type), integers, or four bits like W.
     m : int or None
         Number of rows of x; None compiles a function for every M >= 1.
     m_max : int or None
@@ -88,7 +49,7 @@ class LinearSpec:
     format: str
     n: int
     k: int
-    activation: str = "float32"
+    activation: Activation = FLOAT32
     m: int | None = None
     m_max: int | None = None
     bias: bool = False
@@ -96,6 +57,18 @@ class LinearSpec:
     silu_mul: bool = False
     out_dtype: str = "float32"
     experts: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the one JSON form: fields that are not their defaults, the activation as text."""
+        given = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
+        kept = {name: value for name, value, default in given if value != default}
+        return {k: str(v) if isinstance(v, Activation) else v for k, v in kept.items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> LinearSpec:
+        """Read what ``to_json`` wrote."""
+        activation = Activation.parse(str(data.get("activation", FLOAT32)))
+        return LinearSpec(**{**data, "activation": activation})
 
     @property
     def alone(self) -> LinearSpec:
@@ -146,20 +119,11 @@ class LinearSpec:
         return sum(TILE_ROWS * s.bytes * per_group for s in self.fmt.scale_tensors)
 
     @property
-    def activation_group(self) -> int:
-        """Columns of x under one scale: 32, or the group size of a four-bit activation format."""
-        if not self.activation.startswith("fp4:"):
-            return GROUP
-        from amx_tvm import formats
-
-        return formats.get(self.activation.removeprefix("fp4:")).group_size
-
-    @property
     def terms(self) -> tuple:
         """The decode terms of W as integer kernels use them (``cpu.terms.Term``)."""
         from .kernels.cpu.terms import kernel_terms
 
-        return kernel_terms(self.fmt, self.activation_group)
+        return kernel_terms(self.fmt, self.activation.group)
 
     @property
     def needs_sums(self) -> bool:
@@ -168,15 +132,13 @@ class LinearSpec:
         Always with int8, where kernels for many rows use offsets of their own; with four bits
         only if a term of W has an offset.
         """
-        if self.activation in INTEGER_SCHEMES:
+        if self.activation.integer:
             return True
-        return self.activation != "float32" and any(t.offset != 0 for t in self.terms)
+        return not self.activation.exact and any(t.offset != 0 for t in self.terms)
 
-    def activation_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
+    def activation_buffers(self) -> Buffers:
         """List (name, trailing shape after M, dtype) of the activation arguments."""
-        if self.activation == "float32":
-            return (("x", (self.k,), "float32"),)
-        return quantized_activation_buffers(self.activation, self.k, self.needs_sums)
+        return self.activation.buffers(self.k, self.needs_sums)
 
     def weight_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
         """List (name, shape, dtype) of the packed weight arguments (layout tile16x32).

@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from relax_passes.activation import Activation
 from relax_passes.spec import LinearSpec
 
 ANY_ROWS = "M >= 1"
@@ -107,7 +108,7 @@ def spec_of(entry: dict[str, Any], out_dtype: str = "float32") -> LinearSpec:
         format=entry["format"],
         n=int(n),
         k=int(k),
-        activation=entry["activation"],
+        activation=Activation.parse(entry["activation"]),
         m=int(text.removeprefix("M = ")) if text.startswith("M = ") else None,
         bias="bias" in parts,
         residual="residual" in parts,
@@ -177,7 +178,7 @@ def identity(spec: LinearSpec, target: Any, layout: str, rows: int | None = None
         bucket=bucket(spec, rows),
         n=spec.n,
         k=spec.k,
-        activation=spec.activation,
+        activation=str(spec.activation),
         epilogue=spec.epilogue,
         out_dtype=spec.out_dtype,
         options=options_of(spec),

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class Worker:
         Without turns ``times`` is empty.
         """
         request = {
-            "spec": asdict(spec),
+            "spec": spec.to_json(),
             "target": self.target,
             "rows": list(rows),
             "contenders": list(contenders),

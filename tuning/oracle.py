@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from amx_tvm import formats
-from amx_tvm.formats import packing
-from relax_passes.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
+from amx_tvm.formats import Format, packing
+from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 BLOCK_TILES = 7
 # Of the largest result.
@@ -26,7 +25,7 @@ def limit(spec: LinearSpec, m: int) -> float:
     """Return how far a correct CPU kernel may be from the oracle, of its largest value."""
     from relax_passes.kernels.cpu.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
 
-    integer = spec.format != "none" and spec.activation in INTEGER_SCHEMES
+    integer = spec.format != "none" and spec.activation.integer
     merged = integer and m >= CpuKnobs().merge_rows and len(spec.fmt.terms) > 1
     return MERGED if merged else EXACT
 
@@ -136,15 +135,15 @@ def _repeat(array: np.ndarray, length: int) -> np.ndarray:
 
 def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Quantize x float32 [M, K] as the kernel takes it: (its float64 value, the arguments)."""
-    if spec.activation == "float32":
+    if spec.activation.exact:
         return x.astype(np.float64), [x]
     m = x.shape[0]
     padded = np.zeros((m, spec.k_padded), np.float32)
     padded[:, : spec.k] = x
-    if spec.activation in INTEGER_SCHEMES:
+    if spec.activation.integer:
         value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec)
     else:
-        value, arguments, sums = _four_bits(padded, spec.activation.removeprefix("fp4:"))
+        value, arguments, sums = _four_bits(padded, spec.activation.fmt)
     return value[:, : spec.k], [*arguments, *(sums if spec.needs_sums else [])]
 
 
@@ -152,7 +151,7 @@ def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
     rows, groups = x.shape[:2]
     from relax_passes.kernels.cpu import outliers  # needs TVM; CUDA's operands do not
 
-    steps = outliers.LOW_STEPS if spec.activation == OUTLIERS else 1
+    steps = outliers.LOW_STEPS if spec.activation.outliers else 1
     largest, top = np.abs(x).max(-1), np.float32(127 * steps)
     scales = (largest / top).astype(np.float32)
     divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
@@ -173,8 +172,7 @@ def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
     return value, [*(w.astype(np.int8).reshape(rows, -1) for w in words), scales], [*sums, *lists]
 
 
-def _four_bits(x: np.ndarray, name: str) -> tuple[np.ndarray, list, list]:
-    fmt = formats.get(name)
+def _four_bits(x: np.ndarray, fmt: Format) -> tuple[np.ndarray, list, list]:
     quantized = fmt.quantize(x, activation=True)
     value = np.zeros(x.shape)
     codes, scales, sums = [], [], []

@@ -85,7 +85,9 @@ def create(
     finally:
         session.close()
     work = [
-        Work(target, asdict(state.task.spec), state.task.rows, output / _library(number, i), point)
+        Work(
+            target, state.task.spec.to_json(), state.task.rows, output / _library(number, i), point
+        )
         for number, (state, points) in enumerate(zip(session.states, wanted, strict=True))
         for i, point in enumerate(points)
     ]
@@ -138,7 +140,7 @@ def _points(state: TaskState, count: int) -> list[dict[str, Any]]:
 def _entry(state: TaskState, found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "kernel": asdict(state.kernel),
-        "spec": asdict(state.task.spec),
+        "spec": state.task.spec.to_json(),
         "name": state.task.name,
         "decode": state.task.decode,
         "prefill": state.task.prefill,
@@ -162,7 +164,7 @@ def _built(
 
 def _build_one(work: Work) -> tuple[str, str | None]:
     try:
-        target, spec = resolve(work.target), LinearSpec(**work.spec)
+        target, spec = resolve(work.target), LinearSpec.from_json(work.spec)
         compiled(spec, target.tvm, work.point, work.rows).export_library(str(work.path))
     except Exception as error:  # one candidate that the compiler refuses costs one candidate
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -64,7 +64,7 @@ def collect(
     target = _target(content["target"])
     entries = content["tasks"]
     tasks = [
-        Task(LinearSpec(**e["spec"]), e["name"], e["decode"], e["prefill"], e["rows"])
+        Task(LinearSpec.from_json(e["spec"]), e["name"], e["decode"], e["prefill"], e["rows"])
         for e in entries
     ]
     session = Session(tasks, target, records, [])

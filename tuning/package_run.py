@@ -32,7 +32,7 @@ class Contest:
 
     def __init__(self, worker: Worker, entry: dict[str, Any]):
         self.worker, self.candidates = worker, entry["candidates"]
-        self.spec, self.rows = LinearSpec(**entry["spec"]), (int(entry["rows"]),)
+        self.spec, self.rows = LinearSpec.from_json(entry["spec"]), (int(entry["rows"]),)
         self.results: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.knobs import CpuKnobs
-from relax_passes.spec import INTEGER_SCHEMES, LinearSpec
+from relax_passes.spec import LinearSpec
 
 PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
 ROWS = (0, 1, 2, 4)
@@ -94,7 +94,7 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
         values, point = cuda_buckets.space(spec, target, rows)
         return Space(values, point, (rows,))
     quantized = spec.format != "none"
-    panels = quantized and spec.activation in INTEGER_SCHEMES and info.has("avx512vbmi")
+    panels = quantized and spec.activation.integer and info.has("avx512vbmi")
     knobs: dict[str, tuple[Any, ...]] = {}
     if quantized:
         knobs["prefetch"] = PREFETCH if spec.m is not None else PREFETCH_MANY

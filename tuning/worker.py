@@ -199,7 +199,7 @@ class Server:
         key = json.dumps([request["spec"], request["target"], request["rows"]], sort_keys=True)
         if self._key != key:
             self._key, self._built = "", {}
-            self.spec = LinearSpec(**request["spec"])
+            self.spec = LinearSpec.from_json(request["spec"])
             self.prepare(request)
             self._key = key
         kernels = []

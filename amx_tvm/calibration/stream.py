@@ -40,6 +40,7 @@ from amx_tvm.calibration.recipes import Gptq, Plain, Recipe, RotateValues, Smoot
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.formats import Format, Quantized
 from amx_tvm.frontends import ModelSource
+from relax_passes.activation import Scheme
 
 BATCH = 4  # windows that go through a layer together
 Progress = Callable[[str, int, int, str], None]
@@ -65,9 +66,9 @@ def fake_quantizer(config: QuantizationConfig, layer: int) -> Fake:
     """
     chosen: dict[str, Format] = {}
     for stage, linears in STAGES.items():
-        scheme = config.linear(layer_name(layer, linears[0])).activation
-        if scheme.startswith("fp4:"):
-            chosen[stage] = formats.get(scheme.removeprefix("fp4:"))
+        activation = config.linear(layer_name(layer, linears[0])).activation
+        if activation.scheme is Scheme.FOUR_BIT:
+            chosen[stage] = activation.fmt
 
     def fake(stage: str, x: Tensor) -> Tensor:
         if stage not in chosen:

@@ -131,13 +131,6 @@ def _target(manifest: Manifest) -> Any:
 Buffers = Iterable[tuple[str, tuple, str]]
 
 
-def _inputs(spec: LinearSpec) -> Buffers:
-    """List the activation's tensors as (name, shape after the rows, dtype)."""
-    if spec.activation in ("float32", "float16"):
-        return [("x", (spec.k,), spec.activation)]
-    return spec.activation_buffers()
-
-
 def _weights(spec: LinearSpec, layout: str) -> Buffers:
     """List the arrays of the packed weight."""
     if spec.format == "none":
@@ -158,7 +151,7 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
         variables[label] = relax.Var(label, relax.TensorType(list(shape), dtype))
         return variables[label]
 
-    x = [add(label, (rows, *shape), dtype) for label, shape, dtype in _inputs(spec)]
+    x = [add(label, (rows, *shape), dtype) for label, shape, dtype in spec.activation_buffers()]
     weights = [add(label, shape, dtype) for label, shape, dtype in _weights(spec, layout)]
     experts = max(1, spec.experts)
     bias = add("bias", (spec.n * experts,), spec.out_dtype) if spec.bias else None

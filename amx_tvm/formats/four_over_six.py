@@ -5,13 +5,14 @@ better when that largest becomes 4 instead of 6. The scale of either kind with t
 error is taken (6 where they are equal), for each sign apart where a group has a pair. Nothing in
 the stored form says so: only what is chosen differs. Source: arXiv 2512.02010, for NVFP4.
 
-``get("amxfp4+46")`` is amxfp4 with this choice, for activations; weights have recipes that search
-more scales, and better.
+``four_over_six(get("amxfp4"))`` is amxfp4 with this choice, for activations; weights have recipes
+that search more scales, and better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from amx_tvm.errors import FormatError
 from amx_tvm.formats.base import Format
 from amx_tvm.formats.blocks import Block
 
-SUFFIX = "+46"
+SUFFIX = "+46"  # of the name
 STRETCH = np.float32(1.5)  # largest / 6 becomes largest / 4
 
 
@@ -98,3 +99,9 @@ class FourOverSix(Format):
             "positive": np.where(own, squares, 0).sum(axis=-1),
             "negative": np.where(own, 0, squares).sum(axis=-1),
         }
+
+
+@cache
+def four_over_six(base: Format) -> FourOverSix:
+    """Return a format with this choice of scales, one for each format."""
+    return FourOverSix(base)

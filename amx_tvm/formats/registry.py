@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Format")
 
 _FORMATS: dict[str, Format] = {}
-_VARIANTS: dict[str, Format] = {}  # made when they are asked for, and not among the names
 
 
 class FormatSummary(NamedTuple):
@@ -47,8 +46,6 @@ def names() -> list[str]:
 def get(name: str | Format) -> Format:
     """Look up a format by name; a Format is returned as it is.
 
-    ``NAME+46`` is a format with the choice of scales of `four_over_six`, for activations.
-
     Raises
     ------
     FormatError
@@ -56,12 +53,6 @@ def get(name: str | Format) -> Format:
     """
     if not isinstance(name, str):
         return name
-    if name.endswith("+46") and name not in _VARIANTS:
-        from amx_tvm.formats.four_over_six import FourOverSix
-
-        _VARIANTS[name] = FourOverSix(get(name.removesuffix("+46")))
-    if name in _VARIANTS:
-        return _VARIANTS[name]
     try:
         return _FORMATS[name]
     except KeyError:

@@ -42,13 +42,14 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
     import tvm
 
     from amx_tvm import cuda_build
+    from relax_passes.activation import FLOAT16
     from relax_passes.kernels.cuda import linear
     from relax_passes.kernels.cuda.buckets import Bucket
     from relax_passes.spec import LinearSpec
 
     cuda_build.enable()
     n, k, _ = SHAPES[variant.shape]
-    spec = LinearSpec(variant.format, n, k, "float16", out_dtype="float16")
+    spec = LinearSpec(variant.format, n, k, FLOAT16, out_dtype="float16")
     knobs, dependent = parse_knobs(variant.knobs, arch)
     if knobs is None:
         buckets = None

@@ -131,6 +131,7 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
 
 def build_function(case: Case, arch: str):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
+    from relax_passes.activation import FLOAT16
     from relax_passes.kernels.cuda import linear
     from relax_passes.kernels.cuda.buckets import Device, default_buckets
     from relax_passes.kernels.cuda.buffers import format_of, shape_of
@@ -141,7 +142,7 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
         case.format,
         case.n,
         case.k,
-        "float16",
+        FLOAT16,
         bias=case.bias,
         residual=case.residual,
         silu_mul=case.silu_mul,

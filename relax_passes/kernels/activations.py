@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu.embedding import embedding
 from relax_passes.kernels.cuda.buckets import Device
-from relax_passes.kernels.cuda.rows import FAKE, row_kernel
 from relax_passes.kernels.cuda.rows import PIECE as ROW_PIECE
+from relax_passes.kernels.cuda.rows import row_kernel
 
 __all__ = ["ROW_PIECE", "compute_type", "embedding", "quantize", "rms_norm"]
 
@@ -37,7 +38,7 @@ def quantize(
     m: int | None,
     target: Any,
     *,
-    scheme: str,
+    scheme: Activation,
     k: int,
     sums: bool,
     prologue: str,
@@ -52,8 +53,8 @@ def quantize(
         Rows; None compiles for any.
     target : tvm.target.Target
         What the kernel is made for.
-    scheme : str
-        "int8", "int8-outliers" or "fp4:<format>" on CPUs, "fake:<format>" on CUDA.
+    scheme : Activation
+        Integers or four bits on CPUs, rounded values on CUDA.
     k, sums, prologue, eps
         As ``relax_passes.ops.QuantizeAttrs``.
     source : str
@@ -63,8 +64,8 @@ def quantize(
     -------
     tvm.tirx.PrimFunc
     """
-    if scheme.startswith(FAKE):
+    if scheme.scheme is Scheme.ROUNDED:
         norm_eps = eps if prologue == "rms_norm" else None
-        name = scheme.removeprefix(FAKE)
-        return row_kernel(k, m, norm_eps=norm_eps, format_name=name, dependent=_dependent(target))
+        name, dependent = scheme.format, _dependent(target)
+        return row_kernel(k, m, norm_eps=norm_eps, format_name=name, dependent=dependent)
     return cpu.quantize(k, m, scheme, sums, prologue, eps, source)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from relax_passes.activation import Activation
 from relax_passes.spec import LinearSpec
 
 MOST_ROWS = 16  # of x; more of them run linear by linear
@@ -21,15 +22,15 @@ class Quantization:
 
     Attributes
     ----------
-    scheme : str
-        The linear's activation scheme.
+    scheme : Activation
+        The linear's activations.
     prologue : str
         "none", or "rms_norm", whose weight is an argument of the chain.
     eps : float
         RMSNorm's epsilon.
     """
 
-    scheme: str
+    scheme: Activation
     prologue: str = "none"
     eps: float = 0.0
 
@@ -98,4 +99,4 @@ class ChainSpec:
 
 def chains(spec: LinearSpec) -> bool:
     """Whether a linear may be part of a chain."""
-    return spec.format != "none" and spec.activation != "float32" and not spec.experts
+    return spec.format != "none" and not spec.activation.exact and not spec.experts

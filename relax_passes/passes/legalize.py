@@ -8,7 +8,7 @@ Operators see M = the product of the leading axes.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -16,6 +16,7 @@ import tvm
 from tvm import relax, tirx
 
 from relax_passes import ops
+from relax_passes.activation import FLOAT32
 from relax_passes.kernels import activations
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.kernels.cpu.attention.convert import convert
@@ -175,7 +176,7 @@ class _Lowering:
                 "name": name,
                 "format": spec.format,
                 "shape": [spec.n, spec.k],
-                "activation": spec.activation,
+                "activation": str(spec.activation),
                 "epilogue": spec.epilogue,
                 **({"experts": spec.experts} if spec.experts else {}),
                 **({"chain": chain} if chain else {}),
@@ -189,12 +190,12 @@ class _Lowering:
         m, static = rows_of(call.args[0])
         source = call.args[0].ty.dtype
         key = (attrs, static, source)
-        name = f"{attrs.prologue}_quantize_{attrs.scheme.replace(':', '_')}".removeprefix("none_")
+        name = f"{attrs.prologue}_quantize_{attrs.scheme.name}".removeprefix("none_")
         gvar = self.function(
             ctx,
             key,
             f"{name}_k{attrs.k}_{bucket(static)}" + ("_half" if source == "float16" else ""),
-            lambda: activations.quantize(static, self.target, source=source, **asdict(attrs)),
+            lambda: activations.quantize(static, self.target, source=source, **vars(attrs)),
         )
         args = [flat(ctx, a, m) if len(a.ty.shape.values) > 1 else a for a in call.args]
         parts = ops.activation_parts(attrs)
@@ -274,7 +275,7 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
         format=attrs.format,
         n=attrs.n,
         k=attrs.k,
-        activation=attrs.activation if attrs.format != "none" else "float32",
+        activation=attrs.activation if attrs.format != "none" else FLOAT32,
         m=m,
         bias=linear.bias is not None,
         residual=linear.residual is not None,
@@ -338,7 +339,7 @@ def bucket(m: int | None) -> str:
 def spec_name(spec: LinearSpec) -> str:
     """Name a linear's function after what it computes."""
     kind = f"experts{spec.experts}" if spec.experts else "linear"
-    words = [kind, spec.format, spec.activation, f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
+    words = [kind, spec.format, str(spec.activation), f"n{spec.n}", f"k{spec.k}", bucket(spec.m)]
     if spec.epilogue:
         words.append(spec.epilogue)
     name = "_".join(w for w in words if w)

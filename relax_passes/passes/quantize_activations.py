@@ -1,10 +1,9 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
-A linear whose scheme is no compute type reads ``amx.quantize_activation(x)``. All linears of one
-input share it. Integer codes get a second byte where a group of 32 holds outliers
-(kernels/cpu/outliers.py). Where x is an RMSNorm or
-silu(gate) * up that only quantizations read, that becomes the prologue: one pass over the row
-normalizes (or gates) and quantizes.
+A linear whose activations are not exact reads ``amx.quantize_activation(x)``. All linears of one
+input share it. What they are computed as depends on x's type (``Activation.computed_in``). Where x
+is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the prologue: one pass
+over the row normalizes (or gates) and quantizes.
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from tvm import relax
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.spec import LinearSpec
-
-COMPUTE_TYPES = ("float32", "float16")  # schemes that leave activations as they are
-INTEGER_SCHEME = "int8-outliers"  # what "int8" is computed as
 
 
 def needs_sums(linear: Linear) -> bool:
@@ -38,18 +34,14 @@ def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) 
         if not is_op(value, "amx.linear"):
             return None
         linear = Linear.of(value)
-        scheme = linear.attrs.activation
-        if scheme in COMPUTE_TYPES or linear.attrs.format == "none" or len(linear.x) != 1:
+        given = linear.attrs.activation
+        if given.exact or linear.attrs.format == "none" or len(linear.x) != 1:
             return None
         x = linear.x[0]
-        if scheme == "int8":
-            scheme = INTEGER_SCHEME
-            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
-        if x.ty.dtype == "float16":  # CUDA: rounded values in the compute type, no integers
-            if not scheme.startswith("fp4:"):
-                return replace(linear, attrs=replace(linear.attrs, activation="float16")).call()
-            scheme = scheme.replace("fp4:", "fake:")
-            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+        scheme = given.computed_in(str(x.ty.dtype))
+        linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+        if scheme.exact:
+            return linear.call()
         sums = x.ty.dtype != "float16" and needs_sums(linear)
         key = (x, scheme, sums)
         if key not in shared:

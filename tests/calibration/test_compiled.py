@@ -10,7 +10,7 @@ from amx_tvm.calibration import Gptq, MixedPrecision, Plain, Recipe, RotateValue
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from benchmarks.torch_reference import Reference
-from relax_passes.spec import INTEGER_SCHEMES
+from relax_passes.activation import Activation
 
 from .tiny import TinySource
 
@@ -84,7 +84,7 @@ def test_compile_calibrates_and_eval_warns_of_the_text(tmp_path):
     assert formats_used == {"amxfp4", "int8"}
     schemes = {(e["format"], e["activation"]) for e in artifact.manifest.linears}
     assert ("amxfp4", "fp4:amxfp4") in schemes
-    assert all(a in INTEGER_SCHEMES for f, a in schemes if f == "int8")
+    assert all(Activation.parse(a).integer for f, a in schemes if f == "int8")
     scores = [evaluate(path, other, protocol=Protocol(48)) for path in paths]
     assert scores[1].bits > scores[0].bits
     with pytest.warns(UserWarning, match="occurs in the calibration text"):

@@ -8,6 +8,8 @@ import pytest
 from amx_tvm import formats
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, TargetError
+from amx_tvm.formats.four_over_six import four_over_six
+from relax_passes.activation import Activation, four_bit
 
 NAMES = ["amxfp4", "amxfp4-e4m3-tensor", "nvfp4", "mxfp4"]
 
@@ -21,7 +23,7 @@ def rows(shape=(24, 96), seed: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scale_is_the_better_of_two(name):
-    x, fmt, plain = rows(), formats.get(name + "+46"), formats.get(name)
+    x, fmt, plain = rows(), four_over_six(formats.get(name)), formats.get(name)
     got = fmt.quantize(x, activation=True)
     rule = plain.quantize(x, activation=True)
     error = np.square(fmt.dequantize(got) - x).sum()
@@ -43,14 +45,13 @@ def test_kernel_equals_numpy(name):
     import tvm
 
     from relax_passes.kernels.cpu.activations import quantize
-    from relax_passes.spec import quantized_activation_buffers
 
-    x, scheme = rows(), f"fp4:{name}+46"
-    fmt = formats.get(name + "+46")
+    x, scheme = rows(), four_bit(name, four_over_six=True)
+    fmt = four_over_six(formats.get(name))
     target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
     module = tvm.IRModule({"main": quantize(x.shape[1], None, scheme)})
     kernel = tvm.compile(module, target=target)["main"]
-    buffers = quantized_activation_buffers(scheme, x.shape[1], False)
+    buffers = scheme.buffers(x.shape[1], False)
     out = {n: tvm.runtime.tensor(np.zeros((len(x), *s), d)) for n, s, d in buffers}
     kernel(tvm.runtime.tensor(x), *out.values())
     codes = [out[n].numpy().astype(np.float32) for n in out if n.startswith("codes")]
@@ -67,13 +68,12 @@ def test_kernel_equals_numpy(name):
 def test_who_may_ask_for_it():
     config = QuantizationConfig.parse("amxfp4-w4a4-46")
     assert config.four_over_six and config.activation == "w4a4" and config.format == "amxfp4"
-    assert config.linear("model.layers.0.mlp.up_proj").activation == "fp4:amxfp4+46"
+    assert config.linear("model.layers.0.mlp.up_proj").activation == four_bit("amxfp4", True)
     with pytest.raises(FormatError, match="use amxfp4-w4a4-46"):
         QuantizationConfig.parse(QuantizationConfig("amxfp4", four_over_six=True))
     with pytest.raises(TargetError, match="CPUs only"):
         config.resolve("cuda")
     with pytest.raises(FormatError, match="int4 does not have"):
-        formats.get("int4+46")
+        assert Activation.parse("fp4:int4+46").fmt
     with pytest.raises(FormatError, match="choose one of"):
-        formats.get("fp3+46")
-    assert "amxfp4+46" not in formats.names()
+        assert Activation.parse("fp4:fp3+46").fmt

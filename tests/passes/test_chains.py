@@ -11,6 +11,7 @@ from amx_tvm.compiler.weights import Materializer, parameters
 from amx_tvm.runtime.model import FEW
 from relax_passes import pipeline
 from relax_passes import recipes as plans
+from relax_passes.activation import INT8
 from relax_passes.kernels.chain import MOST_ROWS
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.chains import find_chains
@@ -62,7 +63,7 @@ def network(rows, *, early=False, blocks=BLOCKS):
 
 def quantized(module):
     """Run the phases in front of legalization."""
-    for name, passes in pipeline.phases(TARGET, Policy("amxfp4", "int8"), "tile16x32"):
+    for name, passes in pipeline.phases(TARGET, Policy("amxfp4", INT8), "tile16x32"):
         if name == "legalize":
             return module
         for one in passes:
@@ -102,7 +103,7 @@ def test_only_functions_of_a_few_rows_have_chains():
     module = pipeline.run(
         network({"decode": 1, "decode_few": "few", "prefill": "m"}),
         TARGET,
-        Policy("amxfp4", "int8"),
+        Policy("amxfp4", INT8),
         "tile16x32",
     )
     names = {name: _calls(module[name]) for name in ("decode", "decode_few", "prefill")}
@@ -125,7 +126,7 @@ def test_chains_compute_the_same(early):
         for n, s in SHAPES.items()
     }
     arrays["norm"] = rng.standard_normal(WIDTH).astype(np.float32)
-    module = pipeline.run(module, TARGET, Policy("amxfp4", "int8"), "tile16x32")
+    module = pipeline.run(module, TARGET, Policy("amxfp4", INT8), "tile16x32")
     order = bundle_parameters.order_of(module)
     made = dict(parameters(order, plans.read(module), Materializer(Weights(arrays))))
     weights = tuple(tvm.runtime.tensor(made[n]) for n in order)

@@ -15,6 +15,7 @@ from amx_tvm.artifact.manifest import TensorRecord
 from amx_tvm.compiler.weights import Materializer, bits_by_format, interleaved_rows, parameters
 from relax_passes import pipeline
 from relax_passes import recipes as plans
+from relax_passes.activation import FLOAT32, INT8
 from relax_passes.ops import Linear, is_op
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.annotate_linears import annotate_linears
@@ -26,7 +27,7 @@ from relax_passes.policy import LinearPolicy
 class Policy:
     """One format and scheme for all linears."""
 
-    def __init__(self, fmt="amxfp4", activation="float32"):
+    def __init__(self, fmt="amxfp4", activation=FLOAT32):
         self.choice = LinearPolicy(fmt, activation)
 
     def linear(self, name):
@@ -135,7 +136,7 @@ def test_merged_gate_and_up_take_their_product_and_the_residual_along():
 def test_linears_of_different_formats_do_not_merge():
     class Mixed(Policy):
         def linear(self, name):
-            return LinearPolicy("nvfp4" if name == "up" else "amxfp4", "float32")
+            return LinearPolicy("nvfp4" if name == "up" else "amxfp4")
 
     module = apply(Gated, annotate_linears(Mixed()), merge_projections)
     assert [f.attrs.n for f in linears(module)] == [96, 96, 64]
@@ -179,7 +180,7 @@ def test_two_tensor_scales_never_share_a_tile(fmt, merged):
 
 
 def test_printed_ir_names_each_linear():
-    text = apply(Gated, annotate_linears(Policy("mxfp4", "int8"))).script()
+    text = apply(Gated, annotate_linears(Policy("mxfp4", INT8))).script()
     assert text.count('"amx.linear"') == 3
     assert '"format": "mxfp4"' in text and '"activation": "int8"' in text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relax_passes.activation import INT8
 from relax_passes.spec import LinearSpec
 from tuning.kernels import identity
 from tuning.records import Record
@@ -23,7 +24,7 @@ def target():
 
 @pytest.fixture(scope="session")
 def spec():
-    return LinearSpec("amxfp4", 96, 64, "int8", m=1)
+    return LinearSpec("amxfp4", 96, 64, INT8, m=1)
 
 
 @pytest.fixture(scope="session")

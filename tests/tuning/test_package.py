@@ -17,6 +17,7 @@ import pytest
 from amx_tvm.cuda_build import target as cuda_target
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
+from relax_passes.activation import FLOAT16
 from relax_passes.kernels.cuda.buffers import argument_shapes
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
@@ -26,7 +27,7 @@ from tuning.measure import Worker
 from tuning.oracle import FragmentOperands
 from tuning.tasks import Task
 
-SPEC = LinearSpec("amxfp4", 128, 1024, "float16", residual=True, out_dtype="float16")
+SPEC = LinearSpec("amxfp4", 128, 1024, FLOAT16, residual=True, out_dtype="float16")
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_packages_without_results_and_of_other_revisions_are_refused(tmp_path, g
 
 @pytest.mark.parametrize("options", [{}, {"silu_mul": True}, {"bias": True, "residual": True}])
 def test_operands_fit_the_kernel(options):
-    spec = LinearSpec("amxfp4", 160, 192, "float16", out_dtype="float16", **options)
+    spec = LinearSpec("amxfp4", 160, 192, FLOAT16, out_dtype="float16", **options)
     operands = FragmentOperands(spec)
     before, behind, answer = operands.arguments(3)
     given = [*before, *operands.weights, *behind, answer]
@@ -154,7 +155,7 @@ import numpy as np
 from relax_passes.spec import LinearSpec
 from tuning import package_run, package_worker
 from tuning.oracle import FragmentOperands
-operands = FragmentOperands(LinearSpec("amxfp4", 64, 128, "float16", out_dtype="float16"))
+operands = FragmentOperands(LinearSpec("amxfp4", 64, 128, FLOAT16, out_dtype="float16"))
 assert operands.arguments(2)[2].shape == (2, 64)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

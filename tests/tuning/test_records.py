@@ -7,6 +7,7 @@ import pytest
 from tuning_points import edit
 
 from amx_tvm.errors import TuningError
+from relax_passes.activation import INT8
 from relax_passes.spec import LinearSpec
 from tuning import journal
 from tuning.kernels import identity, spec_of
@@ -97,7 +98,7 @@ def test_lookup_takes_the_largest_gain_that_fits(tmp_path, record, target, spec)
     file.append(record)
     lookup = records_for(tmp_path, target)
     assert lookup(spec) == {"prefetch": 1024}
-    assert lookup(LinearSpec("amxfp4", 96, 64, "int8", m=1, bias=True)) is None
+    assert lookup(LinearSpec("amxfp4", 96, 64, INT8, m=1, bias=True)) is None
     assert [why for _, why in lookup.refused if "revision" in why]
 
 
@@ -129,5 +130,5 @@ def test_merge_and_prune(tmp_path, record):
 def test_identity_follows_the_code(spec, kernel, target):
     assert identity(spec, target.tvm, target.layout) == kernel
     assert spec_of(json.loads(json.dumps(vars(kernel)))) == spec
-    other = identity(LinearSpec("amxfp4", 96, 64, "int8", m=2), target.tvm, target.layout)
+    other = identity(LinearSpec("amxfp4", 96, 64, INT8, m=2), target.tvm, target.layout)
     assert other.revision != kernel.revision

@@ -14,6 +14,7 @@ import faulty_worker
 import pytest
 
 from amx_tvm.errors import TuningError
+from relax_passes.activation import INT8
 from relax_passes.spec import LinearSpec
 from tuning.measure import ROOT, Failure, Measured, Worker, remote_workers
 from tuning.session import Session
@@ -88,7 +89,7 @@ def space(values):
 def test_two_servers_one_killed_midway(tmp_path, tracker, devices, target):
     """The session goes on with the server that is left, and every point of every task is there."""
     servers = devices(2)
-    tasks = [Task(LinearSpec("amxfp4", n, 64, "int8", m=1), f"w{n}", 1, 0) for n in (96, 128)]
+    tasks = [Task(LinearSpec("amxfp4", n, 64, INT8, m=1), f"w{n}", 1, 0) for n in (96, 128)]
     workers = remote_workers("llvm", tracker, KEY, 20)
     assert len(workers) == 2
     killed = []

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from relax_passes.activation import FLOAT32, INT8, four_bit
 from relax_passes.spec import LinearSpec
 from tuning.decisions import replay, trace_of
 from tuning.search import Search, point_key
@@ -108,7 +109,7 @@ def test_default_has_to_be_a_member():
 
 
 @pytest.mark.parametrize("m", [1, None])
-@pytest.mark.parametrize("activation", ["int8", "float32", "fp4:amxfp4"])
+@pytest.mark.parametrize("activation", [INT8, FLOAT32, four_bit("amxfp4")], ids=str)
 @pytest.mark.parametrize("silu_mul", [False, True])
 def test_spaces_hold_their_default_and_build(m, activation, silu_mul, target):
     from relax_passes.kernels.registry import linear_kernel

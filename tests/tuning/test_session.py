@@ -135,8 +135,9 @@ def test_impossible_requests_say_why(tmp_path, options, message):
 
 if __name__ == "__main__":  # the run that is killed
     from amx_tvm.targets import resolve
+    from relax_passes.activation import INT8
     from relax_passes.spec import LinearSpec
 
-    task = Task(LinearSpec("amxfp4", 96, 64, "int8", m=1), "w", 1, 0)
+    task = Task(LinearSpec("amxfp4", 96, 64, INT8, m=1), "w", 1, 0)
     with Worker("llvm", 60, threads=1) as measuring:
         Session([task], resolve("llvm"), sys.argv[1], [measuring], space(POINTS)).run(trials=100)

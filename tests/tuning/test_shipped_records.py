@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amx_tvm.targets import resolve
+from relax_passes.activation import Activation
 from relax_passes.spec import LinearSpec
 from tuning.lookup import records_for
 from tuning.records import SHIPPED, RecordFile
@@ -25,7 +26,7 @@ def test_compile_takes_every_shipped_record(path):
             kernel.format,
             kernel.n,
             kernel.k,
-            kernel.activation,
+            Activation.parse(kernel.activation),
             out_dtype=kernel.out_dtype,
             **more,
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from tvm import tirx
 
-from relax_passes.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, quantized_activation_buffers
+from relax_passes.activation import GROUP, INT8, Activation
 
 from . import emit as e
 from . import fp4
@@ -150,7 +150,7 @@ def _map_rows(kind: str, k: int, m: int | None, eps: float) -> Any:
 def quantize(
     k: int,
     m: int | None = None,
-    scheme: str = "int8",
+    scheme: Activation = INT8,
     sums: bool = False,
     prologue: str = "none",
     eps: float = 0.0,
@@ -164,9 +164,8 @@ def quantize(
         Columns of x; codes are padded with zeros to whole groups of 32.
     m : int or None
         Rows, None for any.
-    scheme : str
-        "int8", "int8-outliers" or "fp4:<format>"; what is written is listed by
-        ``quantized_activation_buffers``.
+    scheme : Activation
+        Integers or four bits; what is written is listed by its ``buffers``.
     sums : bool
         Also store the sums of each scale group's codes.
     prologue : str
@@ -186,29 +185,28 @@ def quantize(
     FormatError
         The format has no kernel that quantizes activations to it.
     """
-    outputs = [(n, (None, *s), d) for n, s, d in quantized_activation_buffers(scheme, k, sums)]
-    name = f"{prologue}_quantize_{scheme}".removeprefix("none_")
-    name = name.replace(":", "_").replace("-", "_")
+    outputs = [(n, (None, *s), d) for n, s, d in scheme.buffers(k, sums)]
+    name = f"{prologue}_quantize_{scheme.name}".removeprefix("none_")
     with e.function(name, [*_inputs(prologue, k, source), *outputs], m) as (buffers, rows):
         emit_quantize(rows, buffers, k, scheme, prologue, eps)
     return buffers["func"]
 
 
 def emit_quantize(
-    rows: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+    rows: Expr, buffers: dict[str, Any], k: int, scheme: Activation, prologue: str, eps: float
 ) -> None:
     """Emit the quantization of all rows, into a function that has the buffers."""
     over_rows(rows, k, lambda row: quantize_row(row, buffers, k, scheme, prologue, eps))
 
 
 def quantize_row(
-    row: Expr, buffers: dict[str, Any], k: int, scheme: str, prologue: str, eps: float
+    row: Expr, buffers: dict[str, Any], k: int, scheme: Activation, prologue: str, eps: float
 ) -> None:
     """Emit the quantization of one row."""
-    fmt = None if scheme in INTEGER_SCHEMES else fp4.require_e2m1(scheme.removeprefix("fp4:"))
+    fmt = None if scheme.integer else fp4.require_e2m1(scheme.fmt)
     values = Prologue(prologue, buffers, k, eps, row)
     if fmt is None:
-        integers = Integers(buffers, row, k, scheme == OUTLIERS)
+        integers = Integers(buffers, row, k, scheme.outliers)
         for_groups(values, k, integers.measure)
         integers.choose_scales()
         for_groups(values, k, integers.store)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.activation import Activation
 from relax_passes.kernels.chain import Quantization
-from relax_passes.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
+from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
 from .activations import LANES, Integers, horizontal_sum
@@ -28,7 +29,7 @@ PAIRS = GROUP // TILE_ROWS  # pairs of tiles that make a group
 
 def supports(spec: LinearSpec, then: Quantization) -> bool:
     """Whether a linear's result can be quantized group by group."""
-    simple = then.prologue == "none" and then.scheme in INTEGER_SCHEMES
+    simple = then.prologue == "none" and then.scheme.integer
     return simple and spec.silu_mul and spec.out_features % GROUP == 0
 
 
@@ -39,18 +40,18 @@ class GroupQuantizer:
     ----------
     spec : LinearSpec
         The linear that makes it.
-    scheme : str
-        "int8" or "int8-outliers".
+    scheme : Activation
+        Integers, maybe with outliers.
     buffers : mapping
         Where the codes, scales, sums and lists go.
     rows : int
         Rows of x at most.
     """
 
-    def __init__(self, spec: LinearSpec, scheme: str, buffers: Any, rows: int):
+    def __init__(self, spec: LinearSpec, scheme: Activation, buffers: Any, rows: int):
         self.buffers, self.k = buffers, spec.out_features
         self.groups = self.k // GROUP
-        self.outliers = scheme == OUTLIERS
+        self.outliers = scheme.outliers
         self.notes: BlockNotes | None = None  # of the linear that reads it
         if self.outliers:
             self.largest = e.workspace((rows, self.groups), "float32")

@@ -22,15 +22,12 @@ SIGN = -(2**31)
 INFINITY = 0x7F800000
 
 
-def require_e2m1(name: str) -> Any:
-    """Look up a format whose activations can be quantized here."""
-    from amx_tvm import formats
-
-    fmt = formats.get(name)
+def require_e2m1(fmt: Any) -> Any:
+    """Return a format whose activations can be quantized here."""
     if not hasattr(fmt, "rule"):
         raise FormatError(
-            f"activations cannot be quantized to {name!r}: only formats of E2M1 elements have a "
-            "kernel for it (amxfp4, mxfp4, nvfp4 and their variants)"
+            f"activations cannot be quantized to {fmt.name!r}: only formats of E2M1 elements have "
+            "a kernel for it (amxfp4, mxfp4, nvfp4 and their variants)"
         )
     return fmt
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tvm import tirx
 
+from relax_passes.activation import Scheme
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
@@ -50,11 +51,9 @@ define linkonce_odr <16 x float> @{DOT_NAME}(<16 x float> %acc, <16 x i32> %a, <
 
 def supports(spec: LinearSpec) -> bool:
     """Whether both operands of a W4A4 linear are exact in bf16."""
-    from amx_tvm import formats
-
-    if not spec.activation.startswith("fp4:"):
+    if spec.activation.scheme is not Scheme.FOUR_BIT:
         return False
-    x = formats.get(spec.activation.removeprefix("fp4:"))
+    x = spec.activation.fmt
     types = {t.type.name for f in (spec.fmt, x) for t in f.scale_tensors}
     return types <= SMALL_SCALES and not x.row_scaled
 
@@ -86,7 +85,7 @@ def emit_bf16(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: E
 def _emit_activations(spec: LinearSpec, buffers: Any, x: Any, m: Expr) -> None:
     """Emit the conversion of the codes and scales to bf16 patterns, 16 columns at a time."""
     names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
-    per_group = GROUP // spec.activation_group
+    per_group = GROUP // spec.activation.group
     with e.parallel(0, m) as row, e.serial(0, spec.groups) as group:
         for j in range(2):
             value = None

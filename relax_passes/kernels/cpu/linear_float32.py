@@ -21,7 +21,7 @@ from .terms import ScaleReader, common_factor
 
 
 def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for activation "float32"; arguments as ``spec.buffers()``.
+    """Build the PrimFunc for float32 activations; arguments as ``spec.buffers()``.
 
     Returns
     -------

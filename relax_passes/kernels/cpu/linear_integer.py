@@ -19,7 +19,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from relax_passes.spec import GROUP, INTEGER_SCHEMES, OUTLIERS, TILE_ROWS, LinearSpec
+from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
 from . import linear_bf16, linear_w4a4, panel
@@ -40,7 +40,7 @@ ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 
 
 def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for activation "int8", "int8-outliers" or "fp4:<format>".
+    """Build the PrimFunc for activations in integers or four bits.
 
     Parameters
     ----------
@@ -55,8 +55,7 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
     -------
     tvm.tirx.PrimFunc
     """
-    name = "linear_" + spec.activation.replace(":", "_").replace("-", "_")
-    with e.function(name, spec.buffers(), spec.m) as (buffers, m):
+    with e.function(f"linear_{spec.activation.name}", spec.buffers(), spec.m) as (buffers, m):
 
         def few() -> None:
             direct = Direct(spec, isa, knobs, buffers, m)
@@ -64,7 +63,7 @@ def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
             direct.tiles()
 
         wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
-        integer = spec.activation in INTEGER_SCHEMES
+        integer = spec.activation.integer
         if spec.experts:
             few()
         elif wide and wide.panels and integer and panel.supports(spec.fmt):
@@ -90,7 +89,7 @@ class Direct:
     def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr):
         self.spec, self.isa, self.knobs, self.buffers, self.m = spec, isa, knobs, buffers, m
         self.wide = isa if isinstance(isa, Avx512) else None
-        integer = spec.activation in INTEGER_SCHEMES
+        integer = spec.activation.integer
         self.merges = bool(self.wide) and integer and panel.supports(spec.fmt)
         self.notes = _block_notes(spec, knobs, buffers) if self.merges else None
         self.quantizer: GroupQuantizer | None = None  # takes groups of the result, if set
@@ -140,7 +139,7 @@ def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any) -> BlockNotes 
     """
     most = spec.m or spec.m_max or max(knobs.panel_rows, knobs.panel_block)
     eight_bit = spec.fmt.terms[0].table is None
-    if spec.activation != OUTLIERS or eight_bit or spec.experts or not UNIT <= most <= MOST_ROWS:
+    if not spec.activation.outliers or eight_bit or spec.experts or not UNIT <= most <= MOST_ROWS:
         return None
     return BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
 
@@ -177,7 +176,7 @@ class _Tile:
         self.eight_bit = self.terms[0].table is None
         self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
         names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
-        per_group = GROUP // spec.activation_group
+        per_group = GROUP // spec.activation.group
         arrays = {n: _Activation(n.removeprefix("codes"), buffers, per_group) for n in names}
         self.low = arrays.pop("codes_low", None)
         self.x = list(arrays.values())

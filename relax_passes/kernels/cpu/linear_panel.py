@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from relax_passes.spec import GROUP, OUTLIERS, TILE_ROWS, LinearSpec
+from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
 from . import group_sums, panel
@@ -37,7 +37,7 @@ def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: 
     if times:
         x = replace(x, sums=make_starts(spec, buffers, m, times), times=1)
     x_low = rows_of_groups = None
-    if spec.activation == OUTLIERS:
+    if spec.activation.outliers:
         low = buffers["codes_low"], buffers["scales"], buffers["sums_low"]
         x_low = Words(*low, times, 1 / LOW_STEPS)
         rows_of_groups = turn_lists(buffers["outliers"], m, spec.groups)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.activation import Scheme
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
 from . import emit as e
@@ -38,9 +39,9 @@ from .w4a4_weights import ExactPanel
 
 def supports(spec: LinearSpec) -> bool:
     """Whether both operands of a W4A4 linear are exact as bytes."""
-    if not spec.activation.startswith("fp4:") or not panel.supports(spec.fmt):
+    if spec.activation.scheme is not Scheme.FOUR_BIT or not panel.supports(spec.fmt):
         return False
-    return w4a4_activations.supports(spec.activation.removeprefix("fp4:"))
+    return w4a4_activations.supports(spec.activation.fmt)
 
 
 def emit_w4a4(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:

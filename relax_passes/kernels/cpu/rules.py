@@ -38,7 +38,7 @@ class CpuRule:
         if spec.format == "none":
             build = linear_dense
         else:
-            build = linear_float32 if spec.activation == "float32" else linear_integer
+            build = linear_float32 if spec.activation.exact else linear_integer
         return build(spec, self.isa.on(target), CpuKnobs.of(knobs, spec))
 
     def chain(

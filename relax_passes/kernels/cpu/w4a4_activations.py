@@ -27,7 +27,7 @@ from typing import Any
 
 from tvm import tirx
 
-from amx_tvm import formats
+from amx_tvm.formats.base import Format
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
@@ -42,9 +42,8 @@ NAN_EXPONENT = 255
 TRAILING_ZEROS = 0b00_01_00_10  # of m = 4..7, two bits each
 
 
-def supports(name: str) -> bool:
+def supports(fmt: Format) -> bool:
     """Whether activations in this format are exact as signed bytes."""
-    fmt = formats.get(name)
     if fmt.group_size != GROUP:
         return False
     types = {t.type.name for t in fmt.scale_tensors}
@@ -80,7 +79,7 @@ class ExactActivations:
             self.offset = 0
             self.words = Words(buffers["codes"], buffers["scales"], starts, 1)
             return
-        fmt = formats.get(spec.activation.removeprefix("fp4:"))
+        fmt = spec.activation.fmt
         self.order = ("_0", "_1") if fmt.terms[0].factor > 0 else ("_1", "_0")
         self.offset = OFFSET
         self.words = self._allocate(starts)

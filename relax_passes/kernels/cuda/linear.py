@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from relax_passes.activation import Scheme
 from relax_passes.spec import LinearSpec
 
 from . import buffers, gemv, tile
@@ -24,8 +25,8 @@ _DEPENDENT = "tirx.use_programtic_dependent_launch"
 
 def supported(spec: LinearSpec) -> bool:
     """Whether the CUDA schedules compute a linear: 16-byte rows of x, float16 in and out."""
-    plain = spec.activation in ("float16", "float32") or spec.activation.startswith("fake:")
-    if spec.experts or not plain or spec.out_dtype != "float16":
+    held = spec.activation.exact or spec.activation.scheme is Scheme.ROUNDED
+    if spec.experts or not held or spec.out_dtype != "float16":
         return False
     if spec.silu_mul and (spec.n % 32 or spec.residual):
         return False

@@ -17,7 +17,6 @@ from .rows_text import ROWS, format_text
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
 PIECE = 8  # numbers of a 16-byte access
-FAKE = "fake:"  # activation scheme: rounded to this format, held in float16
 
 
 def row_kernel(

@@ -7,10 +7,11 @@ import tvm
 from tvm.target import Target
 
 from amx_tvm.formats import concatenate, packing
+from relax_passes.activation import INT8
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import outliers
 from relax_passes.kernels.registry import linear_kernel
-from relax_passes.spec import GROUP, OUTLIERS, LinearSpec
+from relax_passes.spec import GROUP, LinearSpec
 
 HOST = Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu(), "num-cores": 2})
 HOST_INFO = TargetInfo.of(HOST)
@@ -134,20 +135,18 @@ class Case:
     def inputs(self, m):
         """Make (x as the kernel reads it in float64, activation arguments)."""
         spec, x = self.spec, self.draw(m)
-        if spec.activation == "float32":
+        if spec.activation.exact:
             return x.astype(np.float64), [x]
-        if spec.activation == "int8":
+        if spec.activation == INT8:
             codes, scales, sums = quantize_int8(x)
             value = codes.reshape(m, -1, GROUP) * scales[..., None].astype(np.float64)
             args = [codes, scales] + ([sums] if spec.needs_sums else [])
             return value.reshape(m, -1)[:, : spec.k], args
-        if spec.activation == OUTLIERS:
+        if spec.activation.outliers:
             x[::2, :: spec.k // 2 + 3] *= 40  # in every other row
             args, value = quantize_outliers(x)
             return value, args
-        from amx_tvm import formats
-
-        fmt = formats.get(spec.activation.removeprefix("fp4:"))
+        fmt = spec.activation.fmt
         arrays, sums = quantize_fp4(x, fmt)
         count = len(fmt.terms)
         value = sum(

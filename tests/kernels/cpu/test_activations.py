@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cpu_oracle import compile_func, empty, quantize_int8, quantize_outliers, silu, tensors
 
+from relax_passes.activation import OUTLIERS
 from relax_passes.kernels.cpu import activations, emit, math
-from relax_passes.spec import OUTLIERS
 
 SIZES = [(1, 64), (3, 100), (9, 33), (12, 576)]
 

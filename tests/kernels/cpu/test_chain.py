@@ -9,10 +9,11 @@ import pytest
 from cpu_oracle import HOST, Case, compile_func, empty, kernel_func, tensors
 from tvm.target import Target
 
+from relax_passes.activation import FLOAT32, INT8, OUTLIERS, four_bit
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.kernels.cpu import activations, by_group
 from relax_passes.kernels.registry import chain_kernel
-from relax_passes.spec import OUTLIERS, LinearSpec
+from relax_passes.spec import LinearSpec
 
 WIDTH, INNER = 64, 96
 AVX2 = Target({"kind": "llvm", "mcpu": "x86-64-v3", "mtriple": "x86_64-linux-gnu"})
@@ -103,7 +104,7 @@ def test_a_few_rows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fmt, scheme", [("amxfp4", "fp4:amxfp4"), ("int4", OUTLIERS), ("mxfp4", "int8")]
+    "fmt, scheme", [("amxfp4", four_bit("amxfp4")), ("int4", OUTLIERS), ("mxfp4", INT8)]
 )
 def test_other_formats(fmt, scheme):
     case = Layer(layer(fmt, scheme))
@@ -139,7 +140,7 @@ def test_which_linears():
     assert chains(spec)
     for other in (
         replace(spec, format="none"),
-        replace(spec, activation="float32"),
+        replace(spec, activation=FLOAT32),
         replace(spec, experts=4),
     ):
         assert not chains(other)

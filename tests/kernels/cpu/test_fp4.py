@@ -8,8 +8,9 @@ from cpu_oracle import Case, compile_func, empty, kernel_func, quantize_fp4, ten
 
 from amx_tvm import formats
 from amx_tvm.errors import FormatError
+from relax_passes.activation import four_bit
 from relax_passes.kernels.cpu import activations
-from relax_passes.spec import LinearSpec, quantized_activation_buffers
+from relax_passes.spec import LinearSpec
 
 E2M1 = [name for name in formats.names() if hasattr(formats.get(name), "rule")]
 EXACT = 2e-6
@@ -17,9 +18,9 @@ EXACT = 2e-6
 
 def run_quantize(x, name, **options):
     m, k = x[0].shape
-    parts = quantized_activation_buffers(f"fp4:{name}", k, True)
+    parts = four_bit(name).buffers(k, True)
     out = [empty((m, *shape), dtype) for _, shape, dtype in parts]
-    func = compile_func(activations.quantize(k, scheme=f"fp4:{name}", sums=True, **options))
+    func = compile_func(activations.quantize(k, scheme=four_bit(name), sums=True, **options))
     func(*tensors(*x), *out)
     return [o.numpy() for o in out]
 
@@ -66,7 +67,7 @@ def test_nan_and_infinity():
 
 def test_formats_without_a_kernel_are_refused():
     with pytest.raises(FormatError, match="int4"):
-        activations.quantize(64, scheme="fp4:int4")
+        activations.quantize(64, scheme=four_bit("int4"))
 
 
 BY_FORMAT = [
@@ -78,7 +79,7 @@ BY_FORMAT = [
 @pytest.mark.parametrize("rule", [None, "plain"])
 @pytest.mark.parametrize("name", BY_FORMAT)
 def test_both_operands_in_four_bits(name, rule):
-    spec = LinearSpec(name, 57, 100, f"fp4:{name}", bias=True, residual=True)
+    spec = LinearSpec(name, 57, 100, four_bit(name), bias=True, residual=True)
     case, func = Case(spec), kernel_func(spec, rule)
     for m in (1, 2, 3, 7, 9, 33) if rule is None else (1, 5):
         assert case.error(func, m) < EXACT, f"M={m}"
@@ -97,7 +98,7 @@ MIXED = [
 @pytest.mark.slow
 @pytest.mark.parametrize("weight,x", MIXED)
 def test_mixed_formats(weight, x):
-    spec = LinearSpec(weight, 32, 96, f"fp4:{x}", silu_mul=True)
+    spec = LinearSpec(weight, 32, 96, four_bit(x), silu_mul=True)
     case, func = Case(spec), kernel_func(spec)
     for m in (1, 6, 33):
         assert case.error(func, m) < EXACT, f"M={m}"
@@ -107,7 +108,7 @@ def test_mixed_formats(weight, x):
 @pytest.mark.parametrize("name", ["amxfp4", "nvfp4"])
 def test_many_rows(name, epilogue):
     for n in (48, 64) if not epilogue else (64,):
-        spec = LinearSpec(name, n, 96, f"fp4:{name}", **epilogue)
+        spec = LinearSpec(name, n, 96, four_bit(name), **epilogue)
         case, func = Case(spec), kernel_func(spec)
         for m in (16, 32, 39):
             assert case.error(func, m) < EXACT, f"M={m}"

@@ -9,12 +9,13 @@ from cpu_oracle import HOST, HOST_INFO, Case, empty, kernel_func, tensors
 
 from amx_tvm import formats
 from amx_tvm.errors import TargetError
+from relax_passes.activation import FLOAT32, INT8, OUTLIERS, four_bit
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import panel
 from relax_passes.kernels.cpu.knobs import CpuKnobs
 from relax_passes.kernels.cpu.rules import CPU_RULES
 from relax_passes.kernels.registry import linear_kernel
-from relax_passes.spec import INTEGER_SCHEMES, OUTLIERS, LinearSpec
+from relax_passes.spec import LinearSpec
 
 ROWS = (1, 2, 3, 7, 8, 9, 33)
 TOLERANCE = 2e-6  # float32 sums in another order
@@ -42,7 +43,7 @@ def check(spec, rule, rows=ROWS):
 
 def limit(spec, rule, m):
     """The tolerance: wider where AVX-512 kernels merge two scales of a format, for several rows."""
-    merges = rule == "avx512" and spec.activation in INTEGER_SCHEMES
+    merges = rule == "avx512" and spec.activation.integer
     merges = merges and panel.supports(spec.fmt) and len(spec.fmt.terms) == 2
     return MERGED if merges and m >= CpuKnobs().merge_rows else TOLERANCE
 
@@ -52,7 +53,7 @@ def linear_or_none(spec, rule):
     return found.apply(spec, HOST_INFO)
 
 
-@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "float32"])
+@pytest.mark.parametrize("activation", [INT8, OUTLIERS, FLOAT32], ids=str)
 @pytest.mark.parametrize("name", BY_FORMAT)
 def test_every_format_on_the_best_rule(name, activation):
     spec = LinearSpec(name, 57, 100, activation, bias=True, residual=True)
@@ -62,13 +63,13 @@ def test_every_format_on_the_best_rule(name, activation):
 
 
 def test_merged_scales_cost_little():
-    spec = LinearSpec("amxfp4", 64, 2048, "int8", m=16)
+    spec = LinearSpec("amxfp4", 64, 2048, INT8, m=16)
     got, want = Case(spec).run(kernel_func(spec), 16)
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < 5e-4
 
 
 def test_merged_scales_are_exact_where_the_signs_are_alike():
-    spec = LinearSpec("amxfp4", 64, 256, "int8", m=16)
+    spec = LinearSpec("amxfp4", 64, 256, INT8, m=16)
     case = Case(spec)
     weight = np.sign(case.dense) * (1 + np.abs(case.dense) % 0.9)  # both extrema in [1, 2)
     case.set_weight(weight.astype(np.float32))
@@ -76,7 +77,7 @@ def test_merged_scales_are_exact_where_the_signs_are_alike():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "fp4:amxfp4"])
+@pytest.mark.parametrize("activation", [INT8, OUTLIERS, four_bit("amxfp4")], ids=str)
 def test_the_largest_sums_are_exact(activation, sign):
     """Kernels that keep sums in a float32's mantissa have room for all of them."""
     spec = LinearSpec("amxfp4", 32, 256, activation)
@@ -98,13 +99,13 @@ def test_the_largest_sums_are_exact(activation, sign):
 @pytest.mark.parametrize("name", ["mxfp4", "int4", "int8"])
 def test_panels(name, epilogue):
     for n in (64, 96) if epilogue == "silu_mul" else (64, 41):
-        spec = LinearSpec(name, n, 96, "int8", **EPILOGUES[epilogue])
+        spec = LinearSpec(name, n, 96, INT8, **EPILOGUES[epilogue])
         case, func = Case(spec), kernel_func(spec, knobs={"panel_rows": 2, "panel_tiles": 2})
         for m in (1, 2, 19):
             assert case.error(func, m) < TOLERANCE, f"M={m}"
 
 
-@pytest.mark.parametrize("activation", ["int8", OUTLIERS, "float32"])
+@pytest.mark.parametrize("activation", [INT8, OUTLIERS, FLOAT32], ids=str)
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("rule", RUNNABLE)
 def test_epilogues(rule, epilogue, activation):
@@ -113,24 +114,24 @@ def test_epilogues(rule, epilogue, activation):
 
 @pytest.mark.parametrize("n,k", [(16, 32), (1, 33), (17, 63), (100, 257)])
 def test_ragged_sizes(n, k):
-    for activation in ("int8", "float32"):
+    for activation in (INT8, FLOAT32):
         check(LinearSpec("amxfp4", n, k, activation, residual=True), RUNNABLE[0], (1, 5))
 
 
 @pytest.mark.parametrize("name", ["amxfp4", "int4", "int8", "nvfp4"])
 def test_plain_rule(name):
-    for activation in ("int8", "float32"):
+    for activation in (INT8, FLOAT32):
         check(LinearSpec(name, 25, 70, activation), "plain", (1, 6))
 
 
 @pytest.mark.parametrize("m", [1, 2, 7, 12])
 def test_static_rows(m):
-    for activation in ("int8", "float32"):
+    for activation in (INT8, FLOAT32):
         check(LinearSpec("amxfp4", 48, 64, activation, m=m), RUNNABLE[0], (m,))
 
 
 def test_knobs_change_the_schedule_not_the_result():
-    spec = LinearSpec("amxfp4", 48, 64, "int8")
+    spec = LinearSpec("amxfp4", 48, 64, INT8)
     case = Case(spec)
     for knobs in ({"prefetch": 0}, {"rows": 2}, {"rows": 4, "prefetch": 512}):
         assert case.error(kernel_func(spec, knobs=knobs), 3) < TOLERANCE
@@ -140,13 +141,13 @@ def test_knobs_change_the_schedule_not_the_result():
 
 
 def test_unknown_target_is_refused():
-    spec = LinearSpec("amxfp4", 64, 64, "int8")
+    spec = LinearSpec("amxfp4", 64, 64, INT8)
     with pytest.raises(TargetError, match="rules asked"):
         linear_kernel(spec, TargetInfo("opencl", "opencl", frozenset()), rule="plain")
 
 
 def test_a_kernel_says_why():
-    kernel = linear_kernel(LinearSpec("amxfp4", 64, 64, "int8"), HOST)
+    kernel = linear_kernel(LinearSpec("amxfp4", 64, 64, INT8), HOST)
     assert kernel.rule in RUNNABLE and kernel.rule in kernel.why.lower().replace("-", "")
     assert isinstance(kernel.func, tvm.tirx.PrimFunc)
 

@@ -8,9 +8,10 @@ import pytest
 from cpu_oracle import HOST_INFO, Case, assembly, compile_func, kernel_func
 from tvm.target import Target
 
+from relax_passes.activation import FLOAT32, INT8, OUTLIERS, four_bit
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.registry import linear_kernel
-from relax_passes.spec import OUTLIERS, LinearSpec
+from relax_passes.spec import LinearSpec
 
 HASWELL = {"kind": "llvm", "mcpu": "haswell", "num-cores": 2}
 TARGETS = {
@@ -33,14 +34,14 @@ BANNED = {"neon": r"\bsdot\b", "avx2": r"vpdpbusd|%zmm", "avxvnni": "%zmm"}
 
 @pytest.mark.parametrize("rule", TARGETS)
 def test_features_choose_the_rule(rule):
-    kernel = linear_kernel(LinearSpec("amxfp4", 32, 64, "int8", m=1), Target(TARGETS[rule]))
+    kernel = linear_kernel(LinearSpec("amxfp4", 32, 64, INT8, m=1), Target(TARGETS[rule]))
     assert kernel.rule == rule
 
 
 @pytest.mark.parametrize("rule", MEANT)
 def test_meant_instructions_are_there(rule):
     target = Target(TARGETS[rule])
-    spec = LinearSpec("amxfp4", 32, 256, "int8", m=1)
+    spec = LinearSpec("amxfp4", 32, 256, INT8, m=1)
     text = assembly(linear_kernel(spec, target).func, target)
     for pattern in MEANT[rule]:
         assert re.search(pattern, text), pattern
@@ -52,7 +53,7 @@ def test_meant_instructions_are_there(rule):
 @pytest.mark.parametrize("name", ["amxfp4", "mxfp4", "nvfp4", "int4", "int8"])
 def test_avx2_numbers(name):
     target = Target(HASWELL)
-    for activation in ("int8", "float32", "fp4:amxfp4"):
+    for activation in (INT8, FLOAT32, four_bit("amxfp4")):
         spec = LinearSpec(name, 41, 100, activation, bias=True)
         case, func = Case(spec), kernel_func(spec, "avx2", target=target)
         for m in (1, 2, 7):
@@ -84,7 +85,7 @@ def test_avx_vnni_numbers(name):
     target = Target({**HASWELL, "mattr": ["+avx512vnni", "+avx512vl"]})
     info = TargetInfo.of(target)
     info = TargetInfo(info.kind, info.arch, info.features | {"avxvnni"} - {"avx512vnni"})
-    spec = LinearSpec(name, 41, 100, "int8", residual=True)
+    spec = LinearSpec(name, 41, 100, INT8, residual=True)
     func = compile_func(linear_kernel(spec, info, rule="avxvnni").func, target)
     for m in (1, 7):
         assert Case(spec).error(func, m) < 2e-6

@@ -10,6 +10,7 @@ from cpu_oracle import HOST, HOST_INFO, Case, assembly, compile_func, empty, qua
 from tvm.target import Target
 
 from amx_tvm import formats
+from relax_passes.activation import four_bit
 from relax_passes.kernels.cpu import linear_w4a4
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import GROUP, LinearSpec
@@ -40,7 +41,7 @@ def groups_apart(rows, groups, seed, tiny=False):
 
 def product(spec, func, x, case):
     """Return (kernel's result, float64 product of the rounded operands)."""
-    fmt = formats.get(spec.activation.removeprefix("fp4:"))
+    fmt = spec.activation.fmt
     arrays, sums = quantize_fp4(x, fmt)
     count = len(fmt.terms)
     scales = [np.repeat(s.astype(np.float64), fmt.group_size, -1) for s in arrays[count:]]
@@ -57,7 +58,7 @@ FORMATS = ["amxfp4", "mxfp4", pytest.param("amxfp4-pot", marks=pytest.mark.slow)
 @pytest.mark.parametrize("x_format", FORMATS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_scales_far_apart(name, x_format):
-    spec = LinearSpec(name, 41, 18 * GROUP, f"fp4:{x_format}")
+    spec = LinearSpec(name, 41, 18 * GROUP, four_bit(x_format))
     assert linear_w4a4.supports(spec)
     case, func = Case(spec), compile_func(linear_kernel(spec, HOST).func)
     for tiny in (False, True):
@@ -69,7 +70,7 @@ def test_scales_far_apart(name, x_format):
 
 @needs_vnni
 def test_every_group_far_apart():
-    spec = LinearSpec("amxfp4", 32, 96, "fp4:amxfp4", m=32)
+    spec = LinearSpec("amxfp4", 32, 96, four_bit("amxfp4"), m=32)
     case, func = Case(spec), compile_func(linear_kernel(spec, HOST).func)
     rng = np.random.default_rng(0)
     for factor in (4.0, 7.0, 37.0, 1 / 4.0, 1 / 7.0, 1 / 37.0):
@@ -84,7 +85,7 @@ def test_every_group_far_apart():
 
 @needs_vnni
 def test_nan_stays_nan():
-    spec = LinearSpec("amxfp4", 16, 64, "fp4:amxfp4", m=32)
+    spec = LinearSpec("amxfp4", 16, 64, four_bit("amxfp4"), m=32)
     case, func = Case(spec), compile_func(linear_kernel(spec, HOST).func)
     x = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
     arrays = list(quantize_fp4(x, formats.get("amxfp4"))[0])
@@ -97,13 +98,13 @@ def test_nan_stays_nan():
 
 @pytest.mark.parametrize("name", ["amxfp4", "mxfp4"])
 def test_bytes_are_multiplied(name):
-    spec = LinearSpec(name, 48, 96, f"fp4:{name}", m=32)
+    spec = LinearSpec(name, 48, 96, four_bit(name), m=32)
     text = assembly(linear_kernel(spec, ZNVER4).func, ZNVER4)
     assert "vpdpbusd" in text and "vdpbf16ps" not in text
 
 
 def test_other_scales_use_exact_bf16_products():
-    spec = LinearSpec("amxfp4-e4m3", 48, 96, "fp4:amxfp4-e4m3", m=32)
+    spec = LinearSpec("amxfp4-e4m3", 48, 96, four_bit("amxfp4-e4m3"), m=32)
     assert not linear_w4a4.supports(spec)
     text = assembly(linear_kernel(spec, ZNVER4).func, ZNVER4)
     assert "vdpbf16ps" in text and not re.search(r"call\S*\s+amx_dpbf16ps", text)

@@ -12,6 +12,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 
 from amx_tvm import cuda_build, formats  # noqa: E402
+from relax_passes.activation import FLOAT16  # noqa: E402
 from relax_passes.kernels.cuda import linear  # noqa: E402
 from relax_passes.kernels.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
 from relax_passes.kernels.cuda.buffers import format_of, shape_of  # noqa: E402
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(nvcc is None, reason="needs nvcc")
 
 
 def spec_of(fmt: str = "amxfp4", **more) -> LinearSpec:
-    return LinearSpec(fmt, 256, 1024, "float16", out_dtype="float16", **more)
+    return LinearSpec(fmt, 256, 1024, FLOAT16, out_dtype="float16", **more)
 
 
 def cuda_text(func, arch: str, monkeypatch) -> tuple[str, bytes]:
@@ -155,7 +156,7 @@ def instructions(cubin: bytes) -> list[list[int]]:
 @pytest.mark.parametrize("n,k", [(28672, 4096), (4096, 14336)])
 def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
     """Dependent launch pays by this, and ptxas would rather load behind the wait."""
-    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
     found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
     buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
     func = linear.build(spec, "sm_90a", buckets, dependent=True)
@@ -179,7 +180,7 @@ SHAPES = [
 @pytest.mark.parametrize("n,k,rows", SHAPES)
 def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
     """No spills, products not serialized by ptxas, x by multicast where blocks share it."""
-    spec = LinearSpec("amxfp4", n, k, "float16", out_dtype="float16")
+    spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
     found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
     buckets = [b for b in found if b.rows in rows]
     assert len(buckets) == len(rows)
