@@ -18,6 +18,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import open_model
 from amx_tvm.models import find
 from relax_passes import pipeline
+from relax_passes.activation import OUTLIERS
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 
