@@ -16,7 +16,7 @@ from relax_passes.kernels.chain import MOST_ROWS
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.chains import find_chains
 
-from .test_passes import Policy, Weights
+from .modules import Policy, Weights
 
 WIDTH, INNER, BLOCKS = 64, 96, 2
 TARGET = tvm.target.Target({"kind": "llvm", "num-cores": 2})

@@ -38,8 +38,8 @@ def number(n: T.int64) -> T.int64:
     return n + T.int64(1)
 
 
-def lowered(**callers):
-    """A module whose Relax functions call these shape functions, and what it becomes."""
+def module_of(**callers):
+    """A module whose Relax functions call these shape functions."""
     functions = {f"shape_func{i or ''}": f for i, f in enumerate(callers.values())}
     functions["compute"] = number
     builder = relax.BlockBuilder(tvm.IRModule(functions))
@@ -49,7 +49,12 @@ def lowered(**callers):
         with builder.function(name, [heap]):
             call = relax.Call(gvar, [heap], ret_ty=relax.TupleType([]))
             builder.emit_func_output(builder.emit(call))
-    module = order_shape_functions(builder.get())
+    return builder.get()
+
+
+def lowered(**callers):
+    """What becomes of such a module."""
+    module = order_shape_functions(module_of(**callers))
     called = {n: module[n].body.blocks[0].bindings[0].value.op.name_hint for n in callers}
     shapes = [g.name_hint for g in module.get_global_vars() if g.name_hint not in callers]
     return module, called, sorted(shapes)

@@ -7,15 +7,13 @@ import json
 import numpy as np
 import pytest
 import tvm
-from tvm.script import ir as I
-from tvm.script import relax as R
 
 from amx_tvm import formats
 from amx_tvm.artifact.manifest import TensorRecord
 from amx_tvm.compiler.weights import Materializer, bits_by_format, interleaved_rows, parameters
 from relax_passes import pipeline
 from relax_passes import recipes as plans
-from relax_passes.activation import FLOAT32, INT8
+from relax_passes.activation import INT8
 from relax_passes.ops import Linear, is_op
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.annotate_linears import annotate_linears
@@ -23,72 +21,7 @@ from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.policy import LinearPolicy
 
-
-class Policy:
-    """One format and scheme for all linears."""
-
-    def __init__(self, fmt="amxfp4", activation=FLOAT32):
-        self.choice = LinearPolicy(fmt, activation)
-
-    def linear(self, name):
-        return self.choice
-
-    def table(self, name):
-        return "none"
-
-
-class Weights:
-    """A stand-in for a model source: named arrays."""
-
-    def __init__(self, arrays):
-        self.arrays = arrays
-
-    def load(self, name):
-        return self.arrays[name]
-
-    def load_raw(self, name):
-        return None
-
-
-@I.ir_module
-class Gated:
-    """x + down(silu(gate x) * up x), gate and up in torch's orientation, down in ONNX's."""
-
-    @R.function
-    def main(
-        x: R.Tensor(("m", 64), "float32"),
-        gate: R.Tensor((96, 64), "float32"),
-        up: R.Tensor((96, 64), "float32"),
-        down: R.Tensor((96, 64), "float32"),
-        bias: R.Tensor((64,), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            g = R.matmul(x, R.permute_dims(gate))
-            u = R.matmul(x, R.permute_dims(up))
-            h = R.multiply(R.nn.silu(g), u)
-            d = R.matmul(h, down)
-            b = R.add(d, bias)
-            y = R.add(x, b)
-            R.output(y)
-        return y
-
-
-@I.ir_module
-class Ragged:
-    """Two linears of one input, whose rows are no multiples of 16."""
-
-    @R.function
-    def main(
-        x: R.Tensor(("m", 64), "float32"),
-        a: R.Tensor((24, 64), "float32"),
-        b: R.Tensor((40, 64), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y = R.concat((R.matmul(x, R.permute_dims(a)), R.matmul(x, R.permute_dims(b))), axis=-1)
-            R.output(y)
-        return y
+from .modules import Gated, Policy, Ragged, Weights
 
 
 def linears(module):
@@ -219,7 +152,7 @@ def test_the_whole_pipeline_equals_numpy(fmt, m):
     expected = x + h @ rounded(down).T + arrays["bias"]
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
     kernels = legalize.kernels_of(module)
-    assert {k["name"] for k in kernels} == {"gate+up" if fmt != "none" else "gate+up", "down"}
+    assert {k["name"] for k in kernels} == {"gate+up", "down"}
     assert all(k["kernel"] and k["why"] for k in kernels)
     json.dumps(kernels)
 
