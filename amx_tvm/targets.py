@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amx_tvm.artifact import TargetRecord
-from amx_tvm.artifact.cpu import cpu_features, normalize
+from amx_tvm.artifact.cpu import cpu_features, limit, normalize
 from amx_tvm.errors import TargetError
 
 # Instruction-set extensions that LLVM may use in code for us. What else LLVM lists for a CPU are
@@ -190,7 +190,7 @@ def resolve(name: str) -> ResolvedTarget:
         key = f"cuda/{'+'.join(archs)}"
         return ResolvedTarget(target, key, "cuda", "cuda-fragment", archs, "")
     if kind == "llvm":
-        return _cpu(_host_options() if not detail else _named_cpu(detail))
+        return _cpu(host_options() if not detail else _named_cpu(detail))
     for row in ROWS:
         if row.name == name:
             return _cuda_board(row) if row.device == "cuda" else _cpu(dict(row.options))
@@ -223,11 +223,14 @@ def _cuda_board(row: TargetRow) -> ResolvedTarget:
     return ResolvedTarget(target, key, "cuda", row.layout, (arch,), str(host["mtriple"]))
 
 
-def _host_options() -> dict[str, Any]:
-    """Return this CPU's LLVM name, without the extensions that the machine hides."""
+def host_options() -> dict[str, Any]:
+    """Return TVM's options of this CPU: LLVM's name, without what the machine hides.
+
+    `amx_tvm.artifact.cpu` says how ``AMX_TVM_CPU`` puts an older CPU in its place.
+    """
     from tvm.target import Target, codegen
 
-    cpu = str(codegen.llvm_get_system_cpu())
+    cpu = limit() or str(codegen.llvm_get_system_cpu())
     options: dict[str, Any] = {"kind": "llvm", "mcpu": cpu}
     present = cpu_features()
     if present:

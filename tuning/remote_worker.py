@@ -87,7 +87,7 @@ class RemoteServer(Server):
         path = Path(self.folder.name) / f"kernel{len(self._built)}.so"
         link = linker(str(self.target.attrs.get("mtriple", "")))
         module = self.compiled(contender)
-        module.export_library(str(path), **({"fcompile": link} if link else {}))
+        module.export_library(str(path), fcompile=link)
         return path
 
     def compiled(self, contender: dict[str, Any]) -> Any:

@@ -5,15 +5,29 @@ LLVM, GCC and Linux spell the same extension differently (``avx512vnni`` / ``avx
 ``+``. /proc/cpuinfo shows the host's CPU under user-mode emulation, so aarch64's features come from
 the auxiliary vector, and x86's are those of /proc/cpuinfo (what the kernel lets programs use) that
 the CPUID instruction confirms, asked through the C library.
+
+``AMX_TVM_CPU=x86-64-v3`` makes a process take its CPU for one that has no more than that level:
+"llvm" compiles for it, and artifacts that need more are refused, as on the older machine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+
+from amx_tvm.errors import TargetError
+
+VARIABLE = "AMX_TVM_CPU"
+
+# The levels of the x86-64 psABI, version 1.0, table 3.1: name -> features.
+_V2 = frozenset("cmov cx8 cx16 fxsr mmx popcnt sahf sse sse2 sse3 sse41 sse42 ssse3".split())
+_V3 = _V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
+_V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 # Linux's flag -> LLVM's feature, where removing punctuation is not enough.
 _ALIASES = {
@@ -82,9 +96,34 @@ def normalize(name: str) -> str:
     return _ALIASES.get(plain, plain)
 
 
+def limit() -> str:
+    """Return the level that ``AMX_TVM_CPU`` limits this process to, or "".
+
+    Raises
+    ------
+    TargetError
+        For anything but a level of x86-64.
+    """
+    level = os.environ.get(VARIABLE, "")
+    if level and level not in LEVELS:
+        raise TargetError(
+            f"{VARIABLE} is {level!r}; expected {', '.join(LEVELS)}, or nothing for this CPU"
+        )
+    return level
+
+
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """Return the features of the CPU that runs this process, normalized; empty if unknown."""
+    """Return the features of the CPU that runs this process, normalized; empty if unknown.
+
+    ``AMX_TVM_CPU`` takes away what its level does not have.
+    """
+    level = limit()
+    found = _machine_features()
+    return found & LEVELS[level] if level else found
+
+
+def _machine_features() -> frozenset[str]:
     if platform.machine().lower() in ("aarch64", "arm64"):
         return _arm_features()
     try:

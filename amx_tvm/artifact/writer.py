@@ -1,24 +1,22 @@
-"""Write an artifact so that it exists completely or not at all.
+"""Write an artifact: its files into a directory that a `Publication` gives its name at the end.
 
-Everything goes into a hidden sibling, ``.NAME.partial-PID``, on the same file system. When all is
-written and synced, one rename gives it its name. Any exception, Ctrl-C included, removes the
-sibling; what a killed process left behind is removed by the next compile into the same place. A
-partial directory has no manifest until its last moment, so it never loads.
+A partial directory has no manifest until its last moment, so it never loads.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from amx_tvm.artifact.manifest import FILE_NAME, LibraryRecord, Manifest
+from amx_tvm.artifact.publication import Publication, is_empty
 from amx_tvm.artifact.shards import SHARD_BYTES, ParameterWriter
-from amx_tvm.errors import AmxError, ArtifactError
+from amx_tvm.errors import ArtifactError
 
 
 class ArtifactWriter:
@@ -47,18 +45,18 @@ class ArtifactWriter:
         self._overwrite = overwrite
         self._shard_bytes = shard_bytes
         self._finished = False
-        self.directory = self.output.parent / f".{self.output.name}.partial-{os.getpid()}"
+        self._stack = ExitStack()
+        self.publication = Publication(self.output)
+        self.directory = self.publication.path
 
     def __enter__(self) -> ArtifactWriter:
-        self._check_output()
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
-            shutil.rmtree(self.directory, ignore_errors=True)
+        check_replaceable(self.output, self._overwrite)
+        with ExitStack() as stack:
+            stack.enter_context(self.publication)
             self.directory.mkdir()
             self.parameters = ParameterWriter(self.directory, self._shard_bytes)
-        except OSError as error:
-            raise self._explain(error) from error
+            stack.callback(self.parameters.abort)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -67,18 +65,9 @@ class ArtifactWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._finished and error is None:
-            return
-        self.parameters.abort()
-        full = _is_full(self.output.parent)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if error is None:
+        self._stack.__exit__(kind, error, trace)
+        if error is None and not self._finished:
             raise ArtifactError(f"{self.output}: the artifact was left without finish()")
-        if isinstance(error, OSError) and _is_about(error, self.directory):
-            raise self._explain(error) from error
-        if full and isinstance(error, Exception) and not isinstance(error, AmxError):
-            # A linker that ran out of space says so in its own words.
-            raise self._explain(OSError(errno.ENOSPC, "no space left")) from error
 
     def path(self, name: str) -> Path:
         """Return where a file of the artifact is to be written now."""
@@ -90,80 +79,68 @@ class ArtifactWriter:
         return LibraryRecord(name, file.stat().st_size, file_sha256(file))
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Complete the artifact: sync all files, write the manifest, rename into place.
+        """Complete the artifact and give it its name; see :func:`complete`.
 
-        ``manifest.parameters`` comes from ``self.parameters.finish(order)``. Files other than the
-        library and the shards are added to ``manifest.files`` with their digests.
+        ``manifest.parameters`` comes from ``self.parameters.finish(order)``.
 
         Returns
         -------
         Manifest
             What was written.
         """
-        known = {manifest.library.file, FILE_NAME}
-        known.update(shard.file for shard in manifest.parameters.shards)
-        extra = {}
-        for file in sorted(self.directory.rglob("*")):
-            name = file.relative_to(self.directory).as_posix()
-            if file.is_file() and name not in known:
-                extra[name] = file_sha256(file)
-        manifest = replace(manifest, files=extra)
-        manifest.check(str(self.output))
-        for file in self.directory.rglob("*"):
-            _sync(file)
-        manifest.save(self.directory)
-        _sync(self.path(FILE_NAME))
-        _sync(self.directory)
-        self._check_output()
-        old = self.output.parent / f".{self.output.name}.replaced-{os.getpid()}"
-        if self.output.exists():
-            os.rename(self.output, old)
-        try:
-            os.rename(self.directory, self.output)
-        except BaseException:
-            if old.exists():
-                os.rename(old, self.output)
-            raise
+        manifest = complete(self.directory, manifest, self.output)
+        check_replaceable(self.output, self._overwrite)
+        self.publication.publish(self._overwrite)
         self._finished = True
-        _sync(self.output.parent)
-        shutil.rmtree(old, ignore_errors=True)
         return manifest
 
-    def _check_output(self) -> None:
-        """Refuse an output that must not be replaced; early, before hours of compilation."""
-        if not (self.output.exists() or self.output.is_symlink()):
-            return
-        if self.output.is_dir() and not any(self.output.iterdir()):
-            return
-        if not self.output.is_dir() or not (self.output / FILE_NAME).is_file():
-            raise ArtifactError(
-                f"{self.output} exists and is not an artifact, so it is never replaced; choose "
-                "another --output or remove it yourself"
-            )
-        if not self._overwrite:
-            raise ArtifactError(
-                f"{self.output} holds an artifact already; choose another --output, or pass "
-                "--overwrite (overwrite=True) to replace it"
-            )
 
-    def _remove_stale(self) -> None:
-        """Remove partial directories of processes that no longer run."""
-        for folder in self.output.parent.glob(f".{self.output.name}.partial-*"):
-            owner = folder.name.rpartition("-")[2]
-            if owner.isdigit() and not _is_running(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+def complete(directory: Path, manifest: Manifest, output: Path) -> Manifest:
+    """Write the manifest of a directory that holds everything else; return it.
 
-    def _explain(self, error: OSError) -> ArtifactError:
-        place = self.output.parent
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(place).free if place.is_dir() else 0
-            return ArtifactError(
-                f"no space left: {self.output} needs more than the {free / 1e6:.0f} MB that are "
-                f"free under {place}; nothing was kept: free some space or choose another --output"
-            )
-        return ArtifactError(
-            f"cannot write {self.output}: {error.strerror or error}; nothing was kept: choose "
-            "another --output"
+    Files other than the library and the shards are added to ``manifest.files`` with
+    their digests.
+
+    Parameters
+    ----------
+    directory : Path
+        The artifact, still under another name.
+    manifest : Manifest
+    output : Path
+        The name for errors.
+    """
+    known = {manifest.library.file, FILE_NAME}
+    known.update(shard.file for shard in manifest.parameters.shards)
+    extra = {}
+    for file in sorted(directory.rglob("*")):
+        name = file.relative_to(directory).as_posix()
+        if file.is_file() and name not in known:
+            extra[name] = file_sha256(file)
+    manifest = replace(manifest, files=extra)
+    manifest.check(str(output))
+    manifest.save(directory)
+    return manifest
+
+
+def check_replaceable(output: Path, overwrite: bool) -> None:
+    """Refuse an output that must not be replaced; early, before hours of compilation.
+
+    Raises
+    ------
+    ArtifactError
+        For anything but an artifact, and for an artifact without ``overwrite``.
+    """
+    if not os.path.lexists(output) or is_empty(output):
+        return
+    if not output.is_dir() or not (output / FILE_NAME).is_file():
+        raise ArtifactError(
+            f"{output} exists and is not an artifact, so it is never replaced; choose "
+            "another --output or remove it yourself"
+        )
+    if not overwrite:
+        raise ArtifactError(
+            f"{output} holds an artifact already; choose another --output, or pass "
+            "--overwrite (overwrite=True) to replace it"
         )
 
 
@@ -174,33 +151,3 @@ def file_sha256(path: Path) -> str:
         while piece := file.read(4 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _is_full(place: Path) -> bool:
-    """Whether less than a page group is left on a file system."""
-    return place.is_dir() and shutil.disk_usage(place).free < 64 << 10
-
-
-def _is_about(error: OSError, place: Path) -> bool:
-    """Whether an OSError is about writing the artifact, not about a file it was made from."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return True
-    return error.filename is not None and str(error.filename).startswith(str(place))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

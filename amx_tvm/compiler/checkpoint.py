@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm import formats
+from amx_tvm.artifact.publication import Publication, is_empty
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
@@ -63,15 +63,13 @@ def quantize_checkpoint(
     source, place = open_model(model), Path(output)
     if source.kind != "causal_lm":
         raise ModelError(f"{source.name} is no language model; only those become checkpoints")
-    if place.exists():
+    if os.path.lexists(place) and not is_empty(place):
         raise ArtifactError(f"{place} exists already; name a new directory")
     names, chosen = _plan(source, config)
-    place.mkdir(parents=True)
-    try:
-        _write(source, names, chosen, config, place, progress)
-    except BaseException:
-        shutil.rmtree(place)
-        raise
+    with Publication(place) as new:
+        new.path.mkdir()
+        _write(source, names, chosen, config, new, progress)
+        new.publish()
     return place
 
 
@@ -80,10 +78,11 @@ def _write(
     names: list[str],
     chosen: dict[str, str],
     config: QuantizationConfig,
-    place: Path,
+    new: Publication,
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
     """Fill the directory: tokenizer and configuration first, then the weights, one at a time."""
+    place = new.path
     source.write_tokenizer(place)
     layout = {name: _parts(source, name, chosen.get(name)) for name in names}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -97,6 +96,7 @@ def _write(
                 "data_offsets": [offset, offset + size],
             }
             offset += size
+    new.require(offset)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with (place / "model.safetensors").open("wb") as file:

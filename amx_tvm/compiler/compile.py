@@ -8,7 +8,6 @@ open the model -> Relax module of its family -> passes -> library
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.artifact.names import default_output
+from amx_tvm.compiler.exclusive import one_at_a_time
 from amx_tvm.compiler.lowered import LoweredModel, lower_source
+from amx_tvm.compiler.objects import object_folder
 from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
     Materializer,
@@ -34,7 +35,7 @@ from amx_tvm.linker import collector, linker
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
 from relax_passes import pipeline
-from relax_passes.passes.bundle_parameters import dtypes_of
+from relax_passes.passes.bundle_parameters import bytes_of, dtypes_of
 from tuning.lookup import records_for
 
 Progress = Callable[[str, int, int, str], None]
@@ -54,6 +55,7 @@ class Artifact:
         return float(self.manifest.quantization["bits_per_weight"])
 
 
+@one_at_a_time
 def compile(  # noqa: A001 - the verb that users know
     model: str | os.PathLike[str] | ModelSource | Any,
     target: str = "llvm",
@@ -73,7 +75,7 @@ def compile(  # noqa: A001 - the verb that users know
     link: bool = True,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compile a model to an artifact.
+    """Compile a model to an artifact; calls from several threads take turns.
 
     Parameters
     ----------
@@ -135,13 +137,17 @@ def compile(  # noqa: A001 - the verb that users know
         )
     resolved = resolve(target)
     config = config.resolve(resolved.device)
-    if link:
-        linker(resolved.triple)  # a missing one is an error before anything is quantized
+    linking = linker(resolved.triple) if link else None
     source = open_model(model, example_inputs, dynamic_shapes)
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
     with ArtifactWriter(place, overwrite=overwrite) as writer:
+        # What cannot work is found here, before anything is calibrated or quantized.
+        if linking is not None:
+            linking.check(writer.directory)
+        if source.kind == "causal_lm":
+            source.write_tokenizer(writer.directory)
         if calibration is not None:
             if source.kind == "function":
                 made = calibrated_module(model, config, calibration, recipe)
@@ -152,6 +158,7 @@ def compile(  # noqa: A001 - the verb that users know
         chosen = records_for(records, resolved)
         lowered = lower_source(source, resolved, config, records=chosen, dump_ir=dump_ir)
         tell("lower", 1, 1, "")
+        writer.publication.require(bytes_of(lowered.module))
         dtypes = dtypes_of(lowered.module)
         materializer = Materializer(lowered.source, overrides)
         for name, array in parameters(
@@ -161,9 +168,8 @@ def compile(  # noqa: A001 - the verb that users know
         tell("build", 0, 1, str(resolved.key))
         write_library(lowered, resolved, writer.path("lib.so" if link else OBJECTS), link)
         tell("build", 1, 1, "")
-        files = source.write_tokenizer(writer.directory) if source.kind == "causal_lm" else []
         library = writer.library("lib.so") if link else LibraryRecord("lib.so", 0, "")
-        manifest = _manifest(source, lowered, resolved, config, writer, files, library)
+        manifest = _manifest(source, lowered, resolved, config, writer, library)
         if hasattr(overrides, "describe"):
             text = os.fspath(calibration) if isinstance(calibration, str | os.PathLike) else ""
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
@@ -221,10 +227,10 @@ def write_library(
     lowered: LoweredModel, target: ResolvedTarget, path: Path, link: bool = True
 ) -> None:
     """Compile the lowered module to machine code: a shared library, or a folder of objects."""
-    with tempfile.TemporaryDirectory() as scratch:
-        executable = pipeline.build(lowered.module, target.tvm)
-        build = lowered.linker(target) if link else collector(path)
-        executable.export_library(str(path), fcompile=build, workspace_dir=scratch)
+    executable = pipeline.build(lowered.module, target.tvm)
+    build = linker(target.triple) if link else collector(path)
+    with object_folder(path.parent) as workspace:
+        executable.export_library(str(path), fcompile=build, workspace_dir=workspace)
 
 
 def _manifest(
@@ -233,7 +239,6 @@ def _manifest(
     target: ResolvedTarget,
     config: QuantizationConfig,
     writer: ArtifactWriter,
-    files: list[str],
     library: LibraryRecord,
 ) -> Manifest:
     kept = writer.parameters.finish(lowered.order)

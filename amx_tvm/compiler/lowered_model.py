@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from amx_tvm.frontends import ModelSource
-from amx_tvm.linker import linker
-from amx_tvm.targets import ResolvedTarget
 from relax_passes import recipes as plans
 
 
@@ -24,7 +22,3 @@ class LoweredModel:
     functions: list[str]
     weight_count: int
     source: ModelSource
-
-    def linker(self, target: ResolvedTarget) -> Any:
-        """Return the function that links the library, or None for this machine's compiler."""
-        return linker(target.triple)

@@ -4,13 +4,15 @@
     run_tasks(engine, ["arc_easy", "hellaswag"], limit=100)
 
 `EngineModel` implements the three requests of lm-eval's `LM` (0.4): log-likelihood of a
-continuation, rolling log-likelihood of a text, and greedy generation until a stop text. The package
-is imported only by `run_tasks`, so the model can be used, and tested, without it.
+continuation, rolling log-likelihood of a text, and greedy generation until a stop text. What is too
+long for the context is cut from the left, as lm-eval's own models do, and a warning says so. The
+package is imported only by `run_tasks`, so the model can be used, and tested, without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ import numpy as np
 from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.metrics import log_softmax
 from amx_tvm.evaluation.windows import Protocol, Window, cut
+
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names that tasks use
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class EngineModel:
@@ -31,32 +36,58 @@ class EngineModel:
 
     def __init__(self, engine: Any, max_new_tokens: int = 256) -> None:
         self.engine, self.max_new_tokens = engine, max_new_tokens
+        self._shortened = 0
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """For each (context, continuation): its log-likelihood, and whether it is the greedy one.
 
         A context that is empty stands for the beginning of a text: the BOS or EOS token.
         """
-        return [self._continuation(*request.args[:2]) for request in requests]
+        results = [self._continuation(*request.args[:2]) for request in requests]
+        self._tell()
+        return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """For each text: the log-likelihood of all of it, in windows of the engine's context."""
         return [self._rolling(request.args[0]) for request in requests]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """For each (prompt, options): the greedy continuation up to a stop text."""
+        """For each (prompt, options): the continuation up to a stop text, greedy by default.
+
+        Raises
+        ------
+        EvaluationError
+            For an option that engines do not have, and where the context has no room for a prompt.
+        """
         results = []
         for request in requests:
             prompt, options = request.args[:2]
-            until = options.get("until") or ()
-            result = self.engine.generate(
-                prompt,
-                max_new_tokens=int(options.get("max_gen_toks", self.max_new_tokens)),
-                temperature=float(options.get("temperature", 0.0)),
-                stop=(until,) if isinstance(until, str) else tuple(until),
-            )
-            results.append(result.text)
+            given = generation_options(options, self.max_new_tokens)
+            size, limit = self.engine.context_length, given["max_new_tokens"]
+            if limit >= size:
+                raise EvaluationError(
+                    f"the task asks for {limit} new tokens and the context is {size}, which leaves "
+                    "no room for a prompt; load the engine with a longer context"
+                )
+            ids = self._cut(self.engine.encode(prompt) or [self._first()], size - limit)
+            results.append(self.engine.generate(ids, **given).text)
+        self._tell()
         return results
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        """Return the last tokens that have room, and note where some had none."""
+        self._shortened += len(ids) > room
+        return ids[-room:]
+
+    def _tell(self) -> None:
+        """Say how many requests were cut since the last time."""
+        if self._shortened:
+            warnings.warn(
+                f"{self._shortened} requests were longer than the context of "
+                f"{self.engine.context_length} tokens and were cut from the left",
+                stacklevel=3,
+            )
+        self._shortened = 0
 
     def _first(self) -> int:
         model = self.engine.manifest.model
@@ -76,7 +107,8 @@ class EngineModel:
                 f"the continuation {continuation!r} adds no token to its context; the task does "
                 "not fit this tokenizer"
             )
-        ids = whole[-self.engine.context_length :]
+        # The last token is only predicted, so one more than the context has room.
+        ids = self._cut(whole, self.engine.context_length + 1)
         start -= len(whole) - len(ids)
         if start < 1:
             raise EvaluationError(
@@ -84,7 +116,7 @@ class EngineModel:
                 f"{self.engine.context_length}; load the engine with a longer one"
             )
         targets = np.asarray(ids[start:])
-        logp = log_softmax(self.engine.logits(ids)[start - 1 : -1])
+        logp = log_softmax(self.engine.logits(ids[:-1])[start - 1 :])
         total = float(np.take_along_axis(logp, targets[:, None], axis=-1).sum())
         return total, bool((logp.argmax(axis=-1) == targets).all())
 
@@ -114,6 +146,44 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return count
 
 
+def generation_options(given: Mapping[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    """Return a task's options as keywords of ``Engine.generate``; None means the default.
+
+    Parameters
+    ----------
+    given : mapping
+        "until", a limit, "do_sample" and sampling options; without ``do_sample`` or a temperature
+        the most likely tokens are taken.
+    max_new_tokens : int
+        The limit where the task has none.
+
+    Raises
+    ------
+    EvaluationError
+        For an option that engines do not have.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    until = options.pop("until", ())
+    limits = [options.pop(name) for name in _LIMITS if name in options]
+    sample = options.pop("do_sample", "temperature" in options)
+    unknown = sorted(set(options) - {*_SAMPLING, "num_beams"})
+    if options.pop("num_beams", 1) != 1 or unknown:
+        raise EvaluationError(
+            f"the task asks for {unknown[0] if unknown else 'beam search'}, which engines do not "
+            f"have; known are until, do_sample, {', '.join((*_LIMITS, *_SAMPLING))}"
+        )
+    if not sample:
+        options = {n: v for n, v in options.items() if n == "repetition_penalty"}
+    else:
+        options.setdefault("temperature", 1.0)
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    return {
+        **options,
+        "max_new_tokens": int(limits[0]) if limits else max_new_tokens,
+        "stop": tuple(text for text in stop if text),
+    }
+
+
 def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, Any]:
     """Run tasks of the lm-eval package; returns its results by task.
 
@@ -132,7 +202,7 @@ def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, An
         import lm_eval
     except ImportError:
         raise EvaluationError(
-            "standard tasks need the lm-eval package; install it with 'pip install lm-eval'"
+            "standard tasks need the lm-eval package; install it with 'pip install amx-tvm[tasks]'"
         ) from None
     model = adapter(engine)
     return lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)["results"]

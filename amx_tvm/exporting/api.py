@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amx_tvm.artifact import ArtifactWriter, Manifest, artifact_bytes
+from amx_tvm.artifact import Manifest, artifact_bytes
+from amx_tvm.artifact.publication import Publication
 from amx_tvm.artifact.verify import check_contents
+from amx_tvm.artifact.writer import check_replaceable, complete
 from amx_tvm.compiler import Artifact, compile
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.exporting import device_runtime
-from amx_tvm.exporting.archive import is_archive, write_archive
+from amx_tvm.exporting.archive import check_tool, is_archive, write_archive
 from amx_tvm.exporting.artifact_source import ArtifactSource
 from amx_tvm.exporting.levels import resolve_levels, with_variants
 from amx_tvm.exporting.readme import readme
@@ -109,8 +109,7 @@ def export(
     """
     final = Path(os.path.abspath(output))
     archive = is_archive(final)
-    if archive and final.exists() and not overwrite:
-        raise ArtifactError(f"{final} exists; choose another output or pass overwrite")
+    _check_output(final, archive, overwrite)
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown:
         raise TargetError(f"runtime {unknown[0]!r} is unknown; known are {', '.join(RUNTIMES)}")
@@ -128,18 +127,23 @@ def export(
         raise TargetError("the C++ runner runs CPU artifacts; export with `--runtime python`")
     given, config = _source(model, quantization, strict)
     tell = progress or (lambda *_: None)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        scratch = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir=final.parent, prefix=".export-"))
+    with Publication(final) as new:
+        # What runs the model comes first: a tool or package that is missing is found at once.
+        tell("bundle", 0, 3, "runtime")
+        extras = new.workspace / "extras"
+        extras.mkdir()
+        _add_runtime(
+            extras, arch, resolved.device, runtimes, pythons, Path(wheels) if wheels else None
         )
+        if not link:
+            shutil.copyfile(TEMPLATES / "link.py", extras / "link.py")
         used = [UsedRecords(records, level) for level in levels]
         compiled = [
             compile(
                 given,
                 level.name,
                 config,
-                scratch / f"compiled-{i}",
+                new.workspace / f"compiled-{i}",
                 strict=strict,
                 records=lookup.records,
                 link=link,
@@ -148,32 +152,40 @@ def export(
             for i, (level, lookup) in enumerate(zip(levels, used, strict=True))
         ]
         folder_name = _stem(final)
-        place = scratch / folder_name if archive else final
-        with ArtifactWriter(place, overwrite=overwrite) as writer:
-            shutil.rmtree(writer.directory)
-            os.rename(scratch / "compiled-0", writer.directory)
-            described = with_variants(writer.directory, compiled)
-            for lookup in used:
-                lookup.write(writer.directory)
-            folder = Path(wheels) if wheels is not None else None
-            tell("bundle", 0, 3, "runtime")
-            _add_runtime(writer.directory, arch, resolved.device, runtimes, pythons, folder)
-            if not link:
-                shutil.copyfile(TEMPLATES / "link.py", writer.path("link.py"))
-            tell("bundle", 1, 3, "manifest")
-            writer.path("README.md").write_text(
-                readme(described, runtimes, final.name if archive else "", folder_name),
-                encoding="utf-8",
-            )
-            manifest = writer.finish(described)
+        place = new.workspace / "bundle" if archive else new.path
+        os.rename(new.workspace / "compiled-0", place)
+        described = with_variants(place, compiled)
+        for lookup in used:
+            lookup.write(place)
+        for part in extras.iterdir():
+            os.rename(part, place / part.name)
+        tell("bundle", 1, 3, "manifest")
+        (place / "README.md").write_text(
+            readme(described, runtimes, final.name if archive else "", folder_name),
+            encoding="utf-8",
+        )
+        manifest = complete(place, described, final)
         tell("bundle", 2, 3, "archive" if archive else "")
         total = artifact_bytes(place)
         parts = [place / device_runtime.FOLDER, place / "bin"]
         runtime = sum(artifact_bytes(part) for part in parts if part.is_dir())
         if archive:
-            write_archive(place, final, folder_name)
+            write_archive(place, new.workspace / final.name, folder_name)
+            os.rename(new.workspace / final.name, new.path)
+        _check_output(final, archive, overwrite)
+        new.publish(overwrite)
         tell("bundle", 3, 3, "")
     return Bundle(str(final), manifest, total, runtime)
+
+
+def _check_output(final: Path, archive: bool, overwrite: bool) -> None:
+    """Refuse an output that must not be replaced, and an archive that cannot be packed."""
+    if not archive:
+        check_replaceable(final, overwrite)
+        return
+    check_tool(final)
+    if final.is_dir() or (final.exists() and not overwrite):
+        raise ArtifactError(f"{final} exists; choose another output or pass overwrite")
 
 
 def _source(

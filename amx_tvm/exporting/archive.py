@@ -25,36 +25,41 @@ def is_archive(path: Path) -> bool:
 
 
 def write_archive(directory: Path, output: Path, root: str) -> None:
-    """Pack ``directory`` into ``output`` under the folder name ``root``; atomic.
+    """Pack ``directory`` into ``output`` under the folder name ``root``.
 
     Raises
     ------
     ArtifactError
         For .tar.zst where the zstd tool is missing or fails.
     """
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            if output.name.endswith(".zst"):
-                _through_zstd(directory, file, root)
-            elif output.name.endswith(".gz"):
-                with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-                    _write_tar(directory, cast(IO[bytes], packed), root)
-            else:
-                _write_tar(directory, file, root)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    check_tool(output)
+    with open(output, "wb") as file:
+        if output.name.endswith(".zst"):
+            _through_zstd(directory, file, root)
+        elif output.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+                _write_tar(directory, cast(IO[bytes], packed), root)
+        else:
+            _write_tar(directory, file, root)
 
 
-def _through_zstd(directory: Path, file: IO[bytes], root: str) -> None:
-    tool = shutil.which("zstd")
-    if tool is None:
+def check_tool(output: Path) -> None:
+    """Refuse an archive whose tool is not installed.
+
+    Raises
+    ------
+    ArtifactError
+        With what installs it.
+    """
+    if output.name.endswith(".zst") and shutil.which("zstd") is None:
         raise ArtifactError(
             "a .tar.zst needs the zstd tool, which is not installed (Debian: apt-get install "
             "zstd); install it, or choose an output that ends in .tar.gz or .tar"
         )
-    command = [tool, "--quiet", "-10", "--single-thread", "--stdout", "-"]
+
+
+def _through_zstd(directory: Path, file: IO[bytes], root: str) -> None:
+    command = ["zstd", "--quiet", "-10", "--single-thread", "--stdout", "-"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file)
     assert process.stdin is not None
     with process.stdin as pipe:

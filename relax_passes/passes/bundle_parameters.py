@@ -8,7 +8,9 @@ module attribute ``amx.order``.
 from __future__ import annotations
 
 import json
+from math import prod
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -69,11 +71,23 @@ def _weights(function: relax.Function) -> list[relax.Var]:
 
 def dtypes_of(module: tvm.IRModule) -> dict[str, str]:
     """Return the type of every weight in the tuple, by name."""
+    return {name: str(ty.dtype) for name, ty in _types_of(module).items()}
+
+
+def bytes_of(module: tvm.IRModule) -> int:
+    """Return the size of all weights in the tuple."""
+    return sum(
+        prod(int(v) for v in ty.shape.values) * np.dtype(str(ty.dtype)).itemsize
+        for ty in _types_of(module).values()
+    )
+
+
+def _types_of(module: tvm.IRModule) -> dict[str, relax.TensorType]:
     order = order_of(module)
     for _, function in relax_functions(module):
         last = function.params[-1].ty if function.params else None
         if isinstance(last, relax.TupleType) and len(last.fields) == len(order):
-            return {n: str(t.dtype) for n, t in zip(order, last.fields, strict=True)}
+            return dict(zip(order, last.fields, strict=True))
     return {}
 
 

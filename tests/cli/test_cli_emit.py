@@ -15,7 +15,9 @@ from amx_tvm.errors import ArtifactError, TargetError
 def artifact(tmp_path_factory):
     module = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 32))
     place = tmp_path_factory.mktemp("emit") / "mlp"
-    amx_tvm.compile(module.eval(), example_inputs=(torch.randn(2, 64),), output=place)
+    amx_tvm.compile(
+        module.eval(), "x86-64-v4+vnni", example_inputs=(torch.randn(2, 64),), output=place
+    )
     return place
 
 

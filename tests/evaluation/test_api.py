@@ -52,8 +52,10 @@ class LetterEngine:
         assert 0 < len(ids) <= self.context_length
         return self.table[np.asarray(ids)].astype(np.float32)
 
-    def generate(self, prompt, max_new_tokens, temperature, stop):
-        return SimpleNamespace(text=f"{prompt}|{max_new_tokens}|{stop[0]}")
+    def generate(self, ids, max_new_tokens, stop, **options):
+        assert len(ids) + max_new_tokens <= self.context_length
+        text = "".join(map(chr, ids))
+        return SimpleNamespace(text=f"{text}|{max_new_tokens}|{stop}|{options}")
 
 
 @pytest.fixture
@@ -197,9 +199,60 @@ def test_task_adapter_scores_continuations():
     long = "the quick brown fox jumps over the lazy dog and runs away " * 3
     rolled = model.loglikelihood_rolling([request(long)])[0]
     assert rolled == pytest.approx(logp[1, ord("t")] + want(long, 1), rel=1e-5)
-    assert model.generate_until([request("p", {"until": ["\n"], "max_gen_toks": 5})]) == ["p|5|\n"]
+    assert model.generate_until([request("p", {"until": ["\n"], "max_gen_toks": 5})]) == [
+        "p|5|('\\n',)|{}"
+    ]
     with pytest.raises(EvaluationError, match="does not fit the context"):
         model.loglikelihood([request("a", "b" * 40)])
+
+
+GREEDY = {"until": ["\n"], "max_gen_toks": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"until": None, "max_gen_toks": None, "temperature": None}, "p|9|()|{}"),
+        ({"until": "", "max_new_tokens": 4}, "p|4|()|{}"),
+        ({"until": ["\n", ""], "max_gen_toks": 4.0, "num_beams": 1}, "p|4|('\\n',)|{}"),
+        ({**GREEDY, "do_sample": False, "temperature": 0.7, "top_p": 0.9}, "p|4|('\\n',)|{}"),
+        ({**GREEDY, "do_sample": True}, "p|4|('\\n',)|{'temperature': 1.0}"),
+        ({**GREEDY, "temperature": 0.0}, "p|4|('\\n',)|{'temperature': 0.0}"),
+        (
+            {**GREEDY, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": None},
+            "p|4|('\\n',)|{'temperature': 0.7, 'top_p': 0.9}",
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_tasks(options, expected):
+    model = EngineModel(LetterEngine(), max_new_tokens=9)
+    assert model.generate_until([request("p", options)]) == [expected]
+
+
+def test_options_that_engines_lack_are_named():
+    model = EngineModel(LetterEngine())
+    for options, word in (({"num_beams": 4}, "beam search"), ({"typical_p": 0.5}, "typical_p")):
+        with pytest.raises(EvaluationError, match=word):
+            model.generate_until([request("p", {**GREEDY, **options})])
+    with pytest.raises(EvaluationError, match="64 new tokens and the context is 64"):
+        model.generate_until([request("p", {"max_gen_toks": 64})])
+
+
+def test_what_is_too_long_is_cut_from_the_left_and_said():
+    """As lm-eval's models: prompts to what the new tokens leave, contexts to one token more."""
+    engine = LetterEngine(context=16)
+    model = EngineModel(engine)
+    with pytest.warns(UserWarning, match="2 requests were longer than the context of 16"):
+        found = model.generate_until(
+            [request(text, GREEDY) for text in ("x" * 8 + "abcdefghijkl", "short", "y" * 17, "")]
+        )
+    assert [text.partition("|")[0] for text in found] == ["abcdefghijkl", "short", "y" * 12, "\x01"]
+    logp = engine.table - np.log(np.exp(engine.table).sum(-1, keepdims=True))
+    with pytest.warns(UserWarning, match="1 requests"):
+        (total, _), _ = model.loglikelihood([request("z" * 30 + "a", "b" * 16), request("a", "b")])
+    want = logp[ord("a"), ord("b")] + 15 * logp[ord("b"), ord("b")]
+    assert total == pytest.approx(want, rel=1e-5)
 
 
 def test_tasks_need_their_package(monkeypatch):

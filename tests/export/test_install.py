@@ -39,7 +39,7 @@ def bundle(tiny_artifact, tmp_path_factory):
         pytest.skip("the artifact is for x86-64")
     output = tmp_path_factory.mktemp("install") / "bundle"
     return export_with_runtime(
-        tiny_artifact, "x86-64-v3", output, runtimes=("python",), pythons=(PYTHON,)
+        tiny_artifact, "x86-64-v2", output, runtimes=("python",), pythons=(PYTHON,)
     )
 
 

@@ -14,9 +14,7 @@ from amx_tvm.artifact import Manifest, cpu
 from amx_tvm.errors import ArtifactError, TargetError
 
 PROMPT = [5, 6, 7, 8]
-V2 = frozenset("sse3 ssse3 sse41 sse42 popcnt".split())
-V3 = V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
-V4 = V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+V2, V3, V4 = cpu.LEVELS.values()
 VNNI = V4 | frozenset("avx512vnni avx512vbmi avx512bf16".split())
 
 

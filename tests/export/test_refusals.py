@@ -30,7 +30,7 @@ def bundle(request, tiny_artifact, tmp_path_factory):
         skip_without("cmake", "g++")
     output = tmp_path_factory.mktemp("refusals") / "bundle"
     return export_with_runtime(
-        tiny_artifact, "x86-64-v3", output, runtimes=(request.param,), pythons=(PYTHON,)
+        tiny_artifact, "x86-64-v2", output, runtimes=(request.param,), pythons=(PYTHON,)
     )
 
 

@@ -20,7 +20,7 @@ BLOCKS += ((0x3000, 0x3200), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F7
 def bundle(tiny_artifact, tmp_path_factory):
     skip_without("cmake", "g++")
     output = tmp_path_factory.mktemp("runner") / "bundle"
-    return amx_tvm.export(tiny_artifact, "x86-64-v3", output, runtimes=("runner",))
+    return amx_tvm.export(tiny_artifact, "x86-64-v2", output, runtimes=("runner",))
 
 
 def run(bundle, *arguments, folder=None, text=None):

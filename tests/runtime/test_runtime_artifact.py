@@ -167,6 +167,31 @@ def test_feature_names_of_llvm_and_linux_agree():
     assert cpu_features()
 
 
+def test_a_level_stands_in_for_an_older_cpu(monkeypatch):
+    """What AMX_TVM_CPU takes away is asked of LLVM: the level's own name has these features."""
+    import platform
+
+    from amx_tvm.artifact import cpu
+    from amx_tvm.errors import TargetError
+    from amx_tvm.targets import resolve
+
+    if platform.machine() != "x86_64":
+        pytest.skip("levels of x86-64")
+    for level, features in cpu.LEVELS.items():
+        monkeypatch.setenv(cpu.VARIABLE, level)
+        cpu.cpu_features.cache_clear()
+        assert set(map(normalize, resolve(f"llvm:{level}").features)) <= features
+        assert cpu.cpu_features() <= features
+        here = resolve("llvm")
+        assert here.key.startswith(f"llvm/x86-64/{level}")
+        assert set(map(normalize, here.features)) <= cpu.cpu_features()
+    monkeypatch.setenv(cpu.VARIABLE, "pentium")
+    with pytest.raises(TargetError, match="AMX_TVM_CPU is 'pentium'; expected x86-64-v2"):
+        resolve("llvm")
+    monkeypatch.undo()
+    cpu.cpu_features.cache_clear()
+
+
 def test_exception_leaves_nothing(tmp_path):
     for error in (ValueError("x"), KeyboardInterrupt()):
         with pytest.raises(type(error)), ArtifactWriter(tmp_path / "out") as writer:
@@ -237,8 +262,9 @@ def test_overwrite_replaces_only_at_the_end(artifact, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_partial_directories_of_dead_processes_are_removed(tmp_path):
-    (tmp_path / ".out.partial-999999999").mkdir()
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / ".out.partial" / "new").mkdir(parents=True)
+    (tmp_path / ".out.partial" / "lock").touch()
     with pytest.raises(ValueError), ArtifactWriter(tmp_path / "out"):
         raise ValueError
     assert list(tmp_path.iterdir()) == []

@@ -7,13 +7,14 @@ import tvm
 from tvm.target import Target
 
 from amx_tvm.formats import concatenate, packing
+from amx_tvm.targets import host_options
 from relax_passes.activation import INT8
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import outliers
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import GROUP, LinearSpec
 
-HOST = Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu(), "num-cores": 2})
+HOST = Target({**host_options(), "num-cores": 2})
 HOST_INFO = TargetInfo.of(HOST)
 
 

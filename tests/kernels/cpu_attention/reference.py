@@ -11,11 +11,12 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
+from amx_tvm.targets import host_options
 from relax_passes.attention_spec import Rotation
 from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig, attention, kernels
 from relax_passes.kernels.cpu.attention.config import PANEL
 
-TARGET = {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
+TARGET = host_options()
 
 
 def attend(q, k, v, low, high, cap=0.0):

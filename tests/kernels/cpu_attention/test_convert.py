@@ -12,10 +12,10 @@ from amx_tvm.compiler.lowered import cache_type
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, ModelError, TargetError
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.targets import resolve
+from amx_tvm.targets import host_options, resolve
 from relax_passes.kernels.cpu.attention.convert import convert
 
-HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+HOST = tvm.target.Target(host_options())
 DECODER = DecoderConfig("llama", 64, 64, 128, 2, 2, 1, 32, 128, 1e-5, 10000.0)
 INT8 = QuantizationConfig("amxfp4", "int8")
 

@@ -7,10 +7,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from amx_tvm.targets import host_options
 from relax_passes.kernels.cpu.attention import functions
 from relax_passes.kernels.cpu.attention import vector as v
 
-CPUS = [tvm.target.codegen.llvm_get_system_cpu(), "x86-64"]
+CPUS = [host_options()["mcpu"], "x86-64"]
 
 
 def apply(function, x, cpu=CPUS[0]):

@@ -1,0 +1,164 @@
+"""What cannot work is found before any weight is touched; a full disk ends no process."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+
+import pytest
+
+import amx_tvm
+from amx_tvm.artifact.publication import Publication
+from amx_tvm.compiler.checkpoint import quantize_checkpoint
+from amx_tvm.compiler.objects import object_folder
+from amx_tvm.errors import AmxError, ArtifactError, ModelError, TargetError
+from amx_tvm.linker import linker
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def no_program(monkeypatch, folder):
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def wrong_variable(monkeypatch, folder):
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+
+
+def no_binutils(monkeypatch, folder):
+    text = "echo \"collect2: fatal error: cannot find 'ld'\" >&2; exit 1"
+    monkeypatch.setenv("CXX", str(program(folder / "g++", text)))
+
+
+def not_executable(monkeypatch, folder):
+    file = folder / "g++"
+    file.write_bytes(b"\x7fELF of another machine")
+    file.chmod(0o755)
+    monkeypatch.setenv("CXX", str(file))
+
+
+def full_for_the_linker(monkeypatch, folder):
+    text = "echo 'ld: final link failed: No space left on device' >&2; exit 1"
+    monkeypatch.setenv("CXX", f"{program(folder / 'g++', text)} -O2")
+
+
+LINKERS = {
+    no_program: "none is installed.*apt-get install g",
+    wrong_variable: "CXX is 'no-such-compiler -O2'",
+    no_binutils: "cannot link a shared library: .*cannot find 'ld'",
+    not_executable: "cannot be run: Exec format error",
+    full_for_the_linker: "no space left: .* free under",
+}
+
+
+def check(model, tmp_path, match):
+    """compile() ends with one line, before its first stage, and leaves nothing."""
+    stages, output = [], tmp_path / "out" / "artifact"
+    with pytest.raises(AmxError, match=match) as caught:
+        amx_tvm.compile(model, output=output, progress=lambda *stage: stages.append(stage))
+    assert "\n" not in str(caught.value) and stages == []
+    assert not output.parent.exists() or os.listdir(output.parent) == []
+
+
+@pytest.mark.parametrize("fault", LINKERS, ids=lambda f: f.__name__)
+def test_linkers(model, tmp_path, monkeypatch, fault):
+    for variable in ("CXX", "CC"):
+        monkeypatch.delenv(variable, raising=False)
+    fault(monkeypatch, tmp_path)
+    check(model, tmp_path, LINKERS[fault])
+
+
+def test_a_compiler_with_its_options_links(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "env LANG=C cc -O1")
+    linker("").check(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("raspberry-pi/4b-aarch64", "aarch64-linux-gnu-g"), ("android-aarch64", "TVM_NDK_CC")],
+)
+def test_cross_compilers(model, tmp_path, monkeypatch, target, words):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("TVM_NDK_CC", raising=False)
+    with pytest.raises(TargetError, match=words):
+        amx_tvm.compile(model, target, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "has no tokenizer.json"),
+        ("{", "no tokenizer that can be read"),
+        (json.dumps({"model": {"type": "Mystery"}}), "no tokenizer that can be read"),
+    ],
+    ids=["missing", "cut", "unknown kind"],
+)
+def test_tokenizers(model, tmp_path, content, words):
+    copy = shutil.copytree(model, tmp_path / "model")
+    (copy / "tokenizer.json").unlink()
+    if content is not None:
+        (copy / "tokenizer.json").write_text(content)
+    check(copy, tmp_path, words)
+
+
+@pytest.mark.parametrize("ids", [{"bos_token_id": 300}, {"eos_token_id": [0, 4096]}], ids=str)
+def test_special_ids(model, tmp_path, ids):
+    copy = shutil.copytree(model, tmp_path / "model")
+    file = copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **ids}))
+    stages = []
+    with pytest.raises(ModelError, match=r"(300|4096).*vocabulary of 300"):
+        amx_tvm.compile(
+            copy, output=tmp_path / "out", progress=lambda *stage: stages.append(stage[0])
+        )
+    assert set(stages) <= {"lower"} and os.listdir(tmp_path) == ["model"]
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """Only 4 kB are free wherever one asks."""
+    usage = shutil.disk_usage("/")._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+def test_a_disk_that_is_too_small(model, tmp_path, crowded):
+    stages = []
+    with pytest.raises(ArtifactError, match=r"needs \d+ MB, and 0 MB are free"):
+        amx_tvm.compile(
+            model, output=tmp_path / "out", progress=lambda *stage: stages.append(stage[0])
+        )
+    assert set(stages) == {"lower"} and os.listdir(tmp_path) == []
+    with pytest.raises(ArtifactError, match=r"needs \d+ MB, and 0 MB are free"):
+        quantize_checkpoint(model, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_scratch_directory_is_needed(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/dev/null/nothing")
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/nothing")
+    made = amx_tvm.compile(model, quantization="none", output=tmp_path / "out")
+    assert amx_tvm.load(made.path, threads=1).generate([5, 6], 2).token_ids
+
+
+def test_objects_are_in_memory(tmp_path):
+    """More is written than the disk has; what meets its end is the copy, as an OSError."""
+    with object_folder(tmp_path) as folder:
+        with open(f"{folder}/lib0.o", "wb") as file:
+            file.write(b"x" * 1000)
+        assert os.stat(f"{folder}/lib0.o").st_dev != os.stat(tmp_path).st_dev
+        with open(f"{folder}/lib0.o", "rb") as file:
+            assert len(file.read()) == 1000
+    assert os.listdir(tmp_path) == []
+
+
+def test_errors_of_a_full_disk_are_one_line(tmp_path):
+    with pytest.raises(ArtifactError, match="no space left"), Publication(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
