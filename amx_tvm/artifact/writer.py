@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path

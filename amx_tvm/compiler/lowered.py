@@ -140,16 +140,30 @@ def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
 
 
 def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[str, Any]:
-    """Return the manifest's "model" section."""
+    """Return the manifest's "model" section.
+
+    Raises
+    ------
+    ModelError
+        For BOS and EOS tokens that the vocabulary does not have.
+    """
     generation = source.generation_config
     eos = generation.get("eos_token_id", [])
+    ends = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    first = generation.get("bos_token_id")
+    for name, token in [("bos", first), *(("eos", end) for end in ends)]:
+        if token is not None and not 0 <= token < decoder.vocab_size:
+            raise ModelError(
+                f"{source.name}: {name}_token_id is {token}, and the model has a vocabulary of "
+                f"{decoder.vocab_size}; correct its configuration"
+            )
     return {
         "family": family,
         "name": source.name,
         "config": source.config,
         "vocab_size": decoder.vocab_size,
         "context_length": decoder.context_length,
-        "eos_token_ids": list(eos) if isinstance(eos, (list, tuple)) else [eos],
-        "bos_token_id": generation.get("bos_token_id"),
+        "eos_token_ids": ends,
+        "bos_token_id": first,
         "add_bos": bool(generation.get("add_bos", False)),
     }
