@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm import formats
-from amx_tvm.artifact.publication import Publication, is_empty
+from amx_tvm.artifact.publication import Publication
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.frontends import ModelSource, open_model
@@ -63,7 +63,7 @@ def quantize_checkpoint(
     source, place = open_model(model), Path(output)
     if source.kind != "causal_lm":
         raise ModelError(f"{source.name} is no language model; only those become checkpoints")
-    if os.path.lexists(place) and not is_empty(place):
+    if os.path.lexists(place):
         raise ArtifactError(f"{place} exists already; name a new directory")
     names, chosen = _plan(source, config)
     with Publication(place) as new:
