@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
-from relax_passes.kernels.cuda.buckets import Bucket, Device, default_buckets
+from relax_passes.kernels.cuda.buckets import Bucket, default_buckets
 from relax_passes.kernels.cuda.buffers import format_of, shape_of
 from relax_passes.kernels.cuda.gemv import GemvKnobs
 from relax_passes.spec import LinearSpec
@@ -45,8 +45,9 @@ def general(spec: LinearSpec) -> LinearSpec:
 
 def buckets_of(spec: LinearSpec, target: Any) -> list[Bucket]:
     """Return the default buckets of a linear for any number of rows."""
-    device = Device(TargetInfo.of(target).arch)
-    return default_buckets(general(spec), shape_of(format_of(spec)), device)
+    gpu = TargetInfo.of(target).gpu
+    assert gpu is not None, "CUDA buckets of a target that is none"
+    return default_buckets(general(spec), shape_of(format_of(spec)), gpu)
 
 
 def default(spec: LinearSpec, target: Any, rows: int) -> Bucket:

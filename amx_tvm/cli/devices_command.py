@@ -6,17 +6,18 @@ the driver library.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.artifact.cpu import cpu_features, normalize
 from amx_tvm.runtime.library import physical_cores
 from amx_tvm.targets import ROWS
+from amx_tvm.targets.cuda.driver import gpus_here
 
 # What decides which CPU kernels can be used, with the names that people know.
 _KERNEL_FEATURES = {
@@ -33,7 +34,6 @@ _KERNEL_FEATURES = {
     "i8mm": "int8 matrix",
     "sve": "SVE",
 }
-_COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
 
 
 def run(as_json: bool) -> None:
@@ -91,32 +91,4 @@ def describe_cpu() -> dict[str, Any]:
 
 def describe_gpus() -> list[dict[str, Any]]:
     """Return the GPUs that the NVIDIA driver lists; empty without a driver."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    return [_describe_gpu(cuda, index) for index in range(count.value)]
-
-
-def _describe_gpu(cuda: Any, index: int) -> dict[str, Any]:
-    device, memory = ctypes.c_int(), ctypes.c_size_t()
-    name = ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-
-    def attribute(number: int) -> int:
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
-        return value.value
-
-    return {
-        "index": index,
-        "name": name.value.decode(),
-        "capability": f"{attribute(_COMPUTE_MAJOR)}.{attribute(_COMPUTE_MINOR)}",
-        "multiprocessors": attribute(_MULTIPROCESSORS),
-        "memory": memory.value,
-    }
+    return [asdict(gpu) for gpu in gpus_here()]

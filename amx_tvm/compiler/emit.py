@@ -77,7 +77,7 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
     if level == "tensorir":
         return f"# {head}\n{function.script(show_meta=False)}\n"
     if device == "cuda":
-        from amx_tvm.cuda_build import compile_source, enable
+        from amx_tvm.targets.cuda.toolchain import compile_source, enable
 
         enable()
     built = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod
@@ -122,7 +122,8 @@ def _target(manifest: Manifest) -> Any:
 
     kept = manifest.target
     if kept.device == "cuda":
-        return resolve(f"cuda:{kept.features[0]}").tvm
+        _, slash, count = kept.key.removeprefix("cuda/").partition("/")
+        return resolve(f"cuda:{kept.features[0]}{slash}{count}").tvm
     options: dict[str, Any] = {"kind": "llvm", "num-cores": 2}
     options["mattr"] = [f"+{feature}" for feature in kept.features]
     return Target({**options, "mtriple": kept.triple} if kept.triple else options)

@@ -20,7 +20,7 @@ from .shapes import ROWS, SHAPES, Variant
 
 def parse_knobs(text: str, arch: str):  # noqa: ANN201
     """Turn a knob text (see Variant) into (schedule knobs or None for the defaults, dependent)."""
-    from relax_passes.kernels.cuda.buckets import Device
+    from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.kernels.cuda.gemv import GemvKnobs
     from relax_passes.kernels.cuda.tile import TileKnobs
 
@@ -32,7 +32,7 @@ def parse_knobs(text: str, arch: str):  # noqa: ANN201
     if kind == "gemv":
         scaled = len(values) > 5 and bool(values.pop())
         return GemvKnobs(*values, scaled_weights=scaled), dependent
-    wgmma = Device(arch).wgmma and kind != "mma"
+    wgmma = gpu(arch).wgmma and kind != "mma"
     roles = {"producer": kind in ("tilep", "walk"), "persistent": kind == "walk"}
     return TileKnobs(*values, **roles, wgmma=wgmma), dependent
 
@@ -41,13 +41,14 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
     """Compile one variant; returns its manifest entry."""
     import tvm
 
-    from amx_tvm import cuda_build
+    from amx_tvm.targets import resolve
+    from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.activation import FLOAT16
     from relax_passes.kernels.cuda import linear
     from relax_passes.kernels.cuda.buckets import Bucket
     from relax_passes.spec import LinearSpec
 
-    cuda_build.enable()
+    target = resolve(f"cuda:{arch}").tvm
     n, k, _ = SHAPES[variant.shape]
     spec = LinearSpec(variant.format, n, k, FLOAT16, out_dtype="float16")
     knobs, dependent = parse_knobs(variant.knobs, arch)
@@ -55,8 +56,8 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
         buckets = None
     else:
         buckets = [Bucket(variant.rows, knobs)]
-    func = linear.build(spec, arch, buckets, dependent=dependent)
-    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
+    func = linear.build(spec, gpu(arch), buckets, dependent=dependent)
+    built = tvm.compile(tvm.IRModule({"main": func}), target=target)
     path = out / f"{variant.key}.so"
     built.export_library(str(path))
     return {**asdict(variant), "n": n, "k": k, "library": path.name, "arch": arch}

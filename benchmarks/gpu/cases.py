@@ -131,9 +131,10 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
 
 def build_function(case: Case, arch: str):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
+    from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.activation import FLOAT16
     from relax_passes.kernels.cuda import linear
-    from relax_passes.kernels.cuda.buckets import Device, default_buckets
+    from relax_passes.kernels.cuda.buckets import default_buckets
     from relax_passes.kernels.cuda.buffers import format_of, shape_of
     from relax_passes.kernels.cuda.gemv import GemvKnobs
     from relax_passes.spec import LinearSpec
@@ -154,26 +155,24 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
             replace(b, knobs=replace(b.knobs, scaled_weights=True))
             if isinstance(b.knobs, GemvKnobs)
             else b
-            for b in default_buckets(spec, shape_of(format_of(spec)), Device(arch))
+            for b in default_buckets(spec, shape_of(format_of(spec)), gpu(arch))
         ]
-    return linear.build(spec, arch, buckets, dependent=case.dependent)
+    return linear.build(spec, gpu(arch), buckets, dependent=case.dependent)
 
 
 def build(out: Path, arch: str) -> None:
     """Write library and data of every case."""
     import tvm
 
-    from amx_tvm import cuda_build
+    from amx_tvm.targets import resolve
+    from amx_tvm.targets.cuda.gpus import gpu
 
-    cuda_build.enable()
+    target = resolve(f"cuda:{arch}").tvm
     out.mkdir(parents=True, exist_ok=True)
-    older = cuda_build.ARCHITECTURES and not arch.startswith(("sm_9", "sm_1"))
     for seed, case in enumerate(CASES):
-        case = replace(case, dependent=case.dependent and not older)
+        case = replace(case, dependent=case.dependent and gpu(arch).clusters)
         module = tvm.IRModule({"main": build_function(case, arch)})
-        tvm.compile(module, target=cuda_build.target(arch)).export_library(
-            str(out / f"{case.key}.so")
-        )
+        tvm.compile(module, target=target).export_library(str(out / f"{case.key}.so"))
         np.savez(out / f"{case.key}.npz", **reference(case, seed))
     (out / "cases.json").write_text(json.dumps([c.key for c in CASES]))
 

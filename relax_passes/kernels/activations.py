@@ -11,7 +11,6 @@ from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu.embedding import embedding
-from relax_passes.kernels.cuda.buckets import Device
 from relax_passes.kernels.cuda.rows import PIECE as ROW_PIECE
 from relax_passes.kernels.cuda.rows import row_kernel
 
@@ -24,7 +23,8 @@ def compute_type(target: Any) -> str:
 
 
 def _dependent(target: Any) -> bool:
-    return Device(TargetInfo.of(target).arch).clusters
+    gpu = TargetInfo.of(target).gpu
+    return gpu is not None and gpu.clusters
 
 
 def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import tvm
 from tvm.target import Target, codegen
 
+from amx_tvm.targets.cuda.gpus import GPUS, Gpu
+from amx_tvm.targets.cuda.target import gpu_of
 from relax_passes.spec import LinearSpec
 
 
@@ -24,11 +26,14 @@ class TargetInfo:
         "x86-64", "aarch64" or the triple's first part for others; "sm_90a" and so on for cuda.
     features : frozenset of str
         LLVM feature names without signs, such as "avx512vnni" or "dotprod".
+    gpu : Gpu or None
+        Facts of the GPU, for kind "cuda" and an architecture that the kernels know.
     """
 
     kind: str
     arch: str
     features: frozenset[str]
+    gpu: Gpu | None = None
 
     def has(self, *names: str) -> bool:
         """Whether all the named features are there."""
@@ -42,7 +47,9 @@ class TargetInfo:
         target = target if isinstance(target, Target) else Target(target)
         kind = target.kind.name
         if kind == "cuda":
-            return TargetInfo("cuda", str(target.attrs.get("arch", "")), frozenset())
+            arch = str(target.attrs.get("arch", ""))
+            gpu = gpu_of(target) if arch in GPUS else None
+            return TargetInfo("cuda", arch, frozenset(), gpu)
         if kind != "llvm":
             return TargetInfo(kind, kind, frozenset())
         triple = str(target.attrs.get("mtriple", codegen.llvm_get_system_triple()))
@@ -62,5 +69,5 @@ class Rule(Protocol):
     ) -> tvm.tirx.PrimFunc | None:
         """Build the kernel, or return None when the linear or the target is not this rule's."""
 
-    def why(self, spec: LinearSpec) -> str:
+    def why(self, spec: LinearSpec, target: TargetInfo) -> str:
         """Say in a few words what the kernel does and why it was chosen."""

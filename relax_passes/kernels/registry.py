@@ -63,7 +63,7 @@ def linear_kernel(
     for candidate in asked:
         func = candidate.apply(spec, info, knobs)
         if func is not None:
-            return Kernel(func, candidate.name, candidate.why(spec))
+            return Kernel(func, candidate.name, candidate.why(spec, info))
     raise TargetError(
         f"no kernel for a {spec.format} linear with {spec.activation} activations on target kind "
         f"{info.kind!r} ({info.arch}); rules asked: {', '.join(r.name for r in asked) or 'none'}"
@@ -85,5 +85,5 @@ def chain_kernel(
         build = getattr(candidate, "chain", None)
         func = build(spec, info, knobs) if build is not None else None
         if func is not None:
-            return Kernel(func, candidate.name, candidate.why(spec.stages[0]))
+            return Kernel(func, candidate.name, candidate.why(spec.stages[0], info))
     raise TargetError(f"no kernel for chains of linears on target kind {info.kind!r} ({info.arch})")

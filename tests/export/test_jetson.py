@@ -9,7 +9,7 @@ import pytest
 from export_tools import skip_without
 
 import amx_tvm
-from amx_tvm.cuda_build import find_nvcc
+from amx_tvm.targets.cuda.toolchain import find_nvcc
 
 EM_AARCH64, EM_CUDA = 183, 190
 

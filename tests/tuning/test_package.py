@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from amx_tvm.cuda_build import target as cuda_target
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
+from amx_tvm.targets.cuda.target import target as cuda_target
 from relax_passes.activation import FLOAT16
 from relax_passes.kernels.cuda.buffers import argument_shapes
 from relax_passes.kernels.registry import linear_kernel
@@ -152,6 +152,7 @@ def test_measuring_needs_no_compiler():
 import sys
 sys.modules["tvm"] = None
 import numpy as np
+from relax_passes.activation import FLOAT16
 from relax_passes.spec import LinearSpec
 from tuning import package_run, package_worker
 from tuning.oracle import FragmentOperands

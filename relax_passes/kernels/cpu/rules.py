@@ -57,7 +57,7 @@ class CpuRule:
         arch_fits = self.arch in ("", target.arch)
         return target.kind == "llvm" and arch_fits and target.has(*self.features)
 
-    def why(self, spec: LinearSpec) -> str:
+    def why(self, spec: LinearSpec, target: TargetInfo) -> str:
         """Say what was chosen and for which features."""
         needs = ", ".join(self.features) or "no special features"
         return f"{self.isa.doc} ({needs}); activations {spec.activation}"

@@ -8,9 +8,9 @@
              split, blocks are smaller, or they walk over tiles and halve the last ones
     513..    tile with blocks of 256 rows of x
 
-Choices depend on N and K through one number: how many blocks there are for the multiprocessors.
-Values were measured on an H100 (docs/performance.md); other GPUs take the same ones without its
-instructions.
+Choices depend on N, K and the GPU through one number: how many blocks there are for its
+multiprocessors. Values were measured on an H100 (docs/performance.md); other GPUs take the same
+ones without its instructions.
 """
 
 from __future__ import annotations
@@ -18,43 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from amx_tvm.formats.cuda_layout import FragmentShape
+from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.spec import LinearSpec
 
-from .gemv import GemvKnobs
-from .tile import STAGE_COLUMNS, TileKnobs
+from .gemv_plan import GemvKnobs
 from .tile_persistent import SCRATCH_BYTES
+from .tile_plan import STAGE_COLUMNS, TileKnobs
 
-MULTIPROCESSORS = 132
 GEMV_ROWS = (1, 2, 4, 8, 16)
 TILE_ROWS = (32, 64, 128)
 SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessors idle
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the schedules ask of an architecture name such as "sm_90a"."""
-
-    arch: str
-
-    @property
-    def number(self) -> int:
-        """Compute capability as an integer, 90 for sm_90a."""
-        return int("".join(c for c in self.arch.removeprefix("sm_") if c.isdigit()))
-
-    @property
-    def wgmma(self) -> bool:
-        """Whether wgmma exists: sm_90a alone, its successor has other instructions."""
-        return self.arch == "sm_90a"
-
-    @property
-    def clusters(self) -> bool:
-        """Whether blocks can form clusters and depend on each other's launches."""
-        return self.number >= 90
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory that one block may take."""
-        return {80: 163, 87: 163, 90: 227, 100: 227}.get(self.number, 99) * 1024
 
 
 @dataclass(frozen=True)
@@ -65,7 +38,7 @@ class Bucket:
     knobs: GemvKnobs | TileKnobs
 
 
-def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
+def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int, gpu: Gpu) -> GemvKnobs:
     """Warps, loads in flight, tiles a warp and buffers for M <= 16.
 
     Few row tiles want many warps on each; many want small blocks. Loading a batch ahead pays where
@@ -74,7 +47,7 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     """
     row_tiles = shape.tiles(spec.n)
     columns = shape.units(spec.k) * shape.unit
-    few, many = row_tiles < 300, row_tiles >= 4 * MULTIPROCESSORS
+    few, many = row_tiles < 300, row_tiles >= 4 * gpu.multiprocessors
     tiles = 2 if spec.silu_mul or rows == 16 or (many and rows >= 4) else 1
     if rows == 1:
         warps, inflight, buffers = (16, 4, 1) if few else (16, 2, 1)
@@ -95,29 +68,30 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int) -> GemvKnobs:
     return GemvKnobs(warps, inflight, tiles, buffers)
 
 
-def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
+def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     """Blocks of x, groups, ring, cluster and roles for M > 16."""
     depth = spec.k // STAGE_COLUMNS
-    if not device.wgmma:
-        return _mma_knobs(spec, device, rows, depth)
+    if not gpu.wgmma:
+        return _mma_knobs(spec, gpu, rows, depth)
     row_groups = -(-spec.n // 64)
     if rows > SPLIT_ROWS:
         return TileKnobs(256, 2, 4, 1, 2, 1, True)
     if rows == SPLIT_ROWS:
         blocks = -(-row_groups // 2) * 2  # of 128 rows of W and 256 of x
-        if blocks * 2 <= MULTIPROCESSORS and depth >= 16:
+        if blocks * 2 <= gpu.multiprocessors and depth >= 16:
             return TileKnobs(256, 2, 4, 2, 1, 1, True)
-        if blocks * 4 <= MULTIPROCESSORS * 3:  # a quarter would idle: 192 rows of W by 128
+        if blocks * 4 <= gpu.multiprocessors * 3:  # a quarter would idle: 192 rows of W by 128
             return TileKnobs(128, 3, 4)
         return TileKnobs(256, 2, 4, 1, 2, 1, True, True)
-    if rows >= 64 and row_groups >= 2 * MULTIPROCESSORS:
+    if rows >= 64 and row_groups >= 2 * gpu.multiprocessors:
         # enough for blocks that share x among 256 rows of W; with 128 rows of x their sixteen warps
         # leave no room for a seventeenth
         return TileKnobs(rows, 4, 6, 1, 1, 2 if rows == 128 else 1, rows == 64)
-    groups = {16: 7, 32: 7, 64: 4, 128: 2}[rows] * MULTIPROCESSORS  # of four warps, at once
+    groups = {16: 7, 32: 7, 64: 4, 128: 2}[rows] * gpu.multiprocessors  # of four warps, at once
     cluster = 1
     while cluster < 8 and row_groups * cluster * 2 <= groups and depth // (cluster * 2) >= 8:
-        if cluster == 4 and (row_groups * 8 > 5 * MULTIPROCESSORS or (rows > 32 and depth < 128)):
+        many = row_groups * 8 > 5 * gpu.multiprocessors
+        if cluster == 4 and (many or (rows > 32 and depth < 128)):
             break
         cluster *= 2
     if cluster == 1 and rows <= 32:
@@ -130,11 +104,11 @@ def tile_knobs(spec: LinearSpec, device: Device, rows: int) -> TileKnobs:
     return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
 
 
-def _mma_knobs(spec: LinearSpec, device: Device, rows: int, depth: int) -> TileKnobs:
+def _mma_knobs(spec: LinearSpec, gpu: Gpu, rows: int, depth: int) -> TileKnobs:
     """Knobs without wgmma: two groups of warps, K split where clusters exist and M is small."""
     n_tiles, cluster = -(-spec.n // 128), 1
-    if device.clusters and rows <= SPLIT_ROWS:
-        slots = MULTIPROCESSORS * (1 if rows >= 128 else 2)
+    if gpu.clusters and rows <= SPLIT_ROWS:
+        slots = gpu.multiprocessors * (1 if rows >= 128 else 2)
         most = 8 if rows <= 64 and depth >= 128 else 2 if rows >= 128 else 4
         while cluster < most and n_tiles * cluster * 2 <= slots and depth // (cluster * 2) >= 8:
             cluster *= 2
@@ -151,9 +125,9 @@ def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
     return max(ring, knobs.block_m * (rows + 4) * 4) + 1040
 
 
-def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
+def fit(knobs: TileKnobs, shape: FragmentShape, gpu: Gpu) -> TileKnobs:
     """Shrink the ring, then the block, until the kernel fits the architecture's shared memory."""
-    while shared_bytes(knobs, shape) > device.shared_bytes:
+    while shared_bytes(knobs, shape) > gpu.shared_bytes:
         if knobs.stages > (3 if knobs.persistent else 4):
             knobs = replace(knobs, stages=knobs.stages - (1 if knobs.persistent else 2))
         else:
@@ -161,19 +135,17 @@ def fit(knobs: TileKnobs, shape: FragmentShape, device: Device) -> TileKnobs:
     return knobs
 
 
-def default_buckets(spec: LinearSpec, shape: FragmentShape, device: Device) -> list[Bucket]:
+def default_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Bucket]:
     """Buckets of a linear, in rising order of rows; the last takes any M.
 
     `spec.m` keeps the one bucket that M falls into, `spec.m_max` drops those that cannot occur.
     """
-    found = [Bucket(rows, gemv_knobs(spec, shape, rows)) for rows in GEMV_ROWS]
-    if device.wgmma and shape.tiles(spec.n) >= 300:
-        found[-1] = Bucket(16, fit(tile_knobs(spec, device, 16), shape, device))
-    found += [
-        Bucket(rows, fit(tile_knobs(spec, device, rows), shape, device)) for rows in TILE_ROWS
-    ]
+    found = [Bucket(rows, gemv_knobs(spec, shape, rows, gpu)) for rows in GEMV_ROWS]
+    if gpu.wgmma and shape.tiles(spec.n) >= 300:
+        found[-1] = Bucket(16, fit(tile_knobs(spec, gpu, 16), shape, gpu))
+    found += [Bucket(rows, fit(tile_knobs(spec, gpu, rows), shape, gpu)) for rows in TILE_ROWS]
     split, whole = (
-        fit(tile_knobs(spec, device, rows), shape, device) for rows in (SPLIT_ROWS, SPLIT_ROWS + 1)
+        fit(tile_knobs(spec, gpu, rows), shape, gpu) for rows in (SPLIT_ROWS, SPLIT_ROWS + 1)
     )
     if split != whole:
         found.append(Bucket(SPLIT_ROWS, split))

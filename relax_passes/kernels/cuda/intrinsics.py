@@ -73,8 +73,6 @@ __device__ __forceinline__ float amx_shuffle_add(float v, int mask) {
 }
 // The warp's value, which the compiler then knows to be alike in all lanes.
 __device__ __forceinline__ int amx_uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }
-// Does nothing; the compiler's caller reads it (cuda_build): N blocks shall fit a multiprocessor.
-template <int N> __device__ __forceinline__ void amx_blocks() {}
 __device__ __forceinline__ float amx_silu(float v) { return v / (1.0f + __expf(-v)); }
 #endif
 """

@@ -13,11 +13,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.activation import Scheme
 from relax_passes.spec import LinearSpec
 
 from . import buffers, gemv, tile
-from .buckets import MULTIPROCESSORS, Bucket, Device, default_buckets
+from .buckets import Bucket, default_buckets
 
 # TVM 0.27's own spelling
 _DEPENDENT = "tirx.use_programtic_dependent_launch"
@@ -35,7 +36,7 @@ def supported(spec: LinearSpec) -> bool:
 
 def build(
     spec: LinearSpec,
-    arch: str,
+    gpu: Gpu,
     buckets: Sequence[Bucket] | None = None,
     name: str = "main",
     dependent: bool = False,
@@ -46,10 +47,10 @@ def build(
     ----------
     spec : LinearSpec
         Sizes, format and epilogue; `m` None for any number of rows.
-    arch : str
-        Architecture, such as "sm_90a".
+    gpu : Gpu
+        What the kernels are made for.
     buckets : sequence of Bucket, optional
-        Kernels in rising order of rows; the defaults for the architecture when omitted.
+        Kernels in rising order of rows; the defaults for the GPU when omitted.
     name : str
         Global symbol.
     dependent : bool
@@ -63,12 +64,11 @@ def build(
     """
     if not supported(spec):
         raise ValueError(f"no CUDA schedule for {spec}")
-    device = Device(arch)
-    if dependent and not device.clusters:
-        raise ValueError(f"dependent launch needs sm_90 or later, not {arch}")
+    if dependent and not gpu.clusters:
+        raise ValueError(f"dependent launch needs sm_90 or later, not {gpu.arch}")
     if buckets is None:
         shape = buffers.shape_of(buffers.format_of(spec))
-        buckets = default_buckets(spec, shape, device)
+        buckets = default_buckets(spec, shape, gpu)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -77,29 +77,29 @@ def build(
                 attrs["tirx.kernel_launch_params"] = [_DEPENDENT]
             T.func_attr(attrs)
             linear = buffers.declare(spec)
-            _dispatch(linear, list(buckets), dependent)
+            _dispatch(linear, list(buckets), gpu, dependent)
     return builder.get()
 
 
-def _dispatch(linear: buffers.Linear, left: list[Bucket], dependent: bool) -> None:
+def _dispatch(linear: buffers.Linear, left: list[Bucket], gpu: Gpu, dependent: bool) -> None:
     """Emit `if m <= rows: kernel, else: the rest`."""
     bucket, rest = left[0], left[1:]
     if not rest:
-        _emit(linear, bucket, dependent)
+        _emit(linear, bucket, gpu, dependent)
         return
     assert bucket.rows is not None
     with T.If(linear.m <= bucket.rows):
         with T.Then():
-            _emit(linear.with_rows(1) if bucket.rows == 1 else linear, bucket, dependent)
+            _emit(linear.with_rows(1) if bucket.rows == 1 else linear, bucket, gpu, dependent)
         with T.Else():
-            _dispatch(linear, rest, dependent)
+            _dispatch(linear, rest, gpu, dependent)
 
 
-def _emit(linear: buffers.Linear, bucket: Bucket, dependent: bool) -> None:
+def _emit(linear: buffers.Linear, bucket: Bucket, gpu: Gpu, dependent: bool) -> None:
     """Emit one kernel."""
     values = {**vars(bucket.knobs), "dependent": dependent}
     if isinstance(bucket.knobs, gemv.GemvKnobs):
         rows = bucket.rows if bucket.rows is not None else 8
         gemv.emit(linear, rows, gemv.GemvKnobs(**values))
     else:
-        tile.emit(linear, tile.TileKnobs(**values), MULTIPROCESSORS)
+        tile.emit(linear, tile.TileKnobs(**values), gpu)

@@ -7,12 +7,11 @@ from typing import Any
 
 import tvm
 
-from amx_tvm.cuda_build import ARCHITECTURES
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.spec import LinearSpec
 
 from . import linear
-from .buckets import Bucket, Device, default_buckets
+from .buckets import Bucket, default_buckets
 from .buffers import format_of, shape_of
 from .gemv import GemvKnobs
 from .tile import TileKnobs
@@ -44,19 +43,20 @@ class CudaLinear:
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tvm.tirx.PrimFunc | None:
         """Build the function, or return None when it is not this rule's."""
-        if target.kind != "cuda" or target.arch not in ARCHITECTURES or not linear.supported(spec):
+        if target.gpu is None or not linear.supported(spec):
             return None
         knobs = knobs or {}
         buckets = knobs_to_buckets(knobs) if "buckets" in knobs else None
-        dependent = bool(knobs.get("dependent", Device(target.arch).clusters))
-        return linear.build(spec, target.arch, buckets, dependent=dependent)
+        dependent = bool(knobs.get("dependent", target.gpu.clusters))
+        return linear.build(spec, target.gpu, buckets, dependent=dependent)
 
-    def why(self, spec: LinearSpec) -> str:
+    def why(self, spec: LinearSpec, target: TargetInfo) -> str:
         """Name the schedules by number of rows."""
+        assert target.gpu is not None, "asked about a kernel of another target"
         shape = shape_of(format_of(spec))
         names = {GemvKnobs: "fragments into mma.sync", TileKnobs: "tiles through shared memory"}
         parts: list[list] = []
-        for bucket in default_buckets(spec, shape, Device("sm_90a")):
+        for bucket in default_buckets(spec, shape, target.gpu):
             text = names[type(bucket.knobs)]
             if not parts or parts[-1][0] != text:
                 parts.append([text, bucket.rows])

@@ -14,7 +14,7 @@ WGMMA = r"""
 __device__ __forceinline__ unsigned amx_wgmma_operand(unsigned a) {
   return ((a & 0x3FFFF) >> 4) | (1u << 16);
 }
-// Without effect in a kernel that does not call amx_blocks.
+// Without effect in a kernel that does not promise its blocks a multiprocessor (tile.emit).
 template <int N> __device__ __forceinline__ void amx_wgmma_more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
 }

@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 
 from .buffers import Linear
 from .intrinsics import at, local
-from .tile import STAGE_COLUMNS, TileBlock, TileKnobs
+from .tile_block import TileBlock
+from .tile_plan import STAGE_COLUMNS, TileKnobs
 from .tile_text import stage_words
 
 

@@ -21,10 +21,12 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.targets.cuda.gpus import Gpu
+
 from .buffers import Linear
 from .intrinsics import TEXT, at, local
-from .tile import TileKnobs
 from .tile_hopper_text import CLUSTER, wgmma_text
+from .tile_plan import TileKnobs
 from .tile_text import finish_text
 from .tile_wgmma import WgmmaTile
 
@@ -55,9 +57,11 @@ class PersistentTile(WgmmaTile):
 
     buffers = 1
 
-    def __init__(self, linear: Linear, knobs: TileKnobs, maps: list, block, blocks: int, **place):
+    def __init__(
+        self, linear: Linear, knobs: TileKnobs, gpu: Gpu, maps: list, block, blocks: int, **place
+    ):
         zero = tirx.const(0, "int32")
-        super().__init__(linear, knobs, maps, n_tile=block, m_tile=zero, rank=zero, **place)
+        super().__init__(linear, knobs, gpu, maps, n_tile=block, m_tile=zero, rank=zero, **place)
         self.finish_name, text = finish_text(linear, 64, CHUNK, 1)
         self.texts = {
             self.finish_name: TEXT + CLUSTER + text,
@@ -210,7 +214,6 @@ class PersistentTile(WgmmaTile):
     def run(self) -> None:
         """Emit the whole block."""
         knobs = self.knobs
-        self.do("amx_blocks<1>")
         if knobs.dependent:
             self.do("amx_launch_dependents")
 
@@ -224,13 +227,11 @@ class PersistentTile(WgmmaTile):
 
         with T.If(self.warp >= self.warps):
             with T.Then():
-                if knobs.cedes:
-                    self.do(f"amx_wgmma_fewer_registers<{knobs.registers[0]}>")
+                self._take_registers(producer=True)
                 self._one_lane_of(self.warps, self._produce)
                 leave()
             with T.Else():
-                if knobs.cedes:
-                    self.do(f"amx_wgmma_more_registers<{knobs.registers[1]}>")
+                self._take_registers(producer=False)
                 if knobs.dependent:
                     self.do("amx_wait_prerequisites")  # before y and the residual
                 self._begin_ring()

@@ -29,14 +29,17 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.targets.cuda.gpus import Gpu
+
 from .buffers import Linear
 from .intrinsics import at, local
-from .tile import STAGE_COLUMNS, TileBlock, TileKnobs
+from .tile_block import TileBlock
+from .tile_plan import STAGE_COLUMNS, TileKnobs
 from .tile_text import stage_words
 
 _SWIZZLE_128 = 3
 # Registers a lane shall keep to, by rows of x in a block: half a row's sum and 50 more, as whole
-# blocks share a multiprocessor's 65536.
+# blocks share a multiprocessor's.
 _REGISTERS = {8: 80, 16: 80, 32: 80, 64: 80, 128: 128, 256: 255}
 
 
@@ -80,9 +83,9 @@ class WgmmaTile(TileBlock):
 
     buffers = 2  # sets of registers for codes and scales
 
-    def __init__(self, linear: Linear, knobs: TileKnobs, maps: list, **place):
+    def __init__(self, linear: Linear, knobs: TileKnobs, gpu: Gpu, maps: list, **place):
         super().__init__(linear, knobs, extra_bytes=16 * knobs.stages, **place)
-        self.maps = maps
+        self.maps, self.gpu = maps, gpu
         weights = maps[1 + knobs.persistent :]
         self.codes_map, self.scales_map = weights[0], weights[-1]
         self.x_map, self.x_rows = maps[0], knobs.block_m
@@ -230,11 +233,27 @@ class WgmmaTile(TileBlock):
             self._consume_stage(tirx.const(k, "int32"), k - whole, last=k == count - 1)
         self.do("amx_wgmma_wait<0>")
 
+    @property
+    def blocks(self) -> int:
+        """Blocks that shall fit a multiprocessor together."""
+        if self.knobs.producer:
+            return 1
+        registers = _REGISTERS[self.knobs.block_m] * self.knobs.warps * 32
+        return max(1, self.gpu.registers // registers)
+
+    def _take_registers(self, producer: bool) -> None:
+        """Move registers from the producer to the consumers."""
+        if not self.knobs.cedes:
+            return
+        fewer, more = self.knobs.registers(self.gpu)
+        if producer:
+            self.do(f"amx_wgmma_fewer_registers<{fewer}>")
+        else:
+            self.do(f"amx_wgmma_more_registers<{more}>")
+
     def run(self) -> None:
         """Emit the whole block."""
         knobs = self.knobs
-        registers = _REGISTERS[knobs.block_m] * knobs.warps * 32
-        self.do(f"amx_blocks<{1 if knobs.producer else max(1, 65536 // registers)}>")
         if knobs.dependent:
             self.do("amx_launch_dependents")
 
@@ -257,12 +276,10 @@ class WgmmaTile(TileBlock):
         # The roles never meet again: registers that moved from one to the other stay there.
         with T.If(self.warp >= self.warps):
             with T.Then():
-                if knobs.cedes:
-                    self.do(f"amx_wgmma_fewer_registers<{knobs.registers[0]}>")
+                self._take_registers(producer=True)
                 self._one_lane_of(self.warps, produce)
             with T.Else():
-                if knobs.cedes:
-                    self.do(f"amx_wgmma_more_registers<{knobs.registers[1]}>")
+                self._take_registers(producer=False)
                 self._consume_and_finish()
 
     def _consume_and_finish(self) -> None:

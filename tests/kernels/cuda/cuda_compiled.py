@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from amx_tvm import cuda_build
+from amx_tvm.targets.cuda import toolchain
+from amx_tvm.targets.cuda.target import target
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100")
-needs_nvcc = pytest.mark.skipif(cuda_build.find_nvcc() is None, reason="needs nvcc")
+needs_nvcc = pytest.mark.skipif(toolchain.find_nvcc() is None, reason="needs nvcc")
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,30 @@ def compile_functions(functions: dict, arch: str) -> tuple[str, bytes]:
     """Build PrimFuncs for an architecture; the generated CUDA C++ and the cubin."""
     import tvm
 
-    cuda_build.enable()
+    toolchain.enable()
     seen = {}
-    real = cuda_build.compile_source
+    real = toolchain.compile_source
 
-    def capture(code: str, arch: str) -> bytes:
-        seen["code"], seen["cubin"] = code, real(code, arch)
+    def capture(code: str, arch: str, **more) -> bytes:
+        seen["code"], seen["cubin"] = code, real(code, arch, **more)
         return seen["cubin"]
 
     module = {k: f.with_attr("global_symbol", k) for k, f in functions.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_build, "compile_source", capture)
-        tvm.compile(tvm.IRModule(module), target=cuda_build.target(arch))
+        patch.setattr(toolchain, "compile_source", capture)
+        tvm.compile(tvm.IRModule(module), target=target(arch))
     return seen["code"], seen["cubin"]
 
 
 def _nvcc(code: str, arch: str, kind: str, *flags: str) -> tuple[str, str]:
     """Run nvcc on a text; its messages and the output as text (empty for a cubin)."""
     number = arch.removeprefix("sm_")
-    target = f"code={'compute' if kind == 'ptx' else 'sm'}_{number}"
+    made_for = f"code={'compute' if kind == 'ptx' else 'sm'}_{number}"
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "k.cu", Path(folder) / "k.out"
         source.write_text(code)
-        gencode = f"-gencode=arch=compute_{number},{target}"
-        command = [str(cuda_build.find_nvcc()), "-w", "-std=c++17", gencode, f"-{kind}", *flags]
+        gencode = f"-gencode=arch=compute_{number},{made_for}"
+        command = [str(toolchain.find_nvcc()), "-w", "-std=c++17", gencode, f"-{kind}", *flags]
         done = subprocess.run(
             [*command, "-o", out, source], capture_output=True, text=True, check=True
         )

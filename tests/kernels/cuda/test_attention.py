@@ -11,11 +11,11 @@ tvm = pytest.importorskip("tvm")
 from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, resources  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
+from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import Rotation  # noqa: E402
 from relax_passes.kernels.cuda import argmax  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
 from relax_passes.kernels.cuda.attention.config import AttentionConfig  # noqa: E402
-from relax_passes.kernels.cuda.buckets import Device  # noqa: E402
 from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
 
 pytestmark = needs_nvcc
@@ -35,7 +35,7 @@ def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile_with_their_instructions(arch):
     functions = attention(arch) | {
-        "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=Device(arch).clusters),
+        "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=gpu(arch).clusters),
         "best": argmax.best(32000),
         "choose": argmax.choose(),
     }
@@ -46,8 +46,8 @@ def test_kernels_compile_with_their_instructions(arch):
     assert "cp.async.cg.shared.global" in text
     kernels_of = text.split(".entry ")[1:]
     decode = next(k for k in kernels_of if k.startswith("decode_one"))
-    assert ("barrier.cluster.arrive" in decode) == Device(arch).clusters
-    assert ("griddepcontrol.wait" in decode) == Device(arch).clusters
+    assert ("barrier.cluster.arrive" in decode) == gpu(arch).clusters
+    assert ("griddepcontrol.wait" in decode) == gpu(arch).clusters
     spilled = {k: v for k, v in resources(code, arch).items() if v.spilled}
     assert not spilled
 

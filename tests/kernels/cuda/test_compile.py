@@ -11,17 +11,21 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 
-from amx_tvm import cuda_build, formats  # noqa: E402
+from amx_tvm import formats  # noqa: E402
+from amx_tvm.errors import TargetError  # noqa: E402
+from amx_tvm.targets.cuda import toolchain  # noqa: E402
+from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
+from amx_tvm.targets.cuda.target import architectures_of, gpu_of, target  # noqa: E402
 from relax_passes.activation import FLOAT16  # noqa: E402
 from relax_passes.kernels.cuda import linear  # noqa: E402
-from relax_passes.kernels.cuda.buckets import Bucket, Device, default_buckets  # noqa: E402
+from relax_passes.kernels.cuda.buckets import Bucket, default_buckets  # noqa: E402
 from relax_passes.kernels.cuda.buffers import format_of, shape_of  # noqa: E402
 from relax_passes.kernels.cuda.gemv import GemvKnobs  # noqa: E402
 from relax_passes.kernels.cuda.tile import TileKnobs  # noqa: E402
 from relax_passes.kernels.registry import linear_kernel  # noqa: E402
 from relax_passes.spec import LinearSpec  # noqa: E402
 
-nvcc = cuda_build.find_nvcc()
+nvcc = toolchain.find_nvcc()
 pytestmark = pytest.mark.skipif(nvcc is None, reason="needs nvcc")
 
 
@@ -31,16 +35,16 @@ def spec_of(fmt: str = "amxfp4", **more) -> LinearSpec:
 
 def cuda_text(func, arch: str, monkeypatch) -> tuple[str, bytes]:
     """Generated CUDA C++ and the cubin of a function."""
-    cuda_build.enable()
+    toolchain.enable()
     seen = {}
-    compile_source = cuda_build.compile_source
+    compile_source = toolchain.compile_source
 
-    def capture(code, arch):
-        seen["code"], seen["cubin"] = code, compile_source(code, arch)
+    def capture(code, arch, **more):
+        seen["code"], seen["cubin"] = code, compile_source(code, arch, **more)
         return seen["cubin"]
 
-    monkeypatch.setattr(cuda_build, "compile_source", capture)
-    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target(arch))
+    monkeypatch.setattr(toolchain, "compile_source", capture)
+    built = tvm.compile(tvm.IRModule({"main": func}), target=target(arch))
     assert built.mod.imports[0].kind == "cuda"  # not the fallback that holds source
     return seen["code"], seen["cubin"]
 
@@ -58,22 +62,22 @@ def ptxas_report(code: str, arch: str, tmp_path) -> str:
 def some_buckets(arch: str) -> list[Bucket]:
     """One bucket of each schedule: rows 1, 8, 16, 64 and any."""
     spec = spec_of()
-    found = default_buckets(spec, shape_of(format_of(spec)), Device(arch))
+    found = default_buckets(spec, shape_of(format_of(spec)), gpu(arch))
     return [b for b in found if b.rows in (1, 8, 16, 64, None)]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100"])
 def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
-    device = Device(arch)
-    func = linear.build(spec_of(), arch, some_buckets(arch), dependent=device.clusters)
+    facts = gpu(arch)
+    func = linear.build(spec_of(), facts, some_buckets(arch), dependent=facts.clusters)
     code, cubin = cuda_text(func, arch, monkeypatch)
     assert cubin[:4] == b"\x7fELF"
     kernels = "".join(re.split(r'extern "C" __global__', code)[1:])
     assert "amx_step_" in kernels and "amx_wide_" in kernels  # mma.sync, one and two column tiles
-    assert ("amx_tile_wgmma_" in kernels) == device.wgmma
-    assert ("amx_tma_3d" in kernels) == device.wgmma
-    assert ("amx_tile_mma" in kernels) == (not device.wgmma)
-    assert ("amx_wait_prerequisites" in kernels) == device.clusters
+    assert ("amx_tile_wgmma_" in kernels) == facts.wgmma
+    assert ("amx_tma_3d" in kernels) == facts.wgmma
+    assert ("amx_tile_mma" in kernels) == (not facts.wgmma)
+    assert ("amx_wait_prerequisites" in kernels) == facts.clusters
     if arch in ("sm_80", "sm_90a"):
         report = ptxas_report(code, arch, tmp_path)
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
@@ -87,7 +91,7 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
     shared = TileKnobs(256, 2, 4, share=2, producer=True)
     walking = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
     buckets = [Bucket(16, both), Bucket(64, split), Bucket(512, walking), Bucket(None, shared)]
-    func = linear.build(spec_of(), "sm_90a", buckets)
+    func = linear.build(spec_of(), gpu("sm_90a"), buckets)
     clusters = re.findall(r'thread_binding\((\d+), thread="clusterCtaIdx.(.)"\)', func.script())
     assert clusters == [("8", "x"), ("4", "x"), ("2", "y"), ("2", "y")]
     _, cubin = cuda_text(func, "sm_90a", monkeypatch)
@@ -106,13 +110,13 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
 )
 def test_knobs_that_do_not_work_are_refused(knobs, match):
     with pytest.raises(ValueError, match=match):
-        linear.build(spec_of(), "sm_90a", [Bucket(knobs.block_m, knobs)])
+        linear.build(spec_of(), gpu("sm_90a"), [Bucket(knobs.block_m, knobs)])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_registers_that_move_fit_the_multiprocessor(groups):
     knobs = TileKnobs(256, groups, producer=True)
-    producer, consumer = knobs.registers
+    producer, consumer = knobs.registers(gpu("sm_90a"))
     at_launch = 65536 // (knobs.warps * 32) // 8 * 8 * knobs.warps * 32
     assert producer % 8 == consumer % 8 == 0 and consumer <= 255  # what setmaxnreg takes
     assert producer * 128 + consumer * groups * 128 <= at_launch
@@ -120,7 +124,7 @@ def test_registers_that_move_fit_the_multiprocessor(groups):
 
 def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
     buckets = [b for b in some_buckets("sm_90a") if b.rows == 64]
-    func = linear.build(spec_of(), "sm_90a", buckets)
+    func = linear.build(spec_of(), gpu("sm_90a"), buckets)
     code, _ = cuda_text(func, "sm_90a", monkeypatch)
     source = tmp_path / "k.cu"
     source.write_text(code)
@@ -157,9 +161,9 @@ def instructions(cubin: bytes) -> list[list[int]]:
 def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
     """Dependent launch pays by this, and ptxas would rather load behind the wait."""
     spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
-    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
-    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    func = linear.build(spec, gpu("sm_90a"), buckets, dependent=True)
     _, cubin = cuda_text(func, "sm_90a", monkeypatch)
     kernels = instructions(cubin)
     assert len(kernels) == len(buckets) >= 4
@@ -181,10 +185,10 @@ SHAPES = [
 def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
     """No spills, products not serialized by ptxas, x by multicast where blocks share it."""
     spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
-    found = default_buckets(spec, shape_of(format_of(spec)), Device("sm_90a"))
+    found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if b.rows in rows]
     assert len(buckets) == len(rows)
-    func = linear.build(spec, "sm_90a", buckets, dependent=True)
+    func = linear.build(spec, gpu("sm_90a"), buckets, dependent=True)
     code, _ = cuda_text(func, "sm_90a", monkeypatch)
     report = ptxas_report(code, "sm_90a", tmp_path)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
@@ -199,28 +203,41 @@ def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
 def test_every_format_and_epilogue(name, monkeypatch):
     epilogues = [{}, {"bias": True, "residual": True}, {"silu_mul": True, "bias": True}]
     for more in epilogues[:: 1 if name == "amxfp4" else 2]:
-        func = linear.build(spec_of(name, **more), "sm_90a", dependent=True)
+        func = linear.build(spec_of(name, **more), gpu("sm_90a"), dependent=True)
         _, cubin = cuda_text(func, "sm_90a", monkeypatch)
         assert cubin[:4] == b"\x7fELF"
 
 
 def test_registry_finds_the_rule():
-    target = cuda_build.cuda_target("sm_90a")
-    kernel = linear_kernel(spec_of(), target)
+    kernel = linear_kernel(spec_of(), target("sm_90a"))
     assert kernel.rule == "cuda-fragment" and "M = 16" in kernel.why
 
 
+def test_reasons_are_those_of_the_target():
+    """Many row tiles: up to 16 rows are the tile schedule's with wgmma, the other's without."""
+    spec = LinearSpec("amxfp4", 8192, 1024, FLOAT16, out_dtype="float16")
+    assert "mma.sync to M = 8;" in linear_kernel(spec, target("sm_90a")).why
+    assert "mma.sync to M = 16;" in linear_kernel(spec, target("sm_80")).why
+
+
+def test_blocks_that_persist_are_as_many_as_multiprocessors():
+    knobs = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
+    for name, blocks in (("sm_90a", 132), ("sm_90a/115", 114)):
+        func = linear.build(spec_of(), gpu_of(target(name)), [Bucket(None, knobs)])
+        assert f'thread_binding({blocks}, thread="blockIdx.y")' in func.script()
+
+
 def test_unknown_architectures_are_refused():
-    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
-        cuda_build.target("sm_50")
-    with pytest.raises(cuda_build.CudaBuildError, match="expected one of"):
-        cuda_build.compile_source("__global__ void f() {}", "")
+    with pytest.raises(TargetError, match="sm_50"):
+        target("sm_50")
+    with pytest.raises(TargetError, match="expected one of"):
+        toolchain.compile_source("__global__ void f() {}", "")
 
 
 def test_library_holds_machine_code(tmp_path):
-    cuda_build.enable()
-    func = linear.build(spec_of(), "sm_90a", some_buckets("sm_90a")[:1])
-    built = tvm.compile(tvm.IRModule({"main": func}), target=cuda_build.target("sm_90a"))
+    toolchain.enable()
+    func = linear.build(spec_of(), gpu("sm_90a"), some_buckets("sm_90a")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=target("sm_90a"))
     built.export_library(str(tmp_path / "lib.so"))
     data = (tmp_path / "lib.so").read_bytes()
     assert data.count(b"\x7fELF") >= 2  # the library and the cubin inside
@@ -228,18 +245,18 @@ def test_library_holds_machine_code(tmp_path):
 
 
 def test_several_architectures_in_one_artifact(tmp_path):
-    target = cuda_build.cuda_target("sm_90a+sm_80+sm_89")
-    assert cuda_build.architectures_of(target) == ("sm_89", "sm_90a", "sm_80")  # least memory
-    func = linear.build(spec_of(), "sm_89", some_buckets("sm_89")[:1])
-    built = tvm.compile(tvm.IRModule({"main": func}), target=target)
+    several = target("sm_90a+sm_80+sm_89")
+    assert architectures_of(several) == ("sm_89", "sm_90a", "sm_80")  # least memory
+    func = linear.build(spec_of(), gpu("sm_89"), some_buckets("sm_89")[:1])
+    built = tvm.compile(tvm.IRModule({"main": func}), target=several)
     built.export_library(str(tmp_path / "lib.so"))
     data = (tmp_path / "lib.so").read_bytes()
     assert (0xBA55ED50).to_bytes(4, "little") in data  # a fat binary
-    with pytest.raises(cuda_build.CudaBuildError, match="sm_50"):
-        cuda_build.cuda_target("sm_80+sm_50")
+    with pytest.raises(TargetError, match="sm_50"):
+        target("sm_80+sm_50")
 
 
 def test_ptx_of_a_kernel():
     code = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
-    text = cuda_build.compile_source(code, "sm_90a", ptx=True).decode()
+    text = toolchain.compile_source(code, "sm_90a", ptx=True).decode()
     assert ".target sm_90a" in text and ".entry twice" in text

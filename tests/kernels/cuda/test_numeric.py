@@ -45,9 +45,9 @@ def row_function(name: str, k: int, norm: int):
 def build(function, path: Path, arch: str | None) -> None:
     import tvm
 
-    from amx_tvm import cuda_build
+    from amx_tvm.targets import resolve
 
-    target = cuda_build.cuda_target(arch)
+    target = resolve(f"cuda:{arch or ''}").tvm
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     tvm.compile(module, target=target).export_library(str(path))
 

@@ -19,8 +19,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.attention_spec import Rotation
-from relax_passes.kernels.cuda.buckets import Device
 from relax_passes.kernels.cuda.intrinsics import at, call
 
 from . import decode_text, prefill_text
@@ -96,11 +96,11 @@ def decode(
     m : int or None
         Sequences; None compiles for any number, 1 spares dependent loads.
     """
-    device = Device(config.arch)
+    facts = gpu(config.arch)
     # a cluster for each kv head and sequence: about as many blocks as multiprocessors
-    splits = (8 if config.kv_heads <= 16 else 4) if device.clusters else 1
+    splits = (8 if config.kv_heads <= 16 else 4) if facts.clusters else 1
     d, group = config.head_dim, config.group
-    one, dependent = m == 1, device.clusters
+    one, dependent = m == 1, facts.clusters
     flags = ", ".join("true" if f else "false" for f in (one, dependent))
     numbers = f"{d}, {group}, {config.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
     # A function around it passes the frequencies, which the IR cannot name.
@@ -202,7 +202,7 @@ __device__ __forceinline__ void {name}(const void* qkv, const void* state, void*
 def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc:
     """Build attention of chunks over all pages of their sequences; see `decode`."""
     d = config.head_dim
-    limit = Device(config.arch).shared_bytes
+    limit = gpu(config.arch).shared_bytes
     tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
     numbers = f"{d}, {config.group}, {config.kv_heads}, {tokens}"
 

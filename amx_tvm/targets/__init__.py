@@ -4,6 +4,7 @@
     "llvm:x86-64-v4"           any LLVM CPU name
     "cuda"                     the GPU of this machine
     "cuda:sm_90a"              an architecture; needs no GPU here
+    "cuda:sm_90a/114"          its GPU with 114 multiprocessors
     "cuda:sm_80+sm_89+sm_90"   several in one artifact, with the schedules that all can run
     "raspberry-pi/4b-aarch64"  a row of the table below, or any TVM target tag
 
@@ -183,17 +184,12 @@ def resolve(name: str) -> ResolvedTarget:
     """
     kind, _, detail = name.partition(":")
     if kind == "cuda":
-        from amx_tvm.cuda_build import architectures_of, cuda_target
-
-        target = cuda_target(detail or None)
-        archs = architectures_of(target)
-        key = f"cuda/{'+'.join(archs)}"
-        return ResolvedTarget(target, key, "cuda", "cuda-fragment", archs, "")
+        return _cuda(detail or None)
     if kind == "llvm":
         return _cpu(host_options() if not detail else _named_cpu(detail))
     for row in ROWS:
         if row.name == name:
-            return _cuda_board(row) if row.device == "cuda" else _cpu(dict(row.options))
+            return _board(row)
     from tvm.target import Target
 
     try:
@@ -211,16 +207,24 @@ def resolve(name: str) -> ResolvedTarget:
     return _cpu({}, target)
 
 
-def _cuda_board(row: TargetRow) -> ResolvedTarget:
-    """Return the target of a board with a GPU: machine code for both, the host's cross-linked."""
-    from amx_tvm import cuda_build
+def _cuda(name: str | None, layout: str = "cuda-fragment", host: Any = None) -> ResolvedTarget:
+    """Return the target of a GPU; with a host, a board's: machine code for both, cross-linked."""
+    from amx_tvm.targets.cuda.target import architectures_of, name_of, target
+    from amx_tvm.targets.cuda.toolchain import enable
 
-    host = dict(row.options)
-    arch = str(host.pop("arch"))
-    cuda_build.enable()
-    target = cuda_build.target(arch, host)
-    key = f"cuda/{arch}"
-    return ResolvedTarget(target, key, "cuda", row.layout, (arch,), str(host["mtriple"]))
+    made = target(name, host)
+    enable()
+    triple = str(host["mtriple"]) if host else ""
+    return ResolvedTarget(
+        made, f"cuda/{name_of(made)}", "cuda", layout, architectures_of(made), triple
+    )
+
+
+def _board(row: TargetRow) -> ResolvedTarget:
+    options = dict(row.options)
+    if row.device == "cpu":
+        return _cpu(options)
+    return _cuda(str(options.pop("arch")), row.layout, options)
 
 
 def host_options() -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""Machine code in artifacts: real cubins for a named architecture, with or without a GPU here.
+
+TVM 0.27 registers its CUDA module only when libtvm_runtime_cuda.so loads, and that library needs
+libcuda.so.1, the driver. Where there is no driver its code generator silently falls back to a
+module that holds CUDA *source*, which the machine that runs the artifact would have to compile; and
+where the architecture is not named it silently takes sm_50. This module closes both gaps:
+
+    enable()   loads the driver, or a stand-in where there is none (driver.py), and then that
+               library
+    compile    a `tvm_callback_cuda_compile` of its own: nvcc, or nvrtc where there is no nvcc,
+               always for the architectures of the current target, an unknown one refused
+
+so `tvm.compile(mod, target)` and `export_library` write a library that needs only a driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from amx_tvm.errors import TargetError
+
+from . import driver
+from .gpus import gpu
+from .target import architectures_of
+
+
+class CudaBuildError(TargetError):
+    """CUDA code could not be built for the architecture that was asked for."""
+
+
+@cache
+def enable() -> str:
+    """Make TVM build real CUDA modules in this process; returns "driver" or "stub".
+
+    Raises
+    ------
+    CudaBuildError
+        When TVM's CUDA runtime library cannot be loaded, with the loader's reason.
+    """
+    import tvm
+
+    _register_compiler()
+    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    kind = driver.load()
+    try:
+        _load_cudart()
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise CudaBuildError(
+            f"TVM's CUDA runtime {library.name} does not load ({error}); install CUDA 13's "
+            "runtime, for example the package nvidia-cuda-runtime"
+        ) from error
+    return kind
+
+
+def _load_cudart() -> None:
+    """Load libcudart.so.13 from the loader's path, the toolkit or its Python wheel."""
+    candidates = ["libcudart.so.13", "/usr/local/cuda/lib64/libcudart.so.13"]
+    for root in map(Path, sys.path):
+        candidates += map(str, root.glob("nvidia/*/lib/libcudart.so.13"))
+    last: OSError | None = None
+    for name in candidates:
+        try:
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+            return
+        except OSError as error:
+            last = error
+    assert last is not None
+    raise last
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc from PATH, CUDA_HOME or /usr/local/cuda; None when there is none."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    path = Path(home) / "bin" / "nvcc"
+    return shutil.which("nvcc") or (str(path) if path.exists() else None)
+
+
+def compile_source(
+    code: str,
+    arch: str,
+    *,
+    also: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    ptx: bool = False,
+) -> bytes:
+    """Compile CUDA C++ to a cubin, to a fat binary for several architectures, or to PTX.
+
+    Parameters
+    ----------
+    code : str
+        What TVM generated.
+    arch : str
+        A key of `gpus.GPUS`.
+    also : tuple of str
+        More architectures; they need nvcc.
+    flags : tuple of str
+        More options for nvcc, such as ("-Xptxas", "-v").
+    ptx : bool
+        Stop at the text of PTX.
+
+    Raises
+    ------
+    TargetError
+        Unknown architecture, no compiler, or the compiler's own message.
+    """
+    numbers = [gpu(a).arch.removeprefix("sm_") for a in (arch, *also)]
+    nvcc = find_nvcc()
+    if nvcc is None and also:
+        raise CudaBuildError(
+            f"code for {'+'.join((arch, *also))} in one artifact needs nvcc, and none was found; "
+            "name one architecture"
+        )
+    if nvcc is None:
+        return _compile_nvrtc(code, arch, "ptx" if ptx else "cubin")
+    with tempfile.TemporaryDirectory(prefix="amx-tvm-nvcc-") as folder:
+        source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        source.write_text(code)
+        kind = "compute" if ptx else "sm"
+        gencode = [f"-gencode=arch=compute_{n},code={kind}_{n}" for n in numbers]
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            "-w",
+            *gencode,
+            "-ptx" if ptx else "-fatbin" if also else "-cubin",
+            *flags,
+            "-o",
+            str(out),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            errors = "\n".join(x for x in done.stderr.splitlines() if "error" in x) or done.stderr
+            raise CudaBuildError(f"nvcc refused the kernels for {arch}:\n{errors[:2000]}")
+        if flags:
+            print(done.stderr)
+        return out.read_bytes()
+
+
+def _compile_nvrtc(code: str, arch: str, form: str) -> bytes:
+    """Compile through TVM's nvrtc path (needs cuda-bindings)."""
+    from tvm.support import nvcc
+
+    try:
+        made = nvcc.compile_cuda(code, target_format=form, arch=arch, compiler="nvrtc")
+        return made.encode() if isinstance(made, str) else bytes(made)
+    except Exception as error:
+        raise CudaBuildError(
+            f"no nvcc was found and nvrtc could not compile for {arch}: {error}; install CUDA 13's "
+            "nvcc, or cuda-bindings and nvidia-cuda-nvrtc"
+        ) from error
+
+
+def _register_compiler() -> None:
+    """Replace TVM's callback by one that insists on a named architecture.
+
+    TVM 0.27 calls the callback with the source alone and, in some pipelines, outside any target's
+    scope; its code generator is wrapped so that the callback always sees the target it is for.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm.target import Target
+
+    generate = tvm.get_global_func("target.build.cuda")
+
+    def build_in_scope(mod, cuda):  # noqa: ANN001, ANN202
+        with cuda:
+            return generate(mod, cuda)
+
+    tvm_ffi.register_global_func("target.build.cuda", build_in_scope, override=True)
+
+    def tvm_callback_cuda_compile(code: str) -> bytes:
+        current = Target.current(allow_none=True)
+        arch, *also = architectures_of(current) if current is not None else ("",)
+        return compile_source(code, arch, also=tuple(also))
+
+    tvm_ffi.register_global_func(
+        "tvm_callback_cuda_compile", tvm_callback_cuda_compile, override=True
+    )

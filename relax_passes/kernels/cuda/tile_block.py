@@ -1,0 +1,146 @@
+"""What the engines of the tile schedule share: coordinates, shared memory, decoding, epilogue."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .buffers import Linear
+from .intrinsics import at, call, local
+from .tile_plan import STAGE_COLUMNS, TileKnobs
+from .tile_text import stage_words, tile_texts
+
+
+class TileBlock:
+    """One block's coordinates, shared memory and epilogue; engines add `run`."""
+
+    def __init__(
+        self, linear: Linear, knobs: TileKnobs, extra_bytes: int, lane, warp, n_tile, m_tile, rank
+    ):
+        shape = linear.decode.shape
+        self.linear, self.knobs, self.rank = linear, knobs, rank
+        self.threads, self.rows = knobs.groups * 128, knobs.groups * 64
+        self.finish_name, self.texts = tile_texts(linear, knobs.block_m, knobs.cluster, self.rows)
+        warp = T.bind(call("amx_uniform", warp, returns="int32"))
+        self.lane, self.warp, self.tid = lane, warp, warp * 32 + lane
+        self.peer = n_tile % knobs.share  # place among the blocks that share x
+        self.m0, self.n0 = m_tile * knobs.block_m, n_tile * self.rows
+        self.tile = tirx.min(n_tile * (self.rows // 16) + warp, linear.tiles - 1)
+        self.units = STAGE_COLUMNS // shape.unit
+        self.warp_codes = self.units * 512
+        self.warp_scales = self.units * 8 * shape.record
+        total = -(-linear.spec.k // STAGE_COLUMNS)
+        self.iterations = -(-total // knobs.cluster)
+        self.first = rank * self.iterations
+        self.x_bytes = knobs.block_m * 128
+        self._share(extra_bytes)
+        self.acc = local(knobs.block_m // 2)
+        self.coefficients = local(2, "uint32")
+
+    def _share(self, extra_bytes: int) -> None:
+        """Lay out shared memory; the 128-byte swizzle wants its base at a multiple of 1024."""
+        stages, tiles = self.knobs.stages, self.rows // 16
+        codes, scales = tiles * self.warp_codes, tiles * self.warp_scales
+        self.ring_bytes = stages * (self.x_bytes + codes + scales)
+        tile_bytes = self.knobs.block_m * (self.rows + 4) * 4
+        size = max(self.ring_bytes + extra_bytes, tile_bytes) + 1024 + 16
+        # a store to the last word, which nothing uses, keeps the size (see intrinsics.local); of
+        # float32 like gemv's, since C++ wants one type of all kernels' `extern __shared__`
+        smem = T.sblock_alloc_buffer((size // 4,), "float32", scope="shared.dyn")
+        T.buffer_store(smem, tirx.const(0.0, "float32"), [size // 4 - 1])
+        raw = T.bind(call("amx_smem", at(smem, 0), returns="uint32"))
+        self.base = T.bind((raw + tirx.const(1023, "uint32")) & tirx.const(0xFFFFFC00, "uint32"))
+        self.codes_base = self.base + self._u32(stages * self.x_bytes)
+        self.scales_base = self.codes_base + self._u32(stages * codes)
+
+    @staticmethod
+    def _u32(value):
+        return tirx.const(value, "uint32") if isinstance(value, int) else tirx.Cast("uint32", value)
+
+    def do(self, name: str, *args) -> None:
+        """Call a CUDA function with the text that defines it."""
+        text = next(text for start, text in self.texts.items() if name.startswith(start))
+        call(name, *args, text=text)
+
+    def value(self, name: str, *args, dtype: str = "uint32"):
+        """Call a CUDA function that returns something."""
+        text = next(text for start, text in self.texts.items() if name.startswith(start))
+        return call(name, *args, returns=dtype, text=text)
+
+    def codes_at(self, slot):
+        """Shared address of the warp's codes of a slot."""
+        return self.codes_base + self._u32((slot * (self.rows // 16) + self.warp) * self.warp_codes)
+
+    def scales_at(self, slot):
+        """Shared address of the warp's scales of a slot."""
+        return self.scales_base + self._u32(
+            (slot * (self.rows // 16) + self.warp) * self.warp_scales
+        )
+
+    def x_at(self, slot):
+        """Shared address of a slot's rows of x."""
+        return self.base + self._u32(slot * self.x_bytes)
+
+    def read_slot(self, words: tirx.Buffer, records: tirx.Buffer, slot, buffer: int) -> None:
+        """Read the warp's codes and scales of a slot into one of the register buffers."""
+        sizes = stage_words(self.linear.decode)
+        self.do(
+            f"amx_words_{self.linear.decode.ident}",
+            at(words, sizes[0] * buffer),
+            at(records, sizes[1] * buffer),
+            self.codes_at(slot),
+            self.scales_at(slot),
+            self.lane,
+        )
+
+    def decode_step(self, a, words: tirx.Buffer, records: tirx.Buffer, buffer: int, step: int):
+        """Decode 16 columns of a register buffer into the 4 A registers at an address."""
+        sizes = stage_words(self.linear.decode)
+        self.do(
+            f"amx_decode_{self.linear.decode.ident}<{step}>",
+            a,
+            at(words, sizes[0] * buffer),
+            at(records, sizes[1] * buffer),
+            at(self.coefficients, 0),
+        )
+
+    def sync(self) -> None:
+        """Wait for all warps that compute."""
+        if self.knobs.producer:
+            self.do(f"amx_barrier_of<{self.threads}>")
+        else:
+            self.do("amx_barrier")
+
+    def finish(self) -> None:
+        """Publish the tile as float32 [row of x][row of W] and write y."""
+        linear, stride = self.linear, self.rows + 4
+        self.sync()
+        for j in range(self.knobs.block_m // 8):
+            for i in range(4):
+                row = 8 * j + 2 * (self.lane % 4) + i % 2
+                column = self.warp * 16 + self.lane // 4 + 8 * (i // 2)
+                place = self.base + self._u32((row * stride + column) * 4)
+                self.do("amx_sts1", place, self.acc[4 * j + i])
+        if self.knobs.cluster > 1:
+            self.do("amx_cluster_sync")
+        else:
+            self.sync()
+        zero = tirx.const(0, "int32")
+        unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
+        self.do(
+            self.finish_name,
+            self.base,
+            at(linear.y, zero, zero),
+            unused if linear.residual is None else at(linear.residual, zero, zero),
+            unused if linear.bias is None else at(linear.bias, zero),
+            unused if linear.tile_scale is None else at(linear.tile_scale, zero),
+            linear.m,
+            self.m0,
+            self.n0,
+            self.rank,
+            self.peer * self.knobs.cluster,
+            self.tid,
+            tirx.const(self.threads, "int32"),
+        )
+        if self.knobs.cluster > 1:
+            self.do("amx_cluster_meet")  # no block may leave while another reads its tile
