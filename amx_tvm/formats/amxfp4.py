@@ -35,6 +35,8 @@ class AMXFP4(Format):
         DecodeTerm(e2m1.NEGATIVE_TABLE, "negative", -0.5, 0),
     )
 
+    rule: rules.ScaleRule
+
     def __init__(self, name: str, title: str, rule: rules.ScaleRule):
         self.name = name
         self.title = title

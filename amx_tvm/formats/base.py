@@ -24,6 +24,7 @@ import numpy as np
 from amx_tvm.errors import FormatError
 from amx_tvm.formats import blocks
 from amx_tvm.formats.data import DecodeTerm, Quantized, ScaleTensor
+from amx_tvm.formats.rules import ScaleRule
 
 
 class Format(ABC):
@@ -36,6 +37,23 @@ class Format(ABC):
     scale_tensors: tuple[ScaleTensor, ...]
     terms: tuple[DecodeTerm, ...]
     row_scaled: bool = False
+    rule: ScaleRule | None = None  # how scales of E2M1 elements are made; None for other elements
+    four_over_six: bool = False  # the better of two scales is chosen, see that file
+
+    def rounding_of(self, what: str) -> ScaleRule:
+        """How scales are made, for kernels that round ``what`` to this format.
+
+        Raises
+        ------
+        FormatError
+            For a format of other elements than E2M1.
+        """
+        if self.rule is None:
+            raise FormatError(
+                f"{what} cannot be quantized to {self.name!r}: only formats of E2M1 elements have "
+                "a kernel for it (amxfp4, mxfp4, nvfp4 and their variants)"
+            )
+        return self.rule
 
     @property
     def bits_per_value(self) -> float:

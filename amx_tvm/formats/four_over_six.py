@@ -37,7 +37,7 @@ class FourOverSix(Format):
     four_over_six = True
 
     def __init__(self, base: Format) -> None:
-        if not hasattr(base, "rule"):
+        if base.rule is None:
             raise FormatError(
                 f"four over six is a choice of E2M1 scales, which {base.name} does not have"
             )

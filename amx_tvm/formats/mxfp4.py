@@ -23,6 +23,8 @@ class SymmetricE2M1(Format):
 
     terms = (DecodeTerm(e2m1.OFFSET_TABLE, "scale", 0.5, e2m1.OFFSET),)
 
+    rule: rules.ScaleRule
+
     def __init__(self, name: str, title: str, rule: rules.ScaleRule, group_size: int = 32):
         self.name = name
         self.title = title

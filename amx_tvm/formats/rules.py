@@ -6,8 +6,8 @@ both together. Divisions are true float32 divisions; nothing is ever divided by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,30 @@ def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return numerator / safe
 
 
+class Power(Enum):
+    """Whether a scale is a power of two, and which one of a group's largest magnitude m.
+
+    NONE : no power of two: m / 6, rounded to the stored type
+    DOWN : 2^(floor(log2 m) - 2)
+    NEAREST : the same, the exponent one larger when m's mantissa is >= 1.75
+    """
+
+    NONE = "none"
+    DOWN = "down"
+    NEAREST = "nearest"
+
+
 @dataclass(frozen=True)
 class ScaleRule:
-    """How one scale is made.
+    """How one scale is made; kernels that quantize read it and emit the same.
 
     type : the stored type
-    round_maximum : group maxima (float32; already divided by the tensor scale) to stored scales
+    power : how the largest magnitude of a group becomes a number of that type
     tensor_scaled : a float32 tensor scale multiplies every group scale
     """
 
     type: Any  # a ScaleType with encode
-    round_maximum: Callable[[np.ndarray], np.ndarray]
+    power: Power = Power.NONE
     tensor_scaled: bool = False
 
     def tensor_scale(self, largest: np.ndarray) -> np.ndarray:
@@ -45,10 +58,10 @@ class ScaleRule:
 
     def stored(self, maximum: np.ndarray, tensor_scale: np.ndarray | None) -> np.ndarray:
         """Stored scales of group maxima float32 [R, G] >= 0; the tensor scale is [R, 1]."""
-        if tensor_scale is None:
-            return self.round_maximum(maximum)
+        if self.power is not Power.NONE:
+            return self.type.encode(maximum, round_up=self.power is Power.NEAREST)
         sixth = maximum / LARGEST_ELEMENT
-        return self.type.encode(quotient(sixth, tensor_scale))
+        return self.type.encode(sixth if tensor_scale is None else quotient(sixth, tensor_scale))
 
     def divisor(self, stored: np.ndarray, tensor_scale: np.ndarray | None) -> np.ndarray:
         """float32 scales to divide by: Inf where the scale is 0, so that the half flushes to 0."""
@@ -58,15 +71,9 @@ class ScaleRule:
         return np.where(scale == 0, np.float32(np.inf), scale)
 
 
-def _of_sixth(scale_type: scales.Minifloat) -> ScaleRule:
-    return ScaleRule(scale_type, lambda maximum: scale_type.encode(maximum / LARGEST_ELEMENT))
-
-
-E5M2_OF_SIXTH = _of_sixth(scales.E5M2)
-E4M3_OF_SIXTH = _of_sixth(scales.E4M3)
-E4M3_480_OF_SIXTH = _of_sixth(scales.E4M3_480)
-E4M3_WITH_TENSOR = ScaleRule(scales.E4M3, scales.E4M3.encode, tensor_scaled=True)
-POT = ScaleRule(scales.POWER_OF_TWO, scales.POWER_OF_TWO.encode)
-POT_R = ScaleRule(
-    scales.POWER_OF_TWO, lambda maximum: scales.POWER_OF_TWO.encode(maximum, round_up=True)
-)
+E5M2_OF_SIXTH = ScaleRule(scales.E5M2)
+E4M3_OF_SIXTH = ScaleRule(scales.E4M3)
+E4M3_480_OF_SIXTH = ScaleRule(scales.E4M3_480)
+E4M3_WITH_TENSOR = ScaleRule(scales.E4M3, tensor_scaled=True)
+POT = ScaleRule(scales.POWER_OF_TWO, Power.DOWN)
+POT_R = ScaleRule(scales.POWER_OF_TWO, Power.NEAREST)

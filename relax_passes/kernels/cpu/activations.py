@@ -203,7 +203,7 @@ def quantize_row(
     row: Expr, buffers: dict[str, Any], k: int, scheme: Activation, prologue: str, eps: float
 ) -> None:
     """Emit the quantization of one row."""
-    fmt = None if scheme.integer else fp4.require_e2m1(scheme.fmt)
+    fmt = None if scheme.integer else scheme.fmt
     values = Prologue(prologue, buffers, k, eps, row)
     if fmt is None:
         integers = Integers(buffers, row, k, scheme.outliers)

@@ -1,8 +1,8 @@
-"""Quantization of activations to four bits, in TensorIR: the twin of the formats' NumPy code.
+"""Quantization of activations to four bits, in TensorIR.
 
-Bit for bit what ``amx_tvm.formats`` does to a row: group extrema, the scale rule, true division,
-rounding to E2M1 with ties away from zero.  What is written is what W4A4 kernels multiply: for each
-term of the format an array of small integers (doubled E2M1 values) and float32 scales.
+Bit for bit what ``amx_tvm.formats`` does to a row: group extrema, then rounding.py.  What is
+written is what W4A4 kernels multiply: for each term of the format an array of small integers
+(doubled E2M1 values) and float32 scales.
 """
 
 from __future__ import annotations
@@ -11,25 +11,14 @@ from typing import Any
 
 from tvm import tirx
 
-from amx_tvm.errors import FormatError
 from amx_tvm.formats import e2m1
 
 from . import emit as e
 from .emit import Expr
+from .rounding import divisor_of, doubled_magnitude, scale_of
 
 LANES = 16
 SIGN = -(2**31)
-INFINITY = 0x7F800000
-
-
-def require_e2m1(fmt: Any) -> Any:
-    """Return a format whose activations can be quantized here."""
-    if not hasattr(fmt, "rule"):
-        raise FormatError(
-            f"activations cannot be quantized to {fmt.name!r}: only formats of E2M1 elements have "
-            "a kernel for it (amxfp4, mxfp4, nvfp4 and their variants)"
-        )
-    return fmt
 
 
 def extrema(values: list[Expr], signs: tuple[int, ...]) -> list[Expr]:
@@ -51,72 +40,6 @@ def extrema(values: list[Expr], signs: tuple[int, ...]) -> list[Expr]:
     return out
 
 
-def scale_value(rule: Any, largest: Expr, tensor_scale: Expr | None) -> Expr:
-    """Decoded float32 scale of a group (without the tensor scale) from int32 bits of its maximum.
-
-    ``largest`` at or above NaN gives NaN, so that the group becomes NaN; infinity saturates.
-    """
-    kind = rule.type
-    if kind.name == "E8M0":
-        value = _power_of_two(rule, largest)
-    else:
-        maximum = e.opaque(e.bits(largest, "float32") / e.const(6.0, "float32"), "float32")
-        if tensor_scale is not None:
-            zero = tensor_scale == e.const(0.0, "float32")
-            safe = e.opaque(tirx.Select(zero, e.const(1.0, "float32"), tensor_scale), "float32")
-            maximum = tirx.Select(zero, e.const(0.0, "float32"), maximum / safe)
-        value = _minifloat(kind, e.opaque(maximum, "float32"))
-    nan = e.bits(e.const(0x7FC00000), "float32")
-    return e.opaque(tirx.Select(largest > e.const(INFINITY), nan, value), "float32")
-
-
-def _minifloat(kind: Any, value: Expr) -> Expr:
-    """Round a float32 >= 0 to an 8-bit float: ties away, subnormals kept, saturating."""
-    drop = 23 - kind.mantissa_bits
-    word = e.bits(value, "int32") + e.const(1 << (drop - 1))
-    normal = e.bits((word >> e.const(drop)) << e.const(drop), "float32")
-    least = 2.0 ** (1 - kind.bias)
-    step = 2.0 ** (1 - kind.bias - kind.mantissa_bits)
-    below = tirx.min(value, e.const(least, "float32")) * e.const(1 / step, "float32")
-    # The largest float32 below one half: with 0.5 itself 0.49999997 would round up.
-    count = e.cast(below + e.const(0.5 - 2.0**-25, "float32"), "int32")
-    subnormal = e.cast(count, "float32") * e.const(step, "float32")
-    rounded = tirx.Select(value < e.const(least, "float32"), subnormal, normal)
-    rounded = e.opaque(rounded, "float32")
-    limit = float(kind.values[kind.largest])
-    return e.let(tirx.min(rounded, e.const(limit, "float32")))
-
-
-def _power_of_two(rule: Any, largest: Expr) -> Expr:
-    import numpy as np
-
-    exponent = (largest >> e.const(23)) - e.const(2)
-    # Whether the rule rounds its exponent up is asked of the rule itself.
-    probe = int(rule.round_maximum(np.array([1.75], np.float32))[0])
-    if probe > int(rule.round_maximum(np.array([1.5], np.float32))[0]):
-        mantissa = largest & e.const(0x7FFFFF)
-        exponent = exponent + e.cast(mantissa >= e.const(0x600000), "int32")
-    exponent = tirx.max(tirx.min(exponent, e.const(252)), e.const(0))
-    exponent = e.opaque(exponent, "int32")
-    return e.let(e.bits(tirx.max(exponent << e.const(23), e.const(1 << 22)), "float32"))
-
-
-def doubled_magnitude(ratio: Expr) -> Expr:
-    """Round magnitudes >= 0 to the E2M1 grid; int32 lanes of twice the value, 0..12.
-
-    The sum lives in a register variable, see ``emit.opaque``.
-    """
-    zero = e.const(0, "int32", LANES)
-    total = e.Register("int32", LANES, zero)
-    for midpoint, low, high in zip(
-        e2m1.MIDPOINTS, e2m1.DOUBLED[:-1], e2m1.DOUBLED[1:], strict=True
-    ):
-        reached = ratio >= e.const(midpoint, "float32", LANES)
-        step = e.const(high - low, "int32", LANES)
-        total.set(total.get() + tirx.Select(reached, step, zero))
-    return e.let(total.get())
-
-
 class Fp4Quantizer:
     """Quantizes the scale groups of a row: first all scales, then all codes.
 
@@ -126,6 +49,7 @@ class Fp4Quantizer:
 
     def __init__(self, fmt: Any, buffers: dict[str, Any], row: Expr, tensor_scale: Expr | None):
         self.fmt, self.buffers, self.row, self.tensor_scale = fmt, buffers, row, tensor_scale
+        self.rule = fmt.rounding_of("activations")
         count = len(fmt.terms)
         self.suffixes = [""] if count == 1 else [f"_{i}" for i in range(count)]
         self.signs = (0,) if count == 1 else tuple(1 if t.factor > 0 else -1 for t in fmt.terms)
@@ -136,7 +60,7 @@ class Fp4Quantizer:
             self.suffixes, self.signs, extrema(values, self.signs), strict=True
         ):
             scale = self._scale(largest)
-            if getattr(self.fmt, "four_over_six", False):
+            if self.fmt.four_over_six:
                 stretched = e.bits(largest, "float32") * e.const(1.5, "float32")
                 four = self._scale(e.opaque(e.bits(stretched, "int32"), "int32"))
                 better = self._error(values, sign, four) < self._error(values, sign, scale)
@@ -155,10 +79,7 @@ class Fp4Quantizer:
         for suffix, sign in zip(self.suffixes, self.signs, strict=True):
             stored = e.load(self.buffers[f"scales{suffix}"], self.row, group)
             scale = e.let(stored * e.const(1 / self._factor(sign), "float32"))
-            zero = scale == e.const(0.0, "float32")
-            infinity = e.bits(e.const(INFINITY), "float32")
-            divisor = e.opaque(tirx.Select(zero, infinity, scale), "float32")
-            divisors.append(e.let(e.splat(divisor, LANES)))
+            divisors.append(e.let(e.splat(divisor_of(scale), LANES)))
         totals = [e.const(0, "int32", LANES) for _ in self.suffixes]
         for j, value in enumerate(values):
             for i, code in enumerate(self._codes(value, divisors)):
@@ -174,22 +95,21 @@ class Fp4Quantizer:
 
     def _scale(self, largest: Expr) -> Expr:
         """Scale of a group by the format's rule, the tensor scale included."""
-        scale = scale_value(self.fmt.rule, largest, self.tensor_scale)
+        scale = scale_of(self.rule, largest, self.tensor_scale)
         if self.tensor_scale is not None:
             scale = e.opaque(scale * self.tensor_scale, "float32")
         return scale
 
     def _error(self, values: list[Expr], sign: int, scale: Expr) -> Expr:
         """Squared error of the values of a sign (0: of all) under a scale, float32."""
-        zero, nothing = e.const(0.0, "float32", LANES), scale == e.const(0.0, "float32")
-        divisor = tirx.Select(nothing, e.bits(e.const(INFINITY), "float32"), scale)
-        divisor = e.let(e.splat(e.opaque(divisor, "float32"), LANES))
+        zero = e.const(0.0, "float32", LANES)
+        divisor = e.let(e.splat(divisor_of(scale), LANES))
         half = e.let(e.splat(scale * e.const(0.5, "float32"), LANES))
         total = e.Register("float32", LANES, zero)
         for value in values:
             part = tirx.abs(value) if sign == 0 else tirx.max(value if sign > 0 else -value, zero)
             part = e.opaque(part, "float32", LANES)
-            doubled = doubled_magnitude(e.let(part / divisor))
+            doubled = doubled_magnitude(e.let(part / divisor), LANES)
             difference = e.cast(doubled, "float32", LANES) * half - part
             difference = e.opaque(difference, "float32", LANES)
             total.set(total.get() + difference * difference)
@@ -204,17 +124,17 @@ class Fp4Quantizer:
         negative = e.let(word >> e.const(31, "int32", LANES))  # all ones or all zeros
         magnitude = e.bits(word & e.const(0x7FFFFFFF, "int32", LANES), "float32", LANES)
         if len(divisors) == 1:
-            code = doubled_magnitude(e.let(magnitude / divisors[0]))
+            code = doubled_magnitude(e.let(magnitude / divisors[0]), LANES)
             return [e.let((code ^ negative) - negative)]
         own = [negative ^ ones if sign > 0 else negative for sign in self.signs]
         one, other = (
             e.bits(d, "int32", LANES) & mask for d, mask in zip(divisors, own, strict=True)
         )
         divisor = e.bits(one | other, "float32", LANES)
-        code = doubled_magnitude(e.let(magnitude / divisor))
+        code = doubled_magnitude(e.let(magnitude / divisor), LANES)
         return [e.let(code & mask) for mask in own]
 
 
 def row_tensor_scale(largest: Expr) -> Expr:
     """float32 scale of a whole row, largest / (6 * 448), for formats with a tensor scale."""
-    return e.let(largest / e.const(6.0 * 448.0, "float32"))
+    return e.let(largest / e.const(e2m1.LARGEST * 448.0, "float32"))

@@ -10,6 +10,8 @@ a row, whose products are rounded once.
 
 from __future__ import annotations
 
+from amx_tvm.formats.rules import Power
+
 from .intrinsics import TEXT
 
 ROWS = (
@@ -95,10 +97,10 @@ __device__ __forceinline__ float amx_row_group_max(float v) {
 
 def format_text(fmt, name: str) -> str:
     """Write ``<name>(v, row_scale)``: round eight numbers of a lane to a format of the registry."""
-    rule, two = fmt.rule, len(fmt.scale_tensors) == 2
+    rule, two = fmt.rounding_of("activations"), len(fmt.scale_tensors) == 2
     kind = rule.type
-    if kind.name == "E8M0":
-        scale = f"amx_row_power<{str(_rounds_up(rule)).lower()}>({{m}})"
+    if rule.power is not Power.NONE:
+        scale = f"amx_row_power<{str(rule.power is Power.NEAREST).lower()}>({{m}})"
     else:
         limit = float(kind.values[kind.largest])
         maximum = "{m} / 6.0f"
@@ -137,11 +139,3 @@ __device__ __forceinline__ void {name}(float* v, float row_scale) {{
 }}
 #endif
 """
-
-
-def _rounds_up(rule) -> bool:
-    """Whether a power-of-two rule rounds its exponent up: asked of the rule itself."""
-    import numpy as np
-
-    probes = rule.round_maximum(np.array([1.75, 1.5], np.float32))
-    return int(probes[0]) > int(probes[1])

@@ -12,7 +12,7 @@ from relax_passes.activation import four_bit
 from relax_passes.kernels.cpu import activations
 from relax_passes.spec import LinearSpec
 
-E2M1 = [name for name in formats.names() if hasattr(formats.get(name), "rule")]
+E2M1 = [name for name in formats.names() if formats.get(name).rule]
 EXACT = 2e-6
 
 

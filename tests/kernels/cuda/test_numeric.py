@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 PREBUILT = os.environ.get("AMX_TVM_GPU_KERNELS")
-FOUR_BIT = tuple(n for n in formats.names() if hasattr(formats.get(n), "rule"))
+FOUR_BIT = tuple(n for n in formats.names() if formats.get(n).rule)
 ROW_CASES = [(name, k, norm) for name in ("", *FOUR_BIT) for k in (576, 4096) for norm in (0, 1)]
 EPS = 1e-5
 SEVERAL = "sm_80+sm_89+sm_90a"
