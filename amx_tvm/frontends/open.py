@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource
+from amx_tvm.frontends.gguf.parts import gguf_in
 from amx_tvm.frontends.gguf.source import GgufSource
 from amx_tvm.frontends.hf.hub import download
 from amx_tvm.frontends.hf.quantized_checkpoint import QuantizedCheckpoint
@@ -64,13 +65,17 @@ def open_model(
             source = HuggingFaceSource(path)
             quantized = bool(source.config.get("quantization_config"))
             return QuantizedCheckpoint(source) if quantized else source
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return GgufSource(files[0])
+        file = gguf_in(path)
+        if file is not None:
+            return GgufSource(file)
+        adapter = (
+            " but a LoRA adapter: merge it into its base model first"
+            if (path / "adapter_config.json").is_file()
+            else ""
+        )
         raise ModelError(
-            f"{path} holds no config.json"
-            + (f" but {len(files)} GGUF files; name one of them" if files else "")
-            + "; expected a Hugging Face directory (config.json and *.safetensors) or a .gguf file"
+            f"{path} holds no config.json{adapter}; expected a Hugging Face directory "
+            "(config.json and *.safetensors) or a .gguf file"
         )
     if path.is_file():
         with path.open("rb") as handle:

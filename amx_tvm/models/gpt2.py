@@ -105,10 +105,20 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def weight(name: str, config: DecoderConfig) -> Weight:
-    """Find a weight in the checkpoint, which knows the model as "transformer.h.0.attn..."."""
-    if name == "lm_head.weight":
-        return Weight(name)
+def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
+    """Find a weight: "transformer.h.0.attn...", or in GGUF files the module's own, [out, in]."""
+    stem, _, part = name.rpartition(".self_attn.")
+    if part.startswith(("q_proj", "k_proj", "v_proj")):
+        start = "qkv".index(part[0]) * config.hidden_size
+        kind = part.rpartition(".")[2]
+        own = Weight(f"{stem}.self_attn.qkv_proj.{kind}", rows=(start, start + config.hidden_size))
+    else:
+        own = Weight(name)
+    return (own,) if name == "lm_head.weight" else (_published(name, config), own)
+
+
+def _published(name: str, config: DecoderConfig) -> Weight:
+    """Find a weight in a Hugging Face checkpoint."""
     name = name.removeprefix("model.").replace("layers.", "h.")
     name = name.replace("embed_tokens", "wte").replace("self_attn", "attn")
     name = "ln_f" + name.removeprefix("norm") if name.startswith("norm.") else name

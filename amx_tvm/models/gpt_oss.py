@@ -153,7 +153,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
 
 
 def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
-    """Find a weight: experts are stacked, as MXFP4 rows or as transposed floats."""
+    """Find a weight: experts are stacked, as MXFP4 rows, as transposed floats, or part by part."""
     if ".experts." not in name:
         return (Weight(name),)
     stem, expert, part, kind = name.rsplit(".", 3)
@@ -161,9 +161,11 @@ def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
     inner = 2 * config.expert_size
     rows = {"gate_proj": (0, inner), "up_proj": (1, inner), "down_proj": None}[part]
     place = Weight(f"{stored}_bias", int(expert), rows=rows, step=1 if rows is None else 2)
+    apart = Weight(f"{stem}.{part}.{kind}", int(expert))
     if kind == "bias":
-        return (place,)
-    return replace(place, name=f"{stored}_blocks"), replace(place, name=stored, transpose=True)
+        return place, apart
+    blocks = replace(place, name=f"{stored}_blocks")
+    return blocks, replace(place, name=stored, transpose=True), apart
 
 
 register(

@@ -21,7 +21,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
 
 
 def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
-    """Find a weight: one tensor an expert in checkpoints, stacked in transformers' memory."""
+    """Find a weight: one tensor an expert in checkpoints, stacked in memory and in GGUF files."""
     block = name.replace(".mlp.", ".block_sparse_moe.")
     if name.endswith(".mlp.router.weight"):
         return tuple(Weight(n.replace("router", "gate")) for n in (block, name))
@@ -34,7 +34,12 @@ def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
         "up_proj": Weight(f"{memory}.gate_up_proj", index=int(expert), rows=(inner, 2 * inner)),
         "down_proj": Weight(f"{memory}.down_proj", index=int(expert)),
     }
-    return Weight(f"{stem}.{expert}.{STORED[part]}.weight"), stacked[part]
+    return (
+        Weight(f"{stem}.{expert}.{STORED[part]}.weight"),
+        stacked[part],
+        Weight(f"{memory}.{part}.weight", index=int(expert)),
+        Weight(name),
+    )
 
 
 register(

@@ -27,8 +27,8 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
     return read_decoder({**values, "rope_scaling": scaling, "layer_types": kinds}, "phi3")
 
 
-def weight(name: str, config: DecoderConfig) -> Weight:
-    """Find a weight in the checkpoint: rows of qkv_proj or gate_up_proj for the split ones."""
+def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
+    """Find a weight: rows of qkv_proj or gate_up_proj; some GGUF files hold them apart."""
     d, inner = config.head_dim, config.intermediate_size
     heads, kv = config.num_heads * d, config.num_kv_heads * d
     slices = {
@@ -41,9 +41,9 @@ def weight(name: str, config: DecoderConfig) -> Weight:
     stem, _, kind = name.rpartition(".")
     parent, _, part = stem.rpartition(".")
     if part not in slices:
-        return Weight(name)
+        return (Weight(name),)
     fused, start, stop = slices[part]
-    return Weight(f"{parent}.{fused}.{kind}", rows=(start, stop))
+    return Weight(f"{parent}.{fused}.{kind}", rows=(start, stop)), Weight(name)
 
 
 register(

@@ -27,7 +27,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
 
 
 def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
-    """Find a weight: one tensor an expert in checkpoints, stacked in transformers' memory."""
+    """Find a weight: one tensor an expert in checkpoints, stacked in memory and in GGUF files."""
     if name.endswith(".mlp.router.weight"):
         return (Weight(name.replace("router", "gate")),)
     if ".experts." not in name:
@@ -39,7 +39,7 @@ def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
         "up_proj": Weight(f"{stem}.gate_up_proj", index=int(expert), rows=(inner, 2 * inner)),
         "down_proj": Weight(f"{stem}.down_proj", index=int(expert)),
     }
-    return Weight(name), stacked[part]
+    return Weight(name), stacked[part], Weight(f"{stem}.{part}.weight", index=int(expert))
 
 
 register(

@@ -23,9 +23,13 @@ from .conftest import DATA, one_line
 BLOCKS = np.load(DATA / "ggml_blocks.npz")
 
 
-def write_gguf(path, tensors, keys=None, architecture="llama", skip=(), alignment=None):
+def write_gguf(path, tensors, keys=None, architecture="llama", skip=(), alignment=None, split=None):
     """Write a tiny GGUF file; ``keys`` overrides or adds keys without the architecture."""
     writer = gguf.GGUFWriter(path, architecture)
+    if split:
+        writer.add_uint16("split.no", split[0])
+        writer.add_uint16("split.count", split[1])
+        writer.add_int32("split.tensors.count", split[2])
     if alignment:
         writer.add_custom_alignment(alignment)
     values = {
@@ -79,7 +83,7 @@ def fails(path, *parts):
         assert part in message
 
 
-GOLDEN = SUPPORTED - {GgmlType.F32, GgmlType.NVFP4}
+GOLDEN = {kind for kind in SUPPORTED if f"{kind.name}_stored" in BLOCKS}
 
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN, key=lambda kind: kind.name))
@@ -90,6 +94,20 @@ def test_block_types_equal_ggml(kind):
     # K-quants multiply in another order than the C code: the last bit may differ.
     np.testing.assert_allclose(result, values, rtol=3e-7, atol=1e-9)
     np.testing.assert_array_equal(result, gguf.dequantize(stored, kind))
+
+
+def test_all_types_that_the_gguf_package_decodes_are_read():
+    plain = {GgmlType.F32, GgmlType.F16}
+    assert plain | set(gguf.quants._type_traits) == SUPPORTED
+
+
+@pytest.mark.parametrize("kind", sorted(SUPPORTED - GOLDEN, key=lambda kind: kind.name))
+def test_other_block_types_equal_the_gguf_package(kind):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = np.random.default_rng(5).integers(0, 256, (300, 1024 // block * size), dtype=np.uint8)
+    rows &= 0x77  # no scale is NaN
+    result = dequantize(rows, kind, (300, 1024))
+    np.testing.assert_array_equal(result, gguf.dequantize(rows, kind))
 
 
 @pytest.mark.parametrize("kind", [GgmlType.MXFP4, GgmlType.Q8_0])
@@ -250,17 +268,55 @@ def test_alignment_of_the_file_is_used(tmp_path, tiny):
         np.testing.assert_array_equal(plain.load(name), wide.load(name))
 
 
-def test_parts_of_a_split_model(tmp_path, tiny):
-    names = list(tiny)
-    whole = open_model(write_gguf(tmp_path / "whole.gguf", tiny))
-    first, second = (tmp_path / f"model-0000{i}-of-00002.gguf" for i in (1, 2))
-    write_gguf(first, {name: tiny[name] for name in names[:2]})
-    fails(first, second.name, "missing")
-    write_gguf(second, {name: tiny[name] for name in names[2:]})
-    source = open_model(first)
-    assert source.names() == whole.names()
+NAMES = tuple(f"a-0000{number}-of-00003" for number in (1, 2, 3))
+
+
+def parts_of(tmp_path, tiny, names=NAMES):
+    """Write a model in three parts; the later ones have no keys but those about the split."""
+    held = list(tiny)
+    for number, (name, part) in enumerate(zip(names, (held[:2], held[2:3], held[3:]), strict=True)):
+        path = tmp_path / f"{name}.gguf"
+        skip = () if number == 0 else ("block_count", "context_length")
+        write_gguf(path, {key: tiny[key] for key in part}, split=(number, 3, 5), skip=skip)
+    return [tmp_path / f"{name}.gguf" for name in names]
+
+
+def equal_models(source, whole):
+    assert sorted(source.names()) == sorted(whole.names())
     for name in whole.names():
         np.testing.assert_array_equal(source.load(name), whole.load(name))
+
+
+RENAMED = ("first", "other.part", "a-00002-of-00009")
+
+
+@pytest.mark.parametrize("names", [None, RENAMED])
+def test_parts_of_a_split_model(tmp_path, tiny, names):
+    whole = open_model(write_gguf(tmp_path / "whole.gguf", tiny))
+    place = tmp_path / "parts"
+    place.mkdir()
+    paths = parts_of(place, tiny, **({"names": names} if names else {}))
+    equal_models(open_model(paths[0]), whole)
+    equal_models(open_model(place), whole)
+
+
+def test_a_part_that_is_missing_or_of_another_model(tmp_path, tiny):
+    paths = parts_of(tmp_path, tiny)
+    paths[1].unlink()
+    fails(paths[0], paths[1].name, "missing")
+    fails(tmp_path, paths[1].name, "missing")
+    paths[0].rename(tmp_path / "first.gguf")
+    fails(tmp_path / "first.gguf", "part 2", "split", "none")
+    tiny["extra.weight"] = tiny["output_norm.weight"]
+    write_gguf(paths[1], {"extra.weight": tiny["extra.weight"]}, split=(0, 3, 5))
+    (tmp_path / "first.gguf").rename(paths[0])
+    fails(paths[0], paths[1].name, "part 1")
+
+
+def test_directories_with_two_models_list_them(tmp_path, tiny):
+    parts_of(tmp_path, tiny)
+    write_gguf(tmp_path / "whole.gguf", tiny)
+    fails(tmp_path, "2 GGUF models", "a-00001-of-00003.gguf", "whole.gguf")
 
 
 @settings(
@@ -332,20 +388,34 @@ def test_head_counts_per_layer_are_refused(tmp_path, tiny):
     fails(path, "attention.head_count", "one number")
 
 
+def test_equal_head_counts_per_layer_are_one_number(tmp_path, tiny):
+    keys = {"attention.head_count": [4], "feed_forward_length": [96, 96]}
+    config = open_model(write_gguf(tmp_path / "tiny.gguf", tiny, keys)).config
+    assert config["num_attention_heads"] == 4 and config["intermediate_size"] == 96
+
+
 def test_unknown_architecture_names_the_nearest(tmp_path, tiny):
     path = write_gguf(tmp_path / "tiny.gguf", tiny, architecture="qwen4")
     fails(path, "'qwen4'", "nearest supported one is 'qwen", "llama")
 
 
 def test_tensor_that_no_llama_has(tmp_path, tiny):
+    path = write_gguf(
+        tmp_path / "a.gguf", {**tiny, "blk.0.ssm_in.weight": tiny["output_norm.weight"]}
+    )
+    fails(path, "blk.0.ssm_in.weight")
     tiny["blk.0.ffn_gate_exps.weight"] = tiny["token_embd.weight"]
-    fails(write_gguf(tmp_path / "tiny.gguf", tiny), "blk.0.ffn_gate_exps.weight")
+    path = write_gguf(tmp_path / "b.gguf", tiny)
+    fails(path, "layers.0.mlp.experts.gate_proj.weight", "'llama.expert_count'")
 
 
-def test_type_that_is_not_read(tmp_path, tiny):
-    data = np.zeros((4, 66), np.uint8)
-    tiny["output.weight"] = (data, GgmlType.IQ2_XXS)
-    fails(write_gguf(tmp_path / "tiny.gguf", tiny), "output.weight", "IQ2_XXS", "Q4_K")
+def test_type_that_is_not_read_is_refused_where_it_is_needed(tmp_path, tiny):
+    tiny["output.weight"] = (np.zeros((4, 64), np.int32), None)
+    source = open_model(write_gguf(tmp_path / "tiny.gguf", tiny))
+    with pytest.raises(ModelError) as caught:
+        source.check("lm_head.weight")
+    message = one_line(caught.value)
+    assert "lm_head.weight" in message and "I32" in message and "Q4_K" in message
 
 
 def test_rows_that_do_not_divide_into_heads(tmp_path, tiny):

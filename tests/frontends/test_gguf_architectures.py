@@ -1,18 +1,24 @@
-"""Every entry of the architecture table against a tiny random ``transformers`` model of its type.
+"""Every GGUF architecture against the Hugging Face directory of the same tiny model.
 
 The model is written to GGUF as llama.cpp's converter does (tensor names from the gguf package's own
-map, q and k rows interleaved for llama, 1 added to Gemma's norms), read back, and rebuilt from the
-configuration that was read: the same weights and the same logits.
+map, rows of q and k interleaved, 1 added to Gemma's norms, GPT-2's linears transposed, experts
+stacked) and read back: the compiler gets the same shape of the decoder and the same weights.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
+from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.gguf.architectures import ARCHITECTURES
-from amx_tvm.frontends.gguf.config import llama3_factors
+from amx_tvm.frontends.gguf.keys import DESCRIPTIVE, NEUTRAL
+from amx_tvm.frontends.gguf.rope import llama3_factors
+from amx_tvm.models import moe, rope
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -27,18 +33,95 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
 }
-# GGUF architecture -> (model_type, more configuration, more keys in the file)
+UNTIED = {"attention_bias": False}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + i / 8 for i in range(8)],
+    "long_factor": [2.0 + i for i in range(8)],
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 8,
+}
+LONGROPE_KEYS = {
+    "rope.scaling.original_context_length": 64,
+    "rope.scaling.attn_factor": float(np.sqrt(1 + np.log(256 / 64) / np.log(64))),
+}
+YARN_KEYS = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 32.0,
+    "rope.scaling.original_context_length": 8,
+}
+WINDOW = {"attention.sliding_window": 16}
+WIDE = {"attention.key_length": 32, "attention.value_length": 32}
+# case -> (GGUF architecture, model_type, more configuration, more keys in the file)
 MODELS = {
-    "llama": ("llama", {"tie_word_embeddings": False, "attention_bias": False}, {}),
-    "qwen2": ("qwen2", {"tie_word_embeddings": False}, {}),
-    "qwen3": ("qwen3", {"head_dim": 32}, {"attention.key_length": 32}),
+    "llama": ("llama", "llama", UNTIED, {"vocab_size": 96}),
+    "llama with biases": ("llama", "llama", {"attention_bias": True, "mlp_bias": True}, {}),
+    "mistral": ("llama", "mistral", {"sliding_window": 16, "head_dim": 16}, WINDOW),
+    "mixtral": (
+        "llama",
+        "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+        {"expert_count": 4, "expert_used_count": 2},
+    ),
+    "mistral3": ("mistral3", "mistral", {"sliding_window": None, "head_dim": 16}, {}),
+    "qwen2": ("qwen2", "qwen2", {}, {}),
+    "qwen3": ("qwen3", "qwen3", {"head_dim": 32}, WIDE),
+    "qwen3moe": (
+        "qwen3moe",
+        "qwen3_moe",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        | {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        {**WIDE, "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32},
+    ),
+    "gemma2": (
+        "gemma2",
+        "gemma2",
+        {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32}
+        | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+        | {"tie_word_embeddings": True},
+        {**WIDE, **WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
     "gemma3": (
+        "gemma3",
         "gemma3_text",
-        {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32},
-        {"attention.key_length": 32, "attention.sliding_window": 16},
+        {"head_dim": 32, "sliding_window": 16, "query_pre_attn_scalar": 32}
+        | {"tie_word_embeddings": True},
+        {**WIDE, **WINDOW},
+    ),
+    "phi3": ("phi3", "phi3", {"sliding_window": None}, {}),
+    "phi3 with a window": ("phi3", "phi3", {"sliding_window": 16}, WINDOW),
+    "phi3 long": (
+        "phi3",
+        "phi3",
+        {"sliding_window": None, "rope_parameters": LONGROPE}
+        | {"original_max_position_embeddings": 64},
+        LONGROPE_KEYS,
+    ),
+    "smollm3": ("smollm3", "smollm3", {"tie_word_embeddings": True}, {}),
+    "olmo2": ("olmo2", "olmo2", {}, {}),
+    "gpt2": ("gpt2", "gpt2", {"tie_word_embeddings": True}, {}),
+    "gpt-oss": (
+        "gpt-oss",
+        "gpt_oss",
+        {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
+        | {"rope_parameters": YARN},
+        {**WIDE, **WINDOW, **YARN_KEYS, "expert_count": 4, "expert_used_count": 2}
+        | {"expert_feed_forward_length": 96, "attention.sliding_window_pattern": 2},
     ),
 }
+INTERLEAVED = ("llama", "mistral3", "smollm3")
 
 
 def interleave(weight, heads):
@@ -48,37 +131,82 @@ def interleave(weight, heads):
     return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def write(path, architecture, model, keys, rope_factors=None):
+def converted(architecture, model):
+    """Yield (GGUF name, values) of a model as the converter writes them."""
     config = model.config
-    theta = config.rope_parameters
-    theta = theta.get("full_attention", theta)["rope_theta"]
+    kinds = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[architecture], BLOCKS)
+    heads = {"q_proj": config.num_attention_heads}
+    heads["k_proj"] = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy().copy()
+        part = name.split(".")[-2]
+        if architecture in INTERLEAVED and part in heads:
+            values = interleave(values, heads[part])
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1
+        if architecture == "gpt2" and part in ("c_attn", "c_proj", "c_fc") and values.ndim == 2:
+            values = values.T
+        if ".experts." in name:
+            yield from experts(architecture, name, values)
+            continue
+        if name.endswith(".sinks"):
+            yield f"blk.{name.split('.')[2]}.attn_sinks.weight", values
+            continue
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None and name.endswith(("router.weight", "router.bias", "gate.weight")):
+            stored = f"blk.{name.split('.')[2]}.ffn_gate_inp.{name.rpartition('.')[2]}"
+        assert stored, name
+        yield stored, values
+
+
+def experts(architecture, name, values):
+    """Yield the stacks of gate, up and down, [experts, N, K], of what transformers has in one."""
+    block, part = name.split(".")[2], name.rpartition(".")[2]
+    kind = "bias" if part.endswith("_bias") else "weight"
+    if architecture == "gpt-oss" and kind == "weight":
+        values = values.swapaxes(1, 2)
+    if part.startswith("down_proj"):
+        yield f"blk.{block}.ffn_down_exps.{kind}", values
+        return
+    half = values.shape[1] // 2
+    gate, up = (
+        (values[:, 0::2], values[:, 1::2])
+        if architecture == "gpt-oss"
+        else (values[:, :half], values[:, half:])
+    )
+    yield f"blk.{block}.ffn_gate_exps.{kind}", gate
+    yield f"blk.{block}.ffn_up_exps.{kind}", up
+
+
+def write(path, architecture, model, keys, tables=None, change=lambda name, values: values):
+    config = model.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    theta = parameters.get("full_attention", parameters).get("rope_theta")
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    if architecture != "gpt-oss":
+        writer.add_feed_forward_length(getattr(config, "intermediate_size", 256))
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(theta)
+    if architecture == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(theta)
     for key, value in keys.items():
-        writer.add_uint32(f"{architecture}.{key}", value)
-    names = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(names[architecture], BLOCKS)
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and tied:
-            continue
-        values = tensor.float().numpy().copy()
-        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-            q = "q_proj" in name
-            heads = config.num_attention_heads if q else config.num_key_value_heads
-            values = interleave(values, heads)
-        if architecture == "gemma3" and name.endswith("norm.weight"):
-            values = values + 1
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), values)
-    if rope_factors is not None:
-        writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{architecture}.{key}", value)
+    for name, values in converted(architecture, model):
+        changed = change(name, values)
+        for stored, array in [(name, values)] if changed is values else changed:
+            writer.add_tensor(stored, np.ascontiguousarray(array))
+    for name, table in (tables or {}).items():
+        writer.add_tensor(f"{name}.weight", np.asarray(table, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,51 +216,183 @@ def write(path, architecture, model, keys, rope_factors=None):
 
 def random_model(model_type, more):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **{**SIZES, **more})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    sizes = dict(SIZES)
+    if model_type == "gpt2":
+        sizes = {k: v for k, v in sizes.items() if k not in ("intermediate_size", "pad_token_id")}
+    config = transformers.AutoConfig.for_model(model_type, **{**sizes, **more})
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if tensor.dim() == 1:  # biases of 0 and norms of 1 would hide mistakes
-                tensor.add_(torch.randn_like(tensor) * 0.3)
-            assert tensor.abs().sum() > 0, name
+            if tensor.dim() == 1 or name.endswith("_bias"):
+                tensor.add_(torch.randn_like(tensor) * 0.3)  # zeros and ones would hide mistakes
+            elif not tensor.abs().sum() > 0 or ".experts." in name:
+                tensor.copy_(torch.randn_like(tensor))
     return model
 
 
-def rebuilt(source):
-    config = dict(source.config)
-    model_type = config.pop("model_type")
-    config = transformers.AutoConfig.for_model(model_type, **config)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    weights = {name: torch.from_numpy(values) for name, values in source}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}
-    model.tie_weights()
-    return model
+def read(source):
+    """Return the decoder's shape and all weights as the compiler reads them."""
+    source = open_model(source)
+    family, decoder = identify(source)
+    network = family.build(decoder)
+    shapes = {n: tuple(int(v) for v in p.shape) for n, p in network.named_parameters()}
+    named = open_weights(source, family, decoder, moe.unstacked(shapes, decoder)[0])
+    return decoder, {name: named.load(name) for name in named.names()}
 
 
-def same_logits(first, second):
-    ids = torch.arange(90).remainder(SIZES["vocab_size"])[None]
-    with torch.no_grad():
-        expected, given = first(ids).logits, second(ids).logits
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+def same(path, model):
+    decoder, weights = read(path)
+    expected, values = read(model)
+    ropes = [
+        [rope.rotation(config, layer) for layer in range(BLOCKS)] for config in (decoder, expected)
+    ]
+    for one, other in zip(*ropes, strict=True):
+        np.testing.assert_allclose(one.frequencies, other.frequencies, rtol=1e-6)
+        assert one.factor == pytest.approx(other.factor)
+    plain = {"rope_scaling": {}, "layer_ropes": (), "norm_eps": 0.0, "rope_theta": 0.0}
+    assert replace(decoder, **plain) == replace(expected, **plain)
+    assert decoder.norm_eps == pytest.approx(expected.norm_eps)
+    assert sorted(weights) == sorted(values)
+    for name, array in values.items():
+        # Gemma's norms lose their last bits to the 1 that the converter adds.
+        np.testing.assert_allclose(weights[name], array, atol=3e-7, rtol=0, err_msg=name)
 
 
 def test_every_entry_has_a_model_here():
-    assert set(MODELS) == set(ARCHITECTURES)
+    assert {case[0] for case in MODELS.values()} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_model_survives_the_way_through_gguf(tmp_path, architecture):
-    model_type, more, keys = MODELS[architecture]
+@pytest.mark.parametrize("case", sorted(MODELS))
+def test_a_file_is_read_as_its_directory(tmp_path, case):
+    architecture, model_type, more, keys = MODELS[case]
     model = random_model(model_type, more)
-    source = open_model(write(tmp_path / "tiny.gguf", architecture, model, keys))
-    state = model.state_dict()
-    for name, values in source:
-        # Gemma's norms lose their last bits to the 1 that the converter adds.
-        np.testing.assert_allclose(values, state[name].numpy(), atol=2e-7, rtol=0, err_msg=name)
-    assert source.config["tie_word_embeddings"] == model.config.tie_word_embeddings
-    same_logits(model, rebuilt(source))
+    tables = None
+    if "long" in case:
+        tables = {f"rope_factors_{n}": LONGROPE[f"{n}_factor"] for n in ("long", "short")}
+    same(write(tmp_path / "tiny.gguf", architecture, model, keys, tables), model)
+
+
+def test_one_tensor_an_expert_as_old_files_have_it(tmp_path):
+    architecture, model_type, more, keys = MODELS["mixtral"]
+    model = random_model(model_type, more)
+
+    def apart(name, values):
+        if "_exps." not in name:
+            return values
+        stem = name.replace("_exps.weight", "")
+        return [(f"{stem}.{expert}.weight", values[expert]) for expert in range(len(values))]
+
+    same(write(tmp_path / "tiny.gguf", architecture, model, keys, change=apart), model)
+
+
+def test_phi3_with_q_k_and_v_apart(tmp_path):
+    model = random_model("phi3", {"sliding_window": None})
+
+    def apart(name, values):
+        if "attn_qkv" not in name:
+            return values
+        parts = np.split(values, [64, 96])
+        return [(name.replace("qkv", kind), part) for kind, part in zip("qkv", parts, strict=True)]
+
+    same(write(tmp_path / "tiny.gguf", "phi3", model, {}, change=apart), model)
+
+
+@pytest.mark.parametrize("kept", ["qkv", "q", "kv", "o", "qkvo"])
+def test_optional_biases_one_by_one(tmp_path, kept):
+    model = random_model("llama", {"attention_bias": True})
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("_proj.bias") and name.split(".")[-2][0] not in kept:
+                tensor.zero_()
+
+    def some(name, values):
+        part = name.split(".")[-2].removeprefix("attn_")[0]
+        return [] if name.endswith(".bias") and part not in kept else values
+
+    path = write(tmp_path / "tiny.gguf", "llama", model, {}, change=some)
+    _, weights = read(path)
+    for name, values in read(model)[1].items():
+        if name in weights:
+            np.testing.assert_array_equal(weights[name], values, err_msg=name)
+        else:
+            assert name.endswith(".bias") and not values.any()
+
+
+KEYS = sorted(
+    value.removeprefix("{arch}.")
+    for group in vars(gguf.Keys).values()
+    if isinstance(group, type)
+    for value in vars(group).values()
+    if isinstance(value, str) and value.startswith("{arch}.") and value.count("{") == 1
+)
+OLD = ["rope.scale_linear", "attention.unheard_of"]
+
+
+@pytest.mark.parametrize("key", [*KEYS, *OLD])
+def test_every_key_is_read_or_named(tmp_path, key):
+    """A key with an odd value changes the configuration or is refused by name; none is skipped."""
+    path = tmp_path / "tiny.gguf"
+
+    def config(**more):
+        values = {"block_count": 2, "context_length": 128, "embedding_length": 64}
+        values |= {"feed_forward_length": 96, "attention.head_count": 4}
+        values |= {"attention.head_count_kv": 4, "attention.layer_norm_rms_epsilon": 1} | more
+        writer = gguf.GGUFWriter(path, "llama")
+        for name, value in values.items():
+            writer.add_uint32(f"llama.{name}", value)
+        writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return open_model(path).config
+
+    plain = config()
+    try:
+        changed = config(**{key: 12})
+    except ModelError as error:
+        assert key in str(error) or "rope.scaling.type" in key
+    else:
+        original = key == "rope.scaling.original_context_length"  # read with a scaling only
+        assert key in DESCRIPTIVE or original or changed != plain
+
+
+def test_neutral_values_are_taken(tmp_path):
+    model = random_model("qwen2", {})
+    for key, values in NEUTRAL.items():
+        for value in values:
+            given = int(value) if isinstance(value, bool) else value
+            path = write(tmp_path / "tiny.gguf", "qwen2", model, {key: given})
+            assert open_model(path).config["model_type"] == "qwen2"
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, None),
+        (
+            {**YARN_KEYS, "rope.scaling.yarn_beta_fast": 16.0},
+            {"rope_type": "yarn", "factor": 32.0, "beta_fast": 16.0}
+            | {"original_max_position_embeddings": 8},
+        ),
+        (
+            {**YARN_KEYS, "rope.scaling.yarn_log_multiplier": 1.0},
+            {"rope_type": "yarn", "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+            | {"original_max_position_embeddings": 8},
+        ),
+        (
+            {**YARN_KEYS, "rope.scaling.attn_factor": 0.5},
+            {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 8}
+            | {"attention_factor": pytest.approx(0.5 * (0.1 * np.log(32) + 1))},
+        ),
+    ],
+)
+def test_scaling_keys(tmp_path, keys, expected):
+    model = random_model("llama", UNTIED)
+    source = open_model(write(tmp_path / "tiny.gguf", "llama", model, keys))
+    assert source.config["rope_scaling"] == expected
 
 
 def test_llama3_scaling_is_recovered_from_its_factors(tmp_path):
@@ -143,27 +403,24 @@ def test_llama3_scaling_is_recovered_from_its_factors(tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    more = {
-        "head_dim": 128,
-        "rope_parameters": {**scaling, "rope_theta": 500000.0},
-        "tie_word_embeddings": True,
-    }
-    model = random_model("llama", more)
+    more = {"head_dim": 128, "rope_parameters": {**scaling, "rope_theta": 500000.0}}
+    model = random_model("llama", {**UNTIED, **more})
     plain = 500000.0 ** -(np.arange(0, 128, 2) / 128)
     factors = plain / model.model.rotary_emb.inv_freq.double().numpy()
     assert factors.max() > 31 and factors.min() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(factors, llama3_factors(128, 500000.0, 32.0), rtol=1e-5)
     keys = {"attention.key_length": 128, "rope.dimension_count": 128}
-    source = open_model(write(tmp_path / "tiny.gguf", "llama", model, keys, factors))
+    path = write(tmp_path / "tiny.gguf", "llama", model, keys, {"rope_freqs": factors})
+    source = open_model(path)
     assert source.config["rope_scaling"] == pytest.approx(scaling)
     assert "rope_freqs.weight" not in source.names()
-    same_logits(model, rebuilt(source))
+    same(path, model)
 
 
 def test_other_factors_are_kept_as_a_table(tmp_path):
-    model = random_model("llama", {"tie_word_embeddings": True})
+    model = random_model("llama", UNTIED)
     factors = np.linspace(1, 3, 8)
-    source = open_model(write(tmp_path / "tiny.gguf", "llama", model, {}, factors))
-    scaling = source.config["rope_scaling"]
+    path = write(tmp_path / "tiny.gguf", "llama", model, {}, {"rope_freqs": factors})
+    scaling = open_model(path).config["rope_scaling"]
     assert scaling["rope_type"] == "longrope" and scaling["attention_factor"] == 1.0
     np.testing.assert_allclose(scaling["short_factor"], factors, rtol=1e-6)

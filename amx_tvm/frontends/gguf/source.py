@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from amx_tvm.formats.base import Quantized
 from amx_tvm.frontends.base import ModelSource, sample_digest
 from amx_tvm.frontends.gguf.config import find_architecture, read_config
 from amx_tvm.frontends.gguf.file import GgufFile, GgufTensor
+from amx_tvm.frontends.gguf.parts import open_parts
+from amx_tvm.frontends.gguf.rope import FACTOR_TENSORS
 from amx_tvm.frontends.gguf.tokenizer import adds, end_of_generation_ids, write_gguf_tokenizer
 from amx_tvm.frontends.gguf.types import SUPPORTED, dequantize, quantized_blocks
 
-ROPE_FACTORS = "rope_freqs.weight"
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+# Tensors that old converters wrote and nobody reads.
+UNUSED = (".attn_rot_embd.weight",)
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,26 @@ class GgufSource(ModelSource):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files = _open_parts(self.path)
+        self._files = open_parts(self.path)
         self.metadata = self._files[0].metadata
         name, architecture = find_architecture(self.metadata, self.path)
         self.name = str(self.metadata.get("general.name") or self.path.stem)
         self._tensors: dict[str, _Stored] = {}
-        rope_factors = None
+        rope_factors: dict[str, np.ndarray] = {}
         for file in self._files:
             for stored_name, tensor in file.tensors.items():
-                if tensor.type not in SUPPORTED:
-                    raise ModelError(
-                        f"tensor {stored_name!r} in {file.path} is stored as {tensor.type.name}; "
-                        "supported are " + ", ".join(sorted(kind.name for kind in SUPPORTED))
-                    )
-                if stored_name == ROPE_FACTORS:
-                    rope_factors = dequantize(file.data(tensor), tensor.type, tensor.shape)
+                if stored_name in FACTOR_TENSORS:
+                    _check_type(stored_name, file, tensor)
+                    values = dequantize(file.data(tensor), tensor.type, tensor.shape)
+                    rope_factors[stored_name.removesuffix(".weight")] = values
+                    continue
+                if stored_name.endswith(UNUSED):
                     continue
                 hf_name = architecture.tensor_name(stored_name)
                 if hf_name is None:
                     raise ModelError(
                         f"tensor {stored_name!r} in {file.path} is none of a {name} model as this "
-                        "project knows it (mixtures of experts and vision parts are not read)"
+                        "project knows it (vision parts are not read)"
                     )
                 norm = hf_name.endswith("norm.weight")
                 offset = architecture.norm_offset if norm else 0.0
@@ -139,11 +139,30 @@ class GgufSource(ModelSource):
         """Return the ggml type in lower case, such as "q4_1"."""
         return self._stored(name).tensor.type.name.lower()
 
+    def check(self, name: str) -> None:
+        """Refuse a tensor of a type that is not decoded."""
+        stored = self._stored(name)
+        _check_type(name, stored.file, stored.tensor)
+
     def load(self, name: str) -> np.ndarray:
         """Read and dequantize one tensor, undoing what the converter changed."""
+        return self._load(name, None)
+
+    def load_entry(self, name: str, index: int) -> np.ndarray:
+        """Read one entry of a stacked tensor."""
+        return self._load(name, index)
+
+    @staticmethod
+    def _bytes(stored: _Stored, index: int | None) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return the stored bytes and the shape of a tensor or of one entry of it."""
+        data, shape = stored.file.data(stored.tensor), stored.tensor.shape
+        return (data, shape) if index is None else (data[index], shape[1:])
+
+    def _load(self, name: str, index: int | None) -> np.ndarray:
         stored = self._stored(name)
-        data = stored.file.data(stored.tensor)
-        values = dequantize(data, stored.tensor.type, stored.tensor.shape)
+        _check_type(name, stored.file, stored.tensor)
+        data, shape = self._bytes(stored, index)
+        values = dequantize(data, stored.tensor.type, shape)
         stored.file.release(stored.tensor)
         if stored.scale is not None:
             values *= stored.scale
@@ -152,13 +171,20 @@ class GgufSource(ModelSource):
         return deinterleave(values, stored.interleaved_heads)
 
     def load_raw(self, name: str) -> Quantized | None:
-        """Return the stored codes and scales of an MXFP4 or Q8_0 tensor, rows in HF order."""
+        """Return the stored codes and scales of MXFP4, NVFP4 and Q8_0, rows in HF order."""
+        return self._raw(name, None)
+
+    def load_raw_entry(self, name: str, index: int) -> Quantized | None:
+        """Return one entry of :meth:`load_raw`."""
+        return self._raw(name, index)
+
+    def _raw(self, name: str, index: int | None) -> Quantized | None:
         stored = self._stored(name)
         if stored.offset:
             return None
-        data, tensor = stored.file.data(stored.tensor), stored.tensor
-        raw = quantized_blocks(data, tensor.type, tensor.shape)
-        stored.file.release(tensor)
+        data, shape = self._bytes(stored, index)
+        raw = quantized_blocks(data, stored.tensor.type, shape)
+        stored.file.release(stored.tensor)
         if raw is None:
             return None
         for key, scale in raw.scales.items():
@@ -187,6 +213,14 @@ class GgufSource(ModelSource):
         return sample_digest(*(file.file.buffer for file in self._files))
 
 
+def _check_type(name: str, file: GgufFile, tensor: GgufTensor) -> None:
+    if tensor.type not in SUPPORTED:
+        raise ModelError(
+            f"tensor {name!r} in {file.path} is stored as {tensor.type.name}; supported are "
+            + ", ".join(sorted(kind.name for kind in SUPPORTED))
+        )
+
+
 def deinterleave(array: np.ndarray, heads: int) -> np.ndarray:
     """Bring rows of q or k from ggml's pair order to Hugging Face's half order.
 
@@ -198,21 +232,3 @@ def deinterleave(array: np.ndarray, heads: int) -> np.ndarray:
     rows = array.shape[0]
     pairs = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
-
-
-def _open_parts(path: Path) -> list[GgufFile]:
-    """Open a file, or all parts of a split model in order."""
-    match = _PART.fullmatch(path.name)
-    if not match:
-        return [GgufFile(path)]
-    stem, count = match[1], int(match[3])
-    parts = [
-        path.with_name(f"{stem}-{part:05d}-of-{match[3]}.gguf") for part in range(1, count + 1)
-    ]
-    for part in parts:
-        if not part.is_file():
-            raise ModelError(
-                f"part {part.name} of {path} is missing: a model split into {count} files needs "
-                "all of them in one directory"
-            )
-    return [GgufFile(part) for part in parts]

@@ -17,13 +17,15 @@ from gguf.constants import GGMLQuantizationType as GgmlType
 from amx_tvm import formats
 from amx_tvm.formats.base import Quantized
 
-# The types that are read; each is tested against ggml's own C code.
+# The types that are read: all that the gguf package decodes.
 SUPPORTED = frozenset(
     {
         GgmlType.F32, GgmlType.F16, GgmlType.BF16,
         GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1,
         GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K,
-        GgmlType.IQ4_NL, GgmlType.IQ4_XS, GgmlType.MXFP4, GgmlType.NVFP4,
+        GgmlType.IQ1_S, GgmlType.IQ1_M, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S,
+        GgmlType.IQ3_XXS, GgmlType.IQ3_S, GgmlType.IQ4_NL, GgmlType.IQ4_XS,
+        GgmlType.TQ1_0, GgmlType.TQ2_0, GgmlType.MXFP4, GgmlType.NVFP4,
     }
 )  # fmt: skip
 
