@@ -71,6 +71,13 @@ class LinearSpec:
         return LinearSpec(**{**data, "activation": activation})
 
     @property
+    def bucket(self) -> str:
+        """The rows that a kernel is for, in words."""
+        if self.m is not None:
+            return f"M = {self.m}"
+        return "M >= 1" if self.m_max is None else f"M <= {self.m_max}"
+
+    @property
     def alone(self) -> LinearSpec:
         """The linear that tuning records are made for: without a largest M."""
         return replace(self, m_max=None)

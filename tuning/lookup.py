@@ -9,8 +9,8 @@ from typing import Any
 
 from amx_tvm.errors import TuningError
 from relax_passes.spec import LinearSpec
-from tuning.kernels import identity, rows_of
-from tuning.records import SHIPPED, RecordFile, file_name, refusal
+from tuning.kernels import identity
+from tuning.records import SHIPPED, Record, RecordFile, file_name, refusal
 
 
 class Knobs(dict):
@@ -25,7 +25,7 @@ class Knobs(dict):
         its time over the default's.
     """
 
-    def __init__(self, knobs: Mapping[str, Any], records: list[Any]):
+    def __init__(self, knobs: Mapping[str, Any], records: list[Record]):
         super().__init__(knobs)
         self.records = records
         self.name = "; ".join(
@@ -48,45 +48,42 @@ class Lookup:
     def __init__(self, path: str | os.PathLike[str], target: Any):
         self.target = target
         self.file = RecordFile(path)
-        self.refused: list[tuple[Any, str]] = []
-        self._by_shape: dict[tuple, list[Any]] = {}
+        self.refused: list[tuple[Record, str]] = []
+        self._by_spec: dict[LinearSpec, list[Record]] = {}
         for record in sorted(self.file.records, key=lambda r: r.ratio[1]):
-            self._by_shape.setdefault((record.kernel.n, record.kernel.k), []).append(record)
+            self._by_spec.setdefault(record.kernel.spec, []).append(record)
 
     def __call__(self, spec: LinearSpec) -> Knobs | None:
         """Return the knobs of the best record that fits, or None.
 
         For CUDA: of the best record of each bucket of rows that the function has.
         """
-        candidates = self._by_shape.get((spec.n, spec.k))
-        if not candidates:
-            return None
         if self.target.device == "cuda":
-            return self._function(spec, candidates)
-        record = self._best(spec, candidates, None)
+            return self._function(spec)
+        record = self._best(spec, None)
         return Knobs(record.knobs, [record]) if record is not None else None
 
-    def _function(self, spec: LinearSpec, candidates: list[Any]) -> Knobs | None:
+    def _function(self, spec: LinearSpec) -> Knobs | None:
         """Put a CUDA function together."""
         from tuning import cuda_buckets
 
-        wanted = {r for c in candidates if (r := rows_of(c.kernel.bucket)) is not None}
-        found = {}
-        for bucket in cuda_buckets.buckets_of(spec, self.target.tvm):
-            if bucket.rows in wanted:
-                record = self._best(cuda_buckets.general(spec), candidates, bucket.rows)
-                if record is not None:
-                    found[bucket.rows] = record
-        points = {rows: record.knobs for rows, record in found.items()}
+        general = cuda_buckets.general(spec)
+        if general not in self._by_spec:
+            return None
+        ends = [b.rows for b in cuda_buckets.buckets_of(spec, self.target.tvm) if b.rows]
+        best = {rows: self._best(general, rows) for rows in ends}
+        found = {rows: record for rows, record in best.items() if record is not None}
+        points = {r: record.knobs for r, record in found.items()}
         knobs = cuda_buckets.function(spec, self.target.tvm, points)
         used = [found[e["rows"]] for e in knobs["buckets"] if e["rows"] in found]
         return Knobs(knobs, used) if used else None
 
-    def _best(self, spec: LinearSpec, candidates: list[Any], rows: int | None) -> Any:
+    def _best(self, spec: LinearSpec, rows: int | None) -> Record | None:
+        made = [r for r in self._by_spec.get(spec, ()) if r.kernel.rows == rows]
+        if not made:
+            return None
         kernel = identity(spec, self.target.tvm, self.target.layout, rows)
-        for record in candidates:
-            if record.kernel.problem != kernel.problem:
-                continue
+        for record in made:
             reason = refusal(record, self.target.key, kernel)
             if reason is None:
                 return record

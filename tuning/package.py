@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from typing import Any
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import resolve
-from relax_passes.spec import LinearSpec
 from tuning.package_run import PACKAGE
 from tuning.session import Session, TaskState
-from tuning.tasks import tasks_of
+from tuning.tasks import Task, tasks_of
 from tuning.worker import compiled
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def create(
@@ -81,46 +79,29 @@ def create(
         tasks = [t for t in tasks if t.rows in set(rows)]
     session = Session(tasks, resolved, records, [])
     try:
-        wanted = [_points(state, candidates) for state in session.states]
+        entries = [
+            {
+                **state.task.to_json(),
+                "kernel": state.kernel.to_json(),
+                "candidates": [
+                    {"knobs": point, "library": f"{number:02}-{i:03}.so", "failure": None}
+                    for i, point in enumerate(_points(state, candidates))
+                ],
+            }
+            for number, state in enumerate(session.states)
+        ]
     finally:
         session.close()
-    work = [
-        Work(
-            target, state.task.spec.to_json(), state.task.rows, output / _library(number, i), point
-        )
-        for number, (state, points) in enumerate(zip(session.states, wanted, strict=True))
-        for i, point in enumerate(points)
-    ]
-    built = dict(_built(work, jobs, tell))
-    entries = []
-    for number, (state, points) in enumerate(zip(session.states, wanted, strict=True)):
-        found = []
-        for i, point in enumerate(points):
-            name = _library(number, i)
-            found.append({"knobs": point, "library": name, "failure": built[name]})
-        if found[0]["failure"]:
-            raise TuningError(
-                f"the default of {state.task.text} does not build: {found[0]['failure']}"
-            )
-        entries.append(_entry(state, found))
+    failures = _build(target, entries, output, jobs, tell)
+    for entry in entries:
+        for candidate in entry["candidates"]:
+            candidate["failure"] = failures.get(candidate["library"])
+        if default := entry["candidates"][0]["failure"]:
+            text = Task.from_json(entry).text
+            raise TuningError(f"the default of {text} does not build: {default}")
     content = {"schema": SCHEMA, "target": resolved.key, "tasks": entries}
     (output / PACKAGE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     return output
-
-
-@dataclass(frozen=True)
-class Work:
-    """One candidate to build in another process, in types that travel."""
-
-    target: str
-    spec: dict[str, Any]
-    rows: int | None
-    path: Path
-    point: dict[str, Any]
-
-
-def _library(task: int, candidate: int) -> str:
-    return f"{task:02}-{candidate:03}.so"
 
 
 def _points(state: TaskState, count: int) -> list[dict[str, Any]]:
@@ -137,36 +118,32 @@ def _points(state: TaskState, count: int) -> list[dict[str, Any]]:
     return points
 
 
-def _entry(state: TaskState, found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "kernel": asdict(state.kernel),
-        "spec": state.task.spec.to_json(),
-        "name": state.task.name,
-        "decode": state.task.decode,
-        "prefill": state.task.prefill,
-        "rows": state.task.rows,
-        "candidates": found,
-    }
-
-
-def _built(
-    work: list[Work],
+def _build(
+    target: str,
+    entries: list[dict[str, Any]],
+    output: Path,
     jobs: int,
     tell: Callable[[str], None] | None,
-) -> Iterable[tuple[str, str | None]]:
-    """Build libraries in processes of their own; yields (file name, failure or None)."""
+) -> dict[str, str]:
+    """Build libraries in processes of their own; returns the failures by file name."""
+    work = [(target, e, c, output) for e in entries for c in e["candidates"]]
+    failures = {}
     with get_context("spawn").Pool(jobs) as pool:
         for number, (name, failure) in enumerate(pool.imap_unordered(_build_one, work), 1):
+            if failure:
+                failures[name] = failure
             if tell is not None:
                 tell(f"{number} of {len(work)}: {name} {failure or 'built'}")
-            yield name, failure
+    return failures
 
 
-def _build_one(work: Work) -> tuple[str, str | None]:
+def _build_one(work: tuple[str, dict[str, Any], dict[str, Any], Path]) -> tuple[str, str]:
+    target, entry, candidate, output = work
+    task, name = Task.from_json(entry), candidate["library"]
     try:
-        target, spec = resolve(work.target), LinearSpec.from_json(work.spec)
-        compiled(spec, target.tvm, work.point, work.rows).export_library(str(work.path))
+        module = compiled(task.spec, resolve(target).tvm, candidate["knobs"], task.rows)
+        module.export_library(str(output / name))
     except Exception as error:  # one candidate that the compiler refuses costs one candidate
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return work.path.name, " ".join(lines)[-300:]
-    return work.path.name, None
+        return name, " ".join(lines)[-300:]
+    return name, ""

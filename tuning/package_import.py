@@ -10,8 +10,6 @@ from typing import Any
 
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget, resolve
-from relax_passes.spec import LinearSpec
-from tuning.kernels import KernelId
 from tuning.package import SCHEMA
 from tuning.package_run import PACKAGE, RESULTS
 from tuning.search import point_key
@@ -63,15 +61,11 @@ def collect(
         raise TuningError(f"{folder} has schema {content.get('schema')!r}, expected {SCHEMA}")
     target = _target(content["target"])
     entries = content["tasks"]
-    tasks = [
-        Task(LinearSpec.from_json(e["spec"]), e["name"], e["decode"], e["prefill"], e["rows"])
-        for e in entries
-    ]
-    session = Session(tasks, target, records, [])
+    session = Session([Task.from_json(e) for e in entries], target, records, [])
     taken, refused = [], []
     try:
         for number, (state, entry) in enumerate(zip(session.states, entries, strict=True)):
-            if state.kernel != KernelId(**entry["kernel"]):
+            if state.kernel.to_json() != entry["kernel"]:
                 refused.append(
                     f"the schedule of {state.task.text} has changed since {folder} was built "
                     f"(revision {entry['kernel']['revision']}, now {state.kernel.revision})"

@@ -102,7 +102,7 @@ def main() -> None:
             final = found["final"]
             ratio = f"{final['ratio'][1]:.3f} {final['candidate']}" if final else "default"
             print(
-                f"{entry['name']} {entry['kernel']['bucket']}: best {ratio} "
+                f"{entry['name']} M <= {entry['rows']}: best {ratio} "
                 f"({time.monotonic() - start:.1f} s)",
                 flush=True,
             )

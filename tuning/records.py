@@ -1,6 +1,6 @@
 """Tuning records: one JSON line a kernel, one file an exact target.
 
-    {"schema": 2, "target": "llvm/x86-64/znver4", "kernel": {...}, "knobs": {"prefetch": 8192},
+    {"schema": 3, "target": "llvm/x86-64/znver4", "kernel": {...}, "knobs": {"prefetch": 8192},
      "trace": [instructions, decisions], "rows": [1], "seconds": 1.2e-5, "spread": [q1, q3],
      "default_seconds": 1.3e-5, "ratio": [q1, median, q3], "check": {"error": 2e-7, "limit": 1e-5},
      "versions": {"amx_tvm": ..., "tvm": ...}, "host": {...}, "time": "2026-01-31T12:00:00Z"}
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tuning import journal
 from tuning.journal import Damage
 from tuning.kernels import KernelId
 
-SCHEMA = 2
+SCHEMA = 3
 SHIPPED = Path(__file__).parent / "records"
 
 
@@ -73,7 +73,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's object."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **vars(self), "kernel": self.kernel.to_json()}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Record:
@@ -90,10 +90,10 @@ class Record:
         known = {f.name for f in fields(Record)}
         if unknown := set(given) - known:
             raise ValueError(f"unknown fields {sorted(unknown)}")
-        kernel = given.get("kernel")
-        if not isinstance(kernel, dict) or set(kernel) != {f.name for f in fields(KernelId)}:
-            raise ValueError("its kernel is not described as this version does")
-        given["kernel"] = KernelId(**kernel)
+        try:
+            given["kernel"] = KernelId.from_json(given["kernel"])
+        except (TypeError, KeyError) as error:
+            raise ValueError("its kernel is not described as this version does") from error
         for name in ("rows", "spread", "ratio"):
             if name in given:
                 given[name] = tuple(given[name])

@@ -10,10 +10,11 @@ counts, and no point is measured a second time.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ class Session:
         if not self.log.exists():
             return []
         entries, damage = journal.read(self.log)
-        states = {s.kernel: s for s in self.states}
+        states = {json.dumps(s.kernel.to_json(), sort_keys=True): s for s in self.states}
         for _, entry in entries:
-            state = states.get(KernelId(**entry["kernel"]))
+            state = states.get(json.dumps(entry["kernel"], sort_keys=True))
             if state is None or entry["target"] != self.target.key:
                 continue
             if entry["phase"] == "default":
@@ -342,7 +343,7 @@ class Session:
         entry = {
             "phase": phase,
             "target": self.target.key,
-            "kernel": asdict(state.kernel),
+            "kernel": state.kernel.to_json(),
             "knobs": dict(knobs),
             "state": outcome,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
 from relax_passes.spec import LinearSpec
-from tuning.kernels import bucket, spec_of
+from tuning.kernels import bucket
 
 # Rows of x that CUDA kernels are tuned for: one sequence, small batches, a short prompt.
 CUDA_ROWS = (1, 8, 16, 64)
@@ -45,6 +45,16 @@ class Task:
     decode: int
     prefill: int
     rows: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the task as packages hold it."""
+        return {**vars(self), "spec": self.spec.to_json()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Task:
+        """Read what ``to_json`` wrote; other keys are left alone."""
+        own = {f.name: data[f.name] for f in fields(Task)}
+        return Task(**{**own, "spec": LinearSpec.from_json(own["spec"])})
 
     @property
     def text(self) -> str:
@@ -77,10 +87,9 @@ def tasks_of(
         For an artifact of another target, and when a model has no linear with knobs.
     """
     linears = _manifest_linears(model, target)
-    specs: list[LinearSpec] = []
     if linears is None:
-        linears, specs = _config_linears(_config_of(model), target, quantization)
-    found = collect(linears, "float32" if target.device == "cpu" else "float16", specs)
+        linears = _config_linears(_config_of(model), target, quantization)
+    found = collect(linears)
     if target.device == "cuda":
         found = by_bucket(found)
     if not found:
@@ -88,29 +97,13 @@ def tasks_of(
     return found
 
 
-def collect(
-    linears: Iterable[Mapping[str, Any]], out_dtype: str, specs: Iterable[LinearSpec] = ()
-) -> list[Task]:
-    """Count equal kernels in a list of linears as a manifest holds it, most frequent first.
-
-    Parameters
-    ----------
-    linears : iterable of dict
-        Entries of a manifest.
-    out_dtype : str
-        Type of y.
-    specs : iterable of LinearSpec, optional
-        The kernels themselves where they are known; entries say less than they do.
-    """
-    known = {_described(s): s for s in specs}
+def collect(linears: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """Count equal kernels in a list of linears as a manifest holds it, most frequent first."""
     counts: dict[LinearSpec, list[Any]] = {}
     for entry in linears:
-        if "activation" not in entry or "epilogue" not in entry or entry.get("experts"):
-            continue  # a plain product that no rule of the registry made, or one without records
-        if str(entry["bucket"]).startswith("M <= "):
-            continue  # in a chain of linears: the kernel for any M, with its knobs
-        spec = spec_of(dict(entry), out_dtype)
-        spec = known.get(_described(spec), spec)
+        spec = LinearSpec.from_json(entry["spec"])
+        if spec.experts or spec.m_max is not None:
+            continue  # without records, or in a chain: the kernel for any M, with its knobs
         kept = counts.setdefault(spec, [str(entry["name"]), 0])
         kept[1] += 1
     tasks = [
@@ -118,11 +111,6 @@ def collect(
         for s, (name, count) in counts.items()
     ]
     return sorted(tasks, key=lambda t: (t.spec.m is None, -(t.decode + t.prefill), t.name))
-
-
-def _described(spec: LinearSpec) -> tuple:
-    """Return what a manifest's entry says of a kernel."""
-    return (spec.format, spec.n, spec.k, spec.activation, spec.epilogue, spec.m)
 
 
 def by_bucket(tasks: Iterable[Task]) -> list[Task]:
@@ -180,25 +168,21 @@ def _config_of(model: Any) -> Mapping[str, Any]:
 
 def _config_linears(
     config: Mapping[str, Any], target: ResolvedTarget, quantization: str | QuantizationConfig
-) -> tuple[list[dict[str, Any]], list[LinearSpec]]:
-    """Run the compiler's passes on the model of a configuration up to the choice of kernels.
-
-    Returns the report of the linears and the kernels that were asked for.
-    """
+) -> list[dict[str, Any]]:
+    """Run the compiler's passes on the model of a configuration up to the choice of kernels."""
     from amx_tvm.models import find
     from relax_passes import pipeline
     from relax_passes.passes import legalize
 
     policy = QuantizationConfig.parse(quantization).resolve(target.device)
     family = find(dict(config))
-    asked: list[LinearSpec] = []
     with target.tvm:
         network = family.build(family.configure(dict(config)))
         network.to("float32" if target.device == "cpu" else "float16")
         module, _ = network.export_tvm(network.export_spec())
-        for name, passes in pipeline.phases(target.tvm, policy, target.layout, asked.append):
+        for name, passes in pipeline.phases(target.tvm, policy, target.layout):
             for one in passes:
                 module = one(module)
             if name == "legalize":
                 break
-    return legalize.kernels_of(module), asked
+    return legalize.kernels_of(module)

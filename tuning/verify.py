@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from amx_tvm.errors import AmxError
 from amx_tvm.targets import resolve
-from tuning.kernels import KernelId, identity, rows_of, spec_of
+from tuning.kernels import KernelId, identity
 from tuning.measure import Failure, Worker
 from tuning.records import Record, RecordFile, refusal
 from tuning.spaces import space_of
@@ -24,9 +23,8 @@ def current_kernels(file: RecordFile, target: str) -> dict[tuple, KernelId]:
         if record.target != resolved.key:
             continue
         try:
-            spec = spec_of(asdict(record.kernel))
-            rows = rows_of(record.kernel.bucket)
-            kernel = identity(spec, resolved.tvm, resolved.layout, rows)
+            made = record.kernel
+            kernel = identity(made.spec, resolved.tvm, resolved.layout, made.rows)
         except (AmxError, ValueError):
             continue
         found[record.kernel.problem] = kernel
@@ -56,7 +54,7 @@ def verify(
             if reason is None and kernel is None:
                 reason = "no schedule builds its kernel any more"
             if reason is None:
-                spec = spec_of(asdict(record.kernel))
+                spec = record.kernel.spec
                 rows = space_of(spec, resolved.tvm).rows
                 result = worker.measure(spec, rows, [record.knobs], 0)
                 if isinstance(result, Failure):

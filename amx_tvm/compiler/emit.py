@@ -24,7 +24,6 @@ from amx_tvm.targets import ResolvedTarget, resolve
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
 from relax_passes.spec import LinearSpec
-from tuning.kernels import spec_of
 from tuning.lookup import records_for
 
 LEVELS = {
@@ -63,7 +62,7 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
         known = ", ".join(name for name, devices in LEVELS.items() if device in devices)
         raise TargetError(f"{manifest.target.key} has no level {level!r}; it has {known}")
     entry = find(manifest, kernel)
-    spec = _spec(entry, "float16" if device == "cuda" else "float32")
+    spec = LinearSpec.from_json(entry["spec"]).alone
     head = f"{entry['name']}: {entry['format']} {spec.n} x {spec.k}, {entry['bucket']}"
     if level == "relax":
         layout = "cuda-fragment" if device == "cuda" else "tile16x32"
@@ -99,10 +98,6 @@ def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
             return entry
     some = ", ".join(dict.fromkeys(str(e["name"]) for e in manifest.linears[:8])) or "none at all"
     raise ArtifactError(f"no linear is called {kernel!r}; the first ones are {some}")
-
-
-def _spec(entry: dict[str, Any], out_dtype: str) -> LinearSpec:
-    return spec_of(entry, out_dtype)
 
 
 def _knobs(spec: LinearSpec, manifest: Manifest, records: Any) -> Any:

@@ -180,7 +180,8 @@ class _Lowering:
                 "epilogue": spec.epilogue,
                 **({"experts": spec.experts} if spec.experts else {}),
                 **({"chain": chain} if chain else {}),
-                "bucket": bucket_text(spec),
+                "bucket": spec.bucket,
+                "spec": spec.to_json(),
                 **self.chosen[spec],
             }
         )
@@ -322,13 +323,6 @@ def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
 def record_name(knobs: Any) -> str | None:
     """Say which tuning record the knobs come from; a callable of the user's own has no names."""
     return None if knobs is None else getattr(knobs, "name", f"given: {dict(knobs)}")
-
-
-def bucket_text(spec: LinearSpec) -> str:
-    """Say which numbers of rows a kernel is for."""
-    if spec.m is not None:
-        return f"M = {spec.m}"
-    return "M >= 1" if spec.m_max is None else f"M <= {spec.m_max}"
 
 
 def bucket(m: int | None) -> str:

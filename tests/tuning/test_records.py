@@ -10,7 +10,7 @@ from amx_tvm.errors import TuningError
 from relax_passes.activation import INT8
 from relax_passes.spec import LinearSpec
 from tuning import journal
-from tuning.kernels import identity, spec_of
+from tuning.kernels import KernelId, identity
 from tuning.lookup import Lookup, records_for
 from tuning.records import RecordFile, file_name, merge, prune, refusal
 
@@ -52,8 +52,8 @@ def test_a_line_without_its_newline_that_parses_is_kept_once(tmp_path):
         ({"target": "llvm/x86-64/other"}, "made for target llvm/x86-64/other"),
         ({"kernel": {"revision": "000000000000"}}, "made for revision 000000000000"),
         ({"kernel": {"template": "neon"}}, "made for template neon"),
-        ({"kernel": {"n": 112}}, "made for kernel"),
-        ({"kernel": {"bucket": "M >= 1"}}, "made for kernel"),
+        ({"kernel": {"spec": LinearSpec("amxfp4", 112, 64, INT8, m=1)}}, "made for kernel"),
+        ({"kernel": {"rows": 8}}, "made for kernel"),
         ({"knobs": {"prefetching": 1}}, "unknown knob 'prefetching'"),
         ({"knobs": {"prefetch": "far"}}, "knob prefetch is 'far'"),
         ({"knobs": {"prefetch": -64}}, "knob prefetch is -64"),
@@ -129,6 +129,6 @@ def test_merge_and_prune(tmp_path, record):
 
 def test_identity_follows_the_code(spec, kernel, target):
     assert identity(spec, target.tvm, target.layout) == kernel
-    assert spec_of(json.loads(json.dumps(vars(kernel)))) == spec
+    assert KernelId.from_json(json.loads(json.dumps(kernel.to_json()))) == kernel
     other = identity(LinearSpec("amxfp4", 96, 64, INT8, m=2), target.tvm, target.layout)
     assert other.revision != kernel.revision

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import faulty_worker
 import pytest
 
 from amx_tvm.errors import TuningError
+from relax_passes.activation import INT8
+from relax_passes.spec import LinearSpec
 from tuning import journal
 from tuning.measure import ROOT, Failure, Measured, Worker
 from tuning.records import file_name
@@ -107,13 +110,16 @@ def test_killed_and_resumed_repeats_nothing(tmp_path, spec, target, kills):
 
 
 def test_tasks_count_equal_kernels():
-    linear = {"format": "amxfp4", "shape": [96, 64], "activation": "int8", "epilogue": ""}
-    linears = [{**linear, "name": f"l{i}", "bucket": "M = 1"} for i in range(3)]
-    linears += [{**linear, "name": "l0", "bucket": "M >= 1"}, {"name": "plain"}]
-    decode, prefill = collect(linears, "float32")
+    kernels = [LinearSpec("amxfp4", 96, 64, INT8, m=m) for m in (1, None)]
+    linears = [{"name": f"l{i}", "spec": kernels[0].to_json()} for i in range(3)]
+    linears += [{"name": "l0", "spec": kernels[1].to_json()}]
+    for other in ({"m_max": 16}, {"experts": 4}):  # in a chain; without records
+        linears += [{"name": "l1", "spec": replace(kernels[1], **other).to_json()}]
+    decode, prefill = collect(linears)
     assert (decode.decode, decode.prefill, decode.name) == (3, 0, "l0")
     assert (prefill.decode, prefill.prefill) == (0, 1)
-    assert json.dumps(decode.text) and decode.spec.m == 1 and prefill.spec.m is None
+    assert [decode.spec, prefill.spec] == kernels
+    assert Task.from_json(json.loads(json.dumps(decode.to_json()))) == decode
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pytest
 from tuning_points import edit
@@ -57,7 +56,7 @@ def test_tune_command_and_records(tmp_path, target, capsys):
     assert len(trials) == 2 and {e["state"] for e in trials} == {"ok"}
     assert all(e["seconds"] > 0 for e in trials)
 
-    kernel = KernelId(**entries[0]["kernel"])
+    kernel = KernelId.from_json(entries[0]["kernel"])
     path = where / file_name(target.key)
     path.unlink(missing_ok=True)
     record = Record(
@@ -80,4 +79,4 @@ def test_tune_command_and_records(tmp_path, target, capsys):
     assert run("tune", "show", path) == 0 and run("tune", "list", where) == 0
     assert "prefetch=8192" in capsys.readouterr().out
     assert run("tune", "prune", path) == 0
-    assert [asdict(r) for r in RecordFile(path).records] == [asdict(record)]
+    assert RecordFile(path).records == [record]
