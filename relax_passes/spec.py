@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers
+from relax_passes.terms import Term, kernel_terms
 
 TILE_ROWS = 16  # rows of W in one packed tile
 
@@ -126,10 +127,8 @@ class LinearSpec:
         return sum(TILE_ROWS * s.bytes * per_group for s in self.fmt.scale_tensors)
 
     @property
-    def terms(self) -> tuple:
-        """The decode terms of W as integer kernels use them (``cpu.terms.Term``)."""
-        from .kernels.cpu.terms import kernel_terms
-
+    def terms(self) -> tuple[Term, ...]:
+        """The decode terms of W as integer kernels use them."""
         return kernel_terms(self.fmt, self.activation.group)
 
     @property

@@ -21,6 +21,7 @@ from tvm import tirx
 
 from relax_passes.activation import Scheme
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
+from relax_passes.terms import common_factor
 
 from . import emit as e
 from .emit import Expr
@@ -28,7 +29,7 @@ from .epilogue import Epilogue
 from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
 from .rows import equal_blocks
-from .terms import ScaleReader, common_factor
+from .scales import ScaleReader
 
 SMALL_SCALES = {"E5M2", "E4M3", "E8M0"}
 BLOCK = 8  # rows of x; three tiles make 24 accumulators

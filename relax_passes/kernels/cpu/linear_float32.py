@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from relax_passes.spec import GROUP, LinearSpec
+from relax_passes.terms import common_factor
 
 from . import emit as e
 from .emit import Expr
@@ -17,7 +18,7 @@ from .epilogue import Epilogue
 from .isa.base import Isa
 from .knobs import CpuKnobs
 from .rows import each_tile, row_blocks, tile_pair
-from .terms import ScaleReader, common_factor
+from .scales import ScaleReader
 
 
 def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:

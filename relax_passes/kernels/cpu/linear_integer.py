@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
+from relax_passes.terms import Term, common_factor
 
 from . import emit as e
 from . import linear_bf16, linear_w4a4, panel
@@ -34,7 +35,7 @@ from .linear_merged import MergedTile
 from .linear_panel import emit_panel
 from .outliers import LOW_STEPS, ListedGroups, listed_groups
 from .rows import Part, each_tile, either, row_blocks, tile_group, tile_pair
-from .terms import ScaleReader, Term, common_factor
+from .scales import ScaleReader
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 

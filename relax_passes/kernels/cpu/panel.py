@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
+from relax_passes.terms import common_factor
 
 from . import emit as e
 from . import merge
 from .emit import Expr
 from .isa.avx512 import Avx512
-from .terms import ScaleReader, common_factor
+from .scales import ScaleReader
 
 ZERO_POINT_OFFSET = 16
 STEPS = GROUP // 4

@@ -15,7 +15,7 @@ from tvm import tirx
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
-from relax_passes.kernels.cpu.terms import Term
+from relax_passes.terms import Term
 
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)  # magnitudes of E2M1 times two
 

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
-from relax_passes.kernels.cpu.terms import Term
+from relax_passes.terms import Term
 
 from .base import Isa, byte_vector
 
