@@ -140,6 +140,15 @@ class Manifest:
         """Whether there is a library; False for object files that are linked elsewhere."""
         return bool(self.library.sha256)
 
+    @property
+    def prompt_prefix(self) -> list[int]:
+        """The token ids that every prompt begins with, most often BOS or none."""
+        if "prompt_prefix" in self.model:
+            return [int(token) for token in self.model["prompt_prefix"]]
+        # Artifacts of version 0.1.0 say only whether it is BOS.
+        first = self.model.get("bos_token_id")
+        return [int(first)] if self.model.get("add_bos") and first is not None else []
+
     def for_cpu(self, present: frozenset[str]) -> Manifest:
         """Return the manifest with the target and library for a CPU with these features.
 

@@ -165,5 +165,5 @@ def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[s
         "context_length": decoder.context_length,
         "eos_token_ids": ends,
         "bos_token_id": first,
-        "add_bos": bool(generation.get("add_bos", False)),
+        "prompt_prefix": list(generation.get("prompt_prefix", [])),
     }

@@ -64,7 +64,7 @@ class ArtifactSource(ModelSource):
         self.generation_config = {
             "eos_token_id": list(model["eos_token_ids"]),
             "bos_token_id": model.get("bos_token_id"),
-            "add_bos": bool(model.get("add_bos", False)),
+            "prompt_prefix": manifest.prompt_prefix,
         }
         self._arrays = open_parameters(self.path, manifest.parameters)
         family = find(self.config)

@@ -34,8 +34,9 @@ class ModelSource(ABC):
     config : dict
         Keys of a Hugging Face ``config.json``.
     generation_config : dict
-        "eos_token_id" (a list), "bos_token_id", "add_bos" (a text starts with BOS) and whatever
-        else the model ships.
+        "eos_token_id" (a list of all tokens that end a generation), "bos_token_id",
+        "prompt_prefix" (a list of the ids that a text begins with) and whatever else the model
+        ships.
     """
 
     name: str

@@ -101,15 +101,15 @@ class Engine:
         return Tokenizer.from_file(str(file))
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with the BOS token if the model wants one.
+        """Return the token ids of a prompt, with the BOS token if the model wants one.
 
-        Special tokens that are spelled out in the text, as chat templates do, are recognised.
+        Special tokens that are spelled out in the text, as chat templates do, are recognised, and
+        a BOS that is spelled out is not put there twice. A text that is to be continued gets no
+        EOS, even if the tokenizer's post-processor adds one (``tokenizer.encode`` does).
         """
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        first = self.manifest.model.get("bos_token_id")
-        if self.manifest.model.get("add_bos") and first is not None and ids[:1] != [first]:
-            ids = [int(first), *ids]
-        return ids
+        prefix = self.manifest.prompt_prefix
+        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""

@@ -2,6 +2,7 @@
 //
 //   amx-run BUNDLE "The capital of France is" -n 64
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -134,7 +135,10 @@ std::vector<int> prompt_ids(const Options& o, const Manifest& m, const Tokenizer
     return ids;
   }
   ids = tokenizer->encode(o.prompt);
-  if (m.bos >= 0 && (ids.empty() || ids[0] != m.bos)) ids.insert(ids.begin(), m.bos);
+  const std::vector<int>& prefix = m.prompt_prefix;
+  if (ids.size() < prefix.size() || !std::equal(prefix.begin(), prefix.end(), ids.begin())) {
+    ids.insert(ids.begin(), prefix.begin(), prefix.end());
+  }
   return ids;
 }
 

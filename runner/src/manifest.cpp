@@ -130,8 +130,10 @@ Manifest parse(const std::string& root, const Json& json, const Json& chosen) {
   m.vocab_size = model.at("vocab_size");
   m.context_length = model.at("context_length");
   m.eos = model.at("eos_token_ids").get<std::vector<int>>();
-  if (model.value("add_bos", false) && model.at("bos_token_id").is_number()) {
-    m.bos = model.at("bos_token_id");
+  if (model.contains("prompt_prefix")) {
+    m.prompt_prefix = model.at("prompt_prefix").get<std::vector<int>>();
+  } else if (model.value("add_bos", false) && model.at("bos_token_id").is_number()) {
+    m.prompt_prefix = {model.at("bos_token_id").get<int>()};  // artifacts of version 0.1.0
   }
   m.page_size = cache.at("page_size");
   m.prefill_chunk = cache.value("prefill_chunk", 512);

@@ -29,7 +29,7 @@ struct Manifest {
   int64_t vocab_size = 0, context_length = 0, page_size = 0, prefill_chunk = 0;
   int64_t layers = 0, kv_heads = 0, head_dim = 0, heads = 0, hidden = 0, inner = 0;
   std::vector<int> eos;
-  int bos = -1;  // put in front of a prompt; -1: none
+  std::vector<int> prompt_prefix;  // what every prompt begins with, most often BOS or nothing
 
   int64_t weight_bytes() const;
 };

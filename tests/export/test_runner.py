@@ -89,7 +89,12 @@ def test_tokenizer(bundle, tmp_path, kind):
     )
     samples = texts()
     tokenizer.train_from_iterator(samples, trainer)
+    # The state of a training run, which no prompt may feel.
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in samples]
     lines = "".join(json.dumps(text) + "\n" for text in samples)
     done = run(bundle, "--encode", folder=tmp_path, text=lines)

@@ -173,7 +173,7 @@ def test_smollm2_configuration(smollm2):
         "bos_token_id": 1,
         "eos_token_id": [2, 0],
         "pad_token_id": 2,
-        "add_bos": False,
+        "prompt_prefix": [],
     }
     assert len(smollm2.names()) == 272 and smollm2.nbytes == 96_576_768
     assert smollm2.dtype("model.layers.0.mlp.up_proj.weight") == "q4_1"

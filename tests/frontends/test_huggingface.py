@@ -95,10 +95,10 @@ def test_rope_parameters_become_theta_and_scaling(model_dir):
     assert open_model(model_dir).config["rope_scaling"] is None
 
 
-def test_generation_config_wins_over_config(model_dir):
+def test_generation_config_and_config_name_ends(model_dir):
     (model_dir / "generation_config.json").write_text('{"eos_token_id": [5, 7], "bos_token_id": 1}')
     generation = open_model(model_dir).generation_config
-    assert generation["eos_token_id"] == [5, 7] and generation["bos_token_id"] == 1
+    assert generation["eos_token_id"] == [5, 7, 2] and generation["bos_token_id"] == 1
 
 
 def test_digest_follows_the_content(model_dir, tensors):

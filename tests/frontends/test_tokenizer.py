@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
 from amx_tvm.frontends.gguf.pretokenizers import KINDS
-from amx_tvm.frontends.gguf.tokenizer import build_tokenizer, end_of_generation_ids
+from amx_tvm.frontends.gguf.tokenizer import build_tokenizer
 
 from .conftest import CONFIG, DATA, one_line
 
@@ -182,20 +182,6 @@ def test_damaged_vocabularies(smollm2):
     assert "'bert'" in broken(plain, model="bert")
     assert "token types" in broken(plain, token_type=np.ones(3, np.int32))
     assert "scores" in broken(pieces, scores=None)
-    tokens = ["a", "b", "a"]
-    message = broken(pieces, tokens=tokens, token_type=None, scores=np.zeros(3, np.float32))
-    assert "'a' twice" in message
-
-
-def test_end_tokens_are_found_by_their_text():
-    metadata = {
-        "tokenizer.ggml.tokens": ["<eos>", "x", "<end_of_turn>", "<|im_end|>", "</s>"],
-        "tokenizer.ggml.token_type": np.array([3, 1, 3, 1, 4], np.int32),
-        "tokenizer.ggml.eos_token_id": 0,
-        "tokenizer.ggml.eot_token_id": 2,
-    }
-    assert end_of_generation_ids(metadata) == [0, 2]  # 3 is an ordinary token there
-    assert end_of_generation_ids({}) == []
 
 
 # ---- Hugging Face directories
@@ -241,9 +227,7 @@ def test_added_bos_is_found_in_the_post_processor(model_dir, tmp_path, hf_tokeni
     hf_tokenizer.save(str(model_dir / "tokenizer.json"))
     written = copied(model_dir, tmp_path, {"bos_token": "<s>", "eos_token": "</s>"})
     assert written["add_bos_token"] is True and written["add_eos_token"] is False
-    assert open_model(model_dir).generation_config["add_bos"] is True
-    copied(model_dir, tmp_path, {"bos_token": "<s>", "add_bos_token": False})  # the file's word
-    assert open_model(model_dir).generation_config["add_bos"] is False
+    assert open_model(model_dir).generation_config["prompt_prefix"] == [0]
 
 
 @pytest.mark.parametrize("place", ["config", "list", "jinja", "json"])
@@ -253,7 +237,6 @@ def test_chat_template_wherever_it_lies(model_dir, tmp_path, hf_tokenizer, place
         config["chat_template"] = "T"
     elif place == "list":
         config["chat_template"] = [
-            {"name": "tool_use", "template": "X"},
             {"name": "default", "template": "T"},
         ]
     elif place == "jinja":

@@ -194,7 +194,7 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
                     "context_length": CONTEXT,
                     "eos_token_ids": [EOS],
                     "bos_token_id": None,
-                    "add_bos": False,
+                    "prompt_prefix": [],
                 },
                 quantization={"format": "none", "bits_per_weight": 32.0},
                 kv_cache={

@@ -116,7 +116,7 @@ class GgufFile:
         return int(np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype)[0])
 
     def _string(self) -> str:
-        # Bytes that are no UTF-8 occur in old vocabularies; they must not stop the file.
+        # Bytes that are no UTF-8 occur in names; they must not stop the file.
         return str(self._take(_U64.unpack(self._take(8))[0]), "utf-8", "replace")
 
     def _strings(self, count: int) -> list[str]:
@@ -135,7 +135,8 @@ class GgufFile:
             position = start + unpack(buffer, position)[0]
             if position > size:
                 break
-            strings.append(str(buffer[start:position], "utf-8", "replace"))
+            # Lone surrogates keep what is no UTF-8 apart; see the vocabulary.
+            strings.append(str(buffer[start:position], "utf-8", "surrogateescape"))
         if len(strings) < count:
             raise ModelError(
                 f"{self.path} is truncated or damaged: a list of {count} strings breaks off after "

@@ -15,8 +15,9 @@ from amx_tvm.frontends.gguf.config import find_architecture, read_config
 from amx_tvm.frontends.gguf.file import GgufFile, GgufTensor
 from amx_tvm.frontends.gguf.parts import open_parts
 from amx_tvm.frontends.gguf.rope import FACTOR_TENSORS
-from amx_tvm.frontends.gguf.tokenizer import adds, end_of_generation_ids, write_gguf_tokenizer
+from amx_tvm.frontends.gguf.tokenizer import write_gguf_tokenizer
 from amx_tvm.frontends.gguf.types import SUPPORTED, dequantize, quantized_blocks
+from amx_tvm.frontends.gguf.vocabulary import Vocabulary
 
 # Tensors that old converters wrote and nobody reads.
 UNUSED = (".attn_rot_embd.weight",)
@@ -84,12 +85,9 @@ class GgufSource(ModelSource):
         )
         if architecture.interleaved_rope:
             self._mark_interleaved()
-        self.generation_config = {
-            "bos_token_id": self.config["bos_token_id"],
-            "eos_token_id": end_of_generation_ids(self.metadata),
-            "pad_token_id": self.metadata.get("tokenizer.ggml.padding_token_id"),
-            "add_bos": adds(self.metadata, "bos"),
-        }
+        self.generation_config = {"bos_token_id": None, "eos_token_id": [], "prompt_prefix": []}
+        if "tokenizer.ggml.tokens" in self.metadata:
+            self.generation_config = Vocabulary.read(self.metadata, self.path).generation_config()
 
     def _attach_scales(self) -> None:
         """Move the tensors ``X.scale`` and ``X.input_scale`` of NVFP4 weights to their weights."""

@@ -8,7 +8,6 @@ their scores. A character without a piece becomes its UTF-8 bytes, tokens "<0x00
 
 from __future__ import annotations
 
-import collections
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,24 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.gguf.chat_templates import chat_templates
 from amx_tvm.frontends.gguf.pretokenizers import find_kind
-from amx_tvm.frontends.hf.tokenizer import write_tokenizer_files
+from amx_tvm.frontends.gguf.vocabulary import (
+    BYTE_LEVEL,
+    CONTROL,
+    NORMAL,
+    SENTENCEPIECE,
+    SHADOWED,
+    UNKNOWN,
+    USER_DEFINED,
+    Metadata,
+    Vocabulary,
+)
+from amx_tvm.frontends.model_tokenizer import ModelTokenizer
 
-# tokenizer.ggml.token_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-
-# GGUF names one EOS; the tokens that end a turn or a text in the known families are found by text.
-END_TOKENS = frozenset(
-    {
-        "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
-        "<end_of_turn>", "<|end|>", "<|return|>", "<eos>", "<EOT>",
-    }
-)  # fmt: skip
-
-Metadata = dict[str, Any]
-
-
-def end_of_generation_ids(metadata: Metadata) -> list[int]:
-    """Return the ids of all tokens that end a generation, the declared EOS first."""
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    kinds = metadata.get("tokenizer.ggml.token_type", [])
-    declared = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    ids = [int(index) for index in declared if index is not None]
-    ids += [
-        index
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-        if kind in (CONTROL, USER_DEFINED) and token in END_TOKENS
-    ]
-    return list(dict.fromkeys(ids))
+# Phi-3's own tokenizer eats the spaces behind its special tokens, but these; GGUF cannot say so,
+# and llama.cpp knows the model by its name too.
+_KEEPS_SPACES = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def build_tokenizer(metadata: Metadata, path: object) -> Tokenizer:
@@ -62,82 +50,60 @@ def build_tokenizer(metadata: Metadata, path: object) -> Tokenizer:
     ModelError
         When a key is missing, the vocabulary is inconsistent, or its kind is not supported.
     """
-    tokens = _tokens(metadata, path)
-    kinds = metadata.get("tokenizer.ggml.token_type")
-    kinds = np.ones(len(tokens), np.int32) if kinds is None else kinds
-    if len(kinds) != len(tokens):
-        raise ModelError(f"{path} has {len(tokens)} tokens, but {len(kinds)} token types")
+    vocabulary = Vocabulary.read(metadata, path)
     model = metadata.get("tokenizer.ggml.model")
-    if model == "gpt2":
-        tokenizer = _byte_level(metadata, tokens, path)
-    elif model == "llama":
-        tokenizer = _sentencepiece(metadata, tokens, kinds, path)
+    if model == BYTE_LEVEL:
+        tokenizer = _byte_level(vocabulary, path)
+    elif model == SENTENCEPIECE:
+        tokenizer = _sentencepiece(vocabulary, path)
     else:
         raise ModelError(
-            f"{path} has a vocabulary of the kind {model!r}; supported are 'gpt2' (byte-level "
-            "BPE) and 'llama' (sentencepiece BPE)"
+            f"{path} has a vocabulary of the kind {model!r}; supported are {BYTE_LEVEL!r} "
+            f"(byte-level BPE) and {SENTENCEPIECE!r} (sentencepiece BPE)"
         )
-    # Not normalized: a special token is looked for in the text as it was given.
-    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, UNKNOWN)]
-    defined = [t for t, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in defined])
-    _add_bos_eos(tokenizer, metadata)
+    name = str(metadata.get("general.name") or "").lower()
+    phi3 = "phi-3" in name or "phi3" in name
+    tokens: dict[bool, list[AddedToken]] = {True: [], False: []}
+    for text, kind in zip(vocabulary.names, vocabulary.kinds, strict=True):
+        special = kind in (CONTROL, UNKNOWN)
+        if (special or kind == USER_DEFINED) and SHADOWED not in text:
+            strip = phi3 and text not in _KEEPS_SPACES
+            # Not normalized: a special token is looked for in the text as it was given.
+            token = AddedToken(text, normalized=False, special=special, rstrip=strip)
+            tokens[special].append(token)
+    tokenizer.add_special_tokens(tokens[True])
+    tokenizer.add_tokens(tokens[False])
+    _add_bos_eos(tokenizer, vocabulary)
     return tokenizer
 
 
-def adds(metadata: Metadata, key: str) -> bool:
-    """Return whether a text gets a BOS or EOS token (``key`` "bos" or "eos")."""
-    declared = metadata.get(f"tokenizer.ggml.add_{key}_token")
-    if declared is not None:
-        return bool(declared)
-    if key == "eos":
-        return False
-    if metadata.get("tokenizer.ggml.model") == "llama":
-        return True
-    return find_kind(metadata.get("tokenizer.ggml.pre", "default")).add_bos
-
-
-def special_token(metadata: Metadata, key: str) -> str | None:
-    """Return the text of the special token ``key`` ("bos", "eos", "unknown", "padding")."""
-    index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    return tokens[index] if index is not None and 0 <= index < len(tokens) else None
+def gguf_tokenizer(metadata: Metadata, context_length: int, path: object) -> ModelTokenizer:
+    """Return the tokenizer of a GGUF file with its configuration."""
+    vocabulary = Vocabulary.read(metadata, path)
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": vocabulary.text_of("bos"),
+        "eos_token": vocabulary.text_of("eos"),
+        "unk_token": vocabulary.text_of("unknown"),
+        "pad_token": vocabulary.text_of("padding"),
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    templates = chat_templates(metadata, path)
+    if templates:
+        config["chat_template"] = templates
+    return ModelTokenizer(build_tokenizer(metadata, path), config)
 
 
 def write_gguf_tokenizer(
     metadata: Metadata, directory: Path, context_length: int, path: object
 ) -> list[str]:
     """Write tokenizer.json and tokenizer_config.json; return their names."""
-    tokenizer = build_tokenizer(metadata, path)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": special_token(metadata, "bos"),
-        "eos_token": special_token(metadata, "eos"),
-        "unk_token": special_token(metadata, "unknown"),
-        "pad_token": special_token(metadata, "padding"),
-        "add_bos_token": adds(metadata, "bos"),
-        "add_eos_token": adds(metadata, "eos"),
-        "model_max_length": context_length,
-        "clean_up_tokenization_spaces": False,
-    }
-    if metadata.get("tokenizer.chat_template"):
-        config["chat_template"] = metadata["tokenizer.chat_template"]
-    return write_tokenizer_files(directory, tokenizer.to_str(), config)
+    return gguf_tokenizer(metadata, context_length, path).write(directory)
 
 
-def _tokens(metadata: Metadata, path: object) -> list[str]:
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
-        raise ModelError(f"{path} has no key 'tokenizer.ggml.tokens': it carries no vocabulary")
-    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
-    if len(set(tokens)) != len(tokens):
-        twice = collections.Counter(tokens).most_common(1)[0][0]
-        raise ModelError(f"{path} has the token {twice!r} twice in its vocabulary")
-    return tokens
-
-
-def _byte_level(metadata: Metadata, tokens: list[str], path: object) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary, path: object) -> Tokenizer:
+    metadata = vocabulary.metadata
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise ModelError(f"{path} has no key 'tokenizer.ggml.merges'; a gpt2 vocabulary needs it")
@@ -147,7 +113,7 @@ def _byte_level(metadata: Metadata, tokens: list[str], path: object) -> Tokenize
         raise ModelError(f"the merges in {path} are damaged: two tokens and a space make one")
     try:
         model = models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
+            vocab={token: index for index, token in enumerate(vocabulary.names)},
             merges=pairs,
             fuse_unk=False,
             byte_fallback=False,
@@ -159,13 +125,19 @@ def _byte_level(metadata: Metadata, tokens: list[str], path: object) -> Tokenize
     if kind.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = kind.build()
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = _decoder(vocabulary, [decoders.ByteLevel()])
     return tokenizer
 
 
-def _sentencepiece(
-    metadata: Metadata, tokens: list[str], kinds: np.ndarray, path: object
-) -> Tokenizer:
+def _decoder(vocabulary: Vocabulary, steps: list[Any]) -> Any:
+    """Return a decoder of steps, in front of which shadowed tokens get their own text again."""
+    if vocabulary.shadows:
+        steps = [decoders.Replace(SHADOWED, ""), *steps]
+    return decoders.Sequence(steps) if len(steps) > 1 else steps[0]
+
+
+def _sentencepiece(vocabulary: Vocabulary, path: object) -> Tokenizer:
+    metadata, tokens = vocabulary.metadata, vocabulary.names
     scores = metadata.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
         raise ModelError(
@@ -176,8 +148,8 @@ def _sentencepiece(
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
-            merges=merges_from_scores(tokens, np.asarray(scores), kinds),
-            unk_token=special_token(metadata, "unknown") or "<unk>",
+            merges=merges_from_scores(tokens, np.asarray(scores), vocabulary.kinds),
+            unk_token=vocabulary.text_of("unknown") or "<unk>",
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -189,7 +161,7 @@ def _sentencepiece(
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:
         steps.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.decoder = _decoder(vocabulary, steps)
     return tokenizer
 
 
@@ -213,10 +185,9 @@ def merges_from_scores(
     return merges
 
 
-def _add_bos_eos(tokenizer: Tokenizer, metadata: Metadata) -> None:
+def _add_bos_eos(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     """Let ``encode(..., add_special_tokens=True)`` add BOS and EOS as the model wants them."""
-    bos = special_token(metadata, "bos") if adds(metadata, "bos") else None
-    eos = special_token(metadata, "eos") if adds(metadata, "eos") else None
+    bos, eos = (vocabulary.text_of(k) if vocabulary.adds(k) else None for k in ("bos", "eos"))
     if bos or eos:
         template = [token for token in (bos, "$A", eos) if token]
         ids = [(token, tokenizer.token_to_id(token)) for token in {bos, eos} if token]

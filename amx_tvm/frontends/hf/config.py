@@ -105,10 +105,14 @@ def token_ids(value: Any) -> list[int]:
 
 
 def read_generation_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return ``generation_config.json``, completed from the config; EOS is a list."""
+    """Return ``generation_config.json``, completed from the config.
+
+    "eos_token_id" is a list, of what either of the two names: fine-tuned models often change one.
+    """
     generation = read_json(directory / "generation_config.json", optional=True)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for key in ("bos_token_id", "pad_token_id"):
         if generation.get(key) is None:
             generation[key] = config.get(key)
-    generation["eos_token_id"] = token_ids(generation["eos_token_id"])
+    both = token_ids(generation.get("eos_token_id")) + token_ids(config.get("eos_token_id"))
+    generation["eos_token_id"] = list(dict.fromkeys(both))
     return generation

@@ -13,7 +13,8 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource, sample_digest
 from amx_tvm.frontends.hf.config import read_config, read_generation_config, read_json
 from amx_tvm.frontends.hf.safetensors_file import SafetensorsFile
-from amx_tvm.frontends.hf.tokenizer import adds_bos, copy_tokenizer
+from amx_tvm.frontends.hf.tokenizer import has_tokenizer, read_tokenizer
+from amx_tvm.frontends.model_tokenizer import ModelTokenizer
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -50,8 +51,14 @@ class HuggingFaceSource(ModelSource):
     @cached_property
     def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
         """The generation configuration; a large tokenizer.json takes a second to read."""
-        add_bos = adds_bos(self.directory)
-        return {**read_generation_config(self.directory, self.config), "add_bos": add_bos}
+        given = read_generation_config(self.directory, self.config)
+        if not has_tokenizer(self.directory):
+            return {**given, "prompt_prefix": []}
+        return self._tokenizer.generation_config(given)
+
+    @cached_property
+    def _tokenizer(self) -> ModelTokenizer:
+        return read_tokenizer(self.directory)
 
     def _weight_files(self) -> list[Path]:
         # As transformers has it, a single file goes first: an index beside it is a leftover.
@@ -155,8 +162,8 @@ class HuggingFaceSource(ModelSource):
         return sum(e.end - e.begin for file in self._files for e in file.tensors.values())
 
     def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
-        """Copy the tokenizer; see :func:`amx_tvm.frontends.hf.tokenizer.copy_tokenizer`."""
-        return copy_tokenizer(self.directory, Path(directory))
+        """Write the tokenizer; see :func:`amx_tvm.frontends.hf.tokenizer.read_tokenizer`."""
+        return self._tokenizer.write(Path(directory))
 
     def digest(self) -> str:
         """Return a cheap identity: the configuration, and samples of every weight file."""

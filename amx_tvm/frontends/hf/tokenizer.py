@@ -1,133 +1,174 @@
-"""The tokenizer files of an artifact: tokenizer.json, and tokenizer_config.json in one shape.
+"""The tokenizer of a Hugging Face directory, read as transformers 5 reads it.
 
-Whatever the model ships, the configuration that is written has ``bos_token``, ``eos_token``,
-``unk_token`` and ``pad_token`` as text or null, ``add_bos_token`` and ``add_eos_token`` as
-booleans, and the default ``chat_template`` as text where there is one. Who encodes a prompt calls
-``encode(text, add_special_tokens=False)`` and puts BOS in front where ``add_bos_token`` says so:
-tokenizer.json's own post-processor must not add it a second time.
+Tokens and flags can stand in tokenizer.json, tokenizer_config.json (``added_tokens_decoder``, the
+named special tokens, ``extra_special_tokens``), special_tokens_map.json and added_tokens.json; all
+of them together make the tokenizer. Its ids equal those of ``AutoTokenizer``:
+
+* truncation and padding in tokenizer.json are the state of a training run and are dropped;
+* only tokenizer.json's post-processor says what surrounds a text: beside such a file
+  ``add_bos_token`` and ``add_eos_token`` of the configuration are not read;
+* special_tokens_map.json and added_tokens.json are read only without ``added_tokens_decoder``;
+* a token that tokenizer.json lacks gets the next free id, whatever id the configuration gives it.
+
+One thing is not followed: for the classes of byte-level families transformers builds the
+pre-tokenizer anew and drops tokens that ``added_tokens_decoder`` does not list; here tokenizer.json
+keeps its word, as in llama.cpp.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.hf.chat_templates import read_chat_templates
 from amx_tvm.frontends.hf.config import read_config, read_generation_config, read_json
+from amx_tvm.frontends.model_tokenizer import (
+    CONFIG_FILE,
+    SPECIAL_TOKENS,
+    TOKENIZER_FILE,
+    ModelTokenizer,
+)
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-def write_tokenizer_files(directory: Path, tokenizer: str, config: dict[str, Any]) -> list[str]:
-    """Write both files; ``tokenizer`` is the JSON text. Returns their names."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
-    return [TOKENIZER_FILE, CONFIG_FILE]
+NAMED_TOKENS = (*SPECIAL_TOKENS[:3], "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def copy_tokenizer(source: Path, directory: Path) -> list[str]:
-    """Copy the tokenizer of a Hugging Face directory into an artifact.
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether a directory holds the file of a fast tokenizer."""
+    return (directory / TOKENIZER_FILE).is_file()
+
+
+def read_tokenizer(directory: Path) -> ModelTokenizer:
+    """Read the tokenizer of a Hugging Face directory.
 
     Parameters
     ----------
-    source : Path
-        The model's directory: tokenizer.json, and where they exist tokenizer_config.json,
-        chat_template.jinja, generation_config.json.
     directory : Path
-        Where the files go.
-
-    Returns
-    -------
-    list of str
-        Names of the written files.
+        With tokenizer.json, and where they exist the other files that the module's docstring
+        names, generation_config.json and chat templates.
 
     Raises
     ------
     ModelError
-        When tokenizer.json is missing or the library cannot read it.
+        When tokenizer.json is missing or the library cannot read it, or a file is damaged.
     """
-    tokenizer, config = _read(source)
-    template = _chat_template(source, config)
-    config.pop("chat_template", None)
-    if template:
-        config["chat_template"] = template
-    text = (source / TOKENIZER_FILE).read_text(encoding="utf-8")
-    return write_tokenizer_files(directory, text, config)
-
-
-def adds_bos(source: Path) -> bool:
-    """Return whether the tokenizer of a Hugging Face directory starts a text with BOS.
-
-    A directory without a tokenizer adds nothing.
-    """
-    return (source / TOKENIZER_FILE).is_file() and _read(source)[1]["add_bos_token"]
-
-
-def _read(source: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return the tokenizer and its completed configuration."""
-    path = source / TOKENIZER_FILE
+    path = directory / TOKENIZER_FILE
     if not path.is_file():
         raise ModelError(
-            f"{source} has no {TOKENIZER_FILE}; expected the fast tokenizer's file (make it with "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers)"
+            f"{directory} has no {TOKENIZER_FILE}; expected the fast tokenizer's file (make it "
+            "with AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers)"
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         reason = " ".join(str(error).split())
         raise ModelError(f"{path} is no tokenizer that can be read: {reason}") from None
-    config = read_json(source / CONFIG_FILE, optional=True)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = read_json(directory / CONFIG_FILE, optional=True)
+    legacy = not isinstance(config.get("added_tokens_decoder"), dict)
+    if legacy:
+        config.update(read_json(directory / "special_tokens_map.json", optional=True))
+    model = read_config(directory)
+    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "")
+    # Of the model types that ship this class all but llama have a class of their own; byte-level
+    # vocabularies under its name are read as they are.
+    if name.removesuffix("Fast") == "LlamaTokenizer" and model.get("model_type") == "llama":
+        if '"ByteLevel"' not in path.read_text(encoding="utf-8"):
+            _as_llama_tokenizer(tokenizer, config)
+    try:
+        _add_tokens(tokenizer, config, directory, legacy)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"the added tokens in {directory / CONFIG_FILE} and the files beside it cannot be "
+            f"read: {error}"
+        ) from None
     for key in SPECIAL_TOKENS:
-        config[key] = _token_text(config.get(key))
-    _fill_from_ids(config, source, tokenizer)
-    for key in ("bos", "eos"):
-        if not isinstance(config.get(f"add_{key}_token"), bool):
-            token = config[f"{key}_token"]
-            config[f"add_{key}_token"] = _adds(tokenizer, token, last=key == "eos")
-    return tokenizer, config
+        config[key] = _text(config.get(key))
+    _fill_from_ids(config, directory, tokenizer)
+    templates = read_chat_templates(directory, config)
+    config.pop("chat_template", None)
+    if templates:
+        config["chat_template"] = templates
+    return ModelTokenizer(tokenizer, config)
 
 
-def _token_text(value: Any) -> str | None:
-    """Return the text of a special token, which may be stored as an AddedToken object."""
+def _add_tokens(
+    tokenizer: Tokenizer, config: Mapping[str, Any], directory: Path, legacy: bool
+) -> None:
+    """Add the tokens that other files than tokenizer.json list."""
+    present = list(tokenizer.get_added_tokens_decoder().values())
+    special = [_token(value, special=True) for value in _special_values(config)]
+    if legacy:
+        names = {token.content for token in special}
+        listed = read_json(directory / "added_tokens.json", optional=True)
+        declared = {
+            int(index): AddedToken(text, special=text in names) for text, index in listed.items()
+        }
+    else:
+        entries = config["added_tokens_decoder"].items()
+        declared = {int(index): _token(value) for index, value in entries}
+    # A token whose flags differ is given again: the library then takes the new flags.
+    known = {repr(token) for token in present}
+    new = [declared[index] for index in sorted(declared) if repr(declared[index]) not in known]
+    texts = {token.content for token in [*present, *new]}
+    for token in special:
+        if token.content not in texts:
+            texts.add(token.content)
+            new.append(token)
+    tokenizer.add_tokens(new)
+
+
+def _special_values(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the special tokens of a configuration, named ones first."""
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    names = [key for key in config if key.endswith("_token") and key not in NAMED_TOKENS]
+    for key in (*NAMED_TOKENS, *names):
+        if isinstance(config.get(key), str | dict):
+            yield config[key]
+    yield from more.values() if isinstance(more, dict) else more
+
+
+def _token(value: Any, special: bool = False) -> AddedToken:
+    """Return a token that a file gives as text or as an object."""
+    if isinstance(value, str):
+        return AddedToken(value, special=special)
+    flags = {key: bool(value[key]) for key in _FLAGS if value.get(key) is not None}
+    return AddedToken(value["content"], **{**flags, **({"special": True} if special else {})})
+
+
+def _text(value: Any) -> str | None:
+    """Return the text of a special token, which may be stored as an object."""
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _fill_from_ids(config: dict[str, Any], source: Path, tokenizer: Tokenizer) -> None:
+def _as_llama_tokenizer(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Cut the text of a sentencepiece vocabulary as transformers' LlamaTokenizer does.
+
+    The class does not take over tokenizer.json's normalizer, which puts a space in front of every
+    stretch of text: it leaves out the space where the text begins with one, and, unless ``legacy``
+    is set, behind special tokens. llama.cpp and sentencepiece itself put it there always.
+    """
+    prefix = config.get("add_prefix_space") in (None, True)
+    scheme = "always" if config.get("legacy") else "first"
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="▁", prepend_scheme=scheme if prefix else "never", split=False
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+
+
+def _fill_from_ids(config: dict[str, Any], directory: Path, tokenizer: Tokenizer) -> None:
     """Complete BOS and EOS from the ids of the model's configuration."""
-    ids = read_generation_config(source, read_config(source))
+    ids = read_generation_config(directory, read_config(directory))
     for key, index in (
         ("bos", ids["bos_token_id"]),
         ("eos", next(iter(ids["eos_token_id"]), None)),
     ):
         if config[f"{key}_token"] is None and index is not None:
             config[f"{key}_token"] = tokenizer.id_to_token(int(index))
-
-
-def _adds(tokenizer: Tokenizer, token: str | None, last: bool) -> bool:
-    """Find out whether the post-processor puts ``token`` in front of or behind a text."""
-    if token is None:
-        return False
-    tokens = tokenizer.encode("a", add_special_tokens=True).tokens
-    return bool(tokens) and tokens[-1 if last else 0] == token
-
-
-def _chat_template(source: Path, config: dict[str, Any]) -> str | None:
-    """Return the default chat template, from its own file or from the configuration."""
-    file = source / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    template = template or read_json(source / "chat_template.json", optional=True).get(
-        "chat_template"
-    )
-    if isinstance(template, list):  # several templates with names
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        return named.get("default") or next(iter(named.values()), None)
-    return template

@@ -18,7 +18,7 @@ import numpy as np
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource, sample_digest
 from amx_tvm.frontends.hf.config import normalize, token_ids
-from amx_tvm.frontends.hf.tokenizer import copy_tokenizer
+from amx_tvm.frontends.hf.tokenizer import has_tokenizer, read_tokenizer
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 if TYPE_CHECKING:
@@ -155,13 +155,16 @@ class TorchCausalLM(ModelSource):
         self.config = normalize(values)
         origin = str(getattr(model.config, "_name_or_path", "") or "")
         self.name = Path(origin).name or type(model).__name__
-        self._origin = Path(origin) if origin and Path(origin).is_dir() else None
         generation = getattr(model, "generation_config", None)
         self.generation_config = dict(generation.to_dict()) if generation is not None else {}
         for key in ("bos_token_id", "eos_token_id"):
             if self.generation_config.get(key) is None:
                 self.generation_config[key] = self.config.get(key)
         self.generation_config["eos_token_id"] = token_ids(self.generation_config["eos_token_id"])
+        self._tokenizer = None
+        if origin and has_tokenizer(Path(origin)):
+            self._tokenizer = read_tokenizer(Path(origin))
+            self.generation_config = self._tokenizer.generation_config(self.generation_config)
         self._tensors = {name: t.detach() for name, t in model.state_dict().items()}
 
     def _tensor(self, name: str) -> Any:
@@ -210,10 +213,8 @@ class TorchCausalLM(ModelSource):
         return sum(t.nbytes for t in self._tensors.values())
 
     def write_tokenizer(self, directory: str | os.PathLike[str]) -> list[str]:
-        """Copy the tokenizer of the directory that the model was loaded from, if there is one."""
-        if self._origin is None or not (self._origin / "tokenizer.json").is_file():
-            return []
-        return copy_tokenizer(self._origin, Path(directory))
+        """Write the tokenizer of the directory that the model was loaded from, if there is one."""
+        return self._tokenizer.write(Path(directory)) if self._tokenizer else []
 
     def digest(self) -> str:
         """Return a cheap identity: samples of every tensor's values."""
