@@ -151,7 +151,9 @@ def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[s
     eos = generation.get("eos_token_id", [])
     ends = list(eos) if isinstance(eos, (list, tuple)) else [eos]
     first = generation.get("bos_token_id")
-    for name, token in [("bos", first), *(("eos", end) for end in ends)]:
+    prefix = list(generation.get("prompt_prefix", []))
+    starts = [("bos", token) for token in (first, *prefix)]
+    for name, token in [*starts, *(("eos", end) for end in ends)]:
         if token is not None and not 0 <= token < decoder.vocab_size:
             raise ModelError(
                 f"{source.name}: {name}_token_id is {token}, and the model has a vocabulary of "
@@ -165,5 +167,5 @@ def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[s
         "context_length": decoder.context_length,
         "eos_token_ids": ends,
         "bos_token_id": first,
-        "prompt_prefix": list(generation.get("prompt_prefix", [])),
+        "prompt_prefix": prefix,
     }

@@ -79,22 +79,20 @@ class ModelTokenizer:
 
     def _surroundings(self) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer.encode("a")
-        marked = list(zip(encoded.ids, encoded.special_tokens_mask, strict=True))
-        front = [index for index, _ in takewhile(lambda pair: pair[1], marked)]
-        if len(front) == len(marked):  # nothing stands between them
-            return front, []
-        return front, [index for index, _ in takewhile(lambda pair: pair[1], reversed(marked))][
-            ::-1
-        ]
+        ids, mask = encoded.ids, encoded.special_tokens_mask
+        front = sum(1 for _ in takewhile(bool, mask))
+        behind = sum(1 for _ in takewhile(bool, reversed(mask[front:])))
+        return ids[:front], ids[len(ids) - behind :]
 
-    def generation_config(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def generation_config(self, given: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         """Complete a generation configuration, whose "eos_token_id" is a list of ids.
 
-        The tokenizer's EOS and the known end-of-turn tokens are added to the list;
-        "prompt_prefix" is what a prompt begins with.
+        The tokenizer's EOS and the known end-of-turn tokens are added to the list, if the model's
+        ``vocab_size`` tokens include them; "prompt_prefix" is what a prompt begins with.
         """
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        own = vocabulary.get(self.config.get("eos_token"))
+        known = self.tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = {text: index for text, index in known.items() if index < vocab_size}
+        own = vocabulary.get(self.config.get("eos_token") or "")
         declared = [*given["eos_token_id"], *([] if own is None else [own])]
         ends = end_ids(declared, vocabulary)
         return {**given, "eos_token_id": ends, "prompt_prefix": self.prefix}

@@ -20,12 +20,12 @@ from amx_tvm.frontends.gguf.pretokenizers import find_kind
 SPECIALS = ("<|start|>", "<|stop|>", "<|user|>")
 PAGE = (
     """I'm sure you'LL see that they're there, in 1998 or 2024: x = 10**3 + y_2; {"a": [1, 2]}
-def f(self):\n\treturn "ok"  # done\n\nÜber naïve café — “quoted” 日本語のテキスト, Привет мир! ½ ² 🙂
+def f(self):\n\treturn "ok"  # done\n\nÜber naïve café — “quoted” 日本語のテキスト, Привет мир! ½ 🙂
 """
     * 3
 )
 TEXTS = (
-    "", " ", "  two  spaces ", "Hello there", " Hello", "I'm you'LL 1998\n\n\tx  ", "cafe\u0301 ½ ²",
+    "", " ", "  two  spaces ", "Hello there", " Hello", "I'm you'LL 1998\n\n\tx  ", "cafe\u0301 ½",
     "日本語 🙂 Привет", "<|start|>Hi<|stop|>\n<|user|> x", " <|user|>  a  <|user|>b", "a<|stop|>",
     "<tool> <|extra|> x <tool>y", "<|new|>x <|new|>  y <|pad|>", "\r\n a\u3000b",
 )  # fmt: skip

@@ -154,7 +154,7 @@ def test_only_the_post_processor_surrounds_a_text(tmp_path, name, flags):
     prefix = {"bos": [0], "both": [0], "bert": [0], "two in front": [0, 2]}.get(name, [])
     assert made.prefix == prefix and config["add_bos_token"] is bool(prefix)
     assert made.suffix == ([1] if name in ("eos", "both", "bert") else [])
-    assert made.generation_config({"eos_token_id": []})["prompt_prefix"] == prefix
+    assert made.generation_config({"eos_token_id": []}, 1024)["prompt_prefix"] == prefix
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,29 @@ def test_damaged_lists_of_tokens(tmp_path, config, files):
     with pytest.raises(ModelError) as caught:
         read_tokenizer(place)
     assert "tokenizer_config.json" in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config, tokens, ends",
+    [
+        ({}, {}, [7, 5, 1]),  # generation_config, config, the tokenizer's EOS
+        ({"eos_token": {"content": "<|user|>"}}, {}, [7, 5, 2]),
+        ({"eos_token": None}, {}, [7, 5]),
+        ({"eos_token": "no token"}, {"602": "<|im_end|>"}, [7, 5, 601, 600]),
+        ({}, {"600": "<|eot_id|>", "601": "<end_of_turn>"}, [7, 5, 1, 600, 601]),
+        ({}, {"600": "<|end|>", "601": "<|return|>"}, [7, 5, 1, 600, 601]),
+        ({}, {"600": "<|end|>", "601": "<|return|>", "602": "<|call|>"}, [7, 5, 1, 601, 602]),
+    ],
+)
+def test_ends_are_the_union_of_all_that_name_one(tmp_path, config, tokens, ends):
+    tokenizer = FAMILIES["smollm"][0]()
+    first = tokenizer.get_vocab_size()
+    decoder = {index: added(text) for index, text in tokens.items()}
+    config = {**config, "added_tokens_decoder": {**listed(tokenizer), **decoder}}
+    place = write_directory(tmp_path, "smollm", tokenizer, config)
+    given = {"eos_token_id": [7, 5]}
+    found = read_tokenizer(place).generation_config(given, 1024)["eos_token_id"]
+    assert found == [index if index < 600 else index - 600 + first for index in ends]
+    # Tokens that the model cannot choose end nothing.
+    found = read_tokenizer(place).generation_config(given, first)["eos_token_id"]
+    assert found == [index for index in ends if index < 600]

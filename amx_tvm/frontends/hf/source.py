@@ -54,7 +54,7 @@ class HuggingFaceSource(ModelSource):
         given = read_generation_config(self.directory, self.config)
         if not has_tokenizer(self.directory):
             return {**given, "prompt_prefix": []}
-        return self._tokenizer.generation_config(given)
+        return self._tokenizer.generation_config(given, int(self.config["vocab_size"]))
 
     @cached_property
     def _tokenizer(self) -> ModelTokenizer:

@@ -164,7 +164,9 @@ class TorchCausalLM(ModelSource):
         self._tokenizer = None
         if origin and has_tokenizer(Path(origin)):
             self._tokenizer = read_tokenizer(Path(origin))
-            self.generation_config = self._tokenizer.generation_config(self.generation_config)
+            self.generation_config = self._tokenizer.generation_config(
+                self.generation_config, int(self.config["vocab_size"])
+            )
         self._tensors = {name: t.detach() for name, t in model.state_dict().items()}
 
     def _tensor(self, name: str) -> Any:
