@@ -3,7 +3,9 @@
 A template is a Jinja program that the model ships, so it runs in Jinja's sandbox, with the names
 and settings that Hugging Face's ``apply_chat_template`` gives it: ``raise_exception``,
 ``strftime_now``, a ``tojson`` that does not escape HTML, ``{% generation %}`` blocks, loop
-controls, and trimmed blocks. Needs jinja2 only.
+controls, and trimmed blocks. Messages in OpenAI's forms are adapted to what the template takes
+(``amx_tvm/runtime/messages.py``); where a template prints a list, an object or null as it is,
+transformers shows Python's spelling, and here it is JSON and nothing. Needs jinja2 only.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime.messages import Expectation, Message, adapted, checked_tools
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-Message = Mapping[str, Any]
+DEFAULT, WITH_TOOLS = "default", "tool_use"
 
 
 class ChatTemplate:
@@ -62,7 +64,8 @@ class ChatTemplate:
         Parameters
         ----------
         messages : sequence of mappings
-            Each with "role" ("system", "user", "assistant", ...) and "content".
+            Each with "role" ("system", "user", "assistant", "tool", ...) and "content", a text or
+            a list of parts; in all of the forms that OpenAI's clients send.
         add_generation_prompt : bool
             End with the header of the assistant's answer.
         tools : sequence of mappings, optional
@@ -73,33 +76,103 @@ class ChatTemplate:
         Raises
         ------
         GenerationError
-            For malformed messages, or when the template refuses the conversation.
+            For malformed messages or tools, or when the template refuses the conversation.
         """
+        return self._render(
+            adapted(messages, self._expects),
+            tools=checked_tools(tools),
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+
+    def _render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
         from jinja2 import TemplateError
 
-        for index, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise GenerationError(
-                    f"message {index} of the chat is {message!r}; expected a mapping with 'role' "
-                    "and 'content'"
-                )
+        names = {"tools": None, "documents": None, **self._tokens, **variables}
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self._tokens, **variables},
-            )
+            return self._template.render(messages=messages, **names)
         except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise GenerationError(
                 f"the model's chat template refuses this conversation: {reason}"
             ) from None
 
+    @cached_property
+    def _expects(self) -> Expectation:
+        """What the template takes, found out by short conversations."""
 
-def load_chat_template(directory: str | Path) -> ChatTemplate:
-    """Return the chat template of an artifact.
+        def render(messages: list[dict[str, Any]]) -> str | None:
+            try:
+                return self._render(messages, add_generation_prompt=False)
+            except GenerationError:
+                return None
+
+        return Expectation.of(render)
+
+
+class ChatTemplates:
+    """The chat templates of a model, of which one fits a request.
+
+    Parameters
+    ----------
+    templates : mapping of str to str
+        Jinja sources by name.
+    special_tokens : dict, optional
+        See :class:`ChatTemplate`.
+
+    Raises
+    ------
+    ArtifactError
+        When a template is no valid Jinja.
+    """
+
+    def __init__(
+        self,
+        templates: Mapping[str, str],
+        special_tokens: Mapping[str, str | None] | None = None,
+    ):
+        self._templates = {
+            name: ChatTemplate(source, special_tokens) for name, source in templates.items()
+        }
+
+    def find(self, tools: Any = None, name: str | None = None) -> ChatTemplate:
+        """Return the template for a request: by name, else "tool_use" with tools, else the default.
+
+        Raises
+        ------
+        GenerationError
+            When the model has no template of that name, or several and none is the default.
+        """
+        wanted = [name] if name else [WITH_TOOLS, DEFAULT] if tools else [DEFAULT]
+        found = [self._templates[key] for key in wanted if key in self._templates]
+        if not found and not name and len(self._templates) == 1:
+            found = list(self._templates.values())
+        if not found:
+            raise GenerationError(
+                f"the model has no chat template {name or DEFAULT!r}; it has "
+                + ", ".join(map(repr, sorted(self._templates)))
+                + ", one of which is to be named with template="
+            )
+        return found[0]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """Return the prompt of a conversation; see :meth:`ChatTemplate.render`.
+
+        ``template`` is the name of one of several templates.
+        """
+        chosen = self.find(tools, template)
+        return chosen.render(messages, add_generation_prompt, tools, **variables)
+
+
+def load_chat_template(directory: str | Path) -> ChatTemplates:
+    """Return the chat templates of an artifact.
 
     Raises
     ------
@@ -113,13 +186,19 @@ def load_chat_template(directory: str | Path) -> ChatTemplate:
         raise ArtifactError(f"{directory} has no {CONFIG_FILE}, so it cannot chat") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}") from None
-    template = config.get("chat_template") if isinstance(config, dict) else None
-    if not isinstance(template, str):
+    templates = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(templates, list):
+        templates = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
+    elif isinstance(templates, str):
+        templates = {DEFAULT: templates}
+    if not isinstance(templates, dict) or not templates:
         raise ArtifactError(
             f"the model in {directory} ships no chat template: it is a base model; continue a text "
             "with generate instead"
         )
-    return ChatTemplate(template, {key: config.get(key) for key in SPECIAL_TOKENS})
+    if not all(isinstance(item, str) for pair in templates.items() for item in pair):
+        raise ArtifactError(f"{path} has a chat template that is no text; compile the model again")
+    return ChatTemplates(templates, {key: config.get(key) for key in SPECIAL_TOKENS})
 
 
 @cache
@@ -148,8 +227,16 @@ def _environment() -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
+    def printed(value: Any) -> Any:
+        if isinstance(value, dict | list | tuple):
+            return tojson(value)
+        return "" if value is None else value
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, loopcontrols],
+        finalize=printed,
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

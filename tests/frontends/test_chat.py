@@ -122,8 +122,10 @@ def test_artifacts_that_cannot_chat(tmp_path):
 
 def test_needs_neither_tvm_nor_torch():
     code = (
-        "import sys; sys.modules['amx_tvm.runtime'] = type(sys)('amx_tvm.runtime');"
-        "import importlib.util as u, pathlib;"
+        "import sys, os; package = type(sys)('amx_tvm.runtime');"
+        "package.__path__ = [os.path.dirname(sys.argv[1])];"
+        "sys.modules[package.__name__] = package;"
+        "import importlib.util as u;"
         "s = u.spec_from_file_location('chat', sys.argv[1]); m = u.module_from_spec(s);"
         "s.loader.exec_module(m); m.ChatTemplate('{{ 1 }}').render([]);"
         "bad = {'tvm', 'torch', 'transformers'} & set(sys.modules); assert not bad, bad"

@@ -199,3 +199,40 @@ def test_ends_are_the_union_of_all_that_name_one(tmp_path, config, tokens, ends)
     # Tokens that the model cannot choose end nothing.
     found = read_tokenizer(place).generation_config(given, first)["eos_token_id"]
     assert found == [index for index in ends if index < 600]
+
+
+@pytest.mark.parametrize(
+    "stored, files",
+    [
+        ("C", {}),
+        ("C", {"chat_template.jinja": "J"}),
+        ("C", {"chat_template.jinja": "J", "additional_chat_templates/tool_use.jinja": "T"}),
+        ("C", {"additional_chat_templates/rag.jinja": "R"}),
+        ([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}], {}),
+        ([{"name": "default", "template": "D"}], {}),
+        (None, {}),
+    ],
+)
+def test_chat_templates_of_all_files(tmp_path, stored, files):
+    config = {"chat_template": stored} if stored else {}
+    place = write_directory(tmp_path, "smollm", config=config)
+    (place / "additional_chat_templates").mkdir()
+    for name, text in files.items():
+        (place / name).write_text(text)
+    theirs = transformers.AutoTokenizer.from_pretrained(place).chat_template
+    ours = read_tokenizer(place).config.get("chat_template")
+    if isinstance(theirs, dict) and list(theirs) == ["default"]:
+        theirs = theirs["default"]
+    if isinstance(theirs, dict):
+        ours = {entry["name"]: entry["template"] for entry in ours}
+    assert ours == theirs
+
+
+def test_chat_templates_that_are_no_text(tmp_path):
+    place = write_directory(tmp_path, "smollm", config={"chat_template": [{"name": "default"}]})
+    with pytest.raises(ModelError, match="chat template.*no text"):
+        read_tokenizer(place)
+    place = write_directory(tmp_path, "smollm")
+    (place / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="chat_template.jinja"):
+        read_tokenizer(place)

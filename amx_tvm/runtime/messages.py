@@ -1,0 +1,189 @@
+"""OpenAI's forms of a message become what a chat template expects.
+
+A message arrives with ``content`` as text, as a list of parts, or null beside ``tool_calls``, with
+``arguments`` as JSON text or as an object, with null in every field that its client left out.
+Templates know one or the other; which one, :class:`Expectation` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amx_tvm.errors import GenerationError
+
+# What OpenAI's two interfaces call a part that is text.
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# The names that a message's reasoning has been given, the one that templates read today first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+_WORD = "nonesuch"
+_CALL = {"id": "call00001", "type": "function"}
+
+Message = Mapping[str, Any]
+Render = Callable[[list[dict[str, Any]]], str | None]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a chat template takes.
+
+    Attributes
+    ----------
+    text : bool
+        Content as text.
+    parts : bool
+        Content as a list of parts.
+    empty_content : bool
+        A message without content must say so with an empty text.
+    object_arguments : bool
+        The arguments of a tool call as an object; otherwise as JSON text.
+    """
+
+    text: bool = True
+    parts: bool = False
+    empty_content: bool = False
+    object_arguments: bool = True
+
+    @classmethod
+    def of(cls, render: Render) -> Expectation:
+        """Try a template; ``render`` returns a conversation's text, None where it refuses."""
+
+        def shows(content: Any) -> bool:
+            # A part that is printed as it is, in JSON or in Python, was not understood.
+            text = render([{"role": "user", "content": content}]) or ""
+            return _WORD in text and '"type"' not in text and "'type'" not in text
+
+        def calls(arguments: Any, **content: str) -> str | None:
+            call = {**_CALL, "function": {"name": "f", "arguments": arguments}}
+            answer = {"role": "assistant", **content, "tool_calls": [call]}
+            return render([{"role": "user", "content": "a"}, answer])
+
+        parts = shows([{"type": "text", "text": _WORD}])
+        objects, text = calls({"a": 1}, content=""), calls('{"a": 1}', content="")
+        arguments: Any = '{"a": 1}' if objects is None and text is not None else {"a": 1}
+        return cls(
+            text=shows(_WORD) or not parts,
+            parts=parts,
+            empty_content=calls(arguments) is None,
+            object_arguments=not isinstance(arguments, str),
+        )
+
+
+def adapted(messages: Sequence[Message], expects: Expectation) -> list[dict[str, Any]]:
+    """Return messages as a template expects them.
+
+    Raises
+    ------
+    GenerationError
+        For a message that is malformed, or that holds something else than text.
+    """
+    names: dict[str, str] = {}
+    result = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise GenerationError(
+                f"message {index} of the chat is {message!r}; expected a mapping with 'role' "
+                "and 'content'"
+            )
+        # Null is what clients write into fields that they don't use; transformers drops it too.
+        kept = {key: value for key, value in message.items() if value is not None}
+        if "content" in kept:
+            kept["content"] = _content(kept["content"], expects, index)
+        elif kept["role"] in ("user", "system"):
+            raise GenerationError(f"message {index} of the chat ({kept['role']}) has no 'content'")
+        elif expects.empty_content:
+            kept["content"] = ""
+        if "tool_calls" in kept:
+            kept["tool_calls"] = _calls(kept["tool_calls"], expects, index, names)
+        if kept["role"] == "tool" and kept.get("tool_call_id") in names:
+            kept.setdefault("name", names[kept["tool_call_id"]])
+        reasoning = next((kept[key] for key in _REASONING if key in kept), None)
+        if reasoning is not None:
+            kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+        result.append(kept)
+    return result
+
+
+def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """Return the tools of a request as a list of objects; None where there are none.
+
+    Raises
+    ------
+    GenerationError
+        When they are no list of objects.
+    """
+    if tools is None:
+        return None
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise GenerationError(
+            f"tools are {tools!r}; expected a list of objects, each the JSON schema of a function"
+        )
+    return [dict(tool) for tool in tools] or None
+
+
+def _content(content: Any, expects: Expectation, index: int) -> Any:
+    """Return a message's content as text or as parts."""
+    if isinstance(content, str):
+        if expects.text:
+            return content
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise GenerationError(
+            f"message {index} of the chat has the content {content!r}; expected a text or a list "
+            "of parts"
+        )
+    texts = [_text(part, index) for part in content]
+    if expects.parts:
+        return [{"type": "text", "text": text} for text in texts]
+    return "\n".join(texts)  # as llama.cpp and vLLM join them
+
+
+def _text(part: Any, index: int) -> str:
+    """Return the text of one part of a message's content."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if kind in _TEXT_PARTS else None
+    if not isinstance(text, str):
+        raise GenerationError(
+            f"message {index} of the chat has a part of type {kind!r}; this model takes text, as "
+            '{"type": "text", "text": ...}'
+        )
+    return text
+
+
+def _calls(calls: Any, expects: Expectation, index: int, names: dict[str, str]) -> list[Any]:
+    """Return a message's tool calls, and note their functions' names by the calls' ids."""
+    if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) for call in calls):
+        raise GenerationError(
+            f"message {index} of the chat has the tool_calls {calls!r}; expected a list of objects"
+        )
+    result = []
+    for given in calls:
+        call = {key: value for key, value in given.items() if value is not None}
+        # Older clients leave out the object around the name and the arguments.
+        function = call.get("function", call)
+        if isinstance(function, Mapping):
+            function = {key: value for key, value in function.items() if value is not None}
+            function["arguments"] = _arguments(function.get("arguments", {}), expects)
+            call = {**call, "function": function} if "function" in call else function
+            if isinstance(call.get("id"), str):
+                names[call["id"]] = str(function.get("name", ""))
+        result.append(call)
+    return result
+
+
+def _arguments(arguments: Any, expects: Expectation) -> Any:
+    """Return a call's arguments as an object or as JSON text."""
+    if not expects.object_arguments:
+        return arguments if isinstance(arguments, str) else json.dumps(arguments)
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments or "{}")
+        except ValueError:
+            return arguments  # a model wrote them; its words are kept
+        return parsed if isinstance(parsed, dict) else arguments
+    return arguments
