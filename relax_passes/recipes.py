@@ -3,13 +3,16 @@
 Passes rename, merge and quantize weights symbolically; nothing is loaded while they run. What has
 to happen to the numbers is written down here, one :class:`Recipe` a parameter, and carried as the
 module attribute ``amx.parameters``. Afterwards the compiler streams: for each recipe it loads the
-sources, joins, quantizes, packs and writes, so that only one layer is ever in memory.
+sources, joins, quantizes, packs and writes, so that only one layer is ever in memory. The manifest
+keeps the recipes of what was written, so that a weight can be found again.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import tvm
 
@@ -45,20 +48,39 @@ class Recipe:
         """The recipe without its part: parameters of one origin are packed together."""
         return replace(self, part="")
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the one JSON form: what is not its default."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {f.name: kept[f.name] for f in fields(self) if kept[f.name] != f.default}
+        return {**kept, "sources": list(self.sources)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Recipe:
+        """Read what ``to_json`` wrote."""
+        return Recipe(**{**data, "sources": tuple(data["sources"])})
+
 
 def read(module: tvm.IRModule) -> dict[str, Recipe]:
     """Return the plan of a module; a parameter that is not in it is a weight as it is."""
     attrs = module.attrs
     if attrs is None or ATTRIBUTE not in attrs:
         return {}
-    plan = json.loads(str(attrs[ATTRIBUTE]))
-    return {k: Recipe(**{**v, "sources": tuple(v["sources"])}) for k, v in plan.items()}
+    return from_json(json.loads(str(attrs[ATTRIBUTE])))
 
 
 def write(module: tvm.IRModule, plan: dict[str, Recipe]) -> tvm.IRModule:
     """Return the module with this plan attached."""
-    text = json.dumps({k: asdict(v) for k, v in sorted(plan.items())})
-    return module.with_attr(ATTRIBUTE, text)
+    return module.with_attr(ATTRIBUTE, json.dumps(to_json(plan)))
+
+
+def to_json(plan: Mapping[str, Recipe]) -> dict[str, Any]:
+    """Return a plan as module attributes and manifests hold it."""
+    return {name: recipe.to_json() for name, recipe in sorted(plan.items())}
+
+
+def from_json(data: Mapping[str, Any]) -> dict[str, Recipe]:
+    """Read what ``to_json`` wrote."""
+    return {name: Recipe.from_json(recipe) for name, recipe in data.items()}
 
 
 def recipe_of(plan: dict[str, Recipe], name: str) -> Recipe:

@@ -22,7 +22,7 @@ import numpy as np
 from amx_tvm.artifact.cpu import missing_features
 from amx_tvm.errors import ArtifactError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
 KINDS = ("causal_lm", "function")
 
@@ -118,7 +118,8 @@ class Manifest:
     """Everything that manifest.json says; see the module's docstring and ``docs``.
 
     ``target`` and ``library`` are what runs on the most machines; ``variants``, the most demanding
-    first, are taken instead where the CPU has what they need.
+    first, are taken instead where the CPU has what they need. ``recipes`` say how each parameter
+    was made of the model's weights (``relax_passes.recipes``).
     """
 
     versions: Versions
@@ -131,6 +132,7 @@ class Manifest:
     linears: list[dict[str, Any]] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: str = "causal_lm"
     schema: int = SCHEMA
     variants: list[Variant] = field(default_factory=list)
@@ -238,6 +240,7 @@ class Manifest:
                         "linears",
                         "functions",
                         "files",
+                        "recipes",
                         "kind",
                         "schema",
                     )

@@ -36,6 +36,7 @@ from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.version import versions
 from relax_passes import pipeline
 from relax_passes.passes.bundle_parameters import bytes_of, dtypes_of
+from relax_passes.recipes import recipe_of, to_json
 from tuning.lookup import records_for
 
 Progress = Callable[[str, int, int, str], None]
@@ -258,5 +259,6 @@ def _manifest(
         kv_cache=lowered.kv_cache,
         linears=lowered.linears,
         functions=lowered.functions,
+        recipes=to_json({n: recipe_of(lowered.plan, n) for n in lowered.order}),
         kind=source.kind,
     )

@@ -19,10 +19,8 @@ from amx_tvm.artifact.manifest import TensorRecord
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Quantized, concatenate, packing
 from amx_tvm.frontends import ModelSource
-from relax_passes.passes.quantize_parameters import DENSE_LAYOUT
 from relax_passes.recipes import Recipe, recipe_of
 
-TILE_ROWS = 16
 Progress = Callable[[int, int, str], None]
 
 
@@ -90,8 +88,8 @@ class Materializer:
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if recipe.interleave:
             array = array[interleaved_rows(len(array), recipe.interleave)]
-        if recipe.layout == DENSE_LAYOUT:
-            return {recipe.part: _dense(array)}
+        if recipe.layout:
+            return packing.pack_floats(array, recipe.layout)
         return {"": np.ascontiguousarray(array)}
 
 
@@ -108,15 +106,6 @@ def _interleave_quantized(q: Quantized, tile: int) -> Quantized:
     if row_scale is not None and np.ndim(row_scale):
         row_scale = np.asarray(row_scale)[order]
     return Quantized(q.codes[order], scales, q.format, row_scale)
-
-
-def _dense(array: np.ndarray) -> np.ndarray:
-    """Pack float32 [N, K] as [ceil(N/16), K, 16], padding rows with zeros."""
-    n, k = array.shape
-    tiles = -(-n // TILE_ROWS)
-    padded = np.zeros((tiles * TILE_ROWS, k), np.float32)
-    padded[:n] = array
-    return np.ascontiguousarray(padded.reshape(tiles, TILE_ROWS, k).transpose(0, 2, 1))
 
 
 def bits_by_format(

@@ -2,10 +2,7 @@
 
 Compiling this source for another target in the same format repeats no quantization: the packed
 arrays are unpacked to the codes and scales that were quantized once, and packed again in the
-target's layout. Merged and interleaved parameters are taken apart by their names::
-
-    model.layers.0.mlp.gate_proj+up_proj.weight.interleaved.codes
-                       |________parts_________|            |_ array of the packed layout
+target's layout. The manifest's recipes say which weights a parameter was made of, and how.
 """
 
 from __future__ import annotations
@@ -18,17 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from amx_tvm import formats
 from amx_tvm.artifact import Manifest, open_parameters
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.formats import Quantized, packing
 from amx_tvm.frontends import ModelSource
-from amx_tvm.models import find
-
-TILE = 16
-_INTERLEAVED, _DENSE = ".interleaved", ".dense16"
-_PARTS = (".codes", ".scales", ".tile_scale")
+from amx_tvm.models import find, moe
+from relax_passes.recipes import Recipe, from_json
 
 
 class ArtifactSource(ModelSource):
@@ -68,12 +61,15 @@ class ArtifactSource(ModelSource):
         }
         self._arrays = open_parameters(self.path, manifest.parameters)
         family = find(self.config)
-        network = family.build(family.configure(self.config))
-        self._shapes = {
-            name: tuple(int(v) for v in parameter.shape)
-            for name, parameter in network.named_parameters()
-        }
-        self._stems = self._find_stems()
+        decoder = family.configure(self.config)
+        parameters = family.build(decoder).named_parameters()
+        shapes = {name: tuple(int(v) for v in p.shape) for name, p in parameters}
+        self._shapes, _ = moe.unstacked(shapes, decoder)
+        self._recipes = from_json(manifest.recipes)
+        self._origins = {s: r.origin for r in self._recipes.values() for s in r.sources}
+        missing = [name for name in self._shapes if name not in self._origins]
+        if missing:
+            raise ModelError(f"{self.path} holds no parameter for the weight {missing[0]!r}")
 
     @property
     def quantization(self) -> QuantizationConfig:
@@ -93,32 +89,29 @@ class ArtifactSource(ModelSource):
 
     def dtype(self, name: str) -> str:
         """Return the number format that a weight is stored in."""
-        return self._format(self._stems[name][0]) or "f32"
+        return self._origins[name].format or "f32"
 
     def load(self, name: str) -> np.ndarray:
         """Return a weight as float32; a quantized one is decoded."""
         quantized = self.load_raw(name)
         if quantized is not None:
             return quantized.format.dequantize(quantized)
-        stem, members = self._stems[name]
-        return np.array(self._rows(name, members, self._plain(stem)), np.float32)
+        origin = self._origins[name]
+        array = self._rows(name, self._floats(origin))
+        return np.array(array.T if origin.transpose else array, np.float32)
 
     def load_raw(self, name: str) -> Quantized | None:
         """Return a weight's stored codes and scales; None for a float32 weight."""
-        stem, members = self._stems[name]
-        if not self._format(stem):
+        origin = self._origins[name]
+        if not origin.format:
             return None
-        whole = self._unpacked(stem)
-
-        def part(array: np.ndarray) -> np.ndarray:
-            return self._rows(name, members, array)
-
+        whole = self._quantized(origin)
         row_scale = whole.tensor_scale
         return Quantized(
-            part(whole.codes),
-            {key: part(stored) for key, stored in whole.scales.items()},
+            self._rows(name, whole.codes),
+            {key: self._rows(name, stored) for key, stored in whole.scales.items()},
             whole.format,
-            None if row_scale is None else part(np.asarray(row_scale)),
+            None if row_scale is None else self._rows(name, np.asarray(row_scale)),
         )
 
     @property
@@ -139,90 +132,55 @@ class ArtifactSource(ModelSource):
         """Return the identity of the model that the artifact was compiled from."""
         return str(self.manifest.model["source_digest"])
 
-    def _find_stems(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Map every weight to the parameter stem that holds it and the stem's members in order."""
-        found: dict[str, tuple[str, tuple[str, ...]]] = {}
-        for parameter in self.manifest.parameters.order:
-            stem = parameter
-            for suffix in (*_PARTS, _DENSE):
-                stem = stem.removesuffix(suffix)
-            members = self._members(stem.removesuffix(_INTERLEAVED))
-            for name in members:
-                found[name] = (stem, members)
-        missing = [name for name in self._shapes if name not in found]
-        if missing:
-            raise ModelError(f"{self.path} holds no parameter for the weight {missing[0]!r}")
-        return found
+    def _parts(self, origin: Recipe) -> dict[str, np.ndarray]:
+        """Return the stored arrays of an origin, by part."""
+        made = {r.part: name for name, r in self._recipes.items() if r.origin == origin}
+        return {part: self._arrays[name] for part, name in made.items()}
 
-    def _members(self, stem: str) -> tuple[str, ...]:
-        """Take a merged name apart; the inverse of relax_passes.recipes.join_names."""
-        if stem in self._shapes:
-            return (stem,)
-        whole = tuple(stem.split("+"))
-        if all(name in self._shapes for name in whole):
-            return whole
-        columns = [part.split("+") for part in stem.split(".")]
-        count = max(map(len, columns))
-        names = tuple(
-            ".".join(column[i if len(column) > 1 else 0] for column in columns)
-            for i in range(count)
-            if all(len(column) in (1, count) for column in columns)
-        )
-        if not names or any(name not in self._shapes for name in names):
-            raise ModelError(f"{self.path}: parameter {stem!r} belongs to no weight of the model")
-        return names
-
-    def _format(self, stem: str) -> str:
-        """Return the format of a quantized parameter, or "" for a float32 one."""
-        if f"{stem}.codes" not in self._arrays:
-            return ""
-        layer = self._members(stem.removesuffix(_INTERLEAVED))[0].removesuffix(".weight")
-        config = self.quantization
-        table = config.table(layer)
-        return table if table != "none" else config.linear(layer).format
-
-    def _matrix_shape(self, stem: str) -> tuple[int, ...]:
-        shapes = [self._shapes[name] for name in self._members(stem.removesuffix(_INTERLEAVED))]
+    def _size(self, origin: Recipe) -> tuple[int, ...]:
+        """Return the shape of an origin's sources joined along axis 0."""
+        shapes = [self._shape_in(origin, name) for name in origin.sources]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
+    def _shape_in(self, origin: Recipe, name: str) -> tuple[int, ...]:
+        shape = self._shapes[name]
+        return shape[::-1] if origin.transpose else shape
+
     @lru_cache(maxsize=1)  # noqa: B019 - one origin; q, k and v are asked for one after the other
-    def _unpacked(self, stem: str) -> Quantized:
-        arrays = {
-            part[1:]: self._arrays[stem + part] for part in _PARTS if stem + part in self._arrays
-        }
-        n, k = self._matrix_shape(stem)
-        fmt = formats.get(self._format(stem))
-        whole = packing.unpack(fmt, arrays, "tile16x32", n, k)
-        if not stem.endswith(_INTERLEAVED):
+    def _quantized(self, origin: Recipe) -> Quantized:
+        """Return the codes and scales of an origin, its sources one behind the other."""
+        n, k = self._size(origin)
+        whole = packing.unpack(origin.format, self._parts(origin), origin.layout, n, k)
+        if not origin.interleave:
             return whole
-        order = separated_rows(n)
+        order = separated_rows(n, origin.interleave)
         scales = {key: stored[order] for key, stored in whole.scales.items()}
-        scale = whole.tensor_scale
-        return Quantized(
-            whole.codes[order], scales, fmt, None if scale is None else np.asarray(scale)[order]
-        )
+        scale = None if whole.tensor_scale is None else np.asarray(whole.tensor_scale)[order]
+        return Quantized(whole.codes[order], scales, whole.format, scale)
 
-    def _plain(self, stem: str) -> np.ndarray:
-        """Return a float32 parameter in its natural layout, members stacked along axis 0."""
-        if stem + _DENSE in self._arrays:
-            n, k = self._matrix_shape(stem)
-            array = self._arrays[stem + _DENSE].transpose(0, 2, 1).reshape(-1, k)[:n]
+    def _floats(self, origin: Recipe) -> np.ndarray:
+        """Return a float32 parameter in its natural layout, its sources one behind the other."""
+        parts = self._parts(origin)
+        if origin.layout:
+            array = packing.unpack_floats(parts, origin.layout, *self._size(origin))
         else:
-            array = self._arrays[stem]
-        return array[separated_rows(len(array))] if stem.endswith(_INTERLEAVED) else array
+            (array,) = parts.values()
+        if not origin.interleave:
+            return array
+        return array[separated_rows(len(array), origin.interleave)]
 
-    def _rows(self, name: str, members: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-        """Cut one member's rows out of an array over all members."""
-        start = 0
-        for member in members:
-            rows = self._shapes[member][0]
-            if member == name:
+    def _rows(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Cut one source's rows out of an array over all sources of its origin."""
+        origin, start = self._origins[name], 0
+        for source in origin.sources:
+            rows = self._shape_in(origin, source)[0]
+            if source == name:
                 return np.ascontiguousarray(array[start : start + rows])
             start += rows
         raise KeyError(name)
 
 
-def separated_rows(rows: int) -> np.ndarray:
+def separated_rows(rows: int, tile: int) -> np.ndarray:
     """Return the row order that undoes interleaving in tiles: first all gate rows, then all up."""
-    tiles = np.arange(rows).reshape(rows // 2 // TILE, 2, TILE)
+    tiles = np.arange(rows).reshape(rows // 2 // tile, 2, tile)
     return tiles.transpose(1, 0, 2).reshape(-1)

@@ -22,6 +22,7 @@ from amx_tvm.formats import (  # isort: skip
     int8,  # noqa: F401
     packing,
     tile16x32,  # noqa: F401
+    dense16,  # noqa: F401
     cuda_layout,  # noqa: F401
 )
 from amx_tvm.formats.base import Format

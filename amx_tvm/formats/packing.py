@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,12 +41,14 @@ class Layout:
     pack : (format, quantized matrix) -> named arrays
     unpack : (format, named arrays, N, K) -> quantized matrix
     shapes : (format, N, K) -> name -> (shape, dtype) of what `pack` makes
+    quantized : False for layouts of float32 matrices, whose format is None
     """
 
     name: str
-    pack: Callable[[Format, Quantized], Arrays]
-    unpack: Callable[[Format, Mapping[str, np.ndarray], int, int], Quantized]
-    shapes: Callable[[Format, int, int], Shapes]
+    pack: Callable[[Any, Any], Arrays]
+    unpack: Callable[[Any, Mapping[str, np.ndarray], int, int], Any]
+    shapes: Callable[[Any, int, int], Shapes]
+    quantized: bool = True
 
 
 _LAYOUTS: dict[str, Layout] = {}
@@ -60,8 +63,8 @@ def register_layout(layout: Layout) -> Layout:
 
 
 def layouts() -> list[str]:
-    """Names of all registered layouts."""
-    return list(_LAYOUTS)
+    """Names of the registered layouts of quantized matrices."""
+    return [name for name, layout in _LAYOUTS.items() if layout.quantized]
 
 
 def get_layout(name: str) -> Layout:
@@ -107,9 +110,22 @@ def unpack(
     return quantized
 
 
+def pack_floats(matrix: np.ndarray, layout: str) -> Arrays:
+    """Arrays of a float32 matrix [N, K] in a layout of such."""
+    return {k: np.ascontiguousarray(a) for k, a in get_layout(layout).pack(None, matrix).items()}
+
+
+def unpack_floats(arrays: Mapping[str, np.ndarray], layout: str, n: int, k: int) -> np.ndarray:
+    """Inverse of `pack_floats` for a matrix of true size n x k."""
+    return get_layout(layout).unpack(None, arrays, n, k)
+
+
 def part_shapes(fmt: str | Format, shape: tuple[int, int], layout: str = "plain") -> Shapes:
-    """Name -> (shape, dtype) of the arrays that `pack` makes of a matrix of shape (N, K)."""
-    return get_layout(layout).shapes(get(fmt), *shape)
+    """Name -> (shape, dtype) of the arrays that `pack` makes of a matrix of shape (N, K).
+
+    Format "none" is a float32 matrix in a layout of such.
+    """
+    return get_layout(layout).shapes(None if fmt == "none" else get(fmt), *shape)
 
 
 def _check_scales(fmt: Format, quantized: Quantized) -> None:

@@ -13,23 +13,13 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from amx_tvm.formats import get as get_format
-from amx_tvm.formats import packing
+from amx_tvm.formats import dense16, packing
 from relax_passes import recipes as parameters
 from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
 from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
 
-DENSE_LAYOUT = "dense16"
 ROWS_READABLE = "tile16x32"
-
-
-def _dense(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
-    n, k = (int(v) for v in param.ty.shape.values)
-    name = f"{param.name.removesuffix('.T')}.{DENSE_LAYOUT}"
-    recipe = parameters.recipe_of(plan, param.name)
-    plan[name] = replace(recipe, layout=DENSE_LAYOUT, part="w_dense")
-    return ctx.parameter(name, relax.TensorType((-(-n // 16), k, 16), "float32"))
 
 
 def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
@@ -39,15 +29,18 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
     def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         plan = parameters.read(module)
 
-        def packed(ctx: Context, param: relax.Var, format_name: str) -> list[relax.Var]:
+        def packed(
+            ctx: Context, param: relax.Var, format_name: str, layout: str
+        ) -> list[relax.Var]:
             n, k = (int(v) for v in param.ty.shape.values)
             recipe = parameters.recipe_of(plan, param.name)
             stem = param.name.removesuffix(".T")
             parts = []
-            shapes = packing.part_shapes(get_format(format_name), (n, k), layout)
+            shapes = packing.part_shapes(format_name, (n, k), layout)
             for part, (shape, dtype) in shapes.items():
                 name = f"{stem}.{part}"
-                plan[name] = replace(recipe, format=format_name, layout=layout, part=part)
+                made = replace(recipe, layout=layout, part=part)
+                plan[name] = made if format_name == "none" else replace(made, format=format_name)
                 parts.append(ctx.parameter(name, relax.TensorType(shape, dtype)))
             return parts
 
@@ -56,14 +49,12 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 linear = Linear.of(value)
                 if linear.attrs.layout:
                     return None
-                if linear.attrs.format == "none":
-                    if linear.attrs.out_dtype != "float32":
-                        return None  # stays Relax's own matmul
-                    dense = _dense(ctx, linear.weights[0], plan)
-                    attrs = replace(linear.attrs, layout=DENSE_LAYOUT)
-                    return replace(linear, attrs=attrs, weights=(dense,)).call()
-                parts = packed(ctx, linear.weights[0], linear.attrs.format)
-                attrs = replace(linear.attrs, layout=layout)
+                plain = linear.attrs.format == "none"
+                if plain and linear.attrs.out_dtype != "float32":
+                    return None  # stays Relax's own matmul
+                chosen = dense16.NAME if plain else layout
+                parts = packed(ctx, linear.weights[0], linear.attrs.format, chosen)
+                attrs = replace(linear.attrs, layout=chosen)
                 return replace(linear, attrs=attrs, weights=tuple(parts)).call()
             if is_op(value, "relax.take") and ctx.is_weight(value.args[0]):
                 table, ids = value.args
@@ -76,7 +67,7 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                     return None
                 rows, k = shape
                 lookup = EmbeddingAttrs(rows, k, format_name, layout, str(value.ty.dtype))
-                return embedding(ids, packed(ctx, table, format_name), lookup)
+                return embedding(ids, packed(ctx, table, format_name, layout), lookup)
             return None
 
         return parameters.write(rewrite(module, rule), plan)

@@ -18,7 +18,7 @@ namespace amx {
 namespace {
 
 using Json = nlohmann::json;
-constexpr int kSchema = 2;
+constexpr int kSchema = 3;
 const std::string kAgain = "; copy the artifact anew or compile the model again";
 
 std::string read_text(const std::string& path) {

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from export_tools import export_with_runtime, skip_without
 
+from amx_tvm.artifact import SCHEMA
 from amx_tvm.artifact import manifest as manifests
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -122,12 +123,12 @@ def test_older_runtime(bundle, copy):
     """A newer schema, even one whose other fields are unknown here."""
 
     def newer(data):
-        data.update(schema=3, layers=[{"tensors": []}])
+        data.update(schema=SCHEMA + 1, layers=[{"tensors": []}])
         del data["parameters"]
 
     rewrite(copy, newer)
     reader = "this runner" if (copy / "bin").is_dir() else "this version of amx_tvm"
-    check_refused(bundle, copy, f"schema 3, {reader} reads schema 2")
+    check_refused(bundle, copy, f"schema {SCHEMA + 1}, {reader} reads schema {SCHEMA}")
 
 
 @pytest.mark.parametrize("key", ["tvm", "tvm_ffi"])
