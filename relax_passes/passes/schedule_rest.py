@@ -68,6 +68,10 @@ def _is_scheduled(function: tirx.PrimFunc) -> bool:
 
 def _parallelize(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Run each leaf block's spatial loops in parallel; leave what does not fit as it is."""
+    outer = getattr(function.body, "block", None)
+    if outer is None or outer.name_hint != "root":
+        # One opaque block: a sort of TVM's library, a cumulative sum. Nothing can be split.
+        return function.with_attr("tirx.is_scheduled", True)
     schedule = s_tir.Schedule(function)
     root = schedule.get_sblock("root")
     for block in schedule.get_child_blocks(root):

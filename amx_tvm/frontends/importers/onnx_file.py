@@ -9,6 +9,8 @@ from typing import Any
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+
 
 def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
     """Import a model.
@@ -32,8 +34,9 @@ def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
             f"reading {path} needs the package onnx; install it: pip install onnx"
         ) from None
     try:
+        # By path: a model in memory can be checked only up to 2 GB, and its external data not.
+        onnx.checker.check_model(str(path))
         model = onnx.load(str(path))
-        onnx.checker.check_model(model)
     except Exception as error:
         first = (str(error).strip().splitlines() or ["?"])[0]
         raise ModelError(f"{path} cannot be read as ONNX: {first}") from None
@@ -42,25 +45,57 @@ def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
 
 def from_onnx_model(model: Any, name: str) -> RelaxModuleSource:
     """Import a loaded ``onnx.ModelProto``; see :func:`from_onnx_file`."""
-    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
+    from onnx import inliner
+    from tvm.relax.frontend.onnx import from_onnx
 
     from amx_tvm.frontends.importers.imported import source_of
 
-    known = onnx_frontend._get_convert_map()
-    for node in model.graph.node:
-        if node.op_type not in known and node.op_type != "Constant":
-            raise ModelError(
-                f"the operator {node.op_type} of node {node.name or node.output[0]!r} in {name} is "
-                "not supported"
-            )
-    module = from_onnx(model, keep_params_in_input=True)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    _check_operators(model.graph, name)
+    initializers = {i.name for i in model.graph.initializer}
+    # Up to IR version 3 initializers are inputs too, as defaults: here they are weights.
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    try:
+        module = from_onnx(model, keep_params_in_input=True)
+    except Exception as error:  # of many kinds, from an assertion to TVM's own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} is no ONNX graph that TVM can import: {first}") from error
     function = module["main"]
-    inputs, attrs = int(function.attrs["num_input"]), function.attrs
-    weights = list(function.params)[inputs:]
-    values = {p.name: array for p, array in zip(weights, attrs["params"], strict=True)}
+    count, attrs = int(function.attrs["num_input"]), function.attrs
+    weights = list(function.params)[count:]
+    arrays = attrs["params"] if weights else []
+    values = {p.name: array for p, array in zip(weights, arrays, strict=True)}
     # The importer writes "layer.0.weight" as "layer_0_weight".
     plain = {_sanitized(i.name): i.name for i in model.graph.initializer}
     return source_of(module, values, {k: plain.get(k, k) for k in values}, name)
+
+
+def _check_operators(graph: Any, name: str) -> None:
+    """Refuse the first operator, also of a branch's graph, that TVM's importer does not know.
+
+    The importer knows operators by their names whatever their domain is, so another domain's
+    operator of a known name would be taken for the standard one.
+    """
+    from onnx import AttributeProto, defs
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    known = onnx_frontend._get_convert_map()
+    for node in graph.node:
+        standard = node.domain in STANDARD_DOMAINS
+        contributed = node.domain == "com.microsoft" and not defs.has(node.op_type)
+        supported = node.op_type in known or node.op_type == "Constant"
+        if not supported or not (standard or contributed):
+            kind = node.op_type if standard else f"{node.domain}.{node.op_type}"
+            raise ModelError(
+                f"the operator {kind} of node {node.name or node.output[0]!r} in {name} is "
+                "not supported"
+            )
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                _check_operators(attribute.g, name)
 
 
 def _sanitized(name: str) -> str:

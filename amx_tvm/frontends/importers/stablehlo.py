@@ -20,6 +20,8 @@ from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 ENTRY = "main"
 LIFTED = 1024  # constants from this many elements on are weights
+# Operations that stand for a function, and their attribute with its name.
+CALLS = {"func.call": "callee", "stablehlo.composite": "decomposition"}
 _BYTECODE = b"ML\xefR"
 _NAME = re.compile(r'^loc\("([^"/]+)"')
 DTYPES = {
@@ -167,8 +169,8 @@ class _Import:
             kind = op.operation.name
             if kind in ("func.return", "stablehlo.return"):
                 return operands
-            if kind == "func.call":
-                callee = self.ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+            if kind in CALLS:
+                callee = self.ir.FlatSymbolRefAttr(op.attributes[CALLS[kind]]).value
                 self.calls.append(f", called at {op.location}")
                 results = self.body(self.functions[callee].regions[0].blocks[0], operands)
                 self.calls.pop()
@@ -176,8 +178,9 @@ class _Import:
                 results = [self.constant(op)]
             elif kind in TRANSLATE:
                 shape, dtype = self.tensor_type(op.results[0].type)
-                call = TRANSLATE[kind](Operation(self.ir, op, operands, shape, dtype))
-                results = [self.builder.emit(call)]
+                made = TRANSLATE[kind](Operation(self.ir, op, operands, shape, dtype))
+                calls = made if isinstance(made, list) else [made]
+                results = [self.builder.emit(call) for call in calls]
             else:
                 raise ModelError(
                     f"the operation {kind} in {self.title} (at {op.location}"

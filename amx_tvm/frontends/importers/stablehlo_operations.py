@@ -7,36 +7,14 @@ What matters for quantization is ``dot_general``: a product with a 2-D right sid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from tvm import relax
 
-from amx_tvm.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation: MLIR bindings, the operation, its operands in Relax, its result's type."""
-
-    ir: Any
-    op: Any
-    operands: list[Any]
-    shape: list[int]
-    dtype: str
-
-    def integers(self, name: str) -> list[int]:
-        """Return an attribute that is an array of integers."""
-        return [int(value) for value in self.op.attributes[name]]
-
-    def text(self, name: str) -> str:
-        """Return an attribute as MLIR prints it."""
-        return str(self.op.attributes[name])
-
-    def refuse(self, what: str) -> ModelError:
-        """Return the error for a form of the operation that is not supported."""
-        return ModelError(f"{self.op.operation.name} at {self.op.location}: {what}")
+from amx_tvm.frontends.importers.stablehlo_gather import gather
+from amx_tvm.frontends.importers.stablehlo_operation import Operation
+from amx_tvm.frontends.importers.stablehlo_reduce import reduce, reduce_window, sort
 
 
 def _elementwise(function: Callable) -> Callable[[Operation], Any]:
@@ -53,7 +31,15 @@ def _compare(op: Operation) -> Any:
         "LE": relax.op.less_equal,
         "LT": relax.op.less,
     }
-    return known[direction](*op.operands)
+    sides = op.operands
+    floats = str(sides[0].ty.dtype).startswith("float")
+    if floats and op.op.operands[0] == op.op.operands[1] and direction in ("EQ", "NE"):
+        # How JAX asks for NaN; TVM would simplify x != x to false.
+        missing = relax.op.isnan(sides[0])
+        return missing if direction == "NE" else relax.op.logical_not(missing)
+    if str(sides[0].ty.dtype) == "bool":  # LLVM would compare them as floats
+        sides = [relax.op.astype(side, "int8") for side in sides]
+    return known[direction](*sides)
 
 
 def _logic(name: str) -> Callable[[Operation], Any]:
@@ -84,20 +70,11 @@ def _slice(op: Operation) -> Any:
     return relax.op.strided_slice(op.operands[0], list(range(len(begin))), begin, end, steps)
 
 
-def _reduce(op: Operation) -> Any:
-    if len(op.operands) != 2:
-        raise op.refuse("a reduction of several arrays at once is not supported")
-    steps = [str(o.operation.name) for o in op.op.regions[0].blocks[0].operations]
-    known = {
-        "stablehlo.add": relax.op.sum,
-        "stablehlo.maximum": relax.op.max,
-        "stablehlo.minimum": relax.op.min,
-        "stablehlo.multiply": relax.op.prod,
-    }
-    if len(steps) != 2 or steps[0] not in known:
-        raise op.refuse(f"a reduction with {', '.join(steps[:-1])} is not supported")
-    # JAX starts reductions with the operation's neutral element, so the start is left out.
-    return known[steps[0]](op.operands[0], op.integers("dimensions"))
+def _reverse(op: Operation) -> Any:
+    x = op.operands[0]
+    for axis in op.integers("dimensions"):
+        x = relax.op.flip(x, axis)
+    return x
 
 
 def _iota(op: Operation) -> Any:
@@ -105,27 +82,6 @@ def _iota(op: Operation) -> Any:
     line = relax.op.arange(0, op.shape[axis], 1, op.dtype)
     middle = [size if i == axis else 1 for i, size in enumerate(op.shape)]
     return relax.op.broadcast_to(relax.op.reshape(line, middle), op.shape)
-
-
-def _gather(op: Operation) -> Any:
-    """Rows of a table: the only form of gather that embeddings need."""
-    from jaxlib.mlir.dialects import stablehlo
-
-    table, indices = op.operands
-    numbers = stablehlo.GatherDimensionNumbers(op.op.attributes["dimension_numbers"])
-    rows, *rest = (int(v) for v in table.ty.shape.values)
-    lead = [int(v) for v in indices.ty.shape.values]
-    simple = (
-        list(numbers.collapsed_slice_dims) == [0]
-        and list(numbers.start_index_map) == [0]
-        and op.integers("slice_sizes") == [1, *rest]
-        and numbers.index_vector_dim == len(lead) - 1
-        and list(numbers.offset_dims) == list(range(len(lead) - 1, len(lead) - 1 + len(rest)))
-    )
-    if not simple:
-        raise op.refuse("only a gather of rows (an embedding) is supported")
-    inside = relax.op.clip(relax.op.reshape(indices, lead[:-1]), 0, rows - 1)
-    return relax.op.take(table, inside, axis=0)
 
 
 def _dot_general(op: Operation) -> Any:
@@ -170,6 +126,7 @@ TRANSLATE: dict[str, Callable[[Operation], Any]] = {
             "multiply": relax.op.multiply,
             "negate": relax.op.negative,
             "power": relax.op.power,
+            "remainder": relax.op.mod,
             "rsqrt": relax.op.rsqrt,
             "select": relax.op.where,
             "sign": relax.op.sign,
@@ -184,17 +141,23 @@ TRANSLATE: dict[str, Callable[[Operation], Any]] = {
     "stablehlo.or": _logic("or"),
     "stablehlo.not": _logic("not"),
     "stablehlo.broadcast_in_dim": _broadcast,
+    "stablehlo.clamp": lambda op: relax.op.minimum(
+        relax.op.maximum(op.operands[1], op.operands[0]), op.operands[2]
+    ),
     "stablehlo.compare": _compare,
     "stablehlo.concatenate": lambda op: relax.op.concat(
         op.operands, int(op.ir.IntegerAttr(op.op.attributes["dimension"]).value)
     ),
     "stablehlo.convert": lambda op: relax.op.astype(op.operands[0], op.dtype),
     "stablehlo.dot_general": _dot_general,
-    "stablehlo.gather": _gather,
+    "stablehlo.gather": gather,
     "stablehlo.iota": _iota,
-    "stablehlo.reduce": _reduce,
+    "stablehlo.reduce": reduce,
+    "stablehlo.reduce_window": reduce_window,
     "stablehlo.reshape": lambda op: relax.op.reshape(op.operands[0], op.shape),
+    "stablehlo.reverse": _reverse,
     "stablehlo.slice": _slice,
+    "stablehlo.sort": sort,
     "stablehlo.transpose": lambda op: relax.op.permute_dims(
         op.operands[0], op.integers("permutation")
     ),
