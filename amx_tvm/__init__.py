@@ -36,6 +36,8 @@ __all__ = ["__version__", *_LAZY, *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        if _LAZY[name] == "tuning":  # a user's tuning.py may have a function of this name
+            import_module("amx_tvm.own_packages")
         return getattr(import_module(_LAZY[name]), name)
     if name in _MODULES:
         return import_module(f"amx_tvm.{name}")

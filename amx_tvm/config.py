@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 
+import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm import formats
 from amx_tvm.errors import FormatError, TargetError
 from relax_passes.activation import FLOAT16, FLOAT32, INT8, four_bit

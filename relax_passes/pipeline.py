@@ -31,6 +31,7 @@ from relax_passes.passes.order_shape_functions import order_shape_functions
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
+from relax_passes.passes.take import take
 from relax_passes.policy import Policy
 
 Dump = Callable[[str, tvm.IRModule], None]
@@ -64,7 +65,7 @@ def phases(
             [
                 *stock.library_dispatch_passes(target),
                 # A reshape stays an operator: the virtual machine makes it a view.
-                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+                relax.transform.LegalizeOps({"relax.take": take}, skip_ops=["relax.reshape"]),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import tvm
 import tvm_ffi
@@ -215,3 +216,19 @@ def drop_dead(function: relax.Function) -> relax.Function:
         attrs=function.attrs,
     )
     return result
+
+
+@contextmanager
+def function_scope(
+    builder: relax.BlockBuilder, name: str, params: list[relax.Var]
+) -> Iterator[None]:
+    """Do what ``builder.function`` does, and end its block where an error leaves it.
+
+    TVM prints a warning about itself when a builder goes that still has a block.
+    """
+    with builder.function(name, params):
+        try:
+            yield
+        except BaseException:
+            builder._end_block()
+            raise

@@ -12,7 +12,9 @@ from typing import Any
 from amx_tvm.artifact.cpu import cpu_features, normalize
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
+from amx_tvm.extras import require
 from amx_tvm.targets import ResolvedTarget, resolve
+from tuning.cost_model import require_xgboost
 from tuning.journal import Damage
 from tuning.measure import Worker, remote_workers
 from tuning.session import Progress, Session, TaskState
@@ -105,6 +107,9 @@ def tune(
     TuningError
         For a target that cannot run here, an impossible budget, or a default that fails.
     """
+    require_xgboost()
+    for package in ("tornado", "cloudpickle", "psutil") if remote is not None else ():
+        require(package, "tune", "measuring on remote devices", TuningError)
     for name, value in (("minutes", minutes), ("trials", trials), ("limit", limit)):
         if value is not None and value <= 0:
             raise TuningError(f"{name} is {value}, a budget has to be above 0")

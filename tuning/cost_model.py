@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import TuningError
+from amx_tvm.extras import require
 from tuning.spaces import Space
 
 # Few measurements, a few per cent of noise: small trees, and leaves that may hold one of them.
@@ -37,13 +38,7 @@ def require_xgboost() -> Any:
     TuningError
         When it is not installed.
     """
-    try:
-        import xgboost
-    except ImportError as error:
-        raise TuningError(
-            f"the search's cost model needs XGBoost ({error}); pip install 'amx-tvm[tune]'"
-        ) from error
-    return xgboost
+    return require("xgboost", "tune", "the search's cost model", TuningError)
 
 
 class KnobModel:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amx_tvm.errors import TuningError
+from amx_tvm.extras import plotting
 
 
 def draw(histories: Mapping[str, Sequence[float]], path: str | Path) -> None:
@@ -23,14 +24,10 @@ def draw(histories: Mapping[str, Sequence[float]], path: str | Path) -> None:
     TuningError
         When matplotlib is missing, or does not write this kind of file.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise TuningError(
-            f"plots need matplotlib ({error}); pip install 'amx-tvm[plot]'"
-        ) from error
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figures = plotting(path, TuningError)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = figures.Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, history in histories.items():
         axes.step(range(len(history) + 1), [1.0, *history], where="post", label=name, linewidth=1.2)

@@ -4,6 +4,6 @@ Each command is a module here; `app` declares options and help and imports a com
 when it runs, so that `amx-tvm generate` does not wait for the compiler.
 """
 
-from amx_tvm.cli.app import main
+from amx_tvm.cli.ending import main
 
 __all__ = ["main"]

@@ -1,12 +1,7 @@
-"""Options and help of every command, and what happens to errors.
-
-An AmxError is one red line on stderr and exit code 2, like a wrong option; Ctrl-C is exit code
-130; anything else is a defect and keeps its traceback.
-"""
+"""Options and help of every command."""
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +12,9 @@ from amx_tvm.cli import (
     bench_command,
     eval_command,
     export_command,
-    interrupt,
     quantize_command,
     tune_command,
 )
-from amx_tvm.errors import AmxError
 
 app = typer.Typer(
     name="amx-tvm",
@@ -198,7 +191,8 @@ def generate(
     epilog="Examples:\n\n"
     "amx-tvm chat dist/smollm2\n\n"
     'amx-tvm chat dist/smollm2 --system "Answer in one sentence." --temperature 0.7\n\n'
-    "In the chat: /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C cuts an answer."
+    "In the chat: /reset forgets the conversation, /exit or Ctrl-D leaves, /help says so, Ctrl-C "
+    "cuts an answer; any other line, also one that begins with /, is said to the model."
 )
 def chat(
     artifact: ArtifactPath,
@@ -291,45 +285,3 @@ def _depth(verify: Verify) -> Literal[False, "quick", "full"]:
         Verify.full: "full",
     }
     return depths[verify]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows "?"
-            stream.reconfigure(errors="replace")
-    interrupt.watch()
-    try:
-        code = app(arguments, prog_name="amx-tvm", standalone_mode=False)
-        sys.stdout.flush()
-    except AmxError as error:
-        code = 130 if interrupt.pressed() else error.exit_code
-        if code != 130:
-            fail(str(error))
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        sys.stdout = None
-        code = 0
-    except Exception as error:
-        if interrupt.pressed():
-            sys.exit(130)
-        if not hasattr(error, "format_message"):  # a wrong option or argument (click)
-            raise
-        if message := error.format_message():  # empty: the help was printed
-            fail(f"{message} Try `{_command(error)} --help`.")
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _command(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if context is not None else "amx-tvm"
-
-
-def fail(message: str) -> None:
-    """Print one line to stderr, red where it is a terminal."""
-    line = "error: " + " ".join(message.split())
-    if sys.stderr.isatty():
-        line = f"\x1b[31m{line}\x1b[0m"
-    print(line, file=sys.stderr)

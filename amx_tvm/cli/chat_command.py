@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.cli import interrupt
-from amx_tvm.cli.generate_command import load_engine, summary
+from amx_tvm.cli.generate_command import checked, load_engine, summary
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.chat import load_chat_template
 
-_HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C cuts an answer short."
+_HELP = (
+    "/reset forgets the conversation, /exit or /quit leaves, /help shows this, Ctrl-C cuts an "
+    "answer short; any other line is said to the model."
+)
 
 
 def run(
@@ -22,6 +25,7 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Read turns from stdin and stream the answers to stdout until /exit or the end of input."""
+    checked(system or "", "--system")
     engine = load_engine(artifact, load)
     template = load_chat_template(artifact)
     interactive = sys.stdin.isatty()
@@ -37,20 +41,26 @@ def run(
     with engine.sequence() as sequence:
         while True:
             try:
-                words = input("> " if interactive else "").strip()
+                line = checked(input("> " if interactive else ""), "the line")
             except EOFError:
                 return
+            except (UnicodeError, GenerationError) as error:
+                if not interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            words = line.strip()
             if words in ("/exit", "/quit"):
                 return
             if words == "/reset":
                 messages = list(start)
                 continue
-            if words.startswith("/"):
+            if words == "/help":
                 print(_HELP, file=sys.stderr)
                 continue
             if not words:
                 continue
-            messages.append({"role": "user", "content": words})
+            messages.append({"role": "user", "content": line})
             try:
                 answer = _answer(engine, template.render(messages), sequence, options, quiet)
             except GenerationError as error:

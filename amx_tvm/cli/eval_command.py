@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from amx_tvm.errors import EvaluationError
+from amx_tvm.extras import plotting
 
 
 def register(app: typer.Typer) -> None:
@@ -64,6 +65,8 @@ def evaluate(
     from amx_tvm.evaluation import Protocol, compare, report, settings
     from amx_tvm.evaluation import evaluate as measure
 
+    if plot is not None:
+        plotting(plot, EvaluationError)
     if tasks:
         return run_tasks(artifacts, tasks, limit, threads)
     if text is None:
@@ -141,6 +144,7 @@ def run_tasks(artifacts: list[Path], tasks: str, limit: int, threads: int | None
     from amx_tvm.evaluation import harness
     from amx_tvm.runtime import load
 
+    harness.require_lm_eval()
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     found = {
         path.name: harness.run_tasks(load(path, threads=threads), names, limit=limit or None)

@@ -22,8 +22,9 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Load the artifact and print the continuation of ``prompt``."""
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    prompt = checked(sys.stdin.read() if prompt == "-" else prompt, "the prompt")
+    for text in options.get("stop", ()):
+        checked(text, "--stop")
     engine = load_engine(artifact, load)
     if chat:
         from amx_tvm.runtime.chat import load_chat_template
@@ -40,6 +41,21 @@ def run(
     print()
     if not quiet:
         print(summary(result), file=sys.stderr)
+
+
+def checked(text: str, what: str) -> str:
+    """Return a text from the command line or standard input; GenerationError if it is no UTF-8.
+
+    Python hands bytes that it cannot decode on as lone surrogates, which are no characters.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"{what} holds a byte that is no UTF-8 behind {error.start} characters; convert it, "
+            "for example with iconv"
+        ) from None
+    return text
 
 
 def load_engine(artifact: Path, options: dict[str, Any]) -> Engine:

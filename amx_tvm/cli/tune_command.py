@@ -99,8 +99,12 @@ def model_(
     """Tune the kernels of a model; a killed run continues where it was."""
     from rich.console import Console
 
+    from amx_tvm.errors import TuningError
+    from amx_tvm.extras import plotting
     from tuning.api import tune
 
+    if plot is not None:
+        plotting(plot, TuningError)
     console = Console(stderr=True)
     with Display(console, not quiet) as display:
         tuned = tune(

@@ -29,6 +29,7 @@ from amx_tvm.compiler.weights import (
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
+from amx_tvm.extras import require
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.importers.torch_module import is_torch_module
 from amx_tvm.linker import collector, linker
@@ -136,6 +137,8 @@ def compile(  # noqa: A001 - the verb that users know
         raise CalibrationError(
             f"recipe {recipe!r} was given without a text; name a file with --calibration"
         )
+    if calibration is not None:
+        require("torch", "torch", "calibration", CalibrationError)
     resolved = resolve(target)
     config = config.resolve(resolved.device)
     linking = linker(resolved.triple) if link else None
@@ -190,19 +193,14 @@ def calibrated(
     Raises
     ------
     CalibrationError
-        When torch is missing, or the recipe, model or text does not fit.
+        When the recipe, model or text does not fit.
     """
     if not isinstance(text, str | os.PathLike):
         raise CalibrationError(
             f"calibration is a {type(text).__name__}; for a language model it is a file of text"
         )
-    try:
-        from amx_tvm.calibration import calibrate
-    except ImportError:
-        raise CalibrationError(
-            "calibration needs torch, which artifacts and compilation do not; install it with "
-            "'pip install amx-tvm[torch]'"
-        ) from None
+    from amx_tvm.calibration import calibrate
+
     return calibrate(source, config, read_documents(text), recipe, progress=progress)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.metrics import log_softmax
 from amx_tvm.evaluation.windows import Protocol, Window, cut
+from amx_tvm.extras import require
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names that tasks use
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -198,14 +199,20 @@ def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, An
     EvaluationError
         When lm-eval is not installed.
     """
-    try:
-        import lm_eval
-    except ImportError:
-        raise EvaluationError(
-            "standard tasks need the lm-eval package; install it with 'pip install amx-tvm[tasks]'"
-        ) from None
+    lm_eval = require_lm_eval()
     model = adapter(engine)
     return lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)["results"]
+
+
+def require_lm_eval() -> Any:
+    """Import the lm-eval package.
+
+    Raises
+    ------
+    EvaluationError
+        When it is not installed.
+    """
+    return require("lm_eval", "tasks", "a standard task", EvaluationError)
 
 
 def adapter(engine: Any) -> Any:

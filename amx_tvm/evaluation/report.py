@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.layers import LayerError, by_layer
 from amx_tvm.evaluation.measure import Result
+from amx_tvm.extras import plotting
 
 COLUMNS = ("name", "bits", "perplexity", "+-", "above", "KL", "top-1", "accuracy", "seconds")
 
@@ -91,19 +91,12 @@ def plot(
     EvaluationError
         When matplotlib is missing, there is nothing to draw, or the suffix is unknown.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EvaluationError(
-            "a plot needs matplotlib; install it, or leave the plot out"
-        ) from None
+    figures = plotting(path, EvaluationError)
     known = [r for r in results if r.bits is not None]
     if not known and not layers:
         raise EvaluationError("there is nothing to draw: no result with known bits, no layers")
-    if Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise EvaluationError(f"{path} should end in .png, .svg or .pdf")
     panels = bool(known) + bool(layers)
-    figure = Figure(figsize=(6 * panels, 4.5), layout="constrained")
+    figure = figures.Figure(figsize=(6 * panels, 4.5), layout="constrained")
     axes = iter(figure.subplots(1, panels, squeeze=False)[0])
     if known:
         axis = next(axes)

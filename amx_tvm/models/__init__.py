@@ -1,5 +1,6 @@
 """Model families: configurations and Relax modules for what frontends load."""
 
+import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm.models import (  # noqa: F401 - they register themselves
     gemma,
     gpt2,

@@ -58,7 +58,7 @@ def test_generate_chat_uses_the_template(run, artifact):
 
 
 def test_chat_keeps_the_conversation(run, artifact):
-    turns = "hello\n/what\nagain\n/reset\nhello\n/exit\nnever\n"
+    turns = "hello\n/help\nagain\n/reset\nhello\n/exit\nnever\n"
     code, out, err = run("chat", artifact, "-n", 4, "--system", "be brief", stdin=turns)
     engine = amx_tvm.runtime.load(artifact)
     first = engine.generate("[system]be brief\n[user]hello\n[assistant]", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amx_tvm.errors import ModelError
+from amx_tvm.extras import require
 
 # Weights in one format, the configuration and the tokenizer: nothing that runs code.
 PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
@@ -18,15 +19,10 @@ def download(repo_id: str) -> Path:
     ModelError
         When huggingface_hub is missing, or the hub cannot be reached or refuses.
     """
+    use = f"{repo_id} is no local path, and downloading it from the hub"
+    hub = require("huggingface_hub", "hub", use, ModelError)
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ModelError(
-            f"{repo_id} is no local path, and huggingface_hub, which downloads models, is not "
-            "installed: run 'pip install huggingface_hub', or give a local directory or .gguf file"
-        ) from None
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=PATTERNS))
+        return Path(hub.snapshot_download(repo_id, allow_patterns=PATTERNS))
     except Exception as error:  # a wide family: HTTP, DNS, cache and authorization errors
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(

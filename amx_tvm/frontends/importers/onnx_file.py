@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import ModelError
+from amx_tvm.extras import require
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -27,12 +28,7 @@ def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
         message names the nodes.
     """
     path = Path(path)
-    try:
-        import onnx
-    except ImportError:
-        raise ModelError(
-            f"reading {path} needs the package onnx; install it: pip install onnx"
-        ) from None
+    onnx = require("onnx", "onnx", f"reading {path}", ModelError)
     try:
         # By path: a model in memory can be checked only up to 2 GB, and its external data not.
         onnx.checker.check_model(str(path))

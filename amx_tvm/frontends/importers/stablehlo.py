@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.extras import install
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 ENTRY = "main"
@@ -85,7 +86,8 @@ def _parse(module: str | bytes, name: str) -> tuple[Any, Any]:
         from jaxlib.mlir._mlir_libs import _stablehlo
     except ImportError as error:
         raise ModelError(
-            f"reading StableHLO needs jax and jaxlib ({error}); install them: pip install jax"
+            f"reading StableHLO needs jax and jaxlib ({error}); install them: "
+            f"{install('stablehlo')}"
         ) from None
     context = jax_mlir.make_ir_context()
     try:
@@ -126,6 +128,8 @@ class _Import:
 
     def source(self) -> RelaxModuleSource:
         """Translate the entry."""
+        from relax_passes.rewriting import function_scope
+
         relax, entry = self.relax, self.functions[ENTRY]
         block = entry.regions[0].blocks[0]
         names, inputs, variables = [], [], []
@@ -146,7 +150,8 @@ class _Import:
                 f"{self.title} has no arguments {', '.join(self.params)}; it has {', '.join(names)}"
             )
         # Constants become parameters while the body is translated, so parameters come last.
-        with self.builder.function(ENTRY, inputs + [v for v, _ in self.weights.values()]):
+        params = inputs + [v for v, _ in self.weights.values()]
+        with function_scope(self.builder, ENTRY, params):
             with self.builder.dataflow():
                 results = self.body(block, variables)
                 whole = results[0] if len(results) == 1 else relax.Tuple(results)

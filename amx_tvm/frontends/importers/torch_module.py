@@ -73,6 +73,7 @@ def export(module: torch.nn.Module, inputs: tuple, dynamic_shapes: Any) -> Relax
     title = type(module).__name__
     if module.training:
         raise ModelError(f"the torch module {title} is in training mode; call module.eval() first")
+    refuse_meta({**dict(module.named_parameters()), **dict(module.named_buffers())}, title)
     for name, weight in module.named_parameters():
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ModelError(
@@ -134,6 +135,22 @@ def _check_operators(program: Any, title: str) -> None:
         )
 
 
+def refuse_meta(tensors: dict[str, Any], title: str) -> None:
+    """Refuse a module with tensors that have a shape and no values.
+
+    Raises
+    ------
+    ModelError
+        For tensors on torch's device "meta", where accelerate leaves what it keeps elsewhere.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ModelError(
+                f"the tensor {name!r} of {title} is on the device 'meta' and has no values; load "
+                "the model whole on the CPU (without device_map or offloading)"
+            )
+
+
 def _is_causal_lm(module: Any) -> bool:
     from amx_tvm.models import families
 
@@ -168,6 +185,7 @@ class TorchCausalLM(ModelSource):
                 self.generation_config, int(self.config["vocab_size"])
             )
         self._tensors = {name: t.detach() for name, t in model.state_dict().items()}
+        refuse_meta(self._tensors, self.name)
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
