@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from amx_tvm.formats import e2m1, rules
+from amx_tvm.formats import e2m1, scale_rules
 from amx_tvm.formats.base import Format
 from amx_tvm.formats.data import DecodeTerm, ScaleTensor
 from amx_tvm.formats.registry import register
@@ -35,9 +35,9 @@ class AMXFP4(Format):
         DecodeTerm(e2m1.NEGATIVE_TABLE, "negative", -0.5, 0),
     )
 
-    rule: rules.ScaleRule
+    rule: scale_rules.ScaleRule
 
-    def __init__(self, name: str, title: str, rule: rules.ScaleRule):
+    def __init__(self, name: str, title: str, rule: scale_rules.ScaleRule):
         self.name = name
         self.title = title
         self.rule = rule
@@ -96,20 +96,22 @@ class AMXFP4(Format):
         return out
 
 
-AMXFP4_E5M2 = register(AMXFP4("amxfp4", "E2M1, E5M2 scale pair", rules.E5M2_OF_SIXTH))
-register(AMXFP4("amxfp4-e4m3", "E2M1, E4M3 scale pair", rules.E4M3_OF_SIXTH))
+AMXFP4_E5M2 = register(AMXFP4("amxfp4", "E2M1, E5M2 scale pair", scale_rules.E5M2_OF_SIXTH))
+register(AMXFP4("amxfp4-e4m3", "E2M1, E4M3 scale pair", scale_rules.E4M3_OF_SIXTH))
 register(
     AMXFP4(
         "amxfp4-e4m3-tensor",
         "E2M1, E4M3 scale pair, float32 a tensor or row",
-        rules.E4M3_WITH_TENSOR,
+        scale_rules.E4M3_WITH_TENSOR,
     )
 )
-register(AMXFP4("amxfp4-pot", "E2M1, power-of-two scale pair", rules.POT))
-register(AMXFP4("amxfp4-pot-r", "E2M1, rounded power-of-two scale pair", rules.POT_R))
+register(AMXFP4("amxfp4-pot", "E2M1, power-of-two scale pair", scale_rules.POT))
+register(AMXFP4("amxfp4-pot-r", "E2M1, rounded power-of-two scale pair", scale_rules.POT_R))
 
 # The reference code's own E4M3, which reaches 480. Not registered: its byte 0x7F is NaN elsewhere,
 # so nothing may store it. It exists to reproduce that code's numbers.
 AMXFP4_E4M3_480 = AMXFP4(
-    "amxfp4-e4m3-480", "E2M1, E4M3 scale pair up to 480 (never stored)", rules.E4M3_480_OF_SIXTH
+    "amxfp4-e4m3-480",
+    "E2M1, E4M3 scale pair up to 480 (never stored)",
+    scale_rules.E4M3_480_OF_SIXTH,
 )

@@ -24,7 +24,7 @@ import numpy as np
 from amx_tvm.errors import FormatError
 from amx_tvm.formats import blocks
 from amx_tvm.formats.data import DecodeTerm, Quantized, ScaleTensor
-from amx_tvm.formats.rules import ScaleRule
+from amx_tvm.formats.scale_rules import ScaleRule
 
 
 class Format(ABC):

@@ -16,7 +16,7 @@ from amx_tvm.formats import scales as scale_types
 from amx_tvm.formats.base import Format
 from amx_tvm.formats.data import DecodeTerm, ScaleTensor
 from amx_tvm.formats.registry import register
-from amx_tvm.formats.rules import quotient
+from amx_tvm.formats.scale_rules import quotient
 
 LARGEST_CODE = 15
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from amx_tvm.formats import e2m1, rules
+from amx_tvm.formats import e2m1, scale_rules
 from amx_tvm.formats.base import Format
 from amx_tvm.formats.data import DecodeTerm, ScaleTensor
 from amx_tvm.formats.registry import register
@@ -23,9 +23,9 @@ class SymmetricE2M1(Format):
 
     terms = (DecodeTerm(e2m1.OFFSET_TABLE, "scale", 0.5, e2m1.OFFSET),)
 
-    rule: rules.ScaleRule
+    rule: scale_rules.ScaleRule
 
-    def __init__(self, name: str, title: str, rule: rules.ScaleRule, group_size: int = 32):
+    def __init__(self, name: str, title: str, rule: scale_rules.ScaleRule, group_size: int = 32):
         self.name = name
         self.title = title
         self.rule = rule
@@ -68,5 +68,5 @@ class SymmetricE2M1(Format):
         return np.add(out, np.float32(0), out=out)  # a negative code that underflows is -0
 
 
-register(SymmetricE2M1("mxfp4", "E2M1, power-of-two scale", rules.POT))
-register(SymmetricE2M1("mxfp4-e5m2", "E2M1, E5M2 scale", rules.E5M2_OF_SIXTH))
+register(SymmetricE2M1("mxfp4", "E2M1, power-of-two scale", scale_rules.POT))
+register(SymmetricE2M1("mxfp4-e5m2", "E2M1, E5M2 scale", scale_rules.E5M2_OF_SIXTH))

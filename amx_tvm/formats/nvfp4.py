@@ -8,7 +8,7 @@ the multiplier; elements round ties away from zero here, where NVIDIA's converte
 
 from __future__ import annotations
 
-from amx_tvm.formats import rules
+from amx_tvm.formats import scale_rules
 from amx_tvm.formats.mxfp4 import SymmetricE2M1
 from amx_tvm.formats.registry import register
 
@@ -16,7 +16,7 @@ register(
     SymmetricE2M1(
         "nvfp4",
         "E2M1, E4M3 scale, float32 a tensor or row",
-        rules.E4M3_WITH_TENSOR,
+        scale_rules.E4M3_WITH_TENSOR,
         group_size=16,
     )
 )

@@ -29,7 +29,7 @@ from .epilogue import Epilogue
 from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
 from .rows import equal_blocks
-from .scales import ScaleReader
+from .scale_reader import ScaleReader
 
 SMALL_SCALES = {"E5M2", "E4M3", "E8M0"}
 BLOCK = 8  # rows of x; three tiles make 24 accumulators

@@ -18,7 +18,7 @@ from .epilogue import Epilogue
 from .isa.base import Isa
 from .knobs import CpuKnobs
 from .rows import each_tile, row_blocks, tile_pair
-from .scales import ScaleReader
+from .scale_reader import ScaleReader
 
 
 def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:

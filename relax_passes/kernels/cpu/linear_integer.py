@@ -35,7 +35,7 @@ from .linear_merged import MergedTile
 from .linear_panel import emit_panel
 from .outliers import LOW_STEPS, ListedGroups, listed_groups
 from .rows import Part, each_tile, either, row_blocks, tile_group, tile_pair
-from .scales import ScaleReader
+from .scale_reader import ScaleReader
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 

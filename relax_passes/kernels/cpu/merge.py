@@ -36,7 +36,7 @@ from . import emit as e
 from .emit import Expr
 from .isa.avx512 import Avx512
 from .isa.base import E2M1_DOUBLED, byte_vector
-from .scales import ScaleReader
+from .scale_reader import ScaleReader
 
 OFFSET = 84
 POWERS = {"E5M2": (2, 17), "E8M0": (0, 129)}  # mantissa bits, power of two of mantissa 4 at e = 0

@@ -24,7 +24,7 @@ from . import emit as e
 from . import merge
 from .emit import Expr
 from .isa.avx512 import Avx512
-from .scales import ScaleReader
+from .scale_reader import ScaleReader
 
 ZERO_POINT_OFFSET = 16
 STEPS = GROUP // 4

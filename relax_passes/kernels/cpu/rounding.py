@@ -1,6 +1,6 @@
 """Rounding to formats of E2M1 elements, in TensorIR: the twin of the formats' NumPy code.
 
-A group's largest magnitude becomes its scale by the format's rule (``amx_tvm.formats.rules``), a
+A group's largest magnitude becomes its scale by the format's rule (``formats.scale_rules``), a
 ratio to the scale becomes an E2M1 magnitude, ties away from zero.  What differs between kernels is
 where a group's largest magnitude comes from: one number a group, or one in each lane.
 
@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from amx_tvm.formats import e2m1
-from amx_tvm.formats.rules import Power, ScaleRule
+from amx_tvm.formats.scale_rules import Power, ScaleRule
 
 from . import emit as e
 from .emit import Expr

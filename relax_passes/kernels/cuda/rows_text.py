@@ -10,7 +10,7 @@ a row, whose products are rounded once.
 
 from __future__ import annotations
 
-from amx_tvm.formats.rules import Power
+from amx_tvm.formats.scale_rules import Power
 
 from .intrinsics import TEXT
 

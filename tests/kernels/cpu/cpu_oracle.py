@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.target import Target
 
 from amx_tvm.formats import concatenate, packing
@@ -18,9 +19,16 @@ HOST = Target({**host_options(), "num-cores": 2})
 HOST_INFO = TargetInfo.of(HOST)
 
 
+_COMPILED = {}  # of this session: equal functions are compiled once
+
+
 def compile_func(func, target=HOST):
     """Compile one PrimFunc and return it as a callable."""
-    return tvm.compile(tvm.IRModule({"f": func.with_attr("global_symbol", "f")}), target)["f"]
+    func = func.with_attr("global_symbol", "f")
+    key = (tvm_ffi.structural_hash(func), str(target))
+    if key not in _COMPILED:
+        _COMPILED[key] = tvm.compile(tvm.IRModule({"f": func}), target)["f"]
+    return _COMPILED[key]
 
 
 def assembly(func, target):

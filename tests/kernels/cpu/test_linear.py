@@ -23,9 +23,8 @@ ROWS = (1, 2, 3, 7, 8, 9, 33)
 TOLERANCE = 2e-6  # float32 sums in another order
 MERGED = 4e-3  # panels merge two scales that lie far apart with a rounding, see panel.py
 EPILOGUES = {
-    "none": {},
     "bias+residual": {"bias": True, "residual": True},
-    "silu_mul": {"silu_mul": True, "bias": True},
+    "silu_mul": {"silu_mul": True, "bias": True, "residual": True},
 }
 RUNNABLE = [r.name for r in CPU_RULES if r.arch in ("", HOST_INFO.arch)]
 

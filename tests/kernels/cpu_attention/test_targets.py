@@ -1,6 +1,7 @@
 """The kernels compile for other processors, with the instructions that they are meant to have."""
 
 import re
+from functools import cache
 
 import pytest
 import tvm
@@ -33,6 +34,7 @@ MULTIPLY_ADD = {
 HALF = {"avx512": r"vcvtph2ps.*zmm", "avx2": r"vcvtph2ps.*ymm", "neon": r"fcvtl2?\s"}
 
 
+@cache
 def assembly(name, config, key):
     target = tvm.target.Target(TARGETS[key])
     function = kernels(config, target)[name].with_attr("global_symbol", name)
