@@ -31,8 +31,8 @@ from relax_passes.passes.order_shape_functions import order_shape_functions
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
-from relax_passes.passes.take import take
 from relax_passes.policy import Policy
+from relax_passes.take import take
 
 Dump = Callable[[str, tvm.IRModule], None]
 
