@@ -103,16 +103,13 @@ def _take(session: Session, state: TaskState, found: dict[str, Any], host: dict[
             f"{default.get('detail', '')}"
         )
     if state.default_seconds is None:
-        session.note_default(state, default["seconds"])
+        session.note(state, "default", state.space.default, seconds=default["seconds"])
     for trial in trials:
         if point_key(trial["knobs"]) in state.search.scores:
             continue
-        if trial["state"] == "ok":
-            session.note_measured(
-                state, trial["knobs"], state.space.default, tuple(trial["ratio"]), trial["seconds"]
-            )
-        else:
-            session.note_failed(state, trial["knobs"], trial["state"], trial.get("detail", ""))
+        more = {key: trial[key] for key in ("seconds", "ratio", "detail") if key in trial}
+        against = dict(state.space.default)
+        session.note(state, "trial", trial["knobs"], trial["state"], against=against, **more)
     final = found["final"]
     if final is None:
         return
@@ -121,5 +118,5 @@ def _take(session: Session, state: TaskState, found: dict[str, Any], host: dict[
     check = {"error": best["error"], "limit": best["limit"]}
     keys = ("seconds", "spread", "default_seconds", "ratio")
     measured = {key: final[key] for key in keys}
-    session.note_final(state, best["knobs"], check=check, host=host, **measured)
+    session.note(state, "final", best["knobs"], check=check, host=host, **measured)
     session.keep(state)

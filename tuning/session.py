@@ -53,6 +53,20 @@ class TaskState:
     final: dict[str, Any] | None = None
     record: Record | None = None
 
+    def learn(self, entry: Mapping[str, Any]) -> bool:
+        """Take in a line of the log; returns whether its point is the new incumbent."""
+        if entry["phase"] == "default":
+            self.default_seconds = entry["seconds"]
+        elif entry["phase"] == "final":
+            self.final = dict(entry)
+        elif entry["state"] == "ok":
+            ratio = tuple(entry["ratio"])
+            return self.search.measured(entry["knobs"], entry["against"], ratio)
+        else:
+            self.search.failed(entry["knobs"])
+            self.failures[entry["state"]] = self.failures.get(entry["state"], 0) + 1
+        return False
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -120,17 +134,8 @@ class Session:
         states = {json.dumps(s.kernel.to_json(), sort_keys=True): s for s in self.states}
         for _, entry in entries:
             state = states.get(json.dumps(entry["kernel"], sort_keys=True))
-            if state is None or entry["target"] != self.target.key:
-                continue
-            if entry["phase"] == "default":
-                state.default_seconds = entry["seconds"]
-            elif entry["phase"] == "final":
-                state.final = entry
-            elif entry["state"] != "ok":
-                state.search.failed(entry["knobs"])
-                state.failures[entry["state"]] = state.failures.get(entry["state"], 0) + 1
-            else:
-                state.search.measured(entry["knobs"], entry["against"], tuple(entry["ratio"]))
+            if state is not None and entry["target"] == self.target.key:
+                state.learn(entry)
         return damage
 
     def run(self, minutes: float | None = None, trials: int | None = None) -> list[TaskState]:
@@ -223,7 +228,8 @@ class Session:
                     f"the default of {state.task.text} cannot be measured "
                     f"({result.kind}: {result.detail}); nothing can be compared with it"
                 )
-            self.note_default(state, float(np.median(result.times[0])))
+            seconds = float(np.median(result.times[0]))
+            self.note(state, "default", state.space.default, seconds=seconds)
             report(state, "default")
 
         return self._job(state, [dict(state.space.default)], self.repeats, handle)
@@ -255,12 +261,11 @@ class Session:
         def handle(result: Any) -> None:
             self.trials += 1
             if isinstance(result, Failure):
-                self.note_failed(state, point, result.kind, result.detail)
+                self.note(state, "trial", point, result.kind, detail=result.detail)
                 return report(state, result.kind)
             ratio = ratios(result.times[1], result.times[0])
-            won = self.note_measured(
-                state, point, against, ratio, float(np.median(result.times[1]))
-            )
+            seconds = float(np.median(result.times[1]))
+            won = self.note(state, "trial", point, against=against, ratio=ratio, seconds=seconds)
             return report(state, "better" if won else "measured")
 
         return self._job(state, [against, point], self.repeats, handle)
@@ -271,9 +276,9 @@ class Session:
 
         def handle(result: Any) -> None:
             if isinstance(result, Failure):
-                self._note(state, "final", best, result.kind, detail=result.detail)
+                self.note(state, "final", best, result.kind, detail=result.detail)
             else:
-                self.note_final(state, best, **_summary(result))
+                self.note(state, "final", best, **_summary(result))
 
         return self._job(state, [dict(state.space.default), best], FINAL_REPEATS, handle)
 
@@ -306,40 +311,33 @@ class Session:
         )
         self.records.append(state.record)
 
-    def note_default(self, state: TaskState, seconds: float) -> None:
-        """Log the default's time."""
-        state.default_seconds = seconds
-        self._note(state, "default", state.space.default, "ok", seconds=seconds)
-
-    def note_failed(
-        self, state: TaskState, point: Mapping[str, Any], kind: str, detail: str
-    ) -> None:
-        """Log a trial that failed."""
-        self._note(state, "trial", point, kind, detail=detail)
-        state.search.failed(point)
-        state.failures[kind] = state.failures.get(kind, 0) + 1
-
-    def note_measured(
+    def note(
         self,
         state: TaskState,
-        point: Mapping[str, Any],
-        against: Mapping[str, Any],
-        ratio: tuple[float, ...],
-        seconds: float,
+        phase: str,
+        knobs: Mapping[str, Any],
+        outcome: str = "ok",
+        **more: Any,
     ) -> bool:
-        """Log a trial and tell the search; returns whether the point is the new incumbent."""
-        against = dict(against)
-        self._note(state, "trial", point, "ok", against=against, ratio=ratio, seconds=seconds)
-        return state.search.measured(point, against, ratio)
+        """Write a line of the log and let the task's state learn from it.
 
-    def note_final(self, state: TaskState, point: Mapping[str, Any], **measured: Any) -> None:
-        """Log the last measurement of a winner beside the default."""
-        state.final = self._note(state, "final", point, "ok", **measured)
+        Parameters
+        ----------
+        state : TaskState
+            Whose.
+        phase : str
+            "default" (with seconds), "trial" (with against, ratio and seconds) or "final" (with
+            what a record says).
+        knobs : mapping
+            The point.
+        outcome : str
+            "ok", or a ``Failure``'s kind, with its detail.
 
-    def _note(
-        self, state: TaskState, phase: str, knobs: Any, outcome: str, **more: Any
-    ) -> dict[str, Any]:
-        """Write a line of the log."""
+        Returns
+        -------
+        bool
+            Whether the point is the new incumbent.
+        """
         entry = {
             "phase": phase,
             "target": self.target.key,
@@ -350,7 +348,7 @@ class Session:
             **more,
         }
         journal.append(self.log, entry)
-        return entry
+        return state.learn(entry)
 
 
 def _summary(result: Measured) -> dict[str, Any]:
