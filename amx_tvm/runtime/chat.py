@@ -101,9 +101,11 @@ class ChatTemplate:
     def _expects(self) -> Expectation:
         """What the template takes, found out by short conversations."""
 
-        def render(messages: list[dict[str, Any]]) -> str | None:
+        def render(
+            messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+        ) -> str | None:
             try:
-                return self._render(messages, add_generation_prompt=False)
+                return self._render(messages, tools=tools, add_generation_prompt=False)
             except GenerationError:
                 return None
 

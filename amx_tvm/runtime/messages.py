@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from amx_tvm.errors import GenerationError
@@ -19,11 +20,14 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 # The names that a message's reasoning has been given, the one that templates read today first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
+# How a message can say that it has no content, what transformers does first.
+_NO_CONTENT: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": ""})
+
 _WORD = "nonesuch"
-_CALL = {"id": "call00001", "type": "function"}
+_TOOL = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
 
 Message = Mapping[str, Any]
-Render = Callable[[list[dict[str, Any]]], str | None]
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,15 @@ class Expectation:
         Content as text.
     parts : bool
         Content as a list of parts.
-    empty_content : bool
-        A message without content must say so with an empty text.
+    no_content : dict
+        The fields of a message without content: none, null or an empty text.
     object_arguments : bool
         The arguments of a tool call as an object; otherwise as JSON text.
     """
 
     text: bool = True
     parts: bool = False
-    empty_content: bool = False
+    no_content: dict[str, Any] = field(default_factory=dict)
     object_arguments: bool = True
 
     @classmethod
@@ -53,23 +57,34 @@ class Expectation:
 
         def shows(content: Any) -> bool:
             # A part that is printed as it is, in JSON or in Python, was not understood.
-            text = render([{"role": "user", "content": content}]) or ""
+            text = render([{"role": "user", "content": content}], None) or ""
             return _WORD in text and '"type"' not in text and "'type'" not in text
 
-        def calls(arguments: Any, **content: str) -> str | None:
-            call = {**_CALL, "function": {"name": "f", "arguments": arguments}}
-            answer = {"role": "assistant", **content, "tool_calls": [call]}
-            return render([{"role": "user", "content": "a"}, answer])
-
         parts = shows([{"type": "text", "text": _WORD}])
-        objects, text = calls({"a": 1}, content=""), calls('{"a": 1}', content="")
-        arguments: Any = '{"a": 1}' if objects is None and text is not None else {"a": 1}
+        # The first way in which a call is shown; else the first that the template does not refuse.
+        ways = list(product(_NO_CONTENT, ({"a": 1}, '{"a": 1}')))
+        texts = [_try_call(render, *way) for way in ways]
+        good = [way for way, text in zip(ways, texts, strict=True) if text is not None]
+        shown = [way for way, text in zip(ways, texts, strict=True) if _WORD in (text or "")]
+        no_content, arguments = (shown or good or [({"content": ""}, {})])[0]
         return cls(
             text=shows(_WORD) or not parts,
             parts=parts,
-            empty_content=calls(arguments) is None,
+            no_content=no_content,
             object_arguments=not isinstance(arguments, str),
         )
+
+
+def _try_call(render: Render, no_content: dict[str, Any], arguments: Any) -> str | None:
+    """Return the text of a conversation with a tool call, None where it is refused or wrong."""
+    call = {"name": _WORD, "arguments": arguments}
+    answer = {
+        "role": "assistant",
+        **no_content,
+        "tool_calls": [{"id": "call00001", "type": "function", "function": call}],
+    }
+    text = render([{"role": "user", "content": "a"}, answer], [_TOOL])
+    return None if text is None or "None" in text else text
 
 
 def adapted(messages: Sequence[Message], expects: Expectation) -> list[dict[str, Any]]:
@@ -94,8 +109,8 @@ def adapted(messages: Sequence[Message], expects: Expectation) -> list[dict[str,
             kept["content"] = _content(kept["content"], expects, index)
         elif kept["role"] in ("user", "system"):
             raise GenerationError(f"message {index} of the chat ({kept['role']}) has no 'content'")
-        elif expects.empty_content:
-            kept["content"] = ""
+        else:
+            kept.update(expects.no_content)
         if "tool_calls" in kept:
             kept["tool_calls"] = _calls(kept["tool_calls"], expects, index, names)
         if kept["role"] == "tool" and kept.get("tool_call_id") in names:

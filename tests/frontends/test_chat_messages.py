@@ -51,6 +51,14 @@ TEMPLATES = {
     + "{% for k, v in f.arguments.items() %}{{ k }}={{ v }};{% endfor %}"
     + END
     + END,
+    # As DeepSeek's: calls are looked for only where the content is null.
+    "calls beside null": LOOP
+    + "<{{ m.role }}>{% if m.role == 'assistant' and m['content'] is none %}"
+    + CALLS
+    + "{{ f['name'] + f['arguments'] }}"
+    + END
+    + "{% else %}{{ m['content'] + '</s>' }}{% endif %}"
+    + END,
     "tools": "{% if tools is not none %}{{ tools }}{% endif %}"
     + LOOP
     + "<{{ m.role }}>{{ m.content }}{{ m.name }}"
@@ -131,6 +139,7 @@ def test_arguments_become_what_a_template_wants():
     assert 'weather({"city": "Rome"})' in render("calls as text", as_object)
     assert 'weather({"city": "Rome"})' in render("calls printed", as_object)
     assert "city=Rome;day=;" in render("calls by name", as_text)
+    assert 'weather{"city": "Rome"}' in render("calls beside null", as_object)
     broken = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": call("{oh")}]
     assert '"{oh"' in render("calls as JSON", broken)
 
