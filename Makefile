@@ -22,9 +22,10 @@ demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and 
 	$(BIN)/amx-tvm compile $(MODEL) --quantization amxfp4 --output dist/smollm2 --overwrite
 	$(BIN)/amx-tvm generate dist/smollm2 "The capital of France is" --max-new-tokens 64
 
+# Two processes, each with whole files: what a session compiles is shared inside a file.
+PARALLEL := -n 2 --dist loadfile
 test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI runs
-	$(BIN)/python -m pytest -m "not slow and not gpu"
-	$(BIN)/python -m pytest tests/end_to_end
+	$(BIN)/python -m pytest $(PARALLEL) -m "(not slow or end_to_end) and not gpu"
 
 test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
 	$(BIN)/python -m pytest -m "not gpu"
@@ -34,10 +35,10 @@ test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped with
 
 QUICK := formats frontends passes runtime evaluation kernels/cpu/test_linear.py
 quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under two minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(addprefix tests/,$(QUICK))
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" $(addprefix tests/,$(QUICK))
 
 lint: $(VENV)/.dev  ## style, types and who imports whom; part of what CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

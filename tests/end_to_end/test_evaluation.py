@@ -14,7 +14,7 @@ from amx_tvm.evaluation import Protocol
 
 from .reference import opticks, torch_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 # One position in 1275 is 8e-4: even a tie that float32 rounding decides stays within the bar.
 WINDOW, WINDOWS = 256, 5
 TOLERANCE = 1e-3

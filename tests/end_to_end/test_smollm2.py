@@ -15,7 +15,7 @@ from amx_tvm.runtime.session import decode_batch
 
 from .reference import opticks, perplexity, relative_error, torch_logits, torch_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 PROMPT = "The capital of France is"
 
 
