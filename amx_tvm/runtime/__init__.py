@@ -4,15 +4,21 @@ from amx_tvm.runtime.engine import Engine
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.generation import TextStream
 from amx_tvm.runtime.loading import load
+from amx_tvm.runtime.options import Limits, Sampling
+from amx_tvm.runtime.request import Request
 from amx_tvm.runtime.result import GenerationResult, Timings
-from amx_tvm.runtime.sampler import Sampling
+from amx_tvm.runtime.scheduler import Handle, Scheduler
 from amx_tvm.runtime.session import Sequence
 
 __all__ = [
     "Engine",
     "FunctionEngine",
     "GenerationResult",
+    "Handle",
+    "Limits",
+    "Request",
     "Sampling",
+    "Scheduler",
     "Sequence",
     "TextStream",
     "Timings",

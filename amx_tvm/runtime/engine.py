@@ -8,32 +8,41 @@ Nothing here imports TVM's Python package, its compiler library, torch, relax_pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
 from amx_tvm.runtime import session
-from amx_tvm.runtime.generation import Limits, Run, TextStream, run_batch
+from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, number, read_options
+from amx_tvm.runtime.request import Request
 from amx_tvm.runtime.result import GenerationResult
-from amx_tvm.runtime.sampler import Sampling
+from amx_tvm.runtime.scheduler import Handle, Scheduler
 from amx_tvm.runtime.stream import special_stops
 from amx_tvm.runtime.vm import Memory, VirtualMachine
+from amx_tvm.runtime.worker import Worker
 
 DEFAULT_CONTEXT = 4096
 
 Prompt = str | Sequence[int]
+_R = TypeVar("_R")
 
 
 class Engine:
-    """A loaded language model. Made by `load`; use it from one thread at a time.
+    """A loaded language model. Made by `load`; any thread may use it.
+
+    Compiled code runs on one thread that the engine owns (`amx_tvm.runtime.worker`): calls of
+    several threads take turns, and generations step in turn. An engine that is dropped frees
+    everything.
 
     Attributes
     ----------
@@ -41,6 +50,8 @@ class Engine:
         What the artifact says about itself.
     context_length : int
         Longest sequence in tokens.
+    max_sequences : int
+        Most sequences at once.
     """
 
     def __init__(
@@ -54,25 +65,24 @@ class Engine:
         memory: Memory,
         chunk: int,
         may_grow: bool = True,
+        threads: int | None = None,
     ):
         longest = int(manifest.model["context_length"])
-        context = min(longest, DEFAULT_CONTEXT) if context_length is None else context_length
-        if not 1 <= context <= longest:
-            raise GenerationError(
-                f"context_length is {context}, expected 1 to {longest}, the model's own"
+        context = min(longest, DEFAULT_CONTEXT)
+        if context_length is not None:
+            context = number(1, longest, whole=True, note=", the model's own")(
+                "context_length", context_length
             )
-        if max_sequences < 1:
-            raise GenerationError(f"max_sequences is {max_sequences}, expected at least 1")
-        self._kv_tokens = context if kv_tokens is None else kv_tokens
-        if self._kv_tokens < 1:
-            raise GenerationError(f"kv_tokens is {kv_tokens}, expected at least 1")
+        count = number(1, whole=True)
+        self._kv_tokens = context if kv_tokens is None else count("kv_tokens", kv_tokens)
         self.path = path
         self.manifest = manifest
         self.context_length = context
-        self.max_sequences = max_sequences
+        self.max_sequences = count("max_sequences", max_sequences)
         self._machine = machine
         self._chunk = chunk
         self._may_grow = may_grow  # whether a batch may make the KV cache larger
+        self._worker = Worker(partial(start_pool, threads), forks=machine.is_cpu)
         self._model = Model(
             machine,
             machine.load_parameters(path, manifest, memory),
@@ -116,7 +126,7 @@ class Engine:
         return self.tokenizer.decode(list(token_ids))
 
     def generate(
-        self, prompt: Prompt, max_new_tokens: int = 128, **options: Any
+        self, prompt: Prompt, max_new_tokens: int | None = DEFAULT_NEW_TOKENS, **options: Any
     ) -> GenerationResult:
         """Continue a prompt.
 
@@ -125,16 +135,12 @@ class Engine:
         prompt : str or sequence of int
             A text, or token ids (then nothing is added to them).
         max_new_tokens : int
-            Most tokens to add; generation also ends at EOS and at the end of the context.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed
+            Most tokens to add; generation also ends at EOS, at the end of the context, and where
+            the KV cache is full.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed, ...
             See `amx_tvm.runtime.Sampling`. The default, temperature 0, is greedy.
-        stop : str or sequence of str
-            Texts that end the generation; they are not part of the result. One that is a special
-            token ends it when the model chooses the token.
-        stop_token_ids : sequence of int
-            More tokens that end it.
-        ignore_eos : bool
-            Go on after EOS (for measurements).
+        min_tokens, stop, stop_token_ids, ignore_eos
+            See `amx_tvm.runtime.Limits`.
         sequence : session.Sequence, optional
             Work on this sequence and keep it: what it shares with the prompt is not computed
             again. A chat passes the same one every turn.
@@ -142,14 +148,15 @@ class Engine:
         Raises
         ------
         GenerationError
-            An empty prompt, one longer than the context, or an option out of range.
+            An empty prompt, one longer than the context or the KV cache, or an option out of
+            range. None is the default of every option.
         """
-        with self.stream(prompt, max_new_tokens, **options) as pieces:
-            for _ in pieces:
-                pass
-            return pieces.result
+        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
+        return complete(self._worker, self._scheduler(1), [request], self._start)[0]
 
-    def stream(self, prompt: Prompt, max_new_tokens: int = 128, **options: Any) -> TextStream:
+    def stream(
+        self, prompt: Prompt, max_new_tokens: int | None = DEFAULT_NEW_TOKENS, **options: Any
+    ) -> TextStream:
         """Continue a prompt piece by piece; options as in `generate`.
 
         Returns
@@ -158,13 +165,14 @@ class Engine:
             An iterator of str, about one piece a token, never half a character nor part of a stop
             string. Its ``result`` holds everything once it has ended.
         """
-        sequence = options.pop("sequence", None)
-        run = self._run(prompt, max_new_tokens, dict(options))
-        owned = sequence is None
-        return TextStream(run, self.sequence() if owned else sequence, owned)
+        request = self.request(prompt, max_new_tokens=max_new_tokens, **options)
+        return TextStream(self._worker, self._scheduler(1), request, self._start)
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], max_new_tokens: int = 128, **options: Any
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        **options: Any,
     ) -> list[GenerationResult]:
         """Continue several prompts together; options as in `generate`, the same for all.
 
@@ -172,37 +180,113 @@ class Engine:
         ended where there are more than ``max_sequences``. With a seed, each prompt draws from its
         own stream, the first one's being that of `generate`.
         """
-        if "sequence" in options:
+        if options.get("sequence") is not None:
             raise GenerationError("generate_batch makes its own sequences; leave out `sequence`")
-        runs = [
-            self._run(prompt, max_new_tokens, dict(options), stream)
+        requests = [
+            self.request(prompt, stream=stream, max_new_tokens=max_new_tokens, **options)
             for stream, prompt in enumerate(prompts)
         ]
-        needs = {id(run): self._pages(run, max_new_tokens) for run in runs}
-        together = sum(sorted(needs.values(), reverse=True)[: self.max_sequences])
-        wanted = together * self._page_size if self._may_grow else 0
-        cache = self._reserve(max(wanted, self._kv_tokens))
-        slots = self.max_sequences - cache.sequences
-        if runs and slots < 1:
+        return complete(self._worker, self._scheduler(None), requests, self._start)
+
+    def request(
+        self,
+        prompt: Prompt,
+        stream: int = 0,
+        sequence: Any = None,
+        mask: Any = None,
+        **options: Any,
+    ) -> Request:
+        """Return a checked request for `Scheduler.add`; options as in `generate`.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            A text, or token ids.
+        stream : int
+            Requests with the same seed draw from different streams.
+        sequence, mask
+            See `amx_tvm.runtime.request.Request`, whose callbacks `dataclasses.replace` sets.
+        """
+        sampling, limits = read_options(options)
+        tokens = self._prompt(prompt)
+        if sequence is not None and not isinstance(sequence, session.Sequence):
             raise GenerationError(
-                f"all {self.max_sequences} sequences are in use; close one before generate_batch"
+                f"sequence is {sequence!r}, expected one that engine.sequence() made"
             )
+        self._model.check_tokens([*sampling.logit_bias, *limits.stop_token_ids])
+        has_text = self._has_text
+        if limits.stop and not has_text:
+            raise GenerationError(
+                f"stop strings need the package `tokenizers` and a tokenizer in {self.path}"
+            )
+        stops = limits.stop_token_ids
+        if not limits.ignore_eos:
+            stops = stops | frozenset(self.manifest.model["eos_token_ids"])
+        if limits.stop:
+            stops = stops | special_stops(self.tokenizer, limits.stop)
+        tokenizer = self.tokenizer if has_text else None
+        return Request(tokens, sampling, limits, stops, stream, tokenizer, sequence, mask)
 
-        def room(run: Run, active: list[tuple[Run, session.Sequence]]) -> bool:
-            owed = sum(needs[id(other)] - len(s) // self._page_size for other, s in active)
-            return needs[id(run)] + owed <= cache.available_tokens() // self._page_size
+    def scheduler(
+        self, max_sequences: int | None = None, prefill_rows: int | None = None
+    ) -> Scheduler:
+        """Return a scheduler: requests that share their steps, turned by whoever calls ``step``.
 
-        return run_batch(runs, self.sequence, slots, room)
+        Parameters
+        ----------
+        max_sequences : int, optional
+            Most requests under way; by default as many as the engine has sequences.
+        prefill_rows : int, optional
+            Most tokens of prompts in a step beside decoding; by default as many as a step takes.
+        """
+        count = number(1, whole=True)
+        if max_sequences is not None:
+            max_sequences = count("max_sequences", max_sequences)
+        if prefill_rows is not None:
+            prefill_rows = count("prefill_rows", prefill_rows)
+        return self._scheduler(max_sequences, prefill_rows)
 
     def logits(self, token_ids: Iterable[int]) -> np.ndarray:
         """Return float32 logits [len(token_ids), vocab]: row i follows tokens 0..i."""
-        with self.sequence() as sequence:
-            return sequence.score(token_ids)
+
+        def score() -> np.ndarray:
+            with self.sequence() as sequence:
+                return sequence.score(token_ids)
+
+        return self._worker.call(score)
 
     def sequence(self) -> session.Sequence:
         """Start an empty sequence: append tokens, fork it, roll it back; close it at the end."""
+        return self._worker.call(self._sequence)
+
+    def call(self, function: Callable[..., _R], *arguments: Any) -> _R:
+        """Run a function on the engine's thread and return its result.
+
+        A loop over a sequence's methods that runs there hands nothing over in each of its steps.
+        """
+        return self._worker.call(function, *arguments)
+
+    def close(self) -> None:
+        """End the engine's thread and what runs on it; the engine cannot be used any more."""
+        self._worker.close()
+
+    def _sequence(self) -> session.Sequence:
         cache = self._reserve(self._kv_tokens)
-        return session.Sequence(self._model, cache, cache.add(), [])
+        return session.Sequence(self._model, cache, cache.add(), [], self._worker)
+
+    def _scheduler(self, most: int | None, prefill_rows: int | None = None) -> Scheduler:
+        most = self.max_sequences if most is None else min(most, self.max_sequences)
+        cache = partial(self._reserve, self._kv_tokens)
+        return Scheduler(self._model, cache, self._worker, most, prefill_rows)
+
+    def _start(self, scheduler: Scheduler, requests: list[Request]) -> list[Handle]:
+        """Add requests to a new scheduler and step it to its end (on the engine's thread)."""
+        if self._may_grow and len(requests) > 1:
+            pages = sorted(map(self._pages, requests), reverse=True)[: self.max_sequences]
+            self._reserve(max(sum(pages) * self._page_size, self._kv_tokens))
+        handles = [scheduler.add(request) for request in requests]
+        self._worker.attach(scheduler)
+        return handles
 
     @property
     def _has_text(self) -> bool:
@@ -213,46 +297,34 @@ class Engine:
     def _page_size(self) -> int:
         return int(self.manifest.kv_cache["page_size"])
 
-    def _pages(self, run: Run, max_new_tokens: int) -> int:
-        """Pages that a run fills at most; one more, since a fork copies a page it shares partly."""
-        tokens = min(self.context_length, len(run.prompt) + max_new_tokens)
+    def _pages(self, request: Request) -> int:
+        """Pages that a request fills at most; one more, since a fork copies a page it shares."""
+        tokens = min(self.context_length, len(request.prompt) + request.limits.max_new_tokens)
         return -(-tokens // self._page_size) + 1
 
     def _reserve(self, tokens: int) -> KVCache:
-        """Return a cache for at least ``tokens``; grows only while no sequence lives in it.
+        """Return a cache for at least ``tokens``; grows only while nothing lives in it.
 
         The pages are virtual memory until they are written, so a long context that is not used
         costs nothing on the CPU.
         """
-        if self._cache is None or (self._cache.max_tokens < tokens and not self._cache.sequences):
+        idle = self._cache is None or not (self._cache.sequences or self._worker.jobs)
+        if self._cache is None or (self._cache.max_tokens < tokens and idle):
             self._cache = None  # freed before the next is allocated
             self._cache = KVCache(
                 self._machine, self.max_sequences, tokens, self._chunk, self._page_size
             )
         return self._cache
 
-    def _run(
-        self, prompt: Prompt, max_new_tokens: int, options: dict[str, Any], stream: int = 0
-    ) -> Run:
-        """Check a request and turn it into a Run."""
-        stop = options.pop("stop", ())
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if stop and not self._has_text:
-            raise GenerationError(
-                f"stop strings need the package `tokenizers` and a tokenizer in {self.path}"
-            )
-        stop_tokens = set(options.pop("stop_token_ids", ()))
-        if not options.pop("ignore_eos", False):
-            stop_tokens.update(self.manifest.model["eos_token_ids"])
-        if stop:
-            stop_tokens |= special_stops(self.tokenizer, stop)
-        limits = Limits(max_new_tokens, stop, frozenset(stop_tokens))
-        try:
-            sampling = Sampling(**options)
-        except TypeError as error:
-            raise GenerationError(f"unknown generation option ({error})") from None
-        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        tokens = self._model.check_tokens(tokens).tolist()
+    def _prompt(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids, checked."""
+        if isinstance(prompt, str):
+            found: Any = self.encode(prompt)
+        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | dict):
+            found = prompt
+        else:
+            raise GenerationError(f"the prompt is {prompt!r}, expected a text or token ids")
+        tokens = self._model.check_tokens(found).tolist()
         if not tokens:
             raise GenerationError("the prompt is empty, expected at least one token")
         if len(tokens) > self.context_length:
@@ -261,5 +333,4 @@ class Engine:
                 f"shorten it, or load with context_length up to "
                 f"{self.manifest.model['context_length']}"
             )
-        tokenizer = self.tokenizer if self._has_text else None
-        return Run(tokens, sampling, limits, tokenizer, self.context_length, stream)
+        return tokens

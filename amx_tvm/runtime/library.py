@@ -17,6 +17,8 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import threading
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -127,33 +129,71 @@ def physical_cores() -> int:
             cores.add(Path(path).read_text(encoding="ascii").strip())
         except OSError:
             cores.add(str(cpu))
-    count = len(cores)
+    return _quota(len(cores))
+
+
+def usable_cores() -> int:
+    """Return how many logical cores this process may use."""
+    return _quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
+
+
+def _quota(count: int | None) -> int:
+    """Return a number of cores, or what a cgroup's CPU quota (containers) leaves of it."""
+    count = count or os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
+            count = min(count, int(quota) // int(period))
     except (OSError, ValueError):
         pass
     return max(1, count)
 
 
 def set_threads(threads: int | None) -> int:
-    """Choose the number of threads of TVM's pool and return it.
+    """Choose the number of threads of TVM's pools that start from now on, and return it.
 
     Parameters
     ----------
     threads : int, optional
-        The count; by default ``TVM_NUM_THREADS`` if it is set, else the physical cores.
+        The count; by default ``TVM_NUM_THREADS`` if it is set, else the physical cores. More than
+        the cores that this process may use are no help: their workers wait for each other, and the
+        process for them at its end. They are cut to the cores, with a warning.
 
-    Notes
-    -----
-    Each Python thread that calls an engine has its own pool, started with the value at its first
-    call. A pool that runs already can be made smaller, never larger.
+    Raises
+    ------
+    TargetError
+        The number is none.
     """
-    if threads is not None and threads < 1:
-        raise TargetError(f"threads is {threads}, expected at least 1")
     if threads is None:
         given = os.environ.get("TVM_NUM_THREADS", "")
         threads = int(given) if given.isdigit() and int(given) > 0 else physical_cores()
+    elif isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise TargetError(f"threads is {threads!r}, expected an integer of at least 1")
+    most = usable_cores()
+    if threads > most:
+        warnings.warn(
+            f"{threads} threads on {most} cores: {most} are used", RuntimeWarning, stacklevel=2
+        )
+        threads = most
     os.environ["TVM_NUM_THREADS"] = str(threads)
     return threads
+
+
+def start_pool(threads: int | None) -> None:
+    """Make the pool of workers of the calling thread, which TVM would make at the first call."""
+    ffi = load_runtime()
+    with _POOLS:
+        if threads is not None:
+            os.environ["TVM_NUM_THREADS"] = str(threads)
+        ffi.get_global_func("runtime.NumThreads")()
+
+
+_POOLS = threading.Lock()  # from the number of threads to the pool
+
+
+def _forked() -> None:
+    global _POOLS
+    _POOLS = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -67,7 +67,7 @@ def load(
     """
     root = Path(path)
     manifest = verify_artifact(root, verify, installed_versions(), device)
-    set_threads(threads)
+    threads = set_threads(threads)
     chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
     if max_memory is not None and manifest.kind == "causal_lm":
         context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
@@ -86,4 +86,5 @@ def load(
         memory,
         chunk,
         may_grow=max_memory is None,
+        threads=threads,
     )

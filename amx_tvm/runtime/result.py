@@ -40,6 +40,25 @@ class Timings:
         return self.decode_tokens / self.decode_s if self.decode_s else 0.0
 
 
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the model's own distribution.
+
+    Attributes
+    ----------
+    token : int
+        The token that was chosen.
+    logprob : float
+        Its own.
+    top : list of (int, float)
+        The most likely tokens with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 @dataclass
 class GenerationResult:
     """The outcome of one generation.
@@ -51,11 +70,14 @@ class GenerationResult:
     token_ids : list of int
         Every token that was chosen, an ending EOS included.
     finish_reason : str
-        "stop" (EOS, a stop token or a stop string) or "length" (max_new_tokens or the context).
+        "stop" (EOS, a stop token or a stop string), "length" (max_new_tokens, the context or the
+        KV cache), "cancelled" or "error".
     stopped_by : str, int or None
         The stop string or token that ended it.
     timings : Timings
         How long it took.
+    logprobs : list of TokenLogprobs
+        One a token, where they were asked for.
     """
 
     text: str = ""
@@ -63,3 +85,4 @@ class GenerationResult:
     finish_reason: str = "length"
     stopped_by: str | int | None = None
     timings: Timings = field(default_factory=Timings)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)

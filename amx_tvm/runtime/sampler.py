@@ -1,71 +1,27 @@
 """Choose the next token from logits, in NumPy.
 
-The steps and their order are those of Hugging Face's generation: repetition penalty, temperature,
-top-k, top-p, min-p, then one draw. Every step works on as few candidates as it can: a full sort of
-128256 logits takes 10 ms, a threshold and a sort of what passes it 0.1 ms.
+The steps and their order are those of Hugging Face's generation: bias, penalties, what may not be
+chosen, temperature, top-k, top-p, min-p, then one draw. Every step works on as few candidates as
+it can: a full sort of 128256 logits takes 10 ms, a threshold and a sort of what passes it 0.1 ms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.options import Sampling
+from amx_tvm.runtime.result import TokenLogprobs
 
 BROKEN_LOGITS = (
     "the model's logits hold NaN or infinity; its weights or its kernels are broken: check the "
     "model with quantization 'none', and report the kernel otherwise"
 )
+NOTHING_ALLOWED = "no token is allowed here; the mask of allowed tokens leaves none"
 _BLOCK = 512
 _SORTED = 4096  # so few weights are sorted without narrowing them down
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes
-    ----------
-    temperature : float
-        0 takes the most likely token (greedy; the limits below are then without effect).
-    top_k : int
-        Keep the k most likely tokens; 0 keeps all.
-    top_p : float
-        Keep the smallest set of most likely tokens whose probabilities reach p; 1 keeps all.
-    min_p : float
-        Drop tokens less likely than min_p times the most likely one; 0 keeps all.
-    repetition_penalty : float
-        Divide positive logits of tokens seen before by this, multiply negative ones; 1 is off.
-    seed : int or None
-        Same seed, same choices; None draws one from the system.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken, whatever was said before."""
-        return self.temperature == 0.0 and self.repetition_penalty == 1.0
-
-    def __post_init__(self):
-        checks = {
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 keeps all)"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is off)"),
-            "seed": (self.seed is None or self.seed >= 0, "at least 0"),
-        }
-        for name, (fits, expected) in checks.items():
-            if not fits:
-                raise GenerationError(f"{name} is {getattr(self, name)}, expected {expected}")
 
 
 class Sampler:
@@ -85,28 +41,67 @@ class Sampler:
         self.options = options
         entropy = None if options.seed is None else [options.seed, stream]
         self._random = np.random.default_rng(entropy)
+        self._penalizes, self._draws = options.penalizes, options.draws
         self._seen: set[int] = set(tokens) if options.repetition_penalty != 1.0 else set()
+        self._counts: dict[int, int] = {}  # of the tokens that were generated
 
-    def __call__(self, logits: np.ndarray) -> int:
-        """Return the next token for float32 logits [vocab]; the input is not changed."""
+    def __call__(
+        self,
+        logits: np.ndarray,
+        allowed: np.ndarray | None = None,
+        banned: Collection[int] = (),
+    ) -> int:
+        """Return the next token.
+
+        Parameters
+        ----------
+        logits : ndarray
+            float32 [vocab]; not changed.
+        allowed : ndarray, optional
+            bool [vocab]: the tokens that may be chosen, of a grammar for example.
+        banned : collection of int
+            Tokens that may not be.
+
+        Raises
+        ------
+        GenerationError
+            The logits are broken, or no token may be chosen.
+        """
         options = self.options
-        if self._seen:
-            logits = self._penalize(logits)
+        if allowed is not None or banned or options.logit_bias or self._counts or self._seen:
+            logits = self._change(logits, allowed, banned)
         token = int(np.argmax(logits))
         if not np.isfinite(logits[token]):
-            raise GenerationError(BROKEN_LOGITS)
-        if options.temperature > 0.0:
+            restricted = allowed is not None or banned
+            raise GenerationError(NOTHING_ALLOWED if restricted else BROKEN_LOGITS)
+        if self._draws:
             token = self._draw(logits)
-        if options.repetition_penalty != 1.0:
-            self._seen.add(token)
+        if self._penalizes:
+            self._counts[token] = self._counts.get(token, 0) + 1
+            if options.repetition_penalty != 1.0:
+                self._seen.add(token)
         return token
 
-    def _penalize(self, logits: np.ndarray) -> np.ndarray:
-        penalty = np.float32(self.options.repetition_penalty)
-        seen = np.fromiter(self._seen, np.int64, len(self._seen))
-        values = logits[seen]
-        logits = logits.copy()
-        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    def _change(
+        self, logits: np.ndarray, allowed: np.ndarray | None, banned: Collection[int]
+    ) -> np.ndarray:
+        """Return the logits with what is not allowed at -inf, with bias and penalties."""
+        options, logits = self.options, logits.copy()
+        for token, bias in options.logit_bias.items():
+            logits[token] += np.float32(bias)
+        if self._seen:
+            seen = np.fromiter(self._seen, np.int64, len(self._seen))
+            penalty, values = np.float32(options.repetition_penalty), logits[seen]
+            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self._counts and (options.presence_penalty or options.frequency_penalty):
+            made = np.fromiter(self._counts, np.int64, len(self._counts))
+            counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+            logits[made] -= np.float32(options.presence_penalty)
+            logits[made] -= np.float32(options.frequency_penalty) * counts
+        if allowed is not None:
+            logits[~allowed] = -np.inf
+        if banned:
+            logits[list(banned)] = -np.inf
         return logits
 
     def _draw(self, logits: np.ndarray) -> int:
@@ -127,6 +122,16 @@ class Sampler:
             tokens = kept if tokens is None else tokens[kept]
         index = _pick(weights, self._random.random())
         return index if tokens is None else int(tokens[index])
+
+
+def logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:
+    """Return log-probabilities of a token and of the ``count`` most likely ones, best first."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    total = float(np.log(np.exp(shifted).sum()))
+    best = _largest(logits, min(count, logits.size)) if count else np.zeros(0, np.int64)
+    best = best[np.argsort(-logits[best], kind="stable")]
+    top = [(int(index), float(shifted[index]) - total) for index in best]
+    return TokenLogprobs(token, float(shifted[token]) - total, top)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Sequences: tokens whose keys and values are in the cache, to be extended, forked, rolled back.
 
 A `Sequence` mirrors in ``tokens`` what the cache holds of it. Text generation, chats that reuse
-the conversation so far, and scoring are all written with `append`.
+the conversation so far, and scoring are all written with `append`. Whatever thread asks, the work
+is done on the engine's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -14,17 +17,53 @@ from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.sampler import BROKEN_LOGITS
+from amx_tvm.runtime.worker import Worker
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _on_thread(
+    method: Callable[Concatenate[Sequence, _P], _R],
+) -> Callable[Concatenate[Sequence, _P], _R]:
+    """Let a method run on the engine's thread; refuse it while a generation is at work."""
+
+    @functools.wraps(method)
+    def run(self: Sequence, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        worker = self._worker
+        if worker is None or worker.here:
+            return method(self, *args, **kwargs)
+        if self._reserved:
+            raise GenerationError(
+                "a generation is at work on this sequence; let it end, or close its stream first"
+            )
+        return worker.call(functools.partial(method, self, **kwargs), *args)
+
+    return run
 
 
 class Sequence:
     """Tokens in the cache, made by `Engine.sequence` or `fork`; close it, or use it in `with`."""
 
-    def __init__(self, model: Model, cache: KVCache, handle: int, tokens: list[int]):
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        handle: int,
+        tokens: list[int],
+        worker: Worker | None = None,
+    ):
         self._model = model
         self._cache = cache
         self._handle: int | None = handle
+        self._worker = worker
+        self._reserved = False
         self.tokens = tokens
         self._promised = -1  # the token that a step ahead started from
+
+    def __del__(self) -> None:
+        if self._handle is not None and self._worker is not None:
+            self._worker.post(self._cache.remove, self._handle)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,6 +81,24 @@ class Sequence:
             raise GenerationError("this sequence is closed; start another with engine.sequence()")
         return self._handle
 
+    @property
+    def open(self) -> bool:
+        """Whether the sequence has not been closed."""
+        return self._handle is not None
+
+    def reserve(self, cache: KVCache) -> None:
+        """Let a generation that works in ``cache`` have the sequence to itself."""
+        if cache is not self._cache:
+            raise GenerationError("the sequence belongs to another engine, or to an earlier cache")
+        if self._reserved:
+            raise GenerationError("another generation is at work on this sequence")
+        self._reserved = self.handle >= 0
+
+    def unreserve(self) -> None:
+        """Give it back."""
+        self._reserved = False
+
+    @_on_thread
     def append(self, tokens: Iterable[int]) -> np.ndarray:
         """Add tokens and return the float32 logits [vocab] that follow the last one.
 
@@ -64,6 +121,7 @@ class Sequence:
         """Whether `choose` is there: the device can take the most likely token itself."""
         return self._model.chooses
 
+    @_on_thread
     def choose(self, token: int) -> int:
         """Add one token and return the most likely next one; the logits stay on the device.
 
@@ -87,6 +145,7 @@ class Sequence:
             raise GenerationError(BROKEN_LOGITS)
         return chosen
 
+    @_on_thread
     def score(self, tokens: Iterable[int]) -> np.ndarray:
         """Add tokens and return the float32 logits [len(tokens), vocab] that follow each."""
         ids = self._model.check_tokens(tokens)
@@ -109,6 +168,8 @@ class Sequence:
         self._cache.check_room([self.handle], [ids.size])
         rows = []
         for start in range(0, ids.size, self._model.chunk):
+            if self._worker is not None and self._worker.cancelled:
+                raise GenerationError("whoever asked has given up")
             part = ids[start : start + self._model.chunk]
             left = ids.size - start - part.size  # rows behind this chunk
             count = min(part.size, max(0, wanted - left))
@@ -116,29 +177,29 @@ class Sequence:
             self.tokens.extend(part.tolist())
         return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
+    @_on_thread
     def fork(self, position: int | None = None) -> Sequence:
         """Return a new sequence that shares the first ``position`` tokens (default: all)."""
         child = self._cache.fork(self.handle, position)
-        return Sequence(self._model, self._cache, child, self.tokens[:position])
+        return Sequence(self._model, self._cache, child, self.tokens[:position], self._worker)
 
+    @_on_thread
     def rollback(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
         self._cache.rollback(self.handle, count)
         del self.tokens[len(self.tokens) - count :]
 
+    @_on_thread
     def keep_prefix(self, tokens: list[int]) -> int:
         """Roll back to the longest common prefix with ``tokens`` and return its length.
 
         At least one of ``tokens`` is left to append, since the logits after it are wanted.
         """
-        common = 0
-        for mine, theirs in zip(self.tokens, tokens[:-1], strict=False):
-            if mine != theirs:
-                break
-            common += 1
+        common = common_prefix(self.tokens, tokens[:-1])
         self.rollback(len(self) - common)
         return common
 
+    @_on_thread
     def close(self) -> None:
         """Free the sequence's pages; closing twice is harmless."""
         if self._handle is not None:
@@ -148,6 +209,9 @@ class Sequence:
 
 def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
     """Add one token to each sequence in one call; return float32 logits [len(sequences), vocab]."""
+    worker = sequences[0]._worker
+    if worker is not None and not worker.here:
+        return worker.call(decode_batch, sequences, tokens)
     first = sequences[0]
     ids = first._model.check_step(tokens)
     for sequence in sequences:
@@ -158,3 +222,13 @@ def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
     for sequence, token in zip(sequences, ids, strict=True):
         sequence.tokens.append(token)
     return logits
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    """Return how many tokens two lists begin with alike."""
+    count = 0
+    for mine, theirs in zip(left, right, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count

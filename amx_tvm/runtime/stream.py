@@ -2,8 +2,8 @@
 
 A token of a byte-level vocabulary may end inside a UTF-8 character, and byte-fallback vocabularies
 spell a character as several byte tokens, so text appears only when it is decided: `Detokenizer`
-decodes a short window of tokens and holds back a trailing U+FFFD. `StopFilter` holds back text
-that may become a stop string.
+decodes a short window of tokens and holds back a trailing U+FFFD for as long as a character may
+still come of it. `StopFilter` holds back text that may become a stop string.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _CONTEXT_TOKENS = 6
+_CHARACTER = 4  # bytes of a character at most, and so tokens
+_WINDOW = 32  # tokens that are decoded at most, once nothing but broken characters comes
 _UNDECIDED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -30,6 +32,9 @@ class Detokenizer:
     -----
     ``_tokens[:_read]`` have been emitted; ``_tokens[_start:_read]`` are the context. The new text
     is the difference between decoding the window with and without the tokens after ``_read``.
+    Where more tokens than a character has have come since and the text still ends in U+FFFD, all
+    but the last of it is certain: it is emitted too, and ``_shown`` says how much of the window's
+    text that was. So the window is bounded, and the work linear, whatever the tokens are.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()):
@@ -37,6 +42,7 @@ class Detokenizer:
         self._tokens = list(prompt[-_CONTEXT_TOKENS:])
         self._start = 0
         self._read = len(self._tokens)
+        self._shown: int | None = None
 
     def add(self, token: int) -> str:
         """Take one token and return the text that it decides, perhaps none."""
@@ -48,16 +54,45 @@ class Detokenizer:
         return self._advance(final=True)
 
     def _advance(self, final: bool) -> str:
-        before = self._decode(self._tokens[self._start : self._read])
         after = self._decode(self._tokens[self._start :])
-        if len(after) <= len(before) or (after.endswith(_UNDECIDED) and not final):
+        shown = self._shown
+        if shown is None:
+            before = self._decode(self._tokens[self._start : self._read])
+            shown = len(before)
+            if len(after) > shown and not after.startswith(before.rstrip(_UNDECIDED)):
+                # The new token completes a character that the prompt's end had broken off.
+                shown = len(_common_prefix(before, after))
+        if after.endswith(_UNDECIDED) and not final:
+            return self._certain(after, shown)
+        if len(after) <= shown:
+            if after and len(self._tokens) == self._read + 1:
+                self._tokens.pop()  # a special token: without text, and no context for others
+            else:
+                self._forget(after, shown)
             return ""
-        if not after.startswith(before.rstrip(_UNDECIDED)):
-            # The new token completes a character that the prompt's end had broken off.
-            before = _common_prefix(before, after)
-        self._start = self._read
-        self._read = len(self._tokens)
-        return after[len(before) :]
+        count = len(self._tokens)
+        self._start = self._read if self._shown is None else max(0, count - _CONTEXT_TOKENS)
+        self._read, self._shown = count, None
+        return after[shown:]
+
+    def _certain(self, text: str, shown: int) -> str:
+        """Return what no further token changes of a window's text that ends in U+FFFD."""
+        if len(self._tokens) - self._read < _CHARACTER:
+            return ""
+        broken = len(text) - len(text.rstrip(_UNDECIDED))
+        end = max(shown, len(text) - min(broken, _CHARACTER - 1))
+        self._forget(text, end)
+        return text[shown:end]
+
+    def _forget(self, text: str, shown: int) -> None:
+        """Note that ``shown`` characters of the window's text are out; shorten a long window."""
+        if len(self._tokens) - self._start > _WINDOW:
+            del self._tokens[: -2 * _CONTEXT_TOKENS]
+            left = len(text) - shown
+            self._start = self._read = 0
+            text = self._decode(self._tokens)
+            shown = max(0, len(text) - left)
+        self._shown = shown
 
 
 class StopFilter:

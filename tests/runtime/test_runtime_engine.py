@@ -267,10 +267,13 @@ def test_closed_sequence(engine):
 
 def test_sequences_run_out(artifact):
     engine = amx_tvm.runtime.load(artifact, max_sequences=2)
-    engine.sequence()
-    engine.sequence()
+    held = [engine.sequence(), engine.sequence()]
     with pytest.raises(GenerationError, match="all 2 sequences"):
         engine.sequence()
+    with pytest.raises(GenerationError, match="all 2 sequences"):
+        engine.generate([1, 2], 2)
+    held.pop()  # one that is dropped is free
+    engine.sequence().close()
 
 
 def test_cache_full_is_an_error_with_numbers(artifact):

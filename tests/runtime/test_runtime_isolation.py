@@ -78,13 +78,17 @@ def test_runtime_library_by_environment(monkeypatch, tmp_path):
 
 
 def test_threads(monkeypatch):
+    monkeypatch.setattr(library, "usable_cores", lambda: 4)
     monkeypatch.setenv("TVM_NUM_THREADS", "3")
     assert library.set_threads(None) == 3
     assert library.set_threads(2) == 2
     monkeypatch.setenv("TVM_NUM_THREADS", "")
     assert library.set_threads(None) == library.physical_cores() >= 1
-    with pytest.raises(TargetError, match="threads is 0"):
-        library.set_threads(0)
+    for wrong in (0, -1, 1.5, True, "2"):
+        with pytest.raises(TargetError, match=f"threads is {wrong!r}"):
+            library.set_threads(wrong)
+    with pytest.warns(RuntimeWarning, match="999 threads on 4 cores: 4 are used"):
+        assert library.set_threads(999) == 4
 
 
 def test_versions_other_than_the_installed_are_refused(artifact, monkeypatch):

@@ -144,3 +144,57 @@ def test_stop_strings_that_are_special_tokens(byte_level, byte_fallback):
     byte_fallback.add_special_tokens(["<|im_end|>"])
     end = byte_fallback.token_to_id("<|im_end|>")
     assert special_stops(byte_fallback, ["<tool>", "\u2581", "<|im_end|>"]) == {end}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 256), max_size=120))
+def test_any_bytes_join_to_what_decoding_them_together_gives(tokens):
+    """Tokens 1 to 256 are single bytes: mostly broken UTF-8."""
+    assert "".join(pieces(toy.tokenizer(), tokens)) == toy.tokenizer().decode(tokens)
+
+
+@pytest.mark.parametrize("byte", [0x80, 0xC3, 0xE2, 0xF0, 0xFF])
+@pytest.mark.parametrize("make", [fallback_tokenizer, toy.tokenizer], ids=["fallback", "level"])
+def test_text_that_is_never_complete_is_shown_in_linear_time(make, byte):
+    tokenizer = make()
+    windows = []
+
+    class Counting:
+        @staticmethod
+        def decode(ids):
+            windows.append(len(ids))
+            return tokenizer.decode(ids)
+
+    token = byte
+    if make is toy.tokenizer:
+        token = next(i for i in range(1, 257) if tokenizer.id_to_token(i) == level_name(byte))
+    parts = pieces(Counting(), [token] * 2000)
+    assert "".join(parts) == tokenizer.decode([token] * 2000)
+    assert max(windows) <= 40 and sum(windows) < 100 * 2000
+    shown = sum(map(len, parts[:1000]))
+    assert 990 < shown <= 1000  # nobody waits for the end
+
+
+def level_name(byte):
+    """The character by which byte-level vocabularies write a byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [b for b in range(256) if b not in plain]
+    return chr(byte) if byte in plain else chr(256 + other.index(byte))
+
+
+@pytest.mark.parametrize("prompt", [[], [256]])
+def test_endless_special_tokens_cost_no_more_and_keep_the_space(byte_fallback, prompt):
+    byte_fallback = Tokenizer.from_str(byte_fallback.to_str())
+    byte_fallback.add_special_tokens(["<end>"])
+    end = byte_fallback.token_to_id("<end>")
+    windows = []
+
+    class Counting:
+        @staticmethod
+        def decode(ids):
+            windows.append(len(ids))
+            return byte_fallback.decode(ids)
+
+    parts = pieces(Counting(), [256, *[end] * 500, 257], prompt)
+    assert "".join(parts).strip() == "the cat"
+    assert max(windows) <= 40

@@ -1,0 +1,392 @@
+"""Requests of one batch: who joins, what runs in the next step, who gives way, who has ended.
+
+    with engine.scheduler() as scheduler:
+        handle = scheduler.add(engine.request("The capital of France is", temperature=0.7))
+        while scheduler.step():
+            ...
+        print(handle.result.text)
+
+A request is tokens of which a part is in the cache. Each step adds the next token of those that
+lack one only, and a chunk of those that lack more: a prompt, or everything after a preemption. So
+prompts are computed beside the decoding of others, and there is one loop for all of it.
+
+Requests start in their order as soon as a place and free pages for their tokens are there; one
+that begins like another under way shares its pages. Where pages run out, the request that started
+last gives its own back and computes them again later; one that is alone ends with what it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.request import Request, Run
+from amx_tvm.runtime.result import GenerationResult
+from amx_tvm.runtime.session import Sequence, common_prefix
+from amx_tvm.runtime.worker import Worker, on_thread
+
+_WORTH_WAITING = 16  # tokens of a common beginning for which a request waits for another's prompt
+
+
+class Handle:
+    """A request under way.
+
+    Attributes
+    ----------
+    request : Request
+        What was asked for.
+    error : Exception or None
+        What ended it, where something went wrong.
+    """
+
+    def __init__(self, request: Request, context_length: int):
+        self.request = request
+        self.error: Exception | None = None
+        self.run = Run(request, context_length)
+        self.tokens = list(request.prompt)  # and what was chosen
+        self.sequence: Any = None  # the Sequence, while it is under way
+
+    @property
+    def result(self) -> GenerationResult:
+        """What was generated so far; complete once `finished`."""
+        return self.run.result
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.run.finished
+
+
+class Scheduler:
+    """Requests whose steps are shared. Made by `Engine.scheduler`; use it in `with`.
+
+    Its methods run on the engine's thread, and so do the requests' callbacks.
+
+    Parameters
+    ----------
+    model : Model
+        The functions.
+    cache : callable
+        Returns the KV cache to work in; asked while nothing is under way.
+    worker : Worker or None
+        The engine's thread.
+    max_sequences : int
+        Most requests under way.
+    prefill_rows : int, optional
+        Most tokens of prompts in a step beside decoding, by default as many as a step takes. The
+        fewer, the shorter the steps of those that decode.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: Callable[[], KVCache],
+        worker: Worker | None,
+        max_sequences: int,
+        prefill_rows: int | None = None,
+    ):
+        self.max_sequences = max_sequences
+        self.prefill_rows = prefill_rows
+        self._model, self._get_cache, self._worker = model, cache, worker
+        self._cache: Any = None
+        self._waiting: deque[Handle] = deque()
+        self._active: list[Handle] = []  # in the order in which they started
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def active(self) -> int:
+        """Number of requests under way."""
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that have not started, or gave way."""
+        return len(self._waiting)
+
+    @on_thread
+    def add(self, request: Request) -> Handle:
+        """Take a request; it starts in one of the next steps.
+
+        Raises
+        ------
+        GenerationError
+            The prompt can never fit into the cache.
+        """
+        cache = self._cache = self._cache if self._active else self._get_cache()
+        if len(request.prompt) > cache.max_tokens:
+            raise GenerationError(
+                f"the prompt has {len(request.prompt)} tokens, the KV cache holds "
+                f"{cache.max_tokens}; shorten it, or load with a larger kv_tokens"
+            )
+        handle = Handle(request, self._model.context_length)
+        self._waiting.append(handle)
+        return handle
+
+    @on_thread
+    def cancel(self, handle: Handle) -> None:
+        """End a request; its pages are free when this returns. Nothing where it has ended."""
+        if not handle.finished:
+            handle.run.finish("cancelled")
+            self._end(handle)
+
+    @on_thread
+    def close(self) -> None:
+        """Cancel everything."""
+        for handle in [*self._active, *self._waiting]:
+            self.cancel(handle)
+
+    @on_thread
+    def fail(self, error: Exception) -> None:
+        """End everything with an error."""
+        for handle in [*self._active, *self._waiting]:
+            self._fail(handle, error)
+
+    @on_thread
+    def step(self) -> bool:
+        """Run one step and return whether anything is left to do.
+
+        Notes
+        -----
+        Python that runs once a step finds the caches full of weights: every line of it counts.
+        """
+        if self._waiting:
+            self._admit()
+        active = self._active
+        if len(active) == 1 and self._choose(active[0]):
+            return True
+        parts = self._parts()
+        if parts:
+            try:
+                self._forward(parts)
+            except Exception as error:
+                self._recover(parts, error)
+        return bool(self._active or self._waiting)
+
+    def _parts(self) -> list[tuple[Handle, int]]:
+        """Return the next step's requests, and how many tokens of each it adds."""
+        parts, filling = [], []
+        for handle in self._active:
+            if len(handle.tokens) - len(handle.sequence.tokens) == 1:
+                parts.append((handle, 1))
+            else:
+                filling.append(handle)
+        if filling:
+            room = self._model.chunk - len(parts)
+            if parts and self.prefill_rows is not None:
+                room = min(room, self.prefill_rows)
+            for handle in filling:
+                count = min(room, len(handle.tokens) - len(handle.sequence))
+                if count > 0:
+                    parts.append((handle, count))
+                    room -= count
+        return parts
+
+    def _forward(self, parts: list[tuple[Handle, int]]) -> None:
+        """Run a step and give the requests their logits."""
+        sequences, lengths, tokens, wanted = [], [], [], []
+        start = 0.0
+        for handle, count in parts:
+            sequence = handle.sequence
+            sequences.append(sequence.handle)
+            lengths.append(count)
+            if count == 1:
+                token = handle.tokens[len(sequence.tokens)]
+                tokens.append(token)
+                wanted.append(1 if len(handle.tokens) == len(sequence.tokens) + 1 else 0)
+            else:
+                done = len(sequence.tokens)
+                tokens += handle.tokens[done : done + count]
+                wanted.append(1 if done + count == len(handle.tokens) else 0)
+            if not handle.result.token_ids:
+                start = start or time.perf_counter()
+        logits = self._model.forward(self._cache, sequences, lengths, tokens, wanted)
+        row = first = 0
+        for (handle, count), wants in zip(parts, wanted, strict=True):
+            handle.sequence.tokens += tokens[first : first + count]
+            first += count
+            if not handle.result.token_ids:
+                timings = handle.result.timings
+                timings.prefill_tokens += count
+                timings.prefill_s += time.perf_counter() - start
+            if wants:
+                self._take(handle, logits[row])
+                row += 1
+
+    def _choose(self, handle: Handle) -> bool:
+        """Let the device choose the token of a request that decodes alone, where it can."""
+        sequence = handle.sequence
+        if not (
+            self._model.chooses
+            and handle.run.greedy
+            and len(handle.tokens) == len(sequence.tokens) + 1
+        ):
+            return False
+        try:
+            token = sequence.choose(handle.tokens[-1])
+        except Exception as error:
+            self._recover([(handle, 1)], error)
+        else:
+            self._take(handle, token)
+        return True
+
+    def _take(self, handle: Handle, given: np.ndarray | int) -> None:
+        """Give a request its logits [vocab], or the token that the device chose."""
+        request, run = handle.request, handle.run
+        try:
+            piece = run.accept(given) if isinstance(given, int) else run.take(given)
+            token = run.result.token_ids[-1]
+            handle.tokens.append(token)
+            if request.on_tokens is not None:
+                request.on_tokens([token])
+            if piece and request.on_text is not None:
+                request.on_text(piece)
+        except Exception as error:
+            self._fail(handle, error)
+            return
+        if run.finished:
+            self._end(handle)
+
+    def _recover(self, parts: list[tuple[Handle, int]], error: Exception) -> None:
+        """Deal with a step that failed and left every sequence as it was."""
+        if self._lacking(parts):
+            self._give_way(error)
+        elif len(parts) == 1:
+            self._fail(parts[0][0], error)
+        else:  # whose fault it is shows when each runs alone
+            for part in parts:
+                try:
+                    self._forward([part])
+                except Exception as own:
+                    self._fail(part[0], own)
+
+    def _lacking(self, parts: list[tuple[Handle, int]]) -> bool:
+        """Whether the free pages do not hold a step."""
+        needed = 0
+        for handle, count in parts:
+            if handle.sequence is not None and handle.sequence.open:
+                done = len(handle.sequence)
+                needed += self._pages(done + count) - self._pages(done)
+        return needed > self._cache.available_tokens() // self._cache.page_size
+
+    def _give_way(self, error: Exception) -> None:
+        """Free the pages of the request that started last; it goes on once there are enough."""
+        handle = self._active[-1]
+        if len(self._active) > 1 or self._others():
+            self._release(handle)
+            self._waiting.appendleft(handle)
+        elif handle.result.token_ids:
+            handle.run.finish("length")
+            piece = handle.run.rest()
+            handle.result.text += piece
+            if piece and handle.request.on_text is not None:
+                handle.request.on_text(piece)
+            self._end(handle)
+        else:
+            self._fail(handle, error)
+
+    def _others(self) -> bool:
+        """Whether pages will become free without the caller's doing."""
+        jobs: Any = self._worker.jobs if self._worker is not None else ()
+        return any(job is not self and job.active for job in jobs)
+
+    def _admit(self) -> None:
+        """Start the requests, in their order, for which there are a place and pages."""
+        if not self._active:
+            self._cache = self._get_cache()
+        while self._waiting and len(self._active) < self.max_sequences:
+            handle = self._waiting[0]
+            try:
+                if not self._start(handle):
+                    return
+            except Exception as error:
+                self._fail(handle, error)
+
+    def _start(self, handle: Handle) -> bool:
+        """Give a waiting request a sequence; False where it has to wait."""
+        cache, own = self._cache, handle.request.sequence
+        parent, shared = (None, 0) if own is not None else self._relative(handle)
+        if shared < 0:
+            return False
+        if self._active or self._others():
+            if own is None and cache.sequences >= cache.max_sequences:
+                return False
+            needed = self._pages(len(handle.tokens) + 1) - shared // cache.page_size
+            for other in self._active:  # what these are about to need goes first
+                needed += self._pages(len(other.tokens) + 1) - self._pages(len(other.sequence))
+            if needed > cache.available_tokens() // cache.page_size:
+                return False
+        if own is not None:
+            own.reserve(cache)
+            handle.sequence = own
+            own.keep_prefix(handle.tokens)
+        elif parent is not None:
+            handle.sequence = parent.fork(shared)
+        else:
+            handle.sequence = Sequence(self._model, cache, cache.add(), [], self._worker)
+        self._active.append(self._waiting.popleft())
+        return True
+
+    def _relative(self, handle: Handle) -> tuple[Sequence | None, int]:
+        """Return the sequence under way that shares most of a request's tokens, and how many.
+
+        The number is -1 where another is about to compute more of them: that is worth waiting for.
+        """
+        best, parent, coming = 0, None, 0
+        wanted = handle.tokens[:-1]  # at least one is left to run: the logits after it are wanted
+        for other in self._active:
+            common = common_prefix(wanted, other.tokens)
+            coming = max(coming, common)
+            common = min(common, len(other.sequence))
+            if common > best:
+                best, parent = common, other.sequence
+        if coming >= best + _WORTH_WAITING:
+            return None, -1
+        return parent, best
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._cache.page_size)
+
+    def _release(self, handle: Handle) -> None:
+        """Free the pages of a request under way."""
+        self._active.remove(handle)
+        sequence, handle.sequence = handle.sequence, None
+        if sequence is None:
+            return
+        if handle.request.sequence is None:
+            sequence.close()
+        else:
+            sequence.unreserve()
+            if not handle.finished:
+                sequence.rollback(len(sequence))
+
+    def _end(self, handle: Handle) -> None:
+        """Free what an ended request holds and tell its owner."""
+        if handle in self._active:
+            self._release(handle)
+        elif handle in self._waiting:
+            self._waiting.remove(handle)
+        request, error = handle.request, handle.error
+        try:
+            if error is None and request.on_finish is not None:
+                request.on_finish(handle.result)
+            elif error is not None and request.on_error is not None:
+                request.on_error(error)
+        except Exception as late:  # of the callback: there is nobody left to tell
+            handle.error = late
+
+    def _fail(self, handle: Handle, error: Exception) -> None:
+        handle.error = error
+        handle.run.finish("error")
+        self._end(handle)

@@ -1,0 +1,250 @@
+"""The thread that an engine owns: every call of compiled code runs on it, whoever asks.
+
+TVM's pool of workers belongs to the thread that calls, is made at that thread's first parallel
+call and ends with it; its virtual machine has no lock. One thread an engine gives one pool, calls
+one after another, and no trace of the threads that asked.
+
+Callers hand over whole calls (`Worker.call`) or jobs (`Worker.attach`): a job is stepped, in turn
+with the others, until it has nothing more to do. With neither, the thread sleeps.
+
+A process that forks takes the engine along but not its thread. Where the engine was idle, the
+child's first call starts a thread of its own; where it was at work, that call is refused.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from amx_tvm.errors import GenerationError
+
+_Self = TypeVar("_Self")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_EXIT_SECONDS = 10.0  # that the end of the process waits for a step under way
+
+
+class Job(Protocol):
+    """Work in steps."""
+
+    def step(self) -> bool:
+        """Do a little; return whether anything is left."""
+
+    def fail(self, error: Exception) -> None:
+        """End everything: there will be no more steps."""
+
+
+class _Call:
+    """A function on its way through the thread; ``done`` is released behind it."""
+
+    __slots__ = ("function", "arguments", "result", "error", "cancelled", "done")
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]):
+        self.function: Callable[..., Any] | None = function
+        self.arguments = arguments
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        assert self.function is not None
+        try:
+            self.result = self.function(*self.arguments)
+        except BaseException as error:
+            self.error = error
+        self.function, self.arguments = None, ()
+        self.done.release()
+
+
+class _State:
+    """What the thread needs: not the worker, whose end is the thread's."""
+
+    def __init__(self, prepare: Callable[[], None], forks: bool):
+        self.prepare, self.forks = prepare, forks
+        self.inbox: SimpleQueue[_Call | None] = SimpleQueue()
+        self.jobs: list[Job] = []
+        self.current: _Call | None = None
+        self.thread: threading.Thread | None = None
+        self.ident = -1
+        self.lock = threading.Lock()  # of what follows, and of calls that enter the inbox
+        self.closed = ""  # why no call is taken any more
+
+
+class Worker:
+    """A thread that runs calls and jobs; it starts at the first one.
+
+    Parameters
+    ----------
+    prepare : callable
+        Run on the thread before anything else.
+    forks : bool
+        Whether a forked child may go on with a thread of its own (a GPU's driver may not).
+    """
+
+    def __init__(self, prepare: Callable[[], None], forks: bool = True):
+        self._state = _State(prepare, forks)
+        _STATES.add(self._state)
+
+    def __del__(self) -> None:
+        self._state.inbox.put(None)
+
+    @property
+    def here(self) -> bool:
+        """Whether the caller is on the thread already."""
+        return threading.get_ident() == self._state.ident
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller of the call that runs now has given up on it (on the thread)."""
+        return self._state.current is not None and self._state.current.cancelled
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs under way (on the thread)."""
+        return self._state.jobs
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on the thread and return its result; what it raises is raised here.
+
+        An exception that strikes the caller while it waits, such as KeyboardInterrupt, makes
+        `cancelled` true and is raised once the function has ended; a second one at once.
+        """
+        state = self._state
+        if threading.get_ident() == state.ident:
+            return function(*arguments)
+        call = _Call(function, arguments)
+        self._put(call)
+        try:
+            call.done.acquire()
+        except BaseException:
+            call.cancelled = True
+            call.done.acquire()
+            raise
+        if call.error is not None:
+            error, call.error = call.error, None
+            try:
+                raise error
+            finally:
+                del error  # no cycle through the traceback
+        return call.result
+
+    def post(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function on the thread some time; from any place, a destructor included."""
+        state = self._state
+        if not state.closed and state.thread is not None:
+            state.inbox.put(_Call(function, arguments))
+
+    def attach(self, job: Job) -> None:
+        """Step a job until it ends (on the thread)."""
+        if job not in self._state.jobs:
+            self._state.jobs.append(job)
+
+    def close(self) -> None:
+        """End the thread once the step under way has ended; later calls are refused."""
+        _close(self._state, "this engine is closed; load the artifact again")
+
+    def _put(self, call: _Call) -> None:
+        state = self._state
+        with state.lock:
+            if state.closed:
+                raise GenerationError(state.closed)
+            if state.thread is None:
+                thread = threading.Thread(
+                    target=_run, args=(state,), name="amx-engine", daemon=True
+                )
+                thread.start()
+                state.thread = thread
+            state.inbox.put(call)
+
+
+def on_thread(method: Callable[Concatenate[_Self, _P], _R]) -> Callable[Concatenate[_Self, _P], _R]:
+    """Let a method of an object with a ``_worker`` run on the worker's thread.
+
+    Without a worker (None) it runs where it is called.
+    """
+
+    @functools.wraps(method)
+    def run(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        worker: Worker | None = self._worker  # type: ignore[attr-defined]
+        if worker is None or worker.here:
+            return method(self, *args, **kwargs)
+        bound = functools.partial(method, **kwargs) if kwargs else method
+        return worker.call(bound, self, *args)
+
+    return run
+
+
+def _run(state: _State) -> None:
+    """Run calls as they come and step the jobs in turn, until None comes."""
+    state.ident = threading.get_ident()
+    state.prepare()
+    inbox, jobs = state.inbox, state.jobs
+    while True:
+        while not jobs or not inbox.empty():
+            call = inbox.get()
+            if call is None:
+                for job in jobs:
+                    job.fail(GenerationError(state.closed))
+                jobs.clear()
+                return
+            state.current = call
+            call.run()
+            state.current = call = None  # nothing keeps what it returned alive
+        _step(jobs)
+
+
+def _step(jobs: list[Job]) -> None:
+    for job in jobs.copy():
+        try:
+            more = job.step()
+        except Exception as error:  # a defect: those who wait for the job must hear of it
+            job.fail(error)
+            more = False
+        if not more:
+            jobs.remove(job)
+
+
+_STATES: weakref.WeakSet[_State] = weakref.WeakSet()
+
+
+def _close(state: _State, reason: str) -> None:
+    with state.lock:
+        state.closed = state.closed or reason
+        state.inbox.put(None)
+    thread = state.thread
+    if thread is not None and thread is not threading.current_thread():
+        thread.join(_EXIT_SECONDS)
+
+
+@atexit.register
+def _close_all() -> None:
+    for state in list(_STATES):
+        _close(state, "the process is ending, and with it this engine")
+
+
+def _forked() -> None:
+    """In the child: no thread, no calls under way."""
+    for state in list(_STATES):
+        state.lock = threading.Lock()
+        if state.thread is None:
+            continue
+        busy = state.current is not None or state.jobs
+        if busy or not state.forks:
+            why = "was at work" if busy else "runs on a GPU"
+            state.closed = (
+                f"this engine {why} when the process forked, so it cannot be used in the child; "
+                "load the artifact there, or start processes with multiprocessing's 'spawn'"
+            )
+        state.inbox, state.jobs, state.current = SimpleQueue(), [], None
+        state.thread, state.ident = None, -1
+
+
+os.register_at_fork(after_in_child=_forked)
