@@ -75,7 +75,7 @@ class TextStream:
 
     def __del__(self) -> None:
         if self._state == "running":
-            self._worker.post(self._scheduler.close)
+            self._worker.leave(self._scheduler.close)
 
 
 def complete(

@@ -63,7 +63,7 @@ class Sequence:
 
     def __del__(self) -> None:
         if self._handle is not None and self._worker is not None:
-            self._worker.post(self._cache.remove, self._handle)
+            self._worker.leave(self._cache.remove, self._handle)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -13,6 +13,7 @@ child's first call starts a thread of its own; where it was at work, that call i
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import functools
 import os
@@ -28,6 +29,7 @@ _Self = TypeVar("_Self")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _EXIT_SECONDS = 10.0  # that the end of the process waits for a step under way
+_PATIENCE = 1.0  # seconds that a destructor waits for it
 
 
 class Job(Protocol):
@@ -94,7 +96,7 @@ class Worker:
         _STATES.add(self._state)
 
     def __del__(self) -> None:
-        self._state.inbox.put(None)
+        _close(self._state, "this engine is gone", _PATIENCE)
 
     @property
     def here(self) -> bool:
@@ -136,11 +138,21 @@ class Worker:
                 del error  # no cycle through the traceback
         return call.result
 
-    def post(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run a function on the thread some time; from any place, a destructor included."""
+    def leave(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function on the thread, from a destructor; wait for it, but not for long.
+
+        Takes no lock, since a destructor may run in the middle of anything.
+        """
         state = self._state
-        if not state.closed and state.thread is not None:
-            state.inbox.put(_Call(function, arguments))
+        if state.closed or state.thread is None:
+            return
+        call = _Call(function, arguments)
+        state.inbox.put(call)
+        if not self.here:
+            try:
+                call.done.acquire(timeout=_PATIENCE)
+            except KeyboardInterrupt:  # a destructor cannot raise it
+                _thread.interrupt_main()
 
     def attach(self, job: Job) -> None:
         """Step a job until it ends (on the thread)."""
@@ -215,13 +227,13 @@ def _step(jobs: list[Job]) -> None:
 _STATES: weakref.WeakSet[_State] = weakref.WeakSet()
 
 
-def _close(state: _State, reason: str) -> None:
+def _close(state: _State, reason: str, timeout: float = _EXIT_SECONDS) -> None:
     with state.lock:
         state.closed = state.closed or reason
         state.inbox.put(None)
     thread = state.thread
     if thread is not None and thread is not threading.current_thread():
-        thread.join(_EXIT_SECONDS)
+        thread.join(timeout)
 
 
 @atexit.register
