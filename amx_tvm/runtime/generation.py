@@ -14,7 +14,7 @@ from typing import Any
 from amx_tvm.runtime.request import Request
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.scheduler import Handle, Scheduler
-from amx_tvm.runtime.worker import Worker
+from amx_tvm.runtime.worker import Worker, take
 
 Start = Callable[[Scheduler, list[Request]], list[Handle]]
 
@@ -53,7 +53,7 @@ class TextStream:
             except BaseException:
                 self.close()
                 raise
-        piece = self._pieces.get()
+        piece = take(self._pieces)
         if isinstance(piece, str):
             return piece
         self._state = "ended"
@@ -87,7 +87,7 @@ def complete(
     try:
         handles: list[Handle] = worker.call(start, scheduler, whole)
         for _ in handles:
-            outcome = ended.get()
+            outcome = take(ended)
             if isinstance(outcome, Exception):
                 raise outcome
     except BaseException:

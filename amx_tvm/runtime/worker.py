@@ -20,7 +20,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from amx_tvm.errors import GenerationError
@@ -30,6 +30,16 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _EXIT_SECONDS = 10.0  # that the end of the process waits for a step under way
 _PATIENCE = 1.0  # seconds that a destructor waits for it
+_LOOK = 0.5  # seconds after which one who waits looks for signals
+
+
+def take(queue: SimpleQueue[Any]) -> Any:
+    """Return the next item of a queue; see `_Call.wait` for signals."""
+    while True:
+        try:
+            return queue.get(timeout=_LOOK)
+        except Empty:
+            continue
 
 
 class Job(Protocol):
@@ -45,14 +55,14 @@ class Job(Protocol):
 class _Call:
     """A function on its way through the thread; ``done`` is released behind it."""
 
-    __slots__ = ("function", "arguments", "result", "error", "cancelled", "done")
+    __slots__ = ("function", "arguments", "result", "error", "cancelled", "finished", "done")
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]):
         self.function: Callable[..., Any] | None = function
         self.arguments = arguments
         self.result: Any = None
         self.error: BaseException | None = None
-        self.cancelled = False
+        self.cancelled = self.finished = False
         self.done = threading.Lock()
         self.done.acquire()
 
@@ -63,7 +73,13 @@ class _Call:
         except BaseException as error:
             self.error = error
         self.function, self.arguments = None, ()
+        self.finished = True
         self.done.release()
+
+    def wait(self) -> None:
+        """Wait for the end; a signal that the system gives to another thread is seen too."""
+        while not self.finished:
+            self.done.acquire(timeout=_LOOK)
 
 
 class _State:
@@ -125,10 +141,10 @@ class Worker:
         call = _Call(function, arguments)
         self._put(call)
         try:
-            call.done.acquire()
+            call.wait()
         except BaseException:
             call.cancelled = True
-            call.done.acquire()
+            call.wait()
             raise
         if call.error is not None:
             error, call.error = call.error, None
