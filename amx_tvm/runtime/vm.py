@@ -58,9 +58,7 @@ class VirtualMachine:
                 features,
             )
         try:
-            executable = ffi.load_module(
-                _name_of(Path(library).resolve()), keep_module_alive=False
-            )
+            executable = ffi.load_module(_name_of(Path(library).resolve()), keep_module_alive=False)
             self._machine = executable["vm_load_executable"]()
             arguments = [_DLPACK_DEVICES[name], int(index or 0), POOLED_ALLOCATOR]
             if not self.is_cpu:  # shape functions run on the host

@@ -8,6 +8,7 @@ import toy_artifact as toy
 
 import amx_tvm.runtime
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.request import Run
 
 # Logits are about 30 in size; TVM's attention sums in another order where the chunks differ.
 TOLERANCE = 2e-4
@@ -163,7 +164,8 @@ def test_stop_string(engine):
 
 
 def test_stop_string_that_is_a_special_token(engine):
-    run = engine._run("the cat", 8, {"stop": "<eos>", "ignore_eos": True})
+    request = engine.request("the cat", max_new_tokens=8, stop="<eos>", ignore_eos=True)
+    run = Run(request, engine.context_length)
     assert not run.finished and run.accept(toy.EOS) == ""
     assert (run.result.finish_reason, run.result.stopped_by) == ("stop", toy.EOS)
 
@@ -289,3 +291,40 @@ def test_cache_full_is_an_error_with_numbers(artifact):
 def test_context_length_out_of_range(artifact, context):
     with pytest.raises(GenerationError, match=f"1 to {toy.CONTEXT}"):
         amx_tvm.runtime.load(artifact, context_length=context)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda e: e.generate(None), "the prompt is None, expected a text or token ids"),
+        (lambda e: e.generate([[1, 2]]), "expected a flat list"),
+        (lambda e: e.generate([1], logit_bias={300: 1}), "token id 300"),
+        (lambda e: e.generate([1], stop_token_ids=[999]), "token id 999"),
+        (lambda e: e.scheduler(max_sequences=0), "max_sequences is 0"),
+        (lambda e: e.scheduler(prefill_rows="4"), "prefill_rows is '4'"),
+    ],
+)
+def test_wrong_calls(engine, call, words):
+    with pytest.raises(GenerationError, match=words):
+        call(engine)
+
+
+@pytest.mark.parametrize(
+    "option", [{"max_sequences": 0}, {"kv_tokens": 0}, {"kv_tokens": "9"}, {"context_length": 1.5}]
+)
+def test_wrong_sizes_are_named(artifact, option):
+    with pytest.raises(GenerationError, match=f"{next(iter(option))} is .*expected an integer"):
+        amx_tvm.runtime.load(artifact, **option)
+
+
+def test_logprobs_and_least_tokens(engine):
+    plain = engine.generate("the cat", 6, ignore_eos=True)
+    result = engine.generate("the cat", 6, ignore_eos=True, logprobs=2)
+    assert result.token_ids == plain.token_ids and plain.logprobs == []
+    assert [entry.token for entry in result.logprobs] == result.token_ids
+    assert all(e.top[0] == (e.token, e.logprob) and len(e.top) == 2 for e in result.logprobs)
+    first = plain.token_ids[0]
+    short = engine.generate("the cat", 6, stop_token_ids=[first])
+    assert short.token_ids == [first]
+    longer = engine.generate("the cat", 6, stop_token_ids=[first], min_tokens=3)
+    assert len(longer.token_ids) >= 3 and first not in longer.token_ids[:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.sampler import Sampler, Sampling, _largest, _nucleus, _pick
+from amx_tvm.runtime.sampler import Sampler, Sampling, _largest, _nucleus, _pick, logprobs
 
 
 def reference(logits, options):
@@ -129,6 +130,48 @@ def test_nan_is_an_error():
 def test_options_out_of_range(wrong):
     with pytest.raises(GenerationError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_presence_frequency_and_bias():
+    logits = np.array([4.0, 3.5, 3.3, -9.0], np.float32)
+    sampler = Sampler(Sampling(presence_penalty=0.4, frequency_penalty=0.2), tokens=[0, 0, 0])
+    # The prompt does not count; 4 - 0.6 is below 3.5, 3.5 - 0.6 below 3.3, then 0 leads again.
+    assert [sampler(logits) for _ in range(3)] == [0, 1, 0]
+    assert Sampler(Sampling(logit_bias={3: 100, 0: -100}))(logits) == 3
+    assert Sampler(Sampling(logit_bias={0: -100}))(logits) == 1
+
+
+def test_what_may_not_be_chosen():
+    logits = np.array([4.0, 3.0, 2.0], np.float32)
+    for options in (Sampling(), Sampling(temperature=1.0, seed=1), Sampling(logit_bias={0: 100})):
+        sampler = Sampler(options)
+        only = np.array([False, False, True])
+        assert sampler(logits, allowed=only) == 2
+        assert sampler(logits, banned={0, 1}) == 2
+        with pytest.raises(GenerationError, match="no token is allowed"):
+            sampler(logits, allowed=~only, banned={0, 1})
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_logprobs_are_those_of_the_softmax(count):
+    logits = np.random.default_rng(3).standard_normal(700).astype(np.float32) * 4
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum())
+    found = logprobs(logits, 17, count)
+    assert found.token == 17 and abs(found.logprob - exact[17]) < 1e-9
+    order = np.argsort(-exact, kind="stable")[:count]
+    assert [token for token, _ in found.top] == order.tolist()
+    np.testing.assert_allclose([value for _, value in found.top], exact[order], atol=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-3, -5, -6, -7, -20, -37, -39, -42, -310])
+@pytest.mark.parametrize("more", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_tiny_temperatures_take_the_most_likely(exponent, more):
+    logits = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = Sampler(Sampling(temperature=10.0**exponent, seed=1, **more))
+        assert sampler(logits) == logits.argmax()
 
 
 @pytest.mark.slow

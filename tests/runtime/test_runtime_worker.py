@@ -142,7 +142,8 @@ def test_a_thousand_generations_by_threads_that_come_and_go(own):
         counts.append(tasks())
     assert not wrong
     assert own.call(own._cache.available_tokens) == free
-    assert counts[-1] <= counts[4] and sizes[-1] - sizes[10] < 4 << 20
+    assert counts[-1] <= counts[4] + 2  # of other tests' engines; a leak would be hundreds
+    assert sizes[-1] - sizes[10] < 4 << 20
 
 
 def test_unloading_returns_memory_and_threads(artifact):
