@@ -46,7 +46,7 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
     level : str
         A key of LEVELS.
     kernel : str, optional
-        Name of a linear or a part of it, by default the first; "NAME@M = 1" also names the rows.
+        Name of a linear, or a part of one, by default the first; "NAME@M = 1" also names the rows.
     records : path, callable or False, optional
         Tuning records, as for ``amx_tvm.compile``.
 
@@ -93,7 +93,8 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
 def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
     """Return the manifest's entry of a linear by (a part of) its name; see :func:`emit`."""
     wanted, _, bucket = (kernel or "").partition("@")
-    for entry in manifest.linears:
+    named = [e for e in manifest.linears if e["name"] == wanted]
+    for entry in named or manifest.linears:
         if wanted in str(entry["name"]) and bucket in ("", str(entry["bucket"])):
             return entry
     some = ", ".join(dict.fromkeys(str(e["name"]) for e in manifest.linears[:8])) or "none at all"
@@ -147,8 +148,15 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
         variables[label] = relax.Var(label, relax.TensorType(list(shape), dtype))
         return variables[label]
 
-    x = [add(label, (rows, *shape), dtype) for label, shape, dtype in spec.activation_buffers()]
-    weights = [add(label, shape, dtype) for label, shape, dtype in _weights(spec, layout)]
+    # Activation and weight have arrays of the same names, such as codes.
+    x = [
+        add(label if label == "x" else f"x_{label}", (rows, *shape), dtype)
+        for label, shape, dtype in spec.activation_buffers()
+    ]
+    weights = [
+        add(f"w_{label.removeprefix('w_')}", shape, dtype)
+        for label, shape, dtype in _weights(spec, layout)
+    ]
     experts = max(1, spec.experts)
     bias = add("bias", (spec.n * experts,), spec.out_dtype) if spec.bias else None
     out = (rows, spec.out_features)
@@ -171,4 +179,4 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
         with builder.dataflow():
             result = builder.emit_output(builder.emit(call))
         builder.emit_func_output(result)
-    return builder.finalize().script(show_meta=False) + "\n"
+    return builder.finalize().script(show_meta=True) + "\n"

@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import tvm
 
 import amx_tvm
 from amx_tvm.artifact import Manifest
-from amx_tvm.compiler.emit import emit
+from amx_tvm.compiler.emit import emit, find
 from amx_tvm.errors import ArtifactError, TargetError
+
+
+def compiled(tmp_path_factory, quantization, target):
+    module = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 32))
+    place = tmp_path_factory.mktemp("emit") / "mlp"
+    inputs = (torch.randn(2, 64),)
+    amx_tvm.compile(module.eval(), target, quantization, place, example_inputs=inputs)
+    return place
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    module = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 32))
-    place = tmp_path_factory.mktemp("emit") / "mlp"
-    amx_tvm.compile(
-        module.eval(), "x86-64-v4+vnni", example_inputs=(torch.randn(2, 64),), output=place
-    )
-    return place
+    return compiled(tmp_path_factory, "amxfp4", "x86-64-v4+vnni")
+
+
+def check_levels(manifest, levels):
+    """Every level of every kernel is text that parses, or comes out of LLVM."""
+    names = [f"{entry['name']}@{entry['bucket']}" for entry in manifest.linears]
+    assert names
+    for name in names:
+        for level in levels:
+            text = emit(manifest, level, name)
+            assert name.split("@")[0] in text.splitlines()[0]
+            if level in ("relax", "tensorir"):
+                assert tvm.script.from_source(text) is not None
+            else:
+                assert "kernel" in text
+
+
+def test_every_kernel_at_every_level(artifact):
+    check_levels(Manifest.load(artifact), ("relax", "tensorir", "llvm", "asm"))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "target"), [("amxfp4-w4a4", "x86-64-v3"), ("none", "x86-64-v2")]
+)
+def test_other_formats_and_targets(tmp_path_factory, quantization, target):
+    place = compiled(tmp_path_factory, quantization, target)
+    check_levels(Manifest.load(place), ("relax", "tensorir", "asm"))
+
+
+def test_a_whole_name_comes_before_a_part_of_one():
+    linears = [{"name": name, "bucket": "M = 1"} for name in ("10", "0", "01")]
+    manifest = SimpleNamespace(linears=linears)
+    assert find(manifest, "0")["name"] == "0" and find(manifest, "1")["name"] == "10"
 
 
 @pytest.mark.parametrize(
