@@ -74,6 +74,7 @@ def test_types():
     assert ids(tokenizer, "<|start|><think><unk>") == [FIRST, FIRST + 1, FIRST + 2]
     assert tokenizer.decode([FIRST, FIRST + 1, FIRST + 2]) == "<think>"
     assert ids(tokenizer, "[U]") == [ALPHABET.index(letter) for letter in "[U]"]
+    assert tokenizer.decode([FIRST + 3, ALPHABET.index("a"), FIRST + 3]) == "a"
     # Signs that only begin like a control token stay text.
     plain = reloaded(byte_level(("<|", NORMAL), ("|>", NORMAL), ("<| |>", NORMAL)))
     assert FIRST + 2 not in ids(plain, "<| |>") and plain.decode([FIRST]) == "<|"
@@ -101,7 +102,7 @@ def test_the_last_of_equal_tokens_is_the_one_that_is_encoded():
     tokens = [("ab", NORMAL), ("ab", NORMAL), ("Ġ", NORMAL), ("ab", UNUSED), ("ab", NORMAL)]
     tokenizer = reloaded(byte_level(*tokens, merges=["a b"]))
     assert ids(tokenizer, "ab") == [FIRST + 4]
-    assert [tokenizer.decode([FIRST + i]) for i in (0, 1, 3, 4)] == ["ab"] * 4
+    assert [tokenizer.decode([FIRST + i]) for i in (0, 1, 3, 4)] == ["ab"] * 4  # a merge makes it
     assert ids(tokenizer, "a b") == [ALPHABET.index("a"), FIRST + 2, ALPHABET.index("b")]
     assert tokenizer.decode([ALPHABET.index("Ġ")]) == " "  # the byte that is shadowed
 
@@ -133,8 +134,9 @@ def test_tokens_that_are_no_utf8(make):
 
 
 def test_empty_texts():
-    tokenizer = reloaded(byte_level(("", NORMAL), ("", UNUSED)))
+    tokenizer = reloaded(byte_level(("", NORMAL), ("", NORMAL), ("", UNUSED)))
     assert tokenizer.id_to_token(FIRST + 1) == f"[EMPTY_{FIRST + 1}]"
+    assert tokenizer.decode([FIRST + 2]) == ""
 
 
 # ---- special ids
@@ -145,6 +147,17 @@ def test_end_ids_begin_with_the_declared_ones():
     keys = {"eos_token_id": FIRST + 2, "eot_token_id": FIRST + 1, "eom_token_id": FIRST + 3}
     vocabulary = Vocabulary.read(byte_level(*tokens, **keys), "a test")
     assert vocabulary.end_ids() == [FIRST + 2, FIRST + 1, FIRST + 3, FIRST]
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("text, special", [("</s>", True), ("[EOS]", True), ("ok", False)])
+def test_declared_ends_are_control_tokens_if_they_look_like_tags(make, text, special):
+    metadata = make((text, NORMAL), ("x", NORMAL))
+    end = len(metadata["tokenizer.ggml.tokens"]) - 2
+    metadata["tokenizer.ggml.eos_token_id"] = end
+    tokenizer = reloaded(metadata)
+    assert (tokenizer.decode([end]) == "") is special
+    assert (end in ids(tokenizer, f"x{text}x")) is special
 
 
 def test_a_message_of_harmony_does_not_end_the_turn():

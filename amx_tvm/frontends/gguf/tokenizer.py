@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.gguf.chat_templates import chat_templates
@@ -20,6 +20,7 @@ from amx_tvm.frontends.gguf.pretokenizers import find_kind
 from amx_tvm.frontends.gguf.vocabulary import (
     BYTE_LEVEL,
     CONTROL,
+    HIDDEN,
     NORMAL,
     SENTENCEPIECE,
     SHADOWED,
@@ -130,9 +131,11 @@ def _byte_level(vocabulary: Vocabulary, path: object) -> Tokenizer:
 
 
 def _decoder(vocabulary: Vocabulary, steps: list[Any]) -> Any:
-    """Return a decoder of steps, in front of which shadowed tokens get their own text again."""
-    if vocabulary.shadows:
+    """Return a decoder of steps, in front of which marked tokens get their own text or none."""
+    if vocabulary.marked(SHADOWED):
         steps = [decoders.Replace(SHADOWED, ""), *steps]
+    if vocabulary.marked(HIDDEN):
+        steps = [decoders.Replace(Regex(f"[^{HIDDEN}]*{HIDDEN}+"), ""), *steps]
     return decoders.Sequence(steps) if len(steps) > 1 else steps[0]
 
 

@@ -7,6 +7,8 @@ Files from the wild have holes, which are mended where one reading is certain:
 * of two tokens with the same text the last one is what the text encodes to, as in transformers
   (llama.cpp refuses the file); the other one decodes to the text, but no text becomes it;
 * a token that is no UTF-8 decodes to U+FFFD, and no text becomes it;
+* an end that the file declares and that looks like a tag is a control token too;
+* an unused token decodes to nothing, and no text becomes it;
 * an empty text is ``[EMPTY_n]``.
 
 A special id that is no token is refused by the name of its key; llama.cpp warns and goes on with a
@@ -37,10 +39,12 @@ _DEFAULT_IDS = {SENTENCEPIECE: {"bos": 1, "eos": 2, "unknown": 0}}
 # "No token", as an int32 and as a uint32.
 _NULL = (-1, 2**32 - 1)
 
-# Behind a text: "not this one". It is no character of any text, and decoders remove it.
-SHADOWED = "\U0010ffff"
+# Behind a text: "not this one", and "not at all". They are no characters of any text; decoders
+# remove the one, and with the other all that stands in front of it.
+SHADOWED, HIDDEN = "\U0010ffff", "\U0010fffe"
 
 _LOOKS_LIKE_CONTROL = re.compile(r"<[|｜][^\s|｜<>]+[|｜]>")
+_LOOKS_LIKE_TAG = re.compile(r"<.+>|\[.+\]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 Metadata = dict[str, Any]
@@ -89,27 +93,38 @@ class Vocabulary:
             marked_normal = kinds[index] == NORMAL and _LOOKS_LIKE_CONTROL.fullmatch(text)
             if text in END_TEXTS or marked_normal:
                 kinds[index] = CONTROL
-        return cls(metadata, texts, kinds, _special_ids(metadata, len(texts), path))
+        special = _special_ids(metadata, len(texts), path)
+        for key in {"eos", "eot", "eom"} & special.keys():
+            if _LOOKS_LIKE_TAG.fullmatch(texts[special[key]]):
+                kinds[special[key]] = CONTROL
+        return cls(metadata, texts, kinds, special)
 
     @cached_property
     def names(self) -> list[str]:
-        """One text for each token that no other token has; see ``SHADOWED``."""
+        """One text for each token that no other token has; see ``SHADOWED`` and ``HIDDEN``."""
         last = {text: index for index, text in enumerate(self.texts)}
+        merged = self._merged() if (self.kinds == UNUSED).any() else set()
         names, taken = [], set(last)
-        for index, text in enumerate(self.texts):
+        for index, (text, kind) in enumerate(zip(self.texts, self.kinds, strict=True)):
             name = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-            if name != text or last[text] != index:
+            if kind == UNUSED and text not in merged:
+                name += HIDDEN
+            elif name != text or last[text] != index:
                 name += SHADOWED
-                while name in taken:
-                    name += SHADOWED
-                taken.add(name)
+            while name != text and name in taken:
+                name += name[-1]
+            taken.add(name)
             names.append(name)
         return names
 
-    @property
-    def shadows(self) -> bool:
-        """Whether there are tokens that no text becomes."""
-        return any(name.endswith(SHADOWED) for name in self.names)
+    def _merged(self) -> set[str]:
+        """Return the texts that a merge joins or makes; the library needs them as they are."""
+        pairs = [merge.split(" ", 1) for merge in self.metadata.get("tokenizer.ggml.merges", [])]
+        return {text for pair in pairs for text in (*pair, "".join(pair))}
+
+    def marked(self, mark: str) -> bool:
+        """Return whether there are tokens with the mark ``SHADOWED`` or ``HIDDEN``."""
+        return any(name.endswith(mark) for name in self.names)
 
     def text_of(self, key: str) -> str | None:
         """Return the text of a special token, by the names of ``SPECIAL_KEYS``."""
