@@ -138,9 +138,10 @@ def bench(
         raise GenerationError(f"{path} is a compiled function, not a language model")
     load_s = time.perf_counter() - start
     random = np.random.default_rng(0)
-    prefill = [_prefill(engine, random, count, repeats) for count in prompts]
+    # On the engine's thread: nothing is handed over in a step.
+    prefill = [engine.call(_prefill, engine, random, count, repeats) for count in prompts]
     timed = [
-        (context, batch, _decode(engine, random, context, batch, steps, repeats))
+        (context, batch, engine.call(_decode, engine, random, context, batch, steps, repeats))
         for context in contexts
         for batch in batches
     ]

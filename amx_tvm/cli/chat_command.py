@@ -75,16 +75,19 @@ def run(
 
 def _answer(engine: Any, prompt: str, sequence: Any, options: dict[str, Any], quiet: bool) -> str:
     """Stream one answer and return it, or the part of it that Ctrl-C left."""
+    shown = ""
     with engine.stream(prompt, sequence=sequence, **options) as pieces:
         try:
             for piece in pieces:
+                shown += piece
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
             interrupt.clear()
+            pieces.close()
             pieces.result.finish_reason = "interrupted"
         print()
         if not quiet:
             print(summary(pieces.result), file=sys.stderr)
-        return pieces.result.text
+        return shown

@@ -239,11 +239,16 @@ def decode_speed(model: RandomModel, context: int, steps: int = 128, repeats: in
     with model.engine.sequence() as sequence:
         sequence.append(model.tokens[:context])
         token = 5
-        for _ in range(repeats + 1):
+
+        def repeat() -> float:
+            nonlocal token
             start = time.perf_counter()
             for _ in range(steps):
                 token = sequence.choose(token)
-            speeds.append(steps / (time.perf_counter() - start))
+            return steps / (time.perf_counter() - start)
+
+        for _ in range(repeats + 1):
+            speeds.append(model.engine.call(repeat))
             sequence.rollback(steps)
     return float(np.median(speeds[1:]))
 
