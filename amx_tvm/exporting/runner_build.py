@@ -1,7 +1,8 @@
 """Build the C++ runner for a device, once, and keep the binary in the cache.
 
-The sources are ``runner/`` of the repository. For another architecture Debian's cross compiler is
-used, with the static libraries that ``runner/sysroot.sh`` fetches.
+The sources are ``runner/`` of the repository, to which a link lies here; a wheel has a copy. For
+another architecture Debian's cross compiler is used, with the static libraries that
+``runner/sysroot.sh`` fetches.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import amx_tvm
 from amx_tvm.errors import ArtifactError
 from amx_tvm.exporting.wheels import cache_folder, extract
 
-SOURCES = Path(amx_tvm.__file__).resolve().parents[1] / "runner"
+SOURCES = (Path(__file__).parent / "runner").resolve()
 DEBIAN_ARCH = {"aarch64": "arm64", "x86_64": "amd64", "riscv64": "riscv64"}
 _NATIVE_PACKAGES = "cmake g++ libpcre2-dev libutf8proc-dev nlohmann-json3-dev"
 
@@ -40,8 +40,8 @@ def build_runner(arch: str, wheels: Path | None = None) -> Path:
     """
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise ArtifactError(
-            "the sources of the C++ runner are not here (they are in the repository, not in the "
-            "wheel); export from a checkout, or with `--runtime python`"
+            f"the sources of the C++ runner are not at {SOURCES}; install amx_tvm again, or export "
+            "with `--runtime python`"
         )
     cross = arch != platform.machine()
     compiler = f"{arch}-linux-gnu-g++" if cross else "g++"

@@ -1,0 +1,56 @@
+"""The runner's sources are wherever the package is, and what building it lacks is found first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tomllib
+
+import amx_tvm
+from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.exporting.runner_build import SOURCES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_wheel_has_the_sources():
+    """The patterns of pyproject.toml reach every file, through the link in the package."""
+    assert SOURCES == ROOT / "runner"
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "amx_tvm" / "exporting"
+    pattern = next(p for p in patterns["package-data"]["amx_tvm"] if "runner" in p)
+    assert pattern == f"exporting/{(package / 'runner').name}/**/*"
+    linked = {f.relative_to(package / "runner") for f in (package / "runner").glob("**/*")}
+    assert linked == {f.relative_to(ROOT / "runner") for f in (ROOT / "runner").glob("**/*")}
+    assert Path("CMakeLists.txt") in linked
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "words"),
+    [
+        ("x86-64-v2", {"runtimes": ("runner",)}, ArtifactError, "runner needs (cmake|g)"),
+        ("raspberry-pi/4b-aarch64", {"runtimes": ("runner",)}, ArtifactError, "runner needs cmake"),
+        ("raspberry-pi/4b-aarch64", {"runtimes": ()}, TargetError, "aarch64-linux-gnu-g"),
+        ("x86-64-v2,x86-64-v3", {"runtimes": ("runner",)}, ArtifactError, "runner needs"),
+    ],
+)
+def test_missing_tools_are_found_first(
+    tiny_artifact, tmp_path, monkeypatch, target, options, error, words
+):
+    stages, output = [], tmp_path / "out"
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(error, match=words):
+        amx_tvm.export(
+            tiny_artifact, target, output, progress=lambda *s: stages.append(s[0]), **options
+        )
+    assert set(stages) <= {"bundle"} and os.listdir(tmp_path) == ["bin"]
+
+
+def test_the_tool_of_an_archive_is_looked_for_first(tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ArtifactError, match="needs the zstd tool"):
+        amx_tvm.export(tiny_artifact, "x86-64-v2", tmp_path / "out.tar.zst")
+    assert os.listdir(tmp_path) == []
