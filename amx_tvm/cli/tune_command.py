@@ -315,7 +315,7 @@ def show(records: File) -> None:
     file = _open(records)
     table = _table(str(records), "kernel", "knobs", "median", "time / default", "measured on")
     for record in file.records:
-        host = f"{record.host.get('cpu', '?')}, {record.time}"
+        host = f"{record.host.get('gpu') or record.host.get('cpu', '?')}, {record.time}"
         seconds = f"{record.seconds * 1e6:.1f} us"
         table.add_row(record.kernel.text, _knobs(record.knobs), seconds, _ratio(record), host)
     _console().print(table, highlight=False)
