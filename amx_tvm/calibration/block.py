@@ -96,7 +96,7 @@ class Rope:
                 f"windows of {tokens} tokens are longer than this model's sliding window of "
                 f"{config.sliding_window}; choose a recipe with shorter windows"
             )
-        turn = rotation(config, layer)
+        turn = rotation(config, layer, tokens)
         self.width = turn.channels
         if not self.width:
             return

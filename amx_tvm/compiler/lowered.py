@@ -16,6 +16,7 @@ from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.models import moe
 from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.kv_cache import head_channels
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
@@ -63,6 +64,7 @@ def lower_source(
         network = family.build(decoder)
         network.to(dtype)
         module, weights = network.export_tvm(network.export_spec())
+        channels = head_channels(decoder)
     module = bundle_parameters.with_static_state(module)
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
     expected, stacks = moe.unstacked(shapes, decoder)
@@ -77,13 +79,13 @@ def lower_source(
         order=bundle_parameters.order_of(module),
         plan=plans.read(module),
         linears=legalize.kernels_of(module),
-        model=describe(source, decoder, family.name),
+        model={**describe(source, decoder, family.name), **longrope(decoder, target)},
         kv_cache={
             "page_size": PAGE_SIZE if target.device == "cpu" else 16,
             "dtype": decoder.cache_dtype or dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
-            "head_dim": decoder.head_dim,
+            "head_dim": channels,
         },
         functions=functions,
         weight_count=sum(prod(shape) for shape in expected.values()),
@@ -137,6 +139,19 @@ def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
             f"this {decoder.family} model has {decoder.experts} experts, whose grouped products "
             f"have kernels for CPUs only; {target.key} is no CPU"
         )
+
+
+def longrope(decoder: DecoderConfig, target: ResolvedTarget) -> dict[str, int]:
+    """Return what the manifest says of a model whose rotary embedding depends on the length.
+
+    "long_after" is the length after which a sequence's tokens are given as -1 - id
+    (``amx_tvm.models.rotary.split_long``). Kernels of GPUs know one rotary embedding a layer: there
+    the context ends where the short table does.
+    """
+    if not decoder.long_after:
+        return {}
+    name = "long_after" if target.device == "cpu" else "context_length"
+    return {name: decoder.long_after}
 
 
 def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[str, Any]:

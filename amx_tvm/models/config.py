@@ -121,6 +121,16 @@ class DecoderConfig:
         """Factor on q k^T."""
         return self.head_dim**-0.5 if self.attention_factor is None else self.attention_factor
 
+    @property
+    def long_after(self) -> int:
+        """Length after which a sequence turns by longrope's other table; 0 where none does."""
+        scaling = self.rope_scaling
+        if scaling.get("rope_type") != "longrope" or self.layer_ropes:
+            return 0
+        trained = int(scaling.get("original_max_position_embeddings") or self.context_length)
+        same = scaling.get("short_factor") == scaling.get("long_factor")
+        return trained if trained < self.context_length and not same else 0
+
     def rope(self, layer: int) -> Rope | None:
         """Return the rotary embedding of a layer, None where it has none."""
         if self.layer_ropes:
@@ -200,8 +210,9 @@ class ConfigReader:
         parameters = dict(self.values.get("rope_parameters") or {})
         scaling = dict(self.values.get("rope_scaling") or parameters)
         theta = float(self.get("rope_theta", parameters.get("rope_theta", 10000.0)))
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind == "default":
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        # Dynamic scaling changes nothing up to max_position_embeddings, which is the context.
+        if kind in ("default", "dynamic"):
             return theta, {}
         if kind not in ROPE_SCALINGS:
             raise ModelError(
@@ -228,6 +239,20 @@ class ConfigReader:
         return kinds if SLIDING in kinds else ()
 
 
+def extended(context: int, scaling: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return the context and a scaling dictionary that says what it extends.
+
+    Qwen's recipe for YaRN leaves ``max_position_embeddings`` at the trained length; the context is
+    then the trained length times the factor, as vLLM has it. (transformers has no longest context.)
+    """
+    if scaling.get("rope_type") != "yarn":
+        return context, scaling
+    trained = int(scaling.get("original_max_position_embeddings") or context)
+    if context <= trained:
+        context = max(context, int(trained * float(scaling.get("factor") or 1.0)))
+    return context, {**scaling, "original_max_position_embeddings": trained}
+
+
 def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> DecoderConfig:
     """Read the fields that all Llama-like configurations share.
 
@@ -250,6 +275,7 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
     layers, context = read.require("num_hidden_layers"), read.require("max_position_embeddings")
     head_dim = int(read.get("head_dim", hidden // heads))
     theta, scaling = read.rope()
+    context, scaling = extended(context, scaling)
     found = {
         "vocab_size": read.require("vocab_size"),
         "hidden_size": hidden,

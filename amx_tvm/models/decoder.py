@@ -17,7 +17,7 @@ from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache, cuda_attention
-from amx_tvm.models.rotary import rotate
+from amx_tvm.models.rotary import rotate, split_long
 from amx_tvm.models.step import Step, attend
 from relax_passes.kernels.cuda import argmax
 from relax_passes.kernels.cuda.attention.config import TOKEN
@@ -162,6 +162,8 @@ class DecoderModel(nn.Module):
         attention kernels know the pages already.
         """
         step = Step(self.config, cache, state, input_ids.shape[0], decoding)
+        if self.config.long_after and step.cuda is None:
+            input_ids, step.long = split_long(input_ids)
         hidden = self.embed(input_ids, step)
         if begun:
             step.token = op.empty((1, 1, TOKEN), hidden.dtype)

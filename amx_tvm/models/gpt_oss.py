@@ -17,6 +17,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.target import Target
 
+from amx_tvm.errors import ModelError
 from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, read_decoder
 from amx_tvm.models.decoder import Attention, CausalLM, DecoderModel
 from amx_tvm.models.moe import Experts, MixtureLayer, MixtureMLP, read_experts
@@ -30,6 +31,11 @@ class SinkAttention(Attention):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
+        if config.head_dim % 16:
+            raise ModelError(
+                f"head_dim {config.head_dim} of a model with attention sinks is not supported: "
+                "expected a multiple of 16"
+            )
         self.sinks = nn.Parameter((config.num_heads,))
 
     def forward(self, x: Tensor, step: Step) -> Tensor:

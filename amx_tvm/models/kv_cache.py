@@ -23,15 +23,27 @@ from relax_passes.kernels.cuda.attention.config import AttentionConfig
 __all__ = ["PagedKVCache", "cache_config", "create_kv_cache", "cuda_attention"]
 
 
+def head_channels(config: DecoderConfig) -> int:
+    """Channels of a head in the cache: CPU kernels take multiples of 16, the rest are zeros."""
+    target = Target.current(allow_none=True)
+    on_cpu = target is None or target.kind.name == "llvm"
+    return -(-config.head_dim // 16) * 16 if on_cpu else config.head_dim
+
+
+def model_rotates(config: DecoderConfig) -> bool:
+    """Whether queries and keys are rotated before they enter the cache, not by its kernels."""
+    return bool(config.layer_ropes or config.long_after)
+
+
 def cache_config(config: DecoderConfig) -> KVCacheConfig:
     """Return the cache's shape, rotary embedding and storage for a model."""
     return KVCacheConfig(
         layers=config.num_layers,
         num_heads=config.num_heads + (config.num_kv_heads if config.attention_sinks else 0),
         num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
+        head_dim=head_channels(config),
         lse_heads=config.attention_sinks,
-        rotation=Rotation() if config.layer_ropes else rotation(config, 0),
+        rotation=Rotation() if model_rotates(config) else rotation(config, 0),
         sliding_window=config.sliding_window or None,
         attn_kind=tuple(
             "mha_sliding" if config.slides(layer) else "mha" for layer in range(config.num_layers)
@@ -114,7 +126,7 @@ def create_kv_cache(
         v_head_dim=config.head_dim,
         mla_original_qk_head_dim=0,
         mla_original_v_head_dim=0,
-        rope_mode=RopeMode.NONE if config.layer_ropes else RopeMode.NORMAL,
+        rope_mode=RopeMode.NONE if model_rotates(config) else RopeMode.NORMAL,
         rope_scale=1,
         rope_theta=config.rope_theta,
         rope_scaling=config.rope_scaling,

@@ -19,9 +19,11 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
     read = ConfigReader(values)
     scaling = values.get("rope_scaling")
     if scaling and (scaling.get("rope_type") or scaling.get("type")) in ("longrope", "su", "yarn"):
-        trained = read.require("original_max_position_embeddings")
-        kind = "longrope" if scaling.get("type") == "su" else scaling.get("rope_type", "longrope")
-        scaling = {"original_max_position_embeddings": trained, **scaling, "rope_type": kind}
+        kind = scaling.get("rope_type") or scaling["type"]
+        scaling = {**scaling, "rope_type": "longrope" if kind == "su" else kind}
+        if not scaling.get("original_max_position_embeddings"):
+            trained = read.require("original_max_position_embeddings")
+            scaling["original_max_position_embeddings"] = trained
     window = int(read.get("sliding_window", 0))
     kinds = [SLIDING] * read.require("num_hidden_layers") if window else None
     return read_decoder({**values, "rope_scaling": scaling, "layer_types": kinds}, "phi3")

@@ -21,13 +21,18 @@ from amx_tvm.models.config import DecoderConfig, Rope
 from relax_passes.attention_spec import Rotation
 
 
-def rotation(config: DecoderConfig, layer: int) -> Rotation:
-    """Return the rotary embedding of a layer; one without frequencies where nothing rotates."""
+def rotation(config: DecoderConfig, layer: int, tokens: int | None = None) -> Rotation:
+    """Return the rotary embedding of a layer; one without frequencies where nothing rotates.
+
+    ``tokens`` is the length of the sequence, for longrope, which decides by it; without it, the
+    table for short sequences is taken where sequences of both kinds occur.
+    """
     rope = config.rope(layer)
     if rope is None:
         return Rotation()
     channels = config.rotary_dim or config.head_dim
-    return frequencies(rope, channels, config.context_length, config.context_length)
+    context = tokens or config.long_after or config.context_length
+    return frequencies(rope, channels, config.context_length, context)
 
 
 def rope_type(rope: Rope) -> str:

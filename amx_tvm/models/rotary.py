@@ -36,18 +36,61 @@ def tables(positions: Tensor, rotation: Rotation) -> Tables:
     angles = op.reshape(positions.astype("float32"), (tokens, 1)) * Tensor.from_const(
         frequencies.reshape(1, -1)
     )
+    return _cos_sin(angles, rotation.factor)
 
+
+def _cos_sin(angles: Tensor, factor: float) -> Tables:
     def table(name: str) -> Tensor:
         function = getattr(tirx, name)
 
         def build(angle: te.Tensor) -> te.Tensor:
-            return te.compute(
-                angle.shape, lambda t, i: function(angle[t, i]) * rotation.factor, name
-            )
+            return te.compute(angle.shape, lambda t, i: function(angle[t, i]) * factor, name)
 
         return op.tensor_expr_op(build, f"rope_{name}", [angles])
 
     return table("cos"), table("sin")
+
+
+def split_long(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Take token ids apart from what they say of their sequences.
+
+    A token of a sequence that is longer than ``DecoderConfig.long_after`` comes as -1 - id.
+
+    Returns
+    -------
+    tuple of Tensor
+        The ids, and 1 for tokens of long sequences and 0 for others, int32 [tokens] each.
+    """
+
+    def plain(given: te.Tensor) -> te.Tensor:
+        return te.compute(given.shape, lambda t: tirx.max(given[t], -1 - given[t]), "token_ids")
+
+    def long(given: te.Tensor) -> te.Tensor:
+        return te.compute(given.shape, lambda t: (given[t] < 0).astype("int32"), "long_sequences")
+
+    return op.tensor_expr_op(plain, "token_ids", [ids]), op.tensor_expr_op(long, "long", [ids])
+
+
+def tables_by_length(positions: Tensor, long: Tensor, short: Rotation, other: Rotation) -> Tables:
+    """Make cosines and sines of two rotary embeddings, for each token that of its sequence.
+
+    Parameters
+    ----------
+    positions, long : Tensor
+        int32 [tokens]; where ``long`` is 1, ``other`` counts.
+    short, other : Rotation
+        With as many frequencies and the same factor.
+
+    Returns
+    -------
+    tuple of Tensor
+        As :func:`tables` makes them.
+    """
+    rows = np.asarray([short.frequencies, other.frequencies], np.float32)
+    chosen = op.take(Tensor.from_const(rows), long, axis=0)
+    tokens = positions.shape[0]
+    angles = op.reshape(positions.astype("float32"), (tokens, 1)) * chosen
+    return _cos_sin(angles, short.factor)
 
 
 def rotate(x: Tensor, rope: Tables, heads: int) -> Tensor:

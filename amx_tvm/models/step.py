@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.target import Target
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention
+from amx_tvm.models.kv_cache import PagedKVCache, cuda_attention, head_channels
 from amx_tvm.models.rope import rotation
-from amx_tvm.models.rotary import Tables, tables
+from amx_tvm.models.rotary import Tables, tables, tables_by_length
 from relax_passes.kernels.cuda.attention import cache as cuda_cache
 from relax_passes.kernels.cuda.attention import kernels
 
@@ -49,6 +49,7 @@ class Step:
         self.config, self.cache, self.tokens, self.decoding = config, cache, tokens, decoding
         self.cuda = cuda_attention(config)
         self.token: Tensor | None = None
+        self.long: Tensor | None = None  # 1 for tokens of long sequences, where longrope asks
         self._positions: Tensor | None = None
         self._tables: list[tuple[Any, Tables]] = []
 
@@ -65,7 +66,7 @@ class Step:
 
     def rope(self, layer: int) -> Tables | None:
         """Return a layer's cosines and sines; None where attention or nobody rotates."""
-        if not self.config.layer_ropes or self.cuda is not None:
+        if self.cuda is not None or not (self.config.layer_ropes or self.long is not None):
             return None
         wanted = rotation(self.config, layer)
         if not wanted.pairs:
@@ -73,7 +74,12 @@ class Step:
         for known, made in self._tables:
             if known == wanted:
                 return made
-        self._tables.append((wanted, tables(self.positions(), wanted)))
+        if self.long is not None:
+            other = rotation(self.config, layer, self.config.context_length)
+            made = tables_by_length(self.positions(), self.long, wanted, other)
+        else:
+            made = tables(self.positions(), wanted)
+        self._tables.append((wanted, made))
         return self._tables[-1][1]
 
 
@@ -101,14 +107,40 @@ def attend(step: Step, layer: int, qkv: Tensor) -> Tensor:
     if config.slides(layer) and Target.current(allow_none=False).kind.name == "llvm":
         scale = -scale  # how the CPU kernels are told of a sliding layer
     dtype = config.cache_dtype or qkv.dtype  # the runtime takes the cache's type only
-    given = _converted(qkv, dtype)
+    stored = head_channels(config)
+    given = _converted(_padded(qkv, stored), dtype)
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
         [step.cache._expr, relax.prim_value(layer), relax.prim_value(scale), given._expr],
-        out_ty=relax.TensorType((tokens, config.num_heads, d), dtype),
+        out_ty=relax.TensorType((tokens, config.num_heads, stored), dtype),
     )
     out = Tensor(_expr=relax.BlockBuilder.current().emit(call))
-    return _converted(out, qkv.dtype)
+    out = _converted(out, qkv.dtype)
+    return out if stored == d else op.tensor_expr_op(_first_channels(d), "unpad_heads", [out])
+
+
+def _padded(x: Tensor, channels: int) -> Tensor:
+    """Append zeros to the heads of [tokens, heads, d]: they change no score and no result."""
+    d = int(x.shape[2])
+    if channels == d:
+        return x
+
+    def build(value: te.Tensor) -> te.Tensor:
+        def at(t, h, i):  # noqa: ANN001, ANN202
+            zero = tirx.const(0, value.dtype)
+            return tirx.if_then_else(i < d, value[t, h, tirx.min(i, d - 1)], zero)
+
+        return te.compute((value.shape[0], value.shape[1], channels), at, "pad_heads")
+
+    return op.tensor_expr_op(build, "pad_heads", [x])
+
+
+def _first_channels(d: int) -> Any:
+    def build(value: te.Tensor) -> te.Tensor:
+        shape = (value.shape[0], value.shape[1], d)
+        return te.compute(shape, lambda t, h, i: value[t, h, i], "unpad_heads")
+
+    return build
 
 
 def _converted(x: Tensor, dtype: str) -> Tensor:

@@ -90,6 +90,7 @@ class Engine:
             context,
             self._chunk,
             manifest.functions,
+            int(manifest.model.get("long_after", 0)),
         )
         self._cache: KVCache | None = None
 

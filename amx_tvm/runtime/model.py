@@ -37,6 +37,9 @@ class Model:
         Most rows in one call of `forward` that is not a token of each sequence.
     functions : sequence of str
         Names of the artifact's functions, where it lists them.
+    long_after : int
+        Length after which a sequence turns by other rotary frequencies, from its first token on;
+        its tokens are then given as -1 - id. 0 for models without such a length.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Model:
         context_length: int,
         chunk: int,
         functions: Iterable[str] = (),
+        long_after: int = 0,
     ):
+        self.long_after = long_after
         self._names = frozenset(functions)
         self.vocab_size = vocab_size
         self.context_length = context_length

@@ -60,6 +60,7 @@ class Sequence:
         self._reserved = False
         self.tokens = tokens
         self._promised = -1  # the token that a step ahead started from
+        self._long = model.long_after > 0 and len(tokens) > model.long_after
 
     def __del__(self) -> None:
         if self._handle is not None and self._worker is not None:
@@ -165,7 +166,31 @@ class Sequence:
     def _run(self, ids: np.ndarray, wanted: int) -> np.ndarray:
         """Run tokens [n] in chunks; return the logits of the last ``wanted`` rows."""
         self._check_length(ids.size)
+        self._turn(ids.size)
         self._cache.check_room([self.handle], [ids.size])
+        return self._write(ids, wanted)
+
+    def _turn(self, count: int) -> None:
+        """Compute the keys again where ``count`` more tokens change the rotary frequencies.
+
+        Longrope turns all tokens of a sequence by the table of its length, as transformers does.
+        """
+        after = self._model.long_after
+        long = after > 0 and len(self) + count > after
+        if long == self._long:
+            return
+        self._long, held = long, self.tokens
+        if held:
+            self._cache.remove(self.handle)
+            self._handle, self.tokens = self._cache.add(), []
+            self._write(np.array(held, np.int32), 0)
+
+    def given(self, ids: np.ndarray) -> np.ndarray:
+        """Return token ids as the compiled functions take them; see `Model.long_after`."""
+        return -1 - ids if self._long else ids
+
+    def _write(self, ids: np.ndarray, wanted: int) -> np.ndarray:
+        """Run tokens in chunks, without the checks of `_run`."""
         rows = []
         for start in range(0, ids.size, self._model.chunk):
             if self._worker is not None and self._worker.cancelled:
@@ -173,7 +198,10 @@ class Sequence:
             part = ids[start : start + self._model.chunk]
             left = ids.size - start - part.size  # rows behind this chunk
             count = min(part.size, max(0, wanted - left))
-            rows.append(self._model.forward(self._cache, [self.handle], [part.size], part, [count]))
+            given = self.given(part)
+            rows.append(
+                self._model.forward(self._cache, [self.handle], [part.size], given, [count])
+            )
             self.tokens.extend(part.tolist())
         return np.concatenate(rows) if len(rows) > 1 else rows[0]
 
@@ -181,7 +209,9 @@ class Sequence:
     def fork(self, position: int | None = None) -> Sequence:
         """Return a new sequence that shares the first ``position`` tokens (default: all)."""
         child = self._cache.fork(self.handle, position)
-        return Sequence(self._model, self._cache, child, self.tokens[:position], self._worker)
+        forked = Sequence(self._model, self._cache, child, self.tokens[:position], self._worker)
+        forked._long = self._long  # how its keys in the cache are turned
+        return forked
 
     @_on_thread
     def rollback(self, count: int) -> None:
@@ -216,9 +246,13 @@ def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
     ids = first._model.check_step(tokens)
     for sequence in sequences:
         sequence._check_length(1)
+        sequence._turn(1)
+    given = ids
+    if first._model.long_after:
+        given = [-1 - t if s._long else t for s, t in zip(sequences, ids, strict=True)]
     counts = [1] * len(sequences)
     handles = [sequence.handle for sequence in sequences]
-    logits = first._model.forward(first._cache, handles, counts, ids, counts)
+    logits = first._model.forward(first._cache, handles, counts, given, counts)
     for sequence, token in zip(sequences, ids, strict=True):
         sequence.tokens.append(token)
     return logits

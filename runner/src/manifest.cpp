@@ -1,5 +1,6 @@
 #include "manifest.h"
 
+#include <algorithm>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -129,6 +130,8 @@ Manifest parse(const std::string& root, const Json& json, const Json& chosen) {
   m.name = model.at("name");
   m.vocab_size = model.at("vocab_size");
   m.context_length = model.at("context_length");
+  // Longer sequences turn by another rotary table, from their first token on (longrope).
+  m.context_length = std::min(m.context_length, model.value("long_after", m.context_length));
   m.eos = model.at("eos_token_ids").get<std::vector<int>>();
   if (model.contains("prompt_prefix")) {
     m.prompt_prefix = model.at("prompt_prefix").get<std::vector<int>>();

@@ -64,12 +64,12 @@ def bind(value: Expr, name: str = "x") -> Expr:
 
 def const(value: float, lanes: int = LANES, dtype: str = "float32") -> Expr:
     """Make a vector of one constant."""
-    return T.Broadcast(tirx.const(value, dtype), lanes)
+    return splat(tirx.const(value, dtype), lanes)
 
 
 def splat(value: Expr, lanes: int = LANES) -> Expr:
     """Repeat a scalar in all lanes."""
-    return T.Broadcast(value, lanes)
+    return T.Broadcast(value, lanes) if lanes > 1 else value
 
 
 def cast(value: Expr, dtype: str, lanes: int = LANES) -> Expr:
@@ -111,10 +111,15 @@ def ceil_div(a: Expr, b: Expr | int) -> Expr:
     return tirx.truncdiv(a + (b - 1), b)
 
 
+def _run(first: Expr, lanes: int) -> Expr:
+    """Return the indices of consecutive elements; of one element its index."""
+    return T.Ramp(first, 1, lanes) if lanes > 1 else first
+
+
 def load(buffer, indices: Sequence, lanes: int = LANES) -> Expr:  # noqa: ANN001
     """Load consecutive elements along the last axis, as float32."""
     *outer, last = indices
-    value = tirx.BufferLoad(buffer, [*outer, T.Ramp(last, 1, lanes)])
+    value = tirx.BufferLoad(buffer, [*outer, _run(last, lanes)])
     return cast(value, "float32", lanes) if buffer.dtype == "float16" else value
 
 
@@ -123,7 +128,7 @@ def store(buffer, value: Expr, indices: Sequence, lanes: int = LANES) -> None:  
     *outer, last = indices
     if buffer.dtype == "float16":
         value = cast(value, "float16", lanes)
-    T.buffer_store(buffer, value, [*outer, T.Ramp(last, 1, lanes)])
+    T.buffer_store(buffer, value, [*outer, _run(last, lanes)])
 
 
 def load_scalar(buffer, indices: Sequence) -> Expr:  # noqa: ANN001

@@ -1,0 +1,156 @@
+"""Rotary embeddings that depend on the length: longrope a sequence, YaRN's context, dynamic NTK."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import amx_tvm
+from amx_tvm.models import find, rope
+from amx_tvm.models.config import Rope
+from amx_tvm.runtime.session import decode_batch
+
+from . import tiny
+from .test_unsupported import BASE
+
+TRAINED, HALF = 40, 8
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * HALF,
+    "long_factor": [4.0 + i for i in range(HALF)],
+    "original_max_position_embeddings": TRAINED,
+}
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory):
+    """A tiny Phi-3 with longrope: transformers' model and a loaded engine of it."""
+    place = tmp_path_factory.mktemp("longrope")
+    config = transformers.Phi3Config(
+        **{**tiny.SHAPE, "sliding_window": None, "rope_parameters": LONGROPE},
+        original_max_position_embeddings=TRAINED,
+    )
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim == 2:
+                value.copy_(torch.randn_like(value) * 1.5 * value.shape[-1] ** -0.5)
+    artifact = amx_tvm.compile(
+        tiny.save(model, place / "model"), quantization="none", output=place / "out"
+    )
+    return model, amx_tvm.load(artifact.path, threads=1, max_sequences=4)
+
+
+def ids_of(count, seed=1):
+    return np.random.default_rng(seed).integers(3, tiny.VOCAB, count).tolist()
+
+
+def close(got, expected):
+    assert tiny.relative_error(np.asarray(got), expected) < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, TRAINED - 1, TRAINED, TRAINED + 1, 100])
+def test_a_prompt_takes_the_table_of_its_length(longrope, count):
+    model, engine = longrope
+    close(engine.logits(ids_of(count)), tiny.logits(model, ids_of(count)))
+
+
+def test_a_sequence_that_grows_past_the_trained_length(longrope):
+    """Every step is what transformers computes for the whole sequence; so is what follows."""
+    model, engine = longrope
+    ids = ids_of(TRAINED + 4)
+    with engine.sequence() as sequence:
+        sequence.append(ids[: TRAINED - 2])
+        for count in range(TRAINED - 1, len(ids) + 1):
+            close(sequence.append([ids[count - 1]]), tiny.logits(model, ids[:count])[-1])
+        child = sequence.fork(10)
+        sequence.rollback(6)
+        close(sequence.append([7]), tiny.logits(model, [*ids[: TRAINED - 2], 7])[-1])
+        close(child.append([5, 6]), tiny.logits(model, [*ids[:10], 5, 6])[-1])
+        child.close()
+
+
+def test_short_and_long_sequences_in_one_step(longrope):
+    model, engine = longrope
+    short, long = ids_of(20), ids_of(60, seed=2)
+    with engine.sequence() as one, engine.sequence() as two:
+        one.append(short)
+        two.append(long[:30])
+        two.append(long[30:])
+        got = decode_batch([one, two], [4, 5])
+    close(got[0], tiny.logits(model, [*short, 4])[-1])
+    close(got[1], tiny.logits(model, [*long, 5])[-1])
+
+
+def test_text_is_transformers_own(longrope):
+    model, engine = longrope
+    ids = ids_of(TRAINED - 4, seed=3)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor([ids]), max_new_tokens=10, do_sample=False, eos_token_id=None
+        )[0, len(ids) :].tolist()
+    assert list(engine.generate(ids, max_new_tokens=10, ignore_eos=True).token_ids)[:10] == expected
+
+
+def configured(architecture="LlamaForCausalLM", **fields):
+    values = {**BASE, "architectures": [architecture], **fields}
+    return find(values).configure(values)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+@pytest.mark.parametrize(
+    "longest, original, context", [(128, 128, 512), (128, None, 512), (512, 128, 512)]
+)
+def test_yarn_extends_the_context(architecture, key, longest, original, context):
+    scaling = {key: "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+    config = configured(architecture, max_position_embeddings=longest, rope_scaling=scaling)
+    assert config.context_length == context
+    expected = (
+        rope.frequencies(Rope(10000.0, {**scaling, "original_max_position_embeddings": 128}), 16)
+        if original or longest == 128
+        else None
+    )
+    assert rope.rotation(config, 0) == expected
+
+
+def test_dynamic_scaling_is_plain_up_to_the_trained_length():
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    config = configured(rope_scaling=scaling)
+    assert config.context_length == BASE["max_position_embeddings"]
+    values = transformers.LlamaConfig(
+        **{**tiny.SHAPE, "rope_parameters": {**scaling, "rope_theta": 10000.0}}
+    )
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](values, "cpu", seq_len=128)
+    np.testing.assert_allclose(rope.rotation(config, 0).frequencies, expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, read", [("su", "longrope"), ("longrope", "longrope"), ("yarn", "yarn")]
+)
+def test_old_spellings_of_phi3(kind, read):
+    scaling = {k: v for k, v in LONGROPE.items() if k != "rope_type"} | {"type": kind, "factor": 2}
+    scaling.pop("original_max_position_embeddings")
+    config = configured(
+        "Phi3ForCausalLM", rope_scaling=scaling, original_max_position_embeddings=TRAINED
+    )
+    assert config.rope_scaling["rope_type"] == read
+    assert config.long_after == (TRAINED if read == "longrope" else 0)
+
+
+def test_for_gpus_the_context_ends_where_the_short_table_does(longrope):
+    from amx_tvm.compiler.lowered import longrope as described
+    from amx_tvm.targets import resolve
+
+    fields = {"rope_scaling": LONGROPE, "original_max_position_embeddings": TRAINED}
+    config = configured("Phi3ForCausalLM", **fields)
+    assert described(config, resolve("cuda:sm_90a")) == {"context_length": TRAINED}
+    assert longrope[1].manifest.model["long_after"] == TRAINED
+    assert longrope[1].manifest.model["context_length"] == tiny.SHAPE["max_position_embeddings"]
