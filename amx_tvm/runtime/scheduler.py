@@ -177,6 +177,9 @@ class Scheduler:
     def _parts(self) -> list[tuple[Handle, int]]:
         """Return the next step's requests, and how many tokens of each it adds."""
         parts, filling = [], []
+        if self._model.long_after:
+            for handle in self._active:
+                handle.sequence.turn(len(handle.tokens))
         for handle in self._active:
             if len(handle.tokens) - len(handle.sequence.tokens) == 1:
                 parts.append((handle, 1))
@@ -211,7 +214,8 @@ class Scheduler:
                 wanted.append(1 if done + count == len(handle.tokens) else 0)
             if not handle.result.token_ids:
                 start = start or time.perf_counter()
-        logits = self._model.forward(self._cache, sequences, lengths, tokens, wanted)
+        given = self._given(parts, tokens) if self._model.long_after else tokens
+        logits = self._model.forward(self._cache, sequences, lengths, given, wanted)
         row = first = 0
         for (handle, count), wants in zip(parts, wanted, strict=True):
             handle.sequence.tokens += tokens[first : first + count]
@@ -223,6 +227,15 @@ class Scheduler:
             if wants:
                 self._take(handle, logits[row])
                 row += 1
+
+    @staticmethod
+    def _given(parts: list[tuple[Handle, int]], tokens: list[int]) -> list[int]:
+        """Return a step's token ids as the compiled functions take them."""
+        given: list[int] = []
+        for handle, count in parts:
+            ids = np.array(tokens[len(given) : len(given) + count], np.int32)
+            given += handle.sequence.given(ids).tolist()
+        return given
 
     def _choose(self, handle: Handle) -> bool:
         """Let the device choose the token of a request that decodes alone, where it can."""

@@ -171,19 +171,26 @@ class Sequence:
         return self._write(ids, wanted)
 
     def _turn(self, count: int) -> None:
-        """Compute the keys again where ``count`` more tokens change the rotary frequencies.
-
-        Longrope turns all tokens of a sequence by the table of its length, as transformers does.
-        """
-        after = self._model.long_after
-        long = after > 0 and len(self) + count > after
-        if long == self._long:
-            return
-        self._long, held = long, self.tokens
-        if held:
-            self._cache.remove(self.handle)
-            self._handle, self.tokens = self._cache.add(), []
+        """Compute the keys again where ``count`` more tokens change the rotary frequencies."""
+        held = self.tokens
+        if self.turn(len(self) + count):
             self._write(np.array(held, np.int32), 0)
+
+    def turn(self, length: int) -> bool:
+        """Forget all tokens where a sequence of a length has other rotary frequencies.
+
+        Longrope turns every token by the table of the sequence's length, as transformers does.
+        Returns whether there was something to forget.
+        """
+        long = 0 < self._model.long_after < length
+        if long == self._long:
+            return False
+        self._long = long
+        if not self.tokens:
+            return False
+        self._cache.remove(self.handle)
+        self._handle, self.tokens = self._cache.add(), []
+        return True
 
     def given(self, ids: np.ndarray) -> np.ndarray:
         """Return token ids as the compiled functions take them; see `Model.long_after`."""

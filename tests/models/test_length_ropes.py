@@ -154,3 +154,15 @@ def test_for_gpus_the_context_ends_where_the_short_table_does(longrope):
     assert described(config, resolve("cuda:sm_90a")) == {"context_length": TRAINED}
     assert longrope[1].manifest.model["long_after"] == TRAINED
     assert longrope[1].manifest.model["context_length"] == tiny.SHAPE["max_position_embeddings"]
+
+
+def test_scheduled_requests_of_both_lengths(longrope):
+    model, engine = longrope
+    prompts = [ids_of(12, seed=4), ids_of(TRAINED - 3, seed=5), ids_of(60, seed=6)]
+    results = engine.generate_batch(prompts, max_new_tokens=6, ignore_eos=True)
+    for prompt, result in zip(prompts, results, strict=True):
+        with torch.no_grad():
+            expected = model.generate(
+                torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
+            )
+        assert result.token_ids == expected[0, len(prompt) :].tolist()
