@@ -17,13 +17,13 @@ from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 BLOCK_TILES = 7
 # Of the largest result.
 EXACT = 1e-5  # float32 sums in another order
-MERGED = 4e-3  # kernels for several rows merge two scales, see kernels/cpu/merge.py
+MERGED = 4e-3  # kernels for several rows merge two scales, see kernels/cpu/linear/merge.py
 FRAGMENT_LIMIT = 1.5e-3  # norm of the deviation: y is float16, and scales are applied in it
 
 
 def limit(spec: LinearSpec, m: int) -> float:
     """Return how far a correct CPU kernel may be from the oracle, of its largest value."""
-    from relax_passes.kernels.cpu.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
+    from relax_passes.kernels.cpu.linear.knobs import CpuKnobs  # needs TVM; CUDA's operands do not
 
     integer = spec.format != "none" and spec.activation.integer
     merged = integer and m >= CpuKnobs().merge_rows and len(spec.fmt.terms) > 1

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
-from relax_passes.kernels.cpu.knobs import CpuKnobs
+from relax_passes.kernels.cpu.linear.knobs import CpuKnobs
 from relax_passes.spec import LinearSpec
 
 PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)

@@ -13,7 +13,7 @@ from amx_tvm.artifact.verify import Verify
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _COUNTED = ("bits_per_weight", "bits_by_format", "weights")
-_COLUMNS = ("name", "format", "shape", "bucket", "kernel", "why")
+_COLUMNS = ("name", "format", "shape", "bucket", "kernel", "rows", "why")
 
 
 def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> None:
@@ -92,6 +92,16 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "made by", f"amx_tvm {versions.amx_tvm}, TVM {versions.tvm}, tvm_ffi {versions.tvm_ffi}"
 
 
+def _cell(linear: dict[str, Any], column: str) -> str:
+    """Return what a linear has in a column; which kernel runs from how many rows of x on."""
+    value = linear.get(column, "")
+    if column == "shape":
+        return " x ".join(map(str, value))
+    if column == "rows" and value:
+        return ", ".join(f"{first}: {kernel}" for first, kernel in value.items())
+    return str(value)
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -107,8 +117,7 @@ def rows(linears: list[dict[str, Any]], every: bool) -> list[tuple[list[str], in
         layer = _LAYER.search(name)
         if layer and not every:
             name = name[: layer.start(1)] + "{}" + name[layer.end(1) :]
-        shape = " x ".join(map(str, linear["shape"]))
-        key = (name, *(shape if c == "shape" else str(linear.get(c, "")) for c in _COLUMNS[1:]))
+        key = (name, *(_cell(linear, column) for column in _COLUMNS[1:]))
         grouped.setdefault(key, []).append(int(layer.group(1)) if layer else None)
     result = []
     for (name, *rest), layers in grouped.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tvm
 from tvm.target import Target, codegen
@@ -59,6 +59,14 @@ class TargetInfo:
         return TargetInfo(kind, arch, features)
 
 
+class RowRange(NamedTuple):
+    """Which kernel a function runs from so many rows of x on, and what it does in words."""
+
+    first: int
+    kernel: str
+    why: str
+
+
 class Rule(Protocol):
     """A way to build the kernel of a linear for some kind of hardware."""
 
@@ -68,6 +76,11 @@ class Rule(Protocol):
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tvm.tirx.PrimFunc | None:
         """Build the kernel, or return None when the linear or the target is not this rule's."""
+
+    def rows(
+        self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
+    ) -> tuple[RowRange, ...]:
+        """List which kernels the function runs, by rising number of rows of x."""
 
     def why(self, spec: LinearSpec, target: TargetInfo) -> str:
         """Say in a few words what the kernel does and why it was chosen."""

@@ -12,9 +12,9 @@ from tvm.target import Target
 from amx_tvm.errors import TargetError
 from relax_passes.spec import LinearSpec
 
-from .base import Rule, TargetInfo
+from .base import RowRange, Rule, TargetInfo
 from .chain import ChainSpec
-from .cpu.rules import CPU_RULES
+from .cpu.linear.rules import CPU_RULES
 from .cuda.rules import CUDA_RULES
 
 _RULES: list[Rule] = [*CPU_RULES, *CUDA_RULES]
@@ -22,11 +22,12 @@ _RULES: list[Rule] = [*CPU_RULES, *CUDA_RULES]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A chosen kernel: its function, the rule's name and the reason in words."""
+    """A chosen kernel: its function, the rule's name, the reason in words, and what runs when."""
 
     func: tvm.tirx.PrimFunc
     rule: str
     why: str
+    rows: tuple[RowRange, ...] = ()
 
 
 def rules() -> tuple[Rule, ...]:
@@ -63,11 +64,28 @@ def linear_kernel(
     for candidate in asked:
         func = candidate.apply(spec, info, knobs)
         if func is not None:
-            return Kernel(func, candidate.name, candidate.why(spec, info))
+            runs = candidate.rows(spec, info, knobs)
+            return Kernel(func, candidate.name, candidate.why(spec, info), runs)
     raise TargetError(
         f"no kernel for a {spec.format} linear with {spec.activation} activations on target kind "
         f"{info.kind!r} ({info.arch}); rules asked: {', '.join(r.name for r in asked) or 'none'}"
     )
+
+
+def row_kernels(
+    spec: LinearSpec, target: Target | TargetInfo, rule: str, knobs: Mapping[str, Any] | None = None
+) -> tuple[RowRange, ...]:
+    """List which kernels the function of a linear runs, by rising number of rows of x.
+
+    Parameters
+    ----------
+    spec, target, knobs
+        As for `linear_kernel`.
+    rule : str
+        Name of the rule that made the function.
+    """
+    (made_by,) = (r for r in _RULES if r.name == rule)
+    return made_by.rows(spec, TargetInfo.of(target), knobs)
 
 
 def chain_kernel(

@@ -21,7 +21,7 @@ from relax_passes.kernels import activations
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.kernels.cpu.attention.convert import convert
 from relax_passes.kernels.cpu.attention.vector import LANES
-from relax_passes.kernels.registry import chain_kernel, linear_kernel
+from relax_passes.kernels.registry import Kernel, chain_kernel, linear_kernel, row_kernels
 from relax_passes.ops import is_op
 from relax_passes.passes.chains import FEW_ROWS, Chain, find_chains
 from relax_passes.rewriting import Context, rewrite
@@ -155,16 +155,17 @@ class _Lowering:
         for stage in spec.stages:
             names.append(self.records(stage.alone) if self.records is not None else None)
         kernel = chain_kernel(spec, self.target, names)
+        why = f"{kernel.why}; in one region with the linears around it"
         for stage, knobs in zip(spec.stages, names, strict=True):
-            why = f"{kernel.why}; in one region with the linears around it"
-            self.chosen[stage] = {"kernel": kernel.rule, "why": why, "record": record_name(knobs)}
+            ranges = row_kernels(stage, self.target, kernel.rule, knobs)
+            self.chosen[stage] = chosen(replace(kernel, why=why, rows=ranges), knobs)
         return kernel.func
 
     def kernel(self, spec: LinearSpec) -> tvm.tirx.PrimFunc:
         recorded = self.records is not None and not spec.experts
         knobs = self.records(spec.alone) if recorded else None
         kernel = linear_kernel(spec, self.target, knobs)
-        self.chosen[spec] = {"kernel": kernel.rule, "why": kernel.why, "record": record_name(knobs)}
+        self.chosen[spec] = chosen(kernel, knobs)
         return kernel.func
 
     def note(self, name: str, spec: LinearSpec, chain: str = "") -> None:
@@ -318,6 +319,16 @@ def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
     """View a two-dimensional result in the shape that the operator had."""
     shape = list(type_.shape.values)
     return value if len(shape) == 2 else relax.op.reshape(ctx.emit(value), shape)
+
+
+def chosen(kernel: Kernel, knobs: Any) -> dict[str, Any]:
+    """Say which kernel a linear got, and which of its parts runs from how many rows of x on."""
+    return {
+        "kernel": kernel.rule,
+        "rows": {str(r.first): r.kernel for r in kernel.rows},
+        "why": kernel.why,
+        "record": record_name(knobs),
+    }
 
 
 def record_name(knobs: Any) -> str | None:

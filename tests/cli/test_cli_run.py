@@ -98,11 +98,13 @@ def test_equal_layers_share_a_row():
             "shape": [8, 32],
             "bucket": "M = 1",
             "kernel": "k",
+            "rows": {"1": "direct", "32": "panel"},
             "why": "w",
         }
         for layer in range(5)
         for part in ("up", "down")
     ]
+    assert all(row[5] == "1: direct, 32: panel" for row, _ in rows(linears, every=False))
     found = {(row[0], row[1]): count for row, count in rows(linears, every=False)}
     assert found == {
         ("model.layers.{0..1,3..4}.mlp.up", "amxfp4"): 4,

@@ -7,7 +7,7 @@ from typing import Any
 
 import tvm
 
-from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.base import RowRange, TargetInfo
 from relax_passes.spec import LinearSpec
 
 from . import linear
@@ -34,6 +34,13 @@ def knobs_to_buckets(knobs: Mapping[str, Any]) -> list[Bucket]:
     return found
 
 
+# What a bucket's knobs are of: the kernel's name, and what it does in words.
+KINDS = {
+    GemvKnobs: ("gemv", "fragments into mma.sync"),
+    TileKnobs: ("tile", "tiles through shared memory"),
+}
+
+
 class CudaLinear:
     """Decode kernel for M <= 16, tile kernel beyond, on sm_80 and later."""
 
@@ -50,19 +57,30 @@ class CudaLinear:
         dependent = bool(knobs.get("dependent", target.gpu.clusters))
         return linear.build(spec, target.gpu, buckets, dependent=dependent)
 
+    def rows(
+        self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
+    ) -> tuple[RowRange, ...]:
+        """List which kernels the function runs."""
+        assert target.gpu is not None, "asked about a kernel of another target"
+        if knobs and "buckets" in knobs:
+            buckets = knobs_to_buckets(knobs)
+        else:
+            buckets = default_buckets(spec, shape_of(format_of(spec)), target.gpu)
+        found: list[RowRange] = []
+        first = spec.m or 1
+        for bucket in buckets:
+            name, why = KINDS[type(bucket.knobs)]
+            if not found or found[-1].kernel != name:
+                found.append(RowRange(first, name, why))
+            first = (bucket.rows or first) + 1
+        return tuple(found)
+
     def why(self, spec: LinearSpec, target: TargetInfo) -> str:
         """Name the schedules by number of rows."""
         assert target.gpu is not None, "asked about a kernel of another target"
-        shape = shape_of(format_of(spec))
-        names = {GemvKnobs: "fragments into mma.sync", TileKnobs: "tiles through shared memory"}
-        parts: list[list] = []
-        for bucket in default_buckets(spec, shape, target.gpu):
-            text = names[type(bucket.knobs)]
-            if not parts or parts[-1][0] != text:
-                parts.append([text, bucket.rows])
-            parts[-1][1] = bucket.rows
-        limits = [f"{text}" + (f" to M = {rows}" if rows else "") for text, rows in parts]
-        return "; ".join(limits)
+        ranges = self.rows(spec, target)
+        ends = [f" to M = {after.first - 1}" for after in ranges[1:]]
+        return "; ".join(r.why + end for r, end in zip(ranges, [*ends, ""], strict=True))
 
 
 CUDA_RULES = (CudaLinear(),)

@@ -11,7 +11,8 @@ from tvm.target import Target
 
 from relax_passes.activation import FLOAT32, INT8, OUTLIERS, four_bit
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
-from relax_passes.kernels.cpu import activations, by_group
+from relax_passes.kernels.cpu import activations
+from relax_passes.kernels.cpu.linear import by_group
 from relax_passes.kernels.registry import chain_kernel
 from relax_passes.spec import LinearSpec
 

@@ -13,9 +13,9 @@ from amx_tvm import formats
 from amx_tvm.errors import TargetError
 from relax_passes.activation import FLOAT32, INT8, OUTLIERS, four_bit
 from relax_passes.kernels.base import TargetInfo
-from relax_passes.kernels.cpu import panel
-from relax_passes.kernels.cpu.knobs import CpuKnobs
-from relax_passes.kernels.cpu.rules import CPU_RULES
+from relax_passes.kernels.cpu.linear import panel
+from relax_passes.kernels.cpu.linear.knobs import CpuKnobs
+from relax_passes.kernels.cpu.linear.rules import CPU_RULES
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 

@@ -34,7 +34,6 @@ class Isa:
     name = "plain"
     rows = 16
     block: Sequence[int] = (4, 1)
-    panels = False  # whether the panel kernel applies
     bf16 = False  # whether bf16 dot products exist
     doc = "vectorized TensorIR for any LLVM target"
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 from typing import Any
 
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.activations import quantize_row
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.base import Isa
 
 from . import by_group
-from . import emit as e
-from .activations import quantize_row
-from .blocks import UNIT
-from .emit import Expr
-from .isa.base import Isa
+from .block_notes import UNIT
+from .direct import Direct, block_notes
 from .knobs import CpuKnobs
-from .linear_integer import Direct
 
 
 def linear_chain(spec: ChainSpec, isa: Isa, knobs: tuple[CpuKnobs, ...]) -> Any:
@@ -57,16 +57,21 @@ class _Chain:
     ):
         self.spec, self.isa, self.m, self.buffers = spec, isa, m, buffers
         self.stages = self._connect(buffers)
+        each = list(zip(spec.stages, knobs, self.stages, strict=True))
+        self.notes = [block_notes(s, isa, k, b) for s, k, b in each]
+        quantizers = [self._quantizer(i) for i in range(len(each))]
         self.linears = [
-            Direct(s, isa, k, b, m) for s, k, b in zip(spec.stages, knobs, self.stages, strict=True)
+            Direct(s, isa, k, b, m, notes, quantizer)
+            for (s, k, b), notes, quantizer in zip(each, self.notes, quantizers, strict=True)
         ]
-        rows = spec.m or MOST_ROWS
-        for i, stage in enumerate(spec.stages[:-1]):
-            if self._by_group(i):
-                scheme = spec.quantized[i + 1].scheme
-                quantizer = by_group.GroupQuantizer(stage, scheme, self.stages[i + 1], rows)
-                quantizer.notes = self.linears[i + 1].notes
-                self.linears[i].quantizer = quantizer
+
+    def _quantizer(self, i: int) -> by_group.GroupQuantizer | None:
+        """Make what quantizes a linear's result where it is made, if that can be."""
+        if i + 1 == len(self.spec.stages) or not self._by_group(i):
+            return None
+        scheme, rows = self.spec.quantized[i + 1].scheme, self.spec.m or MOST_ROWS
+        to, notes = self.stages[i + 1], self.notes[i + 1]
+        return by_group.GroupQuantizer(self.spec.stages[i], scheme, to, rows, notes)
 
     def _connect(self, buffers: Any) -> list[dict[str, Any]]:
         """Give each linear its arguments, and room in one workspace to what is in between."""
@@ -115,12 +120,12 @@ class _Chain:
 
     def _notes(self, i: int) -> None:
         """Emit what blocks of eight rows need: one thread makes it."""
-        if self.linears[i].notes is not None:
+        if self.notes[i] is not None:
             with e.when(self.m >= UNIT), e.then(), e.barrier_behind(), e.one_thread():
                 self._list(i)
 
     def _list(self, i: int) -> None:
-        notes = self.linears[i].notes
+        notes = self.notes[i]
         if notes is not None:
             with e.when(self.m >= UNIT), e.then():
                 notes.list(self.m)
@@ -134,6 +139,6 @@ class _Chain:
             named["weight"] = self.stages[i]["norm"]
         with e.barrier_behind(), e.parallel_rows(self.m) as row:
             quantize_row(row, named, stage.k, how.scheme, how.prologue, how.eps)
-            notes = self.linears[i].notes
+            notes = self.notes[i]
             if notes is not None:
                 notes.start(row)

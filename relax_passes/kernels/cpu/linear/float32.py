@@ -9,47 +9,47 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, LinearSpec
 from relax_passes.terms import common_factor
 
-from . import emit as e
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.base import Isa
 from .knobs import CpuKnobs
 from .rows import each_tile, row_blocks, tile_pair
-from .scale_reader import ScaleReader
 
 
-def linear_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for float32 activations; arguments as ``spec.buffers()``.
+def from_rows(spec: LinearSpec, _isa: Isa, _knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel."""
+    return 1 if spec.activation.exact else None
 
-    Returns
-    -------
-    tvm.tirx.PrimFunc
-    """
-    with e.function("linear_float32", spec.buffers(), spec.m) as (buffers, m):
-        with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
-            kernel = _Tile(spec, isa, knobs, buffers)
 
-            def body(row: Expr, rows: int) -> None:
-                tile_pair(spec, kernel, part, e.let(row + part.first), rows)
+def emit_float32(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+    """Emit the whole linear for M rows."""
+    with each_tile(spec, buffers, m, 2 if spec.silu_mul else 1) as part:
+        kernel = _Tile(spec, isa, knobs, buffers, part.expert)
 
-            row_blocks(part.count, knobs.blocks(isa.block, spec.m), body)
-    return buffers["func"]
+        def body(row: Expr, rows: int) -> None:
+            tile_pair(spec, kernel, part, e.let(row + part.first), rows)
+
+        row_blocks(part.count, knobs.blocks(isa.block, spec.m), body)
 
 
 class _Tile:
     """Code generator for one tile of 16 rows of W."""
 
-    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any):
+    def __init__(
+        self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, expert: Expr | None
+    ):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
         self.terms = spec.fmt.terms
         self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
         self.factor = common_factor(self.terms)
         self.eight_bit = self.terms[0].table is None
         self.tables = [None if t.table is None else isa.float_table(t.table) for t in self.terms]
-        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor, expert)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.outliers import listed_groups
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
-from .emit import Expr
-from .isa.avx512 import Avx512
-from .outliers import listed_groups
 from .panel import STEPS, Panel, Words
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import LinearSpec
 
-from . import emit as e
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.base import Isa
 from .knobs import CpuKnobs
 from .rows import each_tile, row_blocks
 
@@ -21,28 +21,24 @@ BLOCKS = (8, 4, 2, 1)
 UNROLL = 4
 
 
-def linear_dense(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for format "none"; arguments as ``spec.buffers()``.
+def from_rows(spec: LinearSpec, _isa: Isa, _knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel."""
+    return 1 if spec.format == "none" else None
 
-    Returns
-    -------
-    tvm.tirx.PrimFunc
-    """
-    lanes = isa.rows
-    with e.function("linear_dense", spec.buffers(), spec.m) as (buffers, m):
-        span = 2 if spec.silu_mul else 1
-        epilogue = Epilogue(spec, buffers, lanes, 1.0)
-        with each_tile(spec, buffers, m, span) as part:
-            epilogue.expert = part.expert
 
-            def body(row: Expr, rows: int) -> None:
-                row = e.let(row + part.first)
-                tiles = [part.tile * span + s + part.base for s in range(span)]
-                sums = [_product(spec, isa, buffers, tile, row, rows) for tile in tiles]
-                epilogue.rows(sums, part.tile, row)
+def emit_dense(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+    """Emit the whole linear for M rows."""
+    span = 2 if spec.silu_mul else 1
+    with each_tile(spec, buffers, m, span) as part:
+        epilogue = Epilogue(spec, buffers, isa.rows, 1.0, part.expert)
 
-            row_blocks(part.count, knobs.blocks(BLOCKS, spec.m), body)
-    return buffers["func"]
+        def body(row: Expr, rows: int) -> None:
+            row = e.let(row + part.first)
+            tiles = [part.tile * span + s + part.base for s in range(span)]
+            sums = [_product(spec, isa, buffers, tile, row, rows) for tile in tiles]
+            epilogue.rows(sums, part.tile, row)
+
+        row_blocks(part.count, knobs.blocks(BLOCKS, spec.m), body)
 
 
 def _product(

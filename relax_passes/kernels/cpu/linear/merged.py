@@ -6,7 +6,7 @@ For one tile of 16 rows and one group of 32 columns
     for each row of x: int32 sums of 8 products, scaled into float32
 
 Beside one product a weight and row there is the decode, so this pays from a few rows on; with one
-row the "pn8" kernel (linear_integer.py) is faster.
+row the "pn8" kernel (direct.py) is faster.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.outliers import LOW_STEPS
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
 from . import merge, panel
-from .blocks import UNIT, BlockNotes
-from .emit import Expr
+from .block_notes import UNIT, BlockNotes
 from .epilogue import Epilogue
 from .group_sums import first, scaling
-from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
-from .outliers import LOW_STEPS
 from .panel import STEPS
 
 VECTOR = 64  # bytes of a step: four columns of 16 rows
+
+
+def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+    """Return the rows of a block from which on this is the direct kernel's tile."""
+    fits = isinstance(isa, Avx512) and spec.activation.integer and panel.supports(spec.fmt)
+    return knobs.merge_rows if fits else None
 
 
 class MergedTile:
@@ -41,6 +48,7 @@ class MergedTile:
         buffers: Any,
         notes: BlockNotes | None,
         add_second_bytes: Callable[[Expr, Expr, list[list[e.Register]]], None],
+        expert: Expr | None,
     ):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
         self.notes = notes
@@ -48,7 +56,7 @@ class MergedTile:
         self.add_second_bytes = add_second_bytes  # of the direct kernel
         self.decoder = panel.PanelDecoder(spec, isa, buffers)
         self.offset = panel.offset(spec.fmt)
-        self.epilogue = Epilogue(spec, buffers, TILE_ROWS, self.decoder.factor)
+        self.epilogue = Epilogue(spec, buffers, TILE_ROWS, self.decoder.factor, expert)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""

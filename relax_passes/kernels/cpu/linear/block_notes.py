@@ -16,10 +16,10 @@ from typing import Any
 
 from tvm import tirx
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import LinearSpec
 
-from . import emit as e
-from .emit import Expr
 from .group_sums import first
 
 UNIT = 8  # rows of a block

@@ -32,11 +32,11 @@ from typing import Any
 
 from tvm import tirx
 
-from . import emit as e
-from .emit import Expr
-from .isa.avx512 import Avx512
-from .isa.base import E2M1_DOUBLED, byte_vector
-from .scale_reader import ScaleReader
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import E2M1_DOUBLED, byte_vector
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 
 OFFSET = 84
 POWERS = {"E5M2": (2, 17), "E8M0": (0, 129)}  # mantissa bits, power of two of mantissa 4 at e = 0

@@ -8,7 +8,7 @@ holds both operands as they are and the float32 sums need no scale inside the lo
         W bf16 [tiles, Kp / 2, 16 rows, 2 columns]   a 32-bit lane is a row, its halves k and k + 1
         for each block of rows of x: acc[row of x][tile] += two columns at a time
 
-It serves the formats whose groups are no bytes (linear_w4a4.py): E4M3 scales, groups of 16.
+It serves the formats whose groups are no bytes (panel_w4a4.py): E4M3 scales, groups of 16.
 Formats whose scales are float16 (int4, int8) or whose activations have a float32 scale a token do
 not fit and stay with the integer kernel.
 """
@@ -20,16 +20,17 @@ from typing import Any
 from tvm import tirx
 
 from relax_passes.activation import Scheme
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import common_factor
 
-from . import emit as e
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
 from .rows import equal_blocks
-from .scale_reader import ScaleReader
 
 SMALL_SCALES = {"E5M2", "E4M3", "E8M0"}
 BLOCK = 8  # rows of x; three tiles make 24 accumulators
@@ -50,13 +51,16 @@ define linkonce_odr <16 x float> @{DOT_NAME}(<16 x float> %acc, <16 x i32> %a, <
 """
 
 
-def supports(spec: LinearSpec) -> bool:
-    """Whether both operands of a W4A4 linear are exact in bf16."""
-    if spec.activation.scheme is not Scheme.FOUR_BIT:
-        return False
+def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel: both operands are exact in bf16."""
+    wide = isinstance(isa, Avx512) and isa.bf16
+    if not wide or spec.activation.scheme is not Scheme.FOUR_BIT or spec.experts:
+        return None
     x = spec.activation.fmt
     types = {t.type.name for f in (spec.fmt, x) for t in f.scale_tensors}
-    return types <= SMALL_SCALES and not x.row_scaled
+    if not types <= SMALL_SCALES or x.row_scaled:
+        return None
+    return max(knobs.panel_rows, BLOCK)
 
 
 def emit_bf16(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:

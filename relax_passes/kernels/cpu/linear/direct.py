@@ -16,94 +16,65 @@ either sign: two terms of W times two of x are four accumulators of small-intege
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.outliers import LOW_STEPS, ListedGroups, listed_groups
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import Term, common_factor
 
-from . import emit as e
-from . import linear_bf16, linear_w4a4, panel
-from .blocks import MOST_ROWS, UNIT, BlockNotes
+from . import merged, panel
+from .block_notes import MOST_ROWS, UNIT, BlockNotes
 from .by_group import PAIRS, GroupQuantizer
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.avx512 import Avx512
-from .isa.base import Isa
 from .knobs import CpuKnobs
-from .linear_merged import MergedTile
-from .linear_panel import emit_panel
-from .outliers import LOW_STEPS, ListedGroups, listed_groups
-from .rows import Part, each_tile, either, row_blocks, tile_group, tile_pair
-from .scale_reader import ScaleReader
+from .merged import MergedTile
+from .rows import Part, each_tile, row_blocks, tile_group, tile_pair
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 
 
-def linear_integer(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> Any:
-    """Build the PrimFunc for activations in integers or four bits.
+def from_rows(spec: LinearSpec, _isa: Isa, _knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel."""
+    return None if spec.activation.exact else 1
 
-    Parameters
-    ----------
-    spec : LinearSpec
-        What to compute; its ``buffers()`` are the arguments.
-    isa : Isa
-        Table lookup and dot product.
-    knobs : CpuKnobs
-        Row blocks, prefetch distance and the like.
 
-    Returns
-    -------
-    tvm.tirx.PrimFunc
-    """
-    with e.function(f"linear_{spec.activation.name}", spec.buffers(), spec.m) as (buffers, m):
-
-        def few() -> None:
-            direct = Direct(spec, isa, knobs, buffers, m)
-            direct.make_notes()
-            direct.tiles()
-
-        wide = isa if isinstance(isa, Avx512) else None  # the one set that has panel kernels
-        integer = spec.activation.integer
-        if spec.experts:
-            few()
-        elif wide and wide.panels and integer and panel.supports(spec.fmt):
-            many = partial(emit_panel, spec, wide, knobs, buffers, m)
-            either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
-        elif wide and wide.panels and linear_w4a4.supports(spec):
-            many = partial(linear_w4a4.emit_w4a4, spec, wide, knobs, buffers, m)
-            either(m, spec, max(knobs.panel_rows, knobs.panel_block), few, many)
-        elif wide and wide.bf16 and linear_bf16.supports(spec):
-            many = partial(linear_bf16.emit_bf16, spec, wide, knobs, buffers, m)
-            either(m, spec, max(knobs.panel_rows, linear_bf16.BLOCK), few, many)
+def emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
+    """Emit the whole linear for M rows."""
+    notes = block_notes(spec, isa, knobs, buffers)
+    if notes is not None:
+        if spec.m:
+            notes.make(m)
         else:
-            few()
-    return buffers["func"]
+            with e.when(m >= UNIT), e.then():
+                notes.make(m)
+    Direct(spec, isa, knobs, buffers, m, notes).tiles()
 
 
 class Direct:
     """The kernel that decodes a tile again for every block of rows of x.
 
-    ``notes`` are made by the constructor's caller, before ``tiles`` emits the parallel loop.
+    ``notes`` are what blocks of eight rows need, made before ``tiles`` emits the parallel loop;
+    ``quantizer`` takes groups of the result instead of y.
     """
 
-    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr):
+    def __init__(
+        self,
+        spec: LinearSpec,
+        isa: Isa,
+        knobs: CpuKnobs,
+        buffers: Any,
+        m: Expr,
+        notes: BlockNotes | None,
+        quantizer: GroupQuantizer | None = None,
+    ):
         self.spec, self.isa, self.knobs, self.buffers, self.m = spec, isa, knobs, buffers, m
-        self.wide = isa if isinstance(isa, Avx512) else None
-        integer = spec.activation.integer
-        self.merges = bool(self.wide) and integer and panel.supports(spec.fmt)
-        self.notes = _block_notes(spec, knobs, buffers) if self.merges else None
-        self.quantizer: GroupQuantizer | None = None  # takes groups of the result, if set
-
-    def make_notes(self) -> None:
-        """Emit what blocks of eight rows need, where there are as many."""
-        if self.notes is None:
-            return
-        if self.spec.m:
-            self.notes.make(self.m)
-        else:
-            with e.when(self.m >= UNIT), e.then():
-                self.notes.make(self.m)
+        self.notes, self.quantizer = notes, quantizer
+        self.merge_rows = merged.from_rows(spec, isa, knobs)
 
     def tiles(self) -> None:
         """Emit the parallel loop."""
@@ -114,33 +85,37 @@ class Direct:
             self._tile(part)
 
     def _tile(self, part: Part) -> None:
-        spec, knobs = self.spec, self.knobs
-        kernel, merged = _Tile(spec, self.isa, knobs, self.buffers), None
-        if self.wide and self.merges:
+        spec, isa, knobs, buffers = self.spec, self.isa, self.knobs, self.buffers
+        kernel = _Tile(spec, isa, knobs, buffers, part.expert)
+        merging: MergedTile | None = None
+        if self.merge_rows is not None:
+            assert isinstance(isa, Avx512)
             second = kernel.add_second_bytes
-            merged = MergedTile(spec, self.wide, knobs, self.buffers, self.notes, second)
+            merging = MergedTile(spec, isa, knobs, buffers, self.notes, second, part.expert)
 
         def body(row: Expr, rows: int) -> None:
-            chosen = merged if merged and rows >= knobs.merge_rows else kernel
+            merges = self.merge_rows is not None and rows >= self.merge_rows
+            one = merging if merges else kernel
             row = e.let(row + part.first)
             if self.quantizer is None:
-                tile_pair(spec, chosen, part, row, rows)
+                tile_pair(spec, one, part, row, rows)
             else:
-                tile_group(spec, chosen, part, row, rows, self.quantizer)
+                tile_group(spec, one, part, row, rows, self.quantizer)
 
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
-        sizes = [s for s in self.isa.block if s <= most or merged] or [1]
+        sizes = [s for s in isa.block if s <= most or merging] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
 
 
-def _block_notes(spec: LinearSpec, knobs: CpuKnobs, buffers: Any) -> BlockNotes | None:
+def block_notes(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any) -> BlockNotes | None:
     """Make room for the notes of blocks of eight rows; None where they do not pay.
 
     Eight-bit weights are their own bytes: a pass of its own for second bytes costs little there.
     """
     most = spec.m or spec.m_max or max(knobs.panel_rows, knobs.panel_block)
     eight_bit = spec.fmt.terms[0].table is None
-    if not spec.activation.outliers or eight_bit or spec.experts or not UNIT <= most <= MOST_ROWS:
+    pays = spec.activation.outliers and not eight_bit and not spec.experts
+    if merged.from_rows(spec, isa, knobs) is None or not pays or not UNIT <= most <= MOST_ROWS:
         return None
     return BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
 
@@ -168,14 +143,16 @@ class _Activation:
 class _Tile:
     """Code generator for one tile of 16 rows of W."""
 
-    def __init__(self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any):
+    def __init__(
+        self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, expert: Expr | None
+    ):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
         self.terms = isa.adapt(spec.terms)
         self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
         self.factor = common_factor(self.terms)
         self.tables = [None if t.table is None else isa.table(t.table) for t in self.terms]
         self.eight_bit = self.terms[0].table is None
-        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor)
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor, expert)
         names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
         per_group = GROUP // spec.activation.group
         arrays = {n: _Activation(n.removeprefix("codes"), buffers, per_group) for n in names}

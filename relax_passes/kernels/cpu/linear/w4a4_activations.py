@@ -28,11 +28,11 @@ from typing import Any
 from tvm import tirx
 
 from amx_tvm.formats.base import Format
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
 from . import group_sums
-from .emit import Expr
 from .low_bytes import list_rows
 from .panel import STEPS, Words
 

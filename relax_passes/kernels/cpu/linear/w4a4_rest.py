@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
-from . import emit as e
-from .emit import Expr
-from .isa.avx512 import Avx512
 from .low_bytes import LowBytes
 from .panel import STEPS, Panel, Words
 from .w4a4_activations import ExactActivations

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
 from relax_passes.spec import LinearSpec
-
-from . import emit as e
 
 
 @dataclass(frozen=True)

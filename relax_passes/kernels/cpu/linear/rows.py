@@ -9,10 +9,11 @@ from typing import Any
 
 from tvm import tirx
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
-from .emit import Expr
+from .epilogue import Kept
 
 
 @dataclass(frozen=True)
@@ -113,34 +114,35 @@ def either(
                 few()
 
 
-def tile_pair(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int) -> None:
+def tile_pair(
+    spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int, kept: Kept | None = None
+) -> None:
     """Emit product and epilogue of tile t, or of the tiles 2t and 2t + 1 of silu * up.
 
     The pair is a loop, not two copies: lowering time grows with the text. Its sums wait on the
-    stack for the epilogue.
+    stack for the epilogue. ``kept`` takes the pair's values instead of y.
     """
     t = part.tile
-    kernel.epilogue.expert = part.expert
-    if part.expert is None:
+    if part.expert is None and kept is None:
         kernel.epilogue.expect(t, row, rows)
     if not spec.silu_mul:
         sums = kernel.product(t + part.base, row, rows)
         kernel.epilogue.rows([[[p.get() for p in r] for r in sums]], t, row)
         return
     lanes, parts = kernel.isa.rows, kernel.isa.parts
-    kept = e.scratch_rows(rows, 2 * TILE_ROWS)
+    both = e.scratch_rows(rows, 2 * TILE_ROWS)
     with e.serial(0, 2) as s:
         for r, registers in enumerate(kernel.product(t * 2 + s + part.base, row, rows)):
             for p, register in enumerate(registers):
-                e.store(kept[r], register.get(), s * TILE_ROWS + p * lanes, lanes=lanes)
+                e.store(both[r], register.get(), s * TILE_ROWS + p * lanes, lanes=lanes)
     pairs = [
         [
             [e.load(buffer, s * TILE_ROWS + p * lanes, lanes=lanes) for p in range(parts)]
-            for buffer in kept
+            for buffer in both
         ]
         for s in range(2)
     ]
-    kernel.epilogue.rows(pairs, t, row)
+    kernel.epilogue.rows(pairs, t, row, kept)
 
 
 def tile_group(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int, to: Any) -> None:
@@ -148,8 +150,8 @@ def tile_group(spec: LinearSpec, kernel: Any, part: Part, row: Expr, rows: int, 
     values = e.scratch_rows(rows, GROUP)
     count = GROUP // TILE_ROWS
     with e.serial(0, count) as i:
-        kernel.epilogue.kept = (values, i * TILE_ROWS)
-        tile_pair(spec, kernel, replace(part, tile=e.let(part.tile * count + i)), row, rows)
-    for r, kept in enumerate(values):
-        both = [e.let(e.load(kept, i * TILE_ROWS, lanes=TILE_ROWS)) for i in range(count)]
+        kept = Kept(values, i * TILE_ROWS)
+        tile_pair(spec, kernel, replace(part, tile=e.let(part.tile * count + i)), row, rows, kept)
+    for r, own in enumerate(values):
+        both = [e.let(e.load(own, i * TILE_ROWS, lanes=TILE_ROWS)) for i in range(count)]
         to.group(e.let(row + r), part.tile, both)

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import common_factor
 
-from . import emit as e
 from . import merge
-from .emit import Expr
-from .isa.avx512 import Avx512
-from .scale_reader import ScaleReader
 
 ZERO_POINT_OFFSET = 16
 STEPS = GROUP // 4

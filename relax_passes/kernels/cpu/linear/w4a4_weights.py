@@ -24,12 +24,12 @@ from typing import Any
 
 from tvm import tirx
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
 from . import merge, panel
-from .emit import Expr
-from .isa.avx512 import Avx512
 from .panel import Panel
 
 

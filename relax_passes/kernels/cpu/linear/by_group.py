@@ -17,12 +17,12 @@ from typing import Any
 
 from relax_passes.activation import Activation
 from relax_passes.kernels.chain import Quantization
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.activations import LANES, Integers, horizontal_sum
+from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
-from .activations import LANES, Integers, horizontal_sum
-from .blocks import BlockNotes
-from .emit import Expr
+from .block_notes import BlockNotes
 
 PAIRS = GROUP // TILE_ROWS  # pairs of tiles that make a group
 
@@ -46,13 +46,22 @@ class GroupQuantizer:
         Where the codes, scales, sums and lists go.
     rows : int
         Rows of x at most.
+    notes : BlockNotes or None
+        Of the linear that reads it.
     """
 
-    def __init__(self, spec: LinearSpec, scheme: Activation, buffers: Any, rows: int):
+    def __init__(
+        self,
+        spec: LinearSpec,
+        scheme: Activation,
+        buffers: Any,
+        rows: int,
+        notes: BlockNotes | None,
+    ):
         self.buffers, self.k = buffers, spec.out_features
         self.groups = self.k // GROUP
         self.outliers = scheme.outliers
-        self.notes: BlockNotes | None = None  # of the linear that reads it
+        self.notes = notes
         if self.outliers:
             self.largest = e.workspace((rows, self.groups), "float32")
             self.squares = e.workspace((rows, self.groups), "float32")

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import TILE_ROWS
-
-from . import emit as e
-from .emit import Expr
 
 FIRST = 0x4B400000  # bits of 1.5 * 2^23
 ONE = 0x3F800000  # bits of 1.0

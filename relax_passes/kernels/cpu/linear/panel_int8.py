@@ -15,18 +15,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.outliers import LOW_STEPS
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
-from . import emit as e
 from . import group_sums, panel
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
 from .low_bytes import LowBytes, turn_lists
-from .outliers import LOW_STEPS
 from .panel import Panel, Words
 from .rows import equal_blocks
+
+
+def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel."""
+    fits = isinstance(isa, Avx512) and spec.activation.integer and not spec.experts
+    if not fits or spec.format == "none" or not panel.supports(spec.fmt):
+        return None
+    return max(knobs.panel_rows, knobs.panel_block)
 
 
 def emit_panel(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:

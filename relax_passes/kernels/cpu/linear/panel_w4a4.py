@@ -3,7 +3,7 @@
     x bytes and their starts                       made once (w4a4_activations.py)
     for each panel of row tiles, in parallel
         W bytes and their starts                   (w4a4_weights.py)
-        for each block of rows of x                as with int8 activations (linear_panel.py)
+        for each block of rows of x                as with int8 activations (panel_int8.py)
 
 With W = scale * (w - a) and x = unit * (v + b) for unsigned bytes w and signed ones v
 
@@ -22,26 +22,29 @@ from __future__ import annotations
 from typing import Any
 
 from relax_passes.activation import Scheme
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.avx512 import Avx512
+from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
-from . import emit as e
 from . import panel, w4a4_activations
-from .emit import Expr
 from .epilogue import Epilogue
-from .isa.avx512 import Avx512
 from .knobs import CpuKnobs
-from .linear_panel import Block, panel_groups, panel_width
+from .panel_int8 import Block, panel_groups, panel_width
 from .rows import equal_blocks
 from .w4a4_activations import ExactActivations
 from .w4a4_rest import Rest
 from .w4a4_weights import ExactPanel
 
 
-def supports(spec: LinearSpec) -> bool:
-    """Whether both operands of a W4A4 linear are exact as bytes."""
-    if spec.activation.scheme is not Scheme.FOUR_BIT or not panel.supports(spec.fmt):
-        return False
-    return w4a4_activations.supports(spec.activation.fmt)
+def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+    """Return the rows from which on this is a linear's kernel: both operands are exact bytes."""
+    x, wide = spec.activation, isinstance(isa, Avx512)
+    if not wide or x.scheme is not Scheme.FOUR_BIT or spec.experts or not panel.supports(spec.fmt):
+        return None
+    exact = w4a4_activations.supports(x.fmt)
+    return max(knobs.panel_rows, knobs.panel_block) if exact else None
 
 
 def emit_w4a4(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:

@@ -7,27 +7,42 @@ ragged (N is no multiple of 16); it is detoured through a small stack buffer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.math import silu
 from relax_passes.spec import TILE_ROWS, LinearSpec
-
-from . import emit as e
-from .emit import Expr
-from .math import silu
 
 FEW_ROWS = 4  # with fewer, the lines of y are no burden
 
 
-class Epilogue:
-    """Finishes and stores the outputs of one row of x and one tile (or pair of tiles)."""
+class Kept(NamedTuple):
+    """Stack buffers, one a row, that take a pair's values from ``start`` on."""
 
-    def __init__(self, spec: LinearSpec, buffers: Mapping[str, Any], lanes: int, factor: float):
+    rows: list[Any]
+    start: Expr
+
+
+class Epilogue:
+    """Finishes and stores the outputs of one row of x and one tile (or pair of tiles).
+
+    ``expert`` says whose part of the tensor scales and biases it is.
+    """
+
+    def __init__(
+        self,
+        spec: LinearSpec,
+        buffers: Mapping[str, Any],
+        lanes: int,
+        factor: float,
+        expert: Expr | None = None,
+    ):
         self.spec, self.buffers, self.lanes, self.factor = spec, buffers, lanes, factor
+        self.expert = expert
         self.ragged = spec.n % TILE_ROWS
-        self.expert: Expr | None = None  # whose part of the tensor scales and biases
-        self.kept: tuple[list[Any], Expr] | None = None  # takes the values instead of y, from where
 
     def _partial(self, tile: Expr) -> Expr:
         return tile == self.spec.tiles - 1
@@ -37,7 +52,7 @@ class Epilogue:
 
         In the residual stream and the logits they are another core's, or in memory.
         """
-        if rows >= FEW_ROWS and self.kept is None:
+        if rows >= FEW_ROWS:
             for r in range(rows):
                 e.prefetch(self.buffers["y"], row + r, t * TILE_ROWS, write=True)
 
@@ -86,31 +101,37 @@ class Epilogue:
             with e.otherwise():
                 e.store(y, value, row, at, lanes=self.lanes)
 
-    def store_gated(self, gate: Expr, up: Expr, row: Expr, r: int, pair: Expr, first: int) -> None:
-        """Store silu(gate) * up for tiles 2 * pair and 2 * pair + 1 (never ragged)."""
-        at = pair * TILE_ROWS + first
+    def gated(self, gate: Expr, up: Expr, row: Expr, pair: Expr, first: int) -> Expr:
+        """Return silu(gate) * up for tiles 2 * pair and 2 * pair + 1 (never ragged)."""
         value = silu(gate, self.lanes) * up
         if self.spec.residual:
-            value = value + e.load(self.buffers["residual"], row + r, at, lanes=self.lanes)
-        if self.kept is not None:
-            rows, start = self.kept
-            e.store(rows[r], value, start + first, lanes=self.lanes)
-        else:
-            e.store(self.buffers["y"], self._stored(value), row + r, at, lanes=self.lanes)
+            at = pair * TILE_ROWS + first
+            value = value + e.load(self.buffers["residual"], row, at, lanes=self.lanes)
+        return value
 
     def _stored(self, value: Expr) -> Expr:
         """Round to the type of y."""
         dtype = self.spec.out_dtype
         return value if dtype == "float32" else e.let(e.cast(value, dtype, self.lanes))
 
-    def rows(self, sums: list[list[list[Expr]]], t: Expr, row: Expr) -> None:
-        """Finish and store the sums [tile of the pair][row][part] of tile (or pair) ``t``."""
+    def rows(
+        self, sums: list[list[list[Expr]]], t: Expr, row: Expr, kept: Kept | None = None
+    ) -> None:
+        """Finish and store the sums [tile of the pair][row][part] of tile (or pair) ``t``.
+
+        ``kept`` takes the values of a pair instead of y.
+        """
         span, lanes = len(sums), self.lanes
         for r in range(len(sums[0])):
             for part in range(TILE_ROWS // lanes):
                 first = part * lanes
                 done = [self.finish(sums[s][r][part], t * span + s, first) for s in range(span)]
-                if span == 2:
-                    self.store_gated(done[0], done[1], row, r, t, first)
-                else:
+                if span == 1:
                     self.store(done[0], row + r, t, first)
+                    continue
+                value = self.gated(done[0], done[1], row + r, t, first)
+                if kept is not None:
+                    e.store(kept.rows[r], value, kept.start + first, lanes=lanes)
+                else:
+                    at, value = t * TILE_ROWS + first, self._stored(value)
+                    e.store(self.buffers["y"], value, row + r, at, lanes=lanes)

@@ -1,0 +1,56 @@
+"""The map of CPU linears: which kernel runs from how many rows of x on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tvm.target import Target
+
+from relax_passes.activation import FLOAT32, OUTLIERS, four_bit
+from relax_passes.kernels.registry import linear_kernel, row_kernels
+from relax_passes.spec import LinearSpec
+
+ZNVER4 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"})
+AVX2 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"})
+INT8 = LinearSpec("amxfp4", 64, 64, OUTLIERS)
+
+
+def runs(spec, target=ZNVER4, **knobs):
+    rule = linear_kernel(replace(spec, m=1), target).rule
+    return {r.first: r.kernel for r in row_kernels(spec, target, rule, knobs)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (INT8, {1: "direct", 4: "merged", 32: "panel-int8"}),
+        (replace(INT8, format="nvfp4"), {1: "direct"}),
+        (replace(INT8, experts=4), {1: "direct", 4: "merged"}),
+        (replace(INT8, activation=FLOAT32), {1: "float32"}),
+        (LinearSpec("none", 64, 64), {1: "dense"}),
+        (replace(INT8, activation=four_bit("amxfp4")), {1: "direct", 32: "panel-w4a4"}),
+        (
+            LinearSpec("amxfp4-e4m3", 64, 64, four_bit("amxfp4-e4m3")),
+            {1: "direct", 32: "panel-bf16"},
+        ),
+    ],
+)
+def test_every_kernel_has_its_rows(spec, expected):
+    assert runs(spec) == expected
+
+
+def test_rows_that_cannot_occur_are_left_out():
+    assert runs(replace(INT8, m=1)) == {1: "direct"}
+    assert runs(replace(INT8, m=8)) == {4: "merged"}
+    assert runs(replace(INT8, m_max=16)) == {1: "direct", 4: "merged"}
+
+
+def test_knobs_and_instructions_move_the_limits():
+    assert runs(INT8, panel_rows=8) == {1: "direct", 4: "merged", 8: "panel-int8"}
+    assert runs(INT8, AVX2) == {1: "direct"}
+
+
+def test_a_chosen_kernel_says_what_it_runs():
+    kernel = linear_kernel(replace(INT8, m=1), ZNVER4)
+    assert [(r.first, r.kernel) for r in kernel.rows] == [(1, "direct")] and kernel.rows[0].why
