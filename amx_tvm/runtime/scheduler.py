@@ -218,6 +218,9 @@ class Scheduler:
         logits = self._model.forward(self._cache, sequences, lengths, given, wanted)
         row = first = 0
         for (handle, count), wants in zip(parts, wanted, strict=True):
+            if handle.sequence is None:  # a callback of this step has cancelled it
+                first, row = first + count, row + wants
+                continue
             handle.sequence.tokens += tokens[first : first + count]
             first += count
             if not handle.result.token_ids:

@@ -65,3 +65,25 @@ def test_batch_equals_single(engine):
     batch = engine.generate_batch(prompts, max_new_tokens=20)
     for prompt, result in zip(prompts, batch, strict=True):
         assert engine.generate(prompt, max_new_tokens=20).token_ids == result.token_ids
+
+
+@pytest.mark.parametrize(("prefill_rows", "kv_tokens"), [(None, 4096), (20, 4096), (20, 192)])
+def test_texts_of_a_scheduler_equal_single_ones(compiled, engine, prefill_rows, kv_tokens):
+    """In strict mode, however prompts are cut and mixed, and with requests that give way."""
+    random = np.random.default_rng(prefill_rows or 0)
+    asked = [random.integers(1, 300, random.integers(1, 90)).tolist() for _ in range(9)]
+    asked.append([*asked[0], 5, 6, 7])
+    options = {"max_new_tokens": 30, "ignore_eos": True}
+    expected = [engine.generate(prompt, **options) for prompt in asked]
+    other = amx_tvm.load(compiled.path, kv_tokens=kv_tokens)
+    with other.scheduler(prefill_rows=prefill_rows) as scheduler:
+        handles = []
+        for prompt in asked:
+            handles.append(scheduler.add(other.request(prompt, **options)))
+            for _ in range(random.integers(4)):
+                scheduler.step()
+        while scheduler.step():
+            pass
+    for handle, alone in zip(handles, expected, strict=True):
+        assert handle.result.token_ids == alone.token_ids and handle.result.text == alone.text
+    assert other._cache.sequences == 0

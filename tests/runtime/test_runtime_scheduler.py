@@ -184,6 +184,23 @@ def test_cancelled_at_random_steps_every_page_comes_back(engine):
         assert free_pages(engine) == before and engine._cache.sequences == 0
 
 
+def test_a_callback_may_cancel_others(engine):
+    expected = engine.generate([7, 8], 6, ignore_eos=True).token_ids
+    with engine.scheduler() as scheduler:
+        handles = []
+        first = engine.request([5, 6], max_new_tokens=6, ignore_eos=True)
+        handles.append(
+            scheduler.add(replace(first, on_tokens=lambda _: scheduler.cancel(handles[1])))
+        )
+        for prompt in ([1, 2, 3], [7, 8]):
+            request = engine.request(prompt, max_new_tokens=6, ignore_eos=True)
+            handles.append(scheduler.add(request))
+        turn(scheduler)
+    reasons = [handle.result.finish_reason for handle in handles]
+    assert reasons == ["length", "cancelled", "length"]
+    assert handles[2].result.token_ids == expected and engine._cache.sequences == 0
+
+
 def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
     """A sampler, a callback, a step of the model: the others do not notice."""
     asked = [[5, 6, 7], [8, 9, 299], [10, 11], [12]]
