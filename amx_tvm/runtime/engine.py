@@ -24,6 +24,7 @@ from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, number, read_options
+from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Request
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.scheduler import Handle, Scheduler
@@ -226,10 +227,13 @@ class Engine:
         if limits.stop:
             stops = stops | special_stops(self.tokenizer, limits.stop)
         tokenizer = self.tokenizer if has_text else None
-        return Request(tokens, sampling, limits, stops, stream, tokenizer, sequence, mask)
+        return Request(tokens, sampling, limits, stops, stream, tokenizer, sequence, mask=mask)
 
     def scheduler(
-        self, max_sequences: int | None = None, prefill_rows: int | None = None
+        self,
+        max_sequences: int | None = None,
+        prefill_rows: int | None = None,
+        keep: int = 0,
     ) -> Scheduler:
         """Return a scheduler: requests that share their steps, turned by whoever calls ``step``.
 
@@ -239,13 +243,16 @@ class Engine:
             Most requests under way; by default as many as the engine has sequences.
         prefill_rows : int, optional
             Most tokens of prompts in a step beside decoding; by default as many as a step takes.
+        keep : int
+            Most sequences of ended requests that stay, for those that begin like them; the pages
+            of the least recently used are taken where others need them.
         """
         count = number(1, whole=True)
         if max_sequences is not None:
             max_sequences = count("max_sequences", max_sequences)
         if prefill_rows is not None:
             prefill_rows = count("prefill_rows", prefill_rows)
-        return self._scheduler(max_sequences, prefill_rows)
+        return self._scheduler(max_sequences, prefill_rows, Prefixes(keep))
 
     def logits(self, token_ids: Iterable[int]) -> np.ndarray:
         """Return float32 logits [len(token_ids), vocab]: row i follows tokens 0..i."""
@@ -259,6 +266,11 @@ class Engine:
     def sequence(self) -> session.Sequence:
         """Start an empty sequence: append tokens, fork it, roll it back; close it at the end."""
         return self._worker.call(self._sequence)
+
+    @property
+    def worker(self) -> Worker:
+        """The engine's thread."""
+        return self._worker
 
     def call(self, function: Callable[..., _R], *arguments: Any) -> _R:
         """Run a function on the engine's thread and return its result.
@@ -275,10 +287,15 @@ class Engine:
         cache = self._reserve(self._kv_tokens)
         return session.Sequence(self._model, cache, cache.add(), [], self._worker)
 
-    def _scheduler(self, most: int | None, prefill_rows: int | None = None) -> Scheduler:
+    def _scheduler(
+        self,
+        most: int | None,
+        prefill_rows: int | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> Scheduler:
         most = self.max_sequences if most is None else min(most, self.max_sequences)
         cache = partial(self._reserve, self._kv_tokens)
-        return Scheduler(self._model, cache, self._worker, most, prefill_rows)
+        return Scheduler(self._model, cache, self._worker, most, prefill_rows, prefixes)
 
     def _start(self, scheduler: Scheduler, requests: list[Request]) -> list[Handle]:
         """Add requests to a new scheduler and step it to its end (on the engine's thread)."""

@@ -40,6 +40,8 @@ class Request:
         Turns tokens into text; without it there is none.
     sequence : Sequence, optional
         Work on this sequence and keep it; by default one that ends with the request.
+    salt : str
+        Requests of different salts share no pages.
     mask : callable, optional
         Given the tokens that were chosen so far, returns bool [vocab], which tokens may come next,
         or None for all of them.
@@ -56,6 +58,7 @@ class Request:
     stream: int = 0
     tokenizer: Any = None
     sequence: Sequence | None = None
+    salt: str = ""
     mask: Mask | None = None
     on_tokens: Callable[[list[int]], object] | None = None
     on_text: Callable[[str], object] | None = None

@@ -27,6 +27,7 @@ import numpy as np
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Request, Run
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.session import Sequence, common_prefix
@@ -82,6 +83,13 @@ class Scheduler:
     prefill_rows : int, optional
         Most tokens of prompts in a step beside decoding, by default as many as a step takes. The
         fewer, the shorter the steps of those that decode.
+    prefixes : Prefixes, optional
+        Where sequences of ended requests stay, for those that begin like them.
+
+    Attributes
+    ----------
+    last_step : tuple of int
+        How many texts the last step continued, and how many tokens of prompts it computed.
     """
 
     def __init__(
@@ -91,10 +99,14 @@ class Scheduler:
         worker: Worker | None,
         max_sequences: int,
         prefill_rows: int | None = None,
+        prefixes: Prefixes | None = None,
     ):
         self.max_sequences = max_sequences
         self.prefill_rows = prefill_rows
+        self.prefixes = Prefixes(0) if prefixes is None else prefixes
         self._model, self._get_cache, self._worker = model, cache, worker
+        self.driver: Any = None  # the worker's job that calls `step`, where it is another's
+        self.last_step = (0, 0)
         self._cache: Any = None
         self._waiting: deque[Handle] = deque()
         self._active: list[Handle] = []  # in the order in which they started
@@ -146,6 +158,7 @@ class Scheduler:
         """Cancel everything."""
         for handle in [*self._active, *self._waiting]:
             self.cancel(handle)
+        self.prefixes.clear()
 
     @on_thread
     def fail(self, error: Exception) -> None:
@@ -185,8 +198,9 @@ class Scheduler:
                 parts.append((handle, 1))
             else:
                 filling.append(handle)
+        decoding, rows = len(parts), 0
         if filling:
-            room = self._model.chunk - len(parts)
+            room = self._model.chunk - decoding
             if parts and self.prefill_rows is not None:
                 room = min(room, self.prefill_rows)
             for handle in filling:
@@ -194,6 +208,8 @@ class Scheduler:
                 if count > 0:
                     parts.append((handle, count))
                     room -= count
+                    rows += count
+        self.last_step = (decoding, rows)
         return parts
 
     def _forward(self, parts: list[tuple[Handle, int]]) -> None:
@@ -297,7 +313,12 @@ class Scheduler:
         return needed > self._cache.available_tokens() // self._cache.page_size
 
     def _give_way(self, error: Exception) -> None:
-        """Free the pages of the request that started last; it goes on once there are enough."""
+        """Free a kept sequence's pages, or those of the request that started last.
+
+        That request goes on once there are enough.
+        """
+        if self.prefixes.shed():
+            return
         handle = self._active[-1]
         if len(self._active) > 1 or self._others():
             self._release(handle)
@@ -315,7 +336,8 @@ class Scheduler:
     def _others(self) -> bool:
         """Whether pages will become free without the caller's doing."""
         jobs: Any = self._worker.jobs if self._worker is not None else ()
-        return any(job is not self and job.active for job in jobs)
+        own = (self, self.driver)
+        return any(job not in own and job.active for job in jobs)
 
     def _admit(self) -> None:
         """Start the requests, in their order, for which there are a place and pages."""
@@ -335,12 +357,17 @@ class Scheduler:
         parent, shared = (None, 0) if own is not None else self._relative(handle)
         if shared < 0:
             return False
+        if own is None:
+            while cache.sequences >= cache.max_sequences and self.prefixes.shed(parent):
+                pass
+        needed = self._pages(len(handle.tokens) + 1) - shared // cache.page_size
+        for other in self._active:  # what these are about to need goes first
+            needed += self._pages(len(other.tokens) + 1) - self._pages(len(other.sequence))
+        while needed > cache.available_tokens() // cache.page_size and self.prefixes.shed(parent):
+            pass
         if self._active or self._others():
             if own is None and cache.sequences >= cache.max_sequences:
                 return False
-            needed = self._pages(len(handle.tokens) + 1) - shared // cache.page_size
-            for other in self._active:  # what these are about to need goes first
-                needed += self._pages(len(other.tokens) + 1) - self._pages(len(other.sequence))
             if needed > cache.available_tokens() // cache.page_size:
                 return False
         if own is not None:
@@ -359,9 +386,13 @@ class Scheduler:
 
         The number is -1 where another is about to compute more of them: that is worth waiting for.
         """
-        best, parent, coming = 0, None, 0
         wanted = handle.tokens[:-1]  # at least one is left to run: the logits after it are wanted
+        salt = handle.request.salt
+        parent, best = self.prefixes.best(wanted, salt)
+        coming = best
         for other in self._active:
+            if other.request.salt != salt:
+                continue
             common = common_prefix(wanted, other.tokens)
             coming = max(coming, common)
             common = min(common, len(other.sequence))
@@ -381,7 +412,10 @@ class Scheduler:
         if sequence is None:
             return
         if handle.request.sequence is None:
-            sequence.close()
+            if handle.finished and handle.error is None:
+                self.prefixes.keep(sequence, handle.request.salt)
+            else:
+                sequence.close()
         else:
             sequence.unreserve()
             if not handle.finished:

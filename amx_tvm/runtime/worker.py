@@ -120,6 +120,12 @@ class Worker:
         return threading.get_ident() == self._state.ident
 
     @property
+    def alive(self) -> bool:
+        """Whether it takes calls: it has started, and has not ended."""
+        thread = self._state.thread
+        return not self._state.closed and thread is not None and thread.is_alive()
+
+    @property
     def cancelled(self) -> bool:
         """Whether the caller of the call that runs now has given up on it (on the thread)."""
         return self._state.current is not None and self._state.current.cancelled
@@ -153,6 +159,12 @@ class Worker:
             finally:
                 del error  # no cycle through the traceback
         return call.result
+
+    def post(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function on the thread some time, once it has started; nobody waits for it."""
+        state = self._state
+        if not state.closed and state.thread is not None:
+            state.inbox.put(_Call(function, arguments))
 
     def leave(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Run a function on the thread, from a destructor; wait for it, but not for long.

@@ -1,0 +1,122 @@
+"""One request under way: its choices as they grow, for a stream or for one response.
+
+The engine's thread posts pieces a step at a time; whoever reads late gets them joined, so that a
+slow reader costs nothing but its own time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from amx_tvm.runtime.request import Request
+from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.objects import Usage
+
+
+class Answer:
+    """The choices of one request.
+
+    Parameters
+    ----------
+    core : Core
+        Where they run.
+    requests : sequence of Request
+        One a choice, in the order of the choices.
+
+    Attributes
+    ----------
+    usage : Usage
+        Tokens so far.
+    reasons : list of str
+        Why each choice that has ended did.
+    first_token_s : float or None
+        Seconds to the first token of any choice.
+    gaps : list of float
+        Seconds a token, between one arrival and the next.
+    """
+
+    def __init__(self, core: Core, requests: Sequence[Request]):
+        self._core = core
+        self._requests = requests
+        self._arrived: dict[int, Piece] = {}
+        self._wake = asyncio.Event()
+        self._keys: list[int] = []
+        self._running = len(requests)
+        self._started = time.perf_counter()
+        self._deadline: float | None = None
+        self.usage = Usage()
+        self.reasons: list[str] = []
+        self.first_token_s: float | None = None
+        self.gaps: list[float] = []
+        self._last = self._started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request was taken."""
+        return time.perf_counter() - self._started
+
+    def start(self, timeout_s: float | None = None) -> None:
+        """Put all choices into the queue, or none: ApiError 429 or 503 where there is no room."""
+        self._deadline = timeout_s
+        self._keys = self._core.submit(self._requests, self._take)
+
+    async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Yield what came for each choice since the last time, until all have ended.
+
+        Raises
+        ------
+        ApiError
+            The step of a choice failed; the other choices are cancelled.
+        """
+        try:
+            while self._running:
+                await self._wait()
+                arrived, self._arrived = self._arrived, {}
+                for piece in arrived.values():
+                    self._count(piece)
+                yield sorted(arrived.items())
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop what still runs; its pages are free at the end of the step under way."""
+        if self._running:
+            self._core.cancel(self._keys)
+            self.reasons += ["cancelled"] * self._running
+            self._running = 0
+
+    async def _wait(self) -> None:
+        """Wait for the next pieces; ApiError 504 where the request takes too long."""
+        left = None if self._deadline is None else max(self._deadline - self.seconds, 0.0)
+        try:
+            await asyncio.wait_for(self._wake.wait(), left)
+        except asyncio.TimeoutError:
+            raise ApiError(
+                504, f"the answer took longer than {self._deadline} s, this server's limit"
+            ) from None
+        self._wake.clear()
+
+    def _take(self, index: int, piece: Piece) -> None:
+        """Note a piece of a choice; called in the event loop's thread."""
+        held = self._arrived.get(index)
+        self._arrived[index] = piece if held is None else held.joined(piece)
+        self._wake.set()
+
+    def _count(self, piece: Piece) -> None:
+        if piece.tokens:
+            now = time.perf_counter()
+            if self.first_token_s is None:
+                self.first_token_s = now - self._started
+            else:
+                self.gaps.append((now - self._last) / len(piece.tokens))
+            self._last = now
+        self.usage.completion_tokens += len(piece.tokens)
+        if piece.finish_reason is not None:
+            self._running -= 1
+            self.reasons.append(piece.finish_reason)
+            self.usage.cached_tokens += piece.cached_tokens
+        if piece.finish_reason == "error":
+            raise piece.error or ApiError(500, "this answer failed")

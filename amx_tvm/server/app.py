@@ -1,0 +1,257 @@
+"""The server's routes, and its start and end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from amx_tvm.runtime import Engine
+from amx_tvm.server.answer import Answer
+from amx_tvm.server.chat import Chat
+from amx_tvm.server.chat import form_of as chat_form
+from amx_tvm.server.choices import form_of as common_form
+from amx_tvm.server.completions import Completion
+from amx_tvm.server.core import Core
+from amx_tvm.server.errors import ApiError, ServerError
+from amx_tvm.server.grammar import Form, Forms, Matcher
+from amx_tvm.server.http import CLIENT_LEFT, Door, EventStream, read_body, unless_left
+from amx_tvm.server.limits import Limits
+from amx_tvm.server.metrics import Metrics
+from amx_tvm.server.openapi import document
+from amx_tvm.server.prompts import Prompts
+from amx_tvm.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse,
+)
+
+_WATCH_S = 1.0
+_PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server presents itself.
+
+    Attributes
+    ----------
+    name : str
+        The model's name in /v1/models and in answers.
+    aliases : tuple of str
+        More names that requests may use.
+    keys : frozenset of str
+        API keys; none are asked for where it is empty.
+    limits : Limits
+        What it takes at most.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+
+class Server:
+    """An engine behind HTTP; ``app`` is its ASGI application.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model. The server alone uses it.
+    settings : Settings
+        Names, keys and limits.
+    died : callable
+        Called with the exception when the core can't go on; the process should end.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Settings, died: Callable[[BaseException], None]
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._engine, self._died = engine, died
+        self._prompts = Prompts(engine)
+        self._forms = Forms(engine)
+        self._core: Core | None = None
+        self._door = door = Door(settings.keys, self.metrics)
+        routes = [
+            Route("/v1/models", door(self._models)),
+            Route("/v1/models/{model:path}", door(self._model)),
+            Route("/v1/completions", door(self._completions), methods=["POST"]),
+            Route("/v1/chat/completions", door(self._chat), methods=["POST"]),
+            Route("/tokenize", door(self._tokenize), methods=["POST"]),
+            Route("/detokenize", door(self._detokenize), methods=["POST"]),
+            Route("/metrics", door(self._metrics)),
+            Route("/health", self._health),
+            Route("/openapi.json", self._openapi),
+            Route("/", self._page),
+        ]
+        self.app = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _as_api_error},
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        core = self._core = Core(self._engine, self.settings.limits, self._died)
+        watch = self.metrics.watch
+        watch("amx_tvm_running", "Answers under way", lambda: core.running)
+        watch("amx_tvm_waiting", "Answers that wait for their first token", lambda: core.waiting)
+        watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
+        watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
+        watching = asyncio.ensure_future(self._watch(core))
+        yield
+        watching.cancel()
+        core.draining = True
+        core.close()
+
+    async def _watch(self, core: Core) -> None:
+        """Notice an engine's thread that is gone, whatever ended it."""
+        while core.alive:
+            await asyncio.sleep(_WATCH_S)
+        if core.error is None:
+            self._died(ServerError("the engine's thread has ended; load the artifact again"))
+
+    @property
+    def core(self) -> Core:
+        """The core; there is one while the application runs."""
+        assert self._core is not None
+        return self._core
+
+    async def _completions(self, request: Request) -> Response:
+        body = parse(CompletionRequest, await self._body(request))
+        self._check_model(body.model)
+        ids = await self._prompts.of_completion(body.prompt)
+        salt = request.state.key
+        matcher = await self._compiled(common_form(body))
+        made = Completion(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        return await self._answered(request, made.answer, bool(body.stream), made)
+
+    async def _chat(self, request: Request) -> Response:
+        body = parse(ChatRequest, await self._body(request))
+        self._check_model(body.model)
+        form = chat_form(body)
+        tools = None if body.tool_choice == "none" else body.tools
+        ids = await self._prompts.of_chat(body.messages, tools, variables=body.chat_template_kwargs)
+        salt = request.state.key
+        matcher = await self._compiled(form)
+        made = Chat(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        return await self._answered(request, made.answer, bool(body.stream), made)
+
+    async def _compiled(self, form: Form | None) -> Matcher | None:
+        return None if form is None else await self._forms.compile(form)
+
+    async def _answered(
+        self, request: Request, answer: Answer, stream: bool, made: Chat | Completion
+    ) -> Response:
+        """Run a request that was checked: as a stream, or as one response."""
+        answer.start(self.settings.limits.timeout_s)
+
+        def finished(status: int) -> None:
+            usage = answer.usage
+            request.state.note = (
+                f" prompt={usage.prompt_tokens} new={usage.completion_tokens} "
+                f"{' '.join(answer.reasons)}"
+            )
+            self.metrics.record(answer)
+            if stream:
+                self._door.finished(request, status)
+
+        if stream:
+            return EventStream(made.events(), finished)
+        try:
+            found = await unless_left(request.receive, made.whole())
+        except ApiError as error:
+            finished(error.status)
+            raise
+        finished(200 if found is not None else CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
+
+    async def _models(self, _request: Request) -> Response:
+        names = (self.settings.name, *self.settings.aliases)
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        self._check_model(name)
+        return JSONResponse(self._about(name))
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "amx_tvm",
+            "max_model_len": self._engine.context_length,
+        }
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = parse(TokenizeRequest, await self._body(request))
+        self._check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give prompt or messages, one of them", "prompt")
+        if body.messages is not None:
+            ids = await self._prompts.of_chat(
+                body.messages, body.tools, body.add_generation_prompt, body.chat_template_kwargs
+            )
+        else:
+            ids = await self._prompts.encode(body.prompt or "", "prompt") if body.prompt else []
+        count = {"count": len(ids), "max_model_len": self._prompts.context}
+        return JSONResponse({"tokens": ids, **count})
+
+    async def _detokenize(self, request: Request) -> Response:
+        body = parse(DetokenizeRequest, await self._body(request))
+        self._check_model(body.model)
+        ids = self._prompts.checked(body.tokens, "tokens") if body.tokens else []
+        return JSONResponse({"prompt": self._prompts.decode(ids)})
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _health(self, _request: Request) -> Response:
+        core = self._core
+        if core is None or core.draining or not core.alive:
+            state = "ending" if core is None or core.draining else "failed"
+            return JSONResponse({"status": state}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def _openapi(self, _request: Request) -> Response:
+        return JSONResponse(document())
+
+    async def _page(self, _request: Request) -> Response:
+        return FileResponse(_PAGE)
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self.settings.limits.body_bytes)
+
+    def _check_model(self, name: str | None) -> None:
+        known = (self.settings.name, *self.settings.aliases)
+        if name is not None and name not in known:
+            raise ApiError(
+                404,
+                f"there is no model {name!r} here, expected {' or '.join(map(repr, known))}",
+                "model",
+                "model_not_found",
+            )
+
+
+async def _as_api_error(request: Request, error: Exception) -> Response:
+    """Answer unknown routes and methods with the error object too."""
+    assert isinstance(error, HTTPException)
+    known = {404: "is no route of this server", 405: f"does not take {request.method}"}
+    text = f"{request.url.path} {known.get(error.status_code, error.detail)}"
+    headers = dict(error.headers or {})
+    return ApiError(error.status_code, text, headers=headers).response()

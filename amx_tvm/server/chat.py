@@ -1,0 +1,186 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.server import tools
+from amx_tvm.server.answer import Answer
+from amx_tvm.server.choices import choices_of
+from amx_tvm.server.choices import form_of as common_form
+from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.grammar import Form, Matcher
+from amx_tvm.server.objects import DONE, Envelope, event
+from amx_tvm.server.prompts import Prompts
+from amx_tvm.server.protocol import ChatRequest
+
+
+def form_of(body: ChatRequest) -> Form | None:
+    """Return the form that an answer is held to; ApiError 400 where two are asked for."""
+    found = [form for form in (common_form(body), _response_form(body)) if form is not None]
+    if body.tools or body.tool_choice not in (None, "auto", "none"):
+        forced = tools.form_of(body.tools or [], body.tool_choice)
+        found += [forced] if forced is not None else []
+    if len(found) > 1:
+        names = " and ".join(form.param for form in found)
+        raise ApiError(400, f"{names} exclude each other; give one of them", found[1].param)
+    return found[0] if found else None
+
+
+def _response_form(body: ChatRequest) -> Form | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    param = "response_format"
+    if wanted.type == "json_object":
+        return Form("json_schema", {"type": "object"}, param)
+    if wanted.json_schema is None:
+        raise ApiError(400, "response_format needs json_schema beside its type", param)
+    return Form("json_schema", wanted.json_schema.schema_, param)
+
+
+class Chat:
+    """One request, checked and ready to run.
+
+    Attributes
+    ----------
+    answer : Answer
+        Its choices.
+    """
+
+    def __init__(
+        self,
+        body: ChatRequest,
+        ids: list[int],
+        prompts: Prompts,
+        core: Core,
+        model: str,
+        salt: str,
+        matcher: Matcher | None = None,
+    ):
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        room = prompts.room(ids, "messages", getattr(body, name), name, None)
+        self._body, self._spelling = body, prompts.spelling
+        self._model = model
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        self.answer = Answer(
+            core, choices_of(prompts.engine, body, [ids], [room], logprobs, salt, matcher)
+        )
+        self.answer.usage.prompt_tokens = len(ids)
+        forced = body.tool_choice not in (None, "auto", "none")
+        listens = bool(body.tools) and body.tool_choice != "none"
+        count = body.n or 1
+        self._readers = [tools.Reader(forced) for _ in range(count)] if listens else []
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the response that is not streamed."""
+        choices = [_Whole() for _ in range(self._body.n or 1)]
+        async for arrived in self.answer.pieces():
+            for index, piece in arrived:
+                choice = choices[index]
+                for delta in self._deltas(index, piece):
+                    choice.add(delta)
+                choice.logprobs += [self._logprob(entry) for entry in piece.logprobs]
+                choice.reason = self._reason(index, piece)
+        made = [
+            {
+                "index": index,
+                "message": choice.message(),
+                "logprobs": _listed(choice.logprobs) if self._body.logprobs else None,
+                "finish_reason": choice.reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return Envelope("chat.completion", self._model, "chatcmpl").of(made, self.answer.usage)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield the response as server-sent events."""
+        options = self._body.stream_options
+        with_usage = options is not None and options.include_usage
+        envelope = Envelope("chat.completion.chunk", self._model, "chatcmpl")
+
+        def chunk(index: int, delta: dict[str, Any], piece: Piece, reason: str | None) -> bytes:
+            entries = [self._logprob(entry) for entry in piece.logprobs]
+            choice = {
+                "index": index,
+                "delta": delta,
+                "logprobs": _listed(entries) if entries else None,
+                "finish_reason": reason,
+            }
+            made = envelope.of([choice])
+            return event({**made, "usage": None} if with_usage else made)
+
+        begun: set[int] = set()
+        async for arrived in self.answer.pieces():
+            for index, piece in arrived:
+                if index not in begun:
+                    begun.add(index)
+                    yield chunk(index, {"role": "assistant", "content": ""}, Piece(), None)
+                deltas = [delta.as_dict() for delta in self._deltas(index, piece)]
+                reason = self._reason(index, piece)
+                if (piece.logprobs or reason) and not deltas:
+                    deltas = [{}]
+                for place, delta in enumerate(deltas, 1):
+                    last = place == len(deltas)
+                    yield chunk(index, delta, piece if last else Piece(), reason if last else None)
+        if with_usage:
+            yield event(envelope.of([], self.answer.usage))
+        yield DONE
+
+    def _deltas(self, index: int, piece: Piece) -> Iterator[tools.Delta]:
+        """Yield what a piece of a choice makes certain: text, and calls where there are tools."""
+        if self._readers:
+            yield from self._readers[index].add(piece.text, piece.finish_reason is not None)
+        elif piece.text:
+            yield tools.Delta(piece.text)
+
+    def _reason(self, index: int, piece: Piece) -> str | None:
+        called = bool(self._readers) and self._readers[index].calls > 0
+        return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+
+    def _logprob(self, entry: TokenLogprobs) -> dict[str, Any]:
+        return {
+            **self._spelled(entry.token, entry.logprob),
+            "top_logprobs": [self._spelled(token, value) for token, value in entry.top],
+        }
+
+    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
+        spelling = self._spelling
+        data = list(spelling.data(token))
+        return {"token": spelling.text(token), "logprob": logprob, "bytes": data}
+
+
+@dataclass
+class _Whole:
+    """A choice of a response that is not streamed."""
+
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    reason: str | None = None
+
+    def add(self, delta: tools.Delta) -> None:
+        """Add what came."""
+        self.text += delta.text
+        if delta.call is None:
+            return
+        if delta.name:
+            function = {"name": delta.name, "arguments": ""}
+            self.calls.append({"id": delta.id, "type": "function", "function": function})
+        self.calls[delta.call]["function"]["arguments"] += delta.arguments
+
+    def message(self) -> dict[str, Any]:
+        """Return OpenAI's message; without text and with calls its content is null."""
+        content = None if self.calls and not self.text.strip() else self.text
+        made: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        return {**made, "tool_calls": self.calls} if self.calls else made
+
+
+def _listed(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"content": entries, "refusal": None}

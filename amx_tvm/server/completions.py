@@ -1,0 +1,155 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.server.answer import Answer
+from amx_tvm.server.choices import choices_of
+from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.grammar import Matcher
+from amx_tvm.server.objects import DONE, Envelope, event
+from amx_tvm.server.prompts import Prompts
+from amx_tvm.server.protocol import CompletionRequest
+
+_DEFAULT_TOKENS = 16  # OpenAI's, where a completion says no max_tokens
+
+
+class Completion:
+    """One request, checked and ready to run.
+
+    Attributes
+    ----------
+    answer : Answer
+        Its choices.
+    """
+
+    def __init__(
+        self,
+        body: CompletionRequest,
+        ids: list[list[int]],
+        prompts: Prompts,
+        core: Core,
+        model: str,
+        salt: str,
+        matcher: Matcher | None = None,
+    ):
+        if body.best_of not in (None, body.n or 1):
+            raise ApiError(
+                400, f"best_of is {body.best_of}, expected n ({body.n or 1}) or nothing", "best_of"
+            )
+        if body.suffix:
+            raise ApiError(400, "suffix is not supported; leave it out", "suffix")
+        rooms = [
+            prompts.room(p, "prompt", body.max_tokens, "max_tokens", _DEFAULT_TOKENS) for p in ids
+        ]
+        self._body, self._ids, self._core = body, ids, core
+        self._spelling = prompts.spelling
+        self._scores: list[list[TokenLogprobs]] | None = None
+        self._envelope = Envelope("text_completion", model, "cmpl")
+        self._echoes = [prompts.decode(p) if body.echo else "" for p in ids]
+        self._each = body.n or 1
+        self._offsets: dict[int, int] = {}
+        choices = []
+        if body.max_tokens != 0:
+            choices = choices_of(prompts.engine, body, ids, rooms, body.logprobs, salt, matcher)
+        self.answer = Answer(core, choices)
+        self.answer.usage.prompt_tokens = sum(map(len, ids))
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the response that is not streamed."""
+        choices: dict[int, dict[str, Any]] = {}
+        async for arrived in self._pieces():
+            for index, piece in arrived:
+                made = self._choice(index, piece)
+                held = choices.setdefault(index, made)
+                if held is not made:
+                    held["text"] += made["text"]
+                    held["finish_reason"] = made["finish_reason"]
+                    for name, values in (made["logprobs"] or {}).items():
+                        held["logprobs"][name] += values
+        return self._envelope.of([choices[i] for i in sorted(choices)], self.answer.usage)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield the response as server-sent events."""
+        options = self._body.stream_options
+        with_usage = options is not None and options.include_usage
+        async for arrived in self._pieces():
+            for index, piece in arrived:
+                choice = self._choice(index, piece)
+                if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
+                    continue
+                made = self._envelope.of([choice])
+                yield event({**made, "usage": None} if with_usage else made)
+        if with_usage:
+            yield event(self._envelope.of([], self.answer.usage))
+        yield DONE
+
+    async def _pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Yield the answer's pieces; the prompts' own log-probabilities are there before them."""
+        body = self._body
+        if body.echo and body.logprobs is not None:
+            top = body.logprobs
+            self._scores = await asyncio.gather(*(self._core.score(p, top) for p in self._ids))
+        if body.max_tokens == 0:
+            ended = Piece(finish_reason="length")
+            yield [(index, ended) for index in range(len(self._ids) * self._each)]
+            return
+        async for arrived in self.answer.pieces():
+            yield arrived
+
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """Return the choice's object for a piece; the first one has the prompt, where it is asked
+        for.
+        """
+        text, entries = piece.text, list(piece.logprobs)
+        offset = self._offsets.get(index, 0)
+        logprobs = None
+        if index not in self._offsets:
+            which = index // self._each
+            text = self._echoes[which] + text
+            if self._scores is not None:
+                logprobs = self._logprobs(self._scores[which], self._ids[which][0])
+            offset = len(self._echoes[which])
+        if entries:
+            made = self._logprobs(entries, None, offset)
+            logprobs = made if logprobs is None else {k: logprobs[k] + made[k] for k in made}
+        self._offsets[index] = self._offsets.get(index, 0) + len(text)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish_reason,
+        }
+
+    def _logprobs(
+        self, entries: Sequence[TokenLogprobs], first: int | None, offset: int = 0
+    ) -> dict[str, Any]:
+        """Return OpenAI's lists; ``first`` is a prompt's first token, which nothing predicts."""
+        text = self._spelling.text
+        found: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        if first is not None:
+            found = {
+                "tokens": [text(first)],
+                "token_logprobs": [None],
+                "top_logprobs": [None],
+                "text_offset": [0],
+            }
+            offset = len(text(first))
+        for entry in entries:
+            spelled = text(entry.token)
+            found["tokens"].append(spelled)
+            found["token_logprobs"].append(entry.logprob)
+            found["top_logprobs"].append({text(token): value for token, value in entry.top})
+            found["text_offset"].append(offset)
+            offset += len(spelled)
+        return found

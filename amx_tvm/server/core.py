@@ -1,0 +1,337 @@
+"""The engine's side of the server: the scheduler's crank, on the thread that the engine owns.
+
+The front puts requests in and cancels them by messages; pieces come back by one call into the event
+loop a step, whatever the number of streams. Nothing else is shared. With nothing to do the thread
+sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amx_tvm.runtime import Engine
+from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.runtime.scheduler import Handle, Scheduler
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.limits import Limits
+from amx_tvm.server.pace import Pace
+from amx_tvm.server.scoring import Scoring
+
+Deliver = Callable[[int, "Piece"], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came for one choice since the last time.
+
+    Attributes
+    ----------
+    text : str
+        Text that is certain now; may be empty.
+    tokens : tuple of int
+        The tokens that were chosen, also those whose text is held back.
+    logprobs : tuple of TokenLogprobs
+        One a token, where they are asked for.
+    finish_reason : str or None
+        With the last piece: "stop", "length", "cancelled" or "error".
+    error : ApiError or None
+        With "error": what the client is told.
+    cached_tokens : int
+        With the last piece: how much of the prompt another sequence had computed.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Any, ...] = ()
+    finish_reason: str | None = None
+    error: ApiError | None = None
+    cached_tokens: int = 0
+
+    def joined(self, later: Piece) -> Piece:
+        """Return this piece and the next one as one."""
+        return replace(
+            later,
+            text=self.text + later.text,
+            tokens=self.tokens + later.tokens,
+            logprobs=self.logprobs + later.logprobs,
+        )
+
+
+class Core:
+    """Requests on an engine. Its methods belong to the event loop's thread.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model; nobody else should use it meanwhile.
+    limits : Limits
+        How much may wait.
+    died : callable
+        Called in the event loop, with the exception, should a step break the scheduler itself.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, died: Callable[[Exception], None]):
+        self.places = max(1, engine.max_sequences - limits.kept)
+        self.error: Exception | None = None
+        self.draining = False
+        self._limits, self._died = limits, died
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count()
+        self._deliver: dict[int, tuple[int, Deliver]] = {}
+        self._waiting: dict[int, int] = {}  # request -> prompt tokens, until its first token
+        self._crank = _Crank(engine, self.places, self._post)
+
+    @property
+    def running(self) -> int:
+        """Requests that have their first token and have not ended."""
+        return len(self._deliver) - len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without their first token."""
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread takes requests."""
+        return self.error is None and self._crank.alive
+
+    @property
+    def kept(self) -> int:
+        """Sequences of ended requests that stay for those that begin like them."""
+        return self._crank.kept
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> list[int]:
+        """Queue the choices of one HTTP request, or none of them.
+
+        Parameters
+        ----------
+        requests : sequence of Request
+            One a choice, as `Engine.request` makes them.
+        deliver : callable
+            Called in the event loop with the request's index in ``requests`` and a piece.
+
+        Returns
+        -------
+        list of int
+            Their numbers, for `cancel`.
+
+        Raises
+        ------
+        ApiError
+            429 where too much waits already, 503 where none are taken any more.
+        """
+        if self.draining or not self.alive:
+            what = "is ending" if self.draining else "has failed"
+            raise ApiError(
+                503, f"this server {what}; ask another one", headers={"retry-after": "5"}
+            )
+        limits, more = self._limits, sum(len(one.prompt) for one in requests)
+        owed = sum(self._waiting.values())
+        if self._waiting and (
+            len(self._waiting) + len(requests) > limits.queue + self.places
+            or owed + more > limits.queue_tokens
+        ):
+            raise ApiError(
+                429,
+                f"{len(self._waiting)} answers of {owed} prompt tokens wait already, and this "
+                f"server lets {limits.queue} of {limits.queue_tokens} tokens wait; try again later",
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
+        numbers = [next(self._numbers) for _ in requests]
+        for index, (number, one) in enumerate(zip(numbers, requests, strict=True)):
+            self._deliver[number] = (index, deliver)
+            self._waiting[number] = len(one.prompt)
+        self._crank.add(dict(zip(numbers, requests, strict=True)))
+        return numbers
+
+    def score(self, prompt: list[int], count: int) -> asyncio.Future[list[TokenLogprobs]]:
+        """Return log-probabilities of a prompt's tokens from the second on, some time.
+
+        Parameters
+        ----------
+        prompt : list of int
+            Token ids, checked.
+        count : int
+            How many most likely tokens are told beside each.
+        """
+        future: asyncio.Future[list[TokenLogprobs]] = self._loop.create_future()
+
+        def arrived(found: list[TokenLogprobs] | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(found, Exception):
+                future.set_exception(ApiError(500, f"this prompt could not be scored: {found}"))
+            else:
+                future.set_result(found)
+
+        def done(found: list[TokenLogprobs] | Exception) -> None:
+            self._loop.call_soon_threadsafe(arrived, found)
+
+        self._crank.score(prompt, count, done, future.cancelled)
+        return future
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """End requests; their pages are free at the end of the step under way."""
+        for number in numbers:
+            self._forget(number)
+        self._crank.cancel(numbers)
+
+    def close(self) -> None:
+        """End all requests."""
+        self.cancel(list(self._deliver))
+
+    def _forget(self, number: int) -> None:
+        self._deliver.pop(number, None)
+        self._waiting.pop(number, None)
+
+    def _post(self, pieces: dict[int, Piece], error: Exception | None) -> None:
+        """Hand a step's pieces to the event loop; called on the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._arrived, pieces, error)
+        except RuntimeError:  # the loop has ended, and with it everybody who waits
+            pass
+
+    def _arrived(self, pieces: dict[int, Piece], error: Exception | None) -> None:
+        for number, piece in pieces.items():
+            known = self._deliver.get(number)
+            if known is None:  # cancelled meanwhile
+                continue
+            self._waiting.pop(number, None)
+            if piece.finish_reason is not None:
+                self._forget(number)
+            known[1](known[0], piece)
+        if error is not None:
+            self.error = error
+            lost = Piece(finish_reason="error", error=ApiError(503, "this server has failed"))
+            for index, deliver in list(self._deliver.values()):
+                deliver(index, lost)
+            self._deliver.clear()
+            self._waiting.clear()
+            self._died(error)
+
+
+class _Crank:
+    """What lives on the engine's thread: the scheduler, and the pieces of the step under way."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        places: int,
+        post: Callable[[dict[int, Piece], Exception | None], None],
+    ):
+        self._engine, self._worker = engine, engine.worker
+        engine.call(lambda: None)  # the thread starts at its first call, and takes posts then
+        self._post = post
+        self._scheduler: Scheduler = engine.scheduler(places, keep=engine.max_sequences - places)
+        self._scheduler.driver = self
+        self._pace = Pace(self._scheduler)
+        self._handles: dict[int, Handle] = {}
+        self._pieces: dict[int, Piece] = {}
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.alive
+
+    @property
+    def kept(self) -> int:
+        """Sequences of ended requests that are kept."""
+        return len(self._scheduler.prefixes)
+
+    @property
+    def active(self) -> int:
+        """Requests under way, as the worker asks its jobs."""
+        return self._scheduler.active
+
+    def add(self, requests: dict[int, Request]) -> None:
+        """Start requests soon."""
+        self._worker.post(self._add, requests)
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """End requests soon."""
+        self._worker.post(self._cancel, list(numbers))
+
+    def score(
+        self,
+        prompt: list[int],
+        count: int,
+        done: Callable[[list[TokenLogprobs] | Exception], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Score a prompt soon, beside everything else."""
+
+        def begin() -> None:
+            try:
+                self._worker.attach(Scoring(self._engine, prompt, count, done, cancelled))
+            except Exception as error:
+                done(error)
+
+        self._worker.post(begin)
+
+    def step(self) -> bool:
+        """Run a step of the scheduler and post what it made."""
+        more = self._pace.step()
+        self._flush()
+        return more
+
+    def fail(self, error: Exception) -> None:
+        """End everything: a step broke the scheduler itself."""
+        self._flush(error)
+
+    def _flush(self, error: Exception | None = None) -> None:
+        if self._pieces or error is not None:
+            pieces, self._pieces = self._pieces, {}
+            self._post(pieces, error)
+
+    def _add(self, requests: dict[int, Request]) -> None:
+        for number, request in requests.items():
+            try:
+                self._handles[number] = self._scheduler.add(self._with_callbacks(number, request))
+            except Exception as error:
+                self._note(number, Piece(finish_reason="error", error=ApiError(400, str(error))))
+        self._flush()
+        self._worker.attach(self)
+
+    def _cancel(self, numbers: list[int]) -> None:
+        for number in numbers:
+            handle = self._handles.pop(number, None)
+            if handle is not None:
+                self._scheduler.cancel(handle)
+            self._pieces.pop(number, None)
+
+    def _with_callbacks(self, number: int, request: Request) -> Request:
+        """Return a request with callbacks that collect its pieces."""
+        wants = request.sampling.logprobs is not None
+
+        def tokens(new: list[int]) -> None:
+            made = self._handles[number].result.logprobs[-len(new) :] if wants else ()
+            self._note(number, Piece(tokens=tuple(new), logprobs=tuple(made)))
+
+        def ended(result: Any) -> None:
+            cached = len(request.prompt) - result.timings.prefill_tokens
+            reason = result.finish_reason
+            self._note(number, Piece(finish_reason=reason, cached_tokens=max(cached, 0)))
+            self._handles.pop(number, None)
+
+        def failed(error: Exception) -> None:
+            status = ApiError(500, f"this answer failed: {error}")
+            self._note(number, Piece(finish_reason="error", error=status))
+            self._handles.pop(number, None)
+
+        return replace(
+            request,
+            on_tokens=tokens,
+            on_text=lambda text: self._note(number, Piece(text=text)),
+            on_finish=ended,
+            on_error=failed,
+        )
+
+    def _note(self, number: int, piece: Piece) -> None:
+        held = self._pieces.get(number)
+        self._pieces[number] = piece if held is None else held.joined(piece)

@@ -1,0 +1,109 @@
+"""Answers that are held to a form: a JSON schema, a regular expression or a grammar.
+
+llguidance compiles the form and says before each token which ones may follow; the sampler chooses
+among them. Compiling happens beside the event loop, and a form that it refuses is a 400: nothing is
+generated without what was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+
+from amx_tvm.runtime import Engine
+from amx_tvm.runtime.request import Mask
+from amx_tvm.server.errors import ApiError
+
+# At most one blank: small models fill JSON with endless ones where it allows them.
+_WHITESPACE: Any = {"whitespace_pattern": r"\x20?"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer has to look like.
+
+    Attributes
+    ----------
+    kind : str
+        "json_schema", "regex" or "grammar" (Lark, with llguidance's additions).
+    source : object
+        The schema as parsed JSON, or the text.
+    param : str
+        The field of the request that asks for it.
+    """
+
+    kind: str
+    source: Any
+    param: str
+
+
+class Forms:
+    """Compiles forms for one engine's vocabulary."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._vocabulary = int(engine.manifest.model["vocab_size"])
+
+    async def compile(self, form: Form) -> Matcher:
+        """Return the matcher of a form; ApiError 400 where it is none that can be held."""
+        return await asyncio.to_thread(self._compile, form)
+
+    @cached_property
+    def _tokenizer(self) -> llguidance.LLTokenizer:
+        ends = [int(token) for token in self._engine.manifest.model["eos_token_ids"]]
+        text = self._engine.tokenizer.to_str()
+        return llguidance.LLTokenizer(text, n_vocab=self._vocabulary, eos_token=ends or None)
+
+    def _compile(self, form: Form) -> Matcher:
+        make = llguidance.LLMatcher
+        try:
+            if form.kind == "json_schema":
+                schema = json.dumps(form.source)
+                grammar = make.grammar_from_json_schema(schema, overrides=_WHITESPACE)
+            elif form.kind == "regex":
+                grammar = make.grammar_from_regex(form.source)
+            else:
+                grammar = make.grammar_from_lark(form.source)
+        except ValueError as error:
+            raise _refused(form, str(error)) from None
+        matcher = make(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise _refused(form, matcher.get_error())
+        return Matcher(matcher, self._vocabulary)
+
+
+class Matcher:
+    """A compiled form, not begun."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int):
+        self._matcher, self._vocabulary = matcher, vocabulary
+
+    def mask(self) -> Mask:
+        """Return what the sampler asks before each token of one answer."""
+        matcher = self._matcher.deep_copy()
+        words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
+        done = 0
+
+        def allowed(tokens: list[int]) -> np.ndarray:
+            nonlocal done
+            matcher.consume_tokens(tokens[done:])
+            done = len(tokens)
+            llguidance.numpy.fill_next_token_bitmask(matcher, words)
+            if matcher.is_error():
+                raise ApiError(500, f"the answer's form failed: {matcher.get_error()}")
+            bits = np.unpackbits(words[0].view(np.uint8), bitorder="little")
+            return bits[: self._vocabulary].astype(bool)
+
+        return allowed
+
+
+def _refused(form: Form, reason: str) -> ApiError:
+    reason = " ".join(reason.split())[:400]
+    return ApiError(400, f"{form.param} cannot be held by an answer: {reason}", form.param)

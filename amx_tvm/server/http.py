@@ -1,0 +1,157 @@
+"""What all endpoints share: the key, the body, errors, clients that leave, one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.metrics import Metrics
+from amx_tvm.server.objects import event
+
+log = logging.getLogger("amx_tvm.server")
+CLIENT_LEFT = 499  # as nginx logs it; nobody reads the response
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class EventStream(Response):
+    """Server-sent events from an iterator, which is closed as soon as the client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], finished: Callable[[int], None]):
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+        self._events, self._finished = events, finished
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; an error in their middle is the last of them."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+
+        async def body() -> int:
+            try:
+                async for one in self._events:
+                    await send({"type": "http.response.body", "body": one, "more_body": True})
+            except ApiError as error:
+                last = event(error.body)
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+                return error.status
+            return 200
+
+        try:
+            status = await unless_left(receive, body())
+        except OSError:  # the connection broke while sending
+            status = CLIENT_LEFT
+        self._finished(status if status is not None else CLIENT_LEFT)
+        if status is not None and status != CLIENT_LEFT:
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what ``work`` returns, or None, with it cancelled, where the client leaves before."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    gone, task = asyncio.ensure_future(left()), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({gone, task}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for one in (gone, task):
+            one.cancel()
+        await asyncio.gather(gone, task, return_exceptions=True)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return a request's body; ApiError 413 as soon as it is longer than ``limit`` bytes."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise ApiError(413, f"the request's body is longer than {limit} bytes; send less")
+        parts.append(part)
+    return b"".join(parts)
+
+
+class Door:
+    """Wraps endpoints: checks the key, turns errors into responses, counts and logs.
+
+    Parameters
+    ----------
+    keys : frozenset of str
+        API keys; none are asked for where it is empty.
+    metrics : Metrics
+        Where requests are counted.
+    """
+
+    def __init__(self, keys: frozenset[str], metrics: Metrics):
+        self._keys = [key.encode() for key in keys]
+        self._metrics = metrics
+
+    def key_of(self, request: Request) -> str:
+        """Return the key that a request carries, "" where none is asked for; ApiError 401."""
+        if not self._keys:
+            return ""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        fits = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(fits):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong; send the header 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return given
+
+    def __call__(self, handler: Handler) -> Handler:
+        """Return the handler as a route's endpoint."""
+
+        async def endpoint(request: Request) -> Response:
+            request.state.id = request.headers.get("x-request-id") or uuid.uuid4().hex
+            request.state.started = time.perf_counter()
+            request.state.note = ""
+            try:
+                request.state.key = self.key_of(request)
+                response = await handler(request)
+            except ApiError as error:
+                response = error.response()
+                request.state.note = f" {error.code or error.param or ''}"
+            except Exception:
+                log.exception("request %s failed", request.state.id)
+                response = ApiError(500, "the server failed; its log says why").response()
+            response.headers["x-request-id"] = request.state.id
+            if not isinstance(response, EventStream):
+                self.finished(request, response.status_code)
+            return response
+
+        return endpoint
+
+    def finished(self, request: Request, status: int) -> None:
+        """Count a request, and write its line: no text of it."""
+        route = request.url.path
+        self._metrics.requests.labels(route, str(status)).inc()
+        seconds = time.perf_counter() - request.state.started
+        log.info(
+            "%s %s %d %.3f s%s id=%s",
+            request.method,
+            route,
+            status,
+            seconds,
+            request.state.note,
+            request.state.id,
+        )

@@ -1,0 +1,151 @@
+"""From a request's text, messages or token ids to checked token ids, and from tokens to text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime import Engine
+from amx_tvm.runtime.chat import ChatTemplates, load_chat_template
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.protocol import Message
+from amx_tvm.server.spelling import Spelling
+
+_LONG = 1 << 14  # characters from which encoding leaves the event loop to a thread
+Result = TypeVar("Result")
+
+
+class Prompts:
+    """An engine's tokenizer, chat template and context, as the front asks for them."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.context = engine.context_length
+        self.vocabulary = int(engine.manifest.model["vocab_size"])
+        self._templates: ChatTemplates | ArtifactError
+        try:
+            self._templates = load_chat_template(engine.path)
+        except ArtifactError as error:
+            self._templates = error
+
+    async def encode(self, text: str, param: str) -> list[int]:
+        """Return the ids of a text, with BOS where the model wants one."""
+        found = await self._away(len(text), self.engine.encode, text)
+        return self.checked(found, param)
+
+    async def of_completion(
+        self, given: str | list[int] | list[str] | list[list[int]]
+    ) -> list[list[int]]:
+        """Return the ids of a completion's prompts: one, or several."""
+        if isinstance(given, str):
+            return [await self.encode(given, "prompt")]
+        if not given:
+            raise ApiError(400, "prompt is an empty list, expected at least one prompt", "prompt")
+        ids: list[list[int]] = []
+        for index, one in enumerate(given):
+            if isinstance(one, int):  # the list is one prompt
+                return [self.checked(cast("list[int]", given), "prompt")]
+            param = f"prompt[{index}]"
+            made = await self.encode(one, param) if isinstance(one, str) else one
+            ids.append(self.checked(cast("list[int]", made), param))
+        return ids
+
+    async def of_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the ids of a conversation that goes through the model's chat template."""
+        if isinstance(self._templates, ArtifactError):
+            raise ApiError(400, f"{self._templates}; use /v1/completions", "messages")
+        plain = [_plain(message) for message in messages]
+        size = sum(len(str(m.get("content") or "")) for m in plain)
+        templates = self._templates
+
+        def made() -> list[int]:
+            text = templates.find(tools).render(
+                plain, add_generation_prompt, tools, **(variables or {})
+            )
+            return self.engine.encode(text)
+
+        try:
+            return self.checked(await self._away(size, made), "messages")
+        except GenerationError as error:
+            raise ApiError(400, str(error), "messages") from None
+
+    def checked(self, ids: list[int], param: str) -> list[int]:
+        """Return ids that the model can take; ApiError 400 otherwise."""
+        if not ids:
+            raise ApiError(400, f"{param} is empty, expected at least one token", param)
+        if max(ids) >= self.vocabulary:
+            raise ApiError(
+                400,
+                f"{param} holds token {max(ids)}, the vocabulary has {self.vocabulary}",
+                param,
+            )
+        return ids
+
+    def room(
+        self, ids: list[int], param: str, wanted: int | None, name: str, default: int | None
+    ) -> int:
+        """Return how many tokens may follow a prompt.
+
+        Parameters
+        ----------
+        ids : list of int
+            The prompt.
+        param : str
+            The field that holds the prompt.
+        wanted : int or None
+            What the request asks for.
+        name : str
+            The field in which it does.
+        default : int or None
+            Taken where it asks for nothing; None fills the context.
+
+        Raises
+        ------
+        ApiError
+            400 where prompt and answer exceed the context: nothing is cut.
+        """
+        left = self.context - len(ids)
+        if left < 1 or (wanted is not None and wanted > left):
+            asked = f" and {name} asks for {wanted}" if wanted is not None else ""
+            raise ApiError(
+                400,
+                f"this model's context is {self.context} tokens; {param} has {len(ids)}{asked}: "
+                "ask for less, or shorten it",
+                param if left < 1 else name,
+                "context_length_exceeded",
+            )
+        if wanted is not None:
+            return wanted
+        return left if default is None else min(default, left)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        return self.engine.decode(ids)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """How single tokens are spelled."""
+        return Spelling(self.engine.tokenizer)
+
+    async def _away(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run short work here and long work in a thread, so that streams go on meanwhile."""
+        if size < _LONG:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """Return a message as templates take it: developers are the system's voice."""
+    found = message.model_dump(exclude_none=True)
+    if found["role"] == "developer":
+        found["role"] = "system"
+    return found

@@ -1,0 +1,204 @@
+"""What requests may hold. A field that is wrong, or unknown, is named with what was expected.
+
+Names and ranges are those of OpenAI's API; ``top_k``, ``min_p``, ``repetition_penalty``,
+``min_tokens``, ``ignore_eos`` and ``stop_token_ids`` are the extensions that vLLM and llama.cpp
+have too. Fields of OpenAI's that say nothing about the answer here (``user``, ``metadata``, ...)
+are taken and have no effect. ``regex`` and ``grammar`` (Lark) hold an answer to a form.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amx_tvm.server.errors import ApiError
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+TokenId = Annotated[int, Field(ge=0)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class Strict(BaseModel):
+    """A JSON object without unknown fields; numbers are numbers, and finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    """``stream_options``."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class Generation(Strict):
+    """The fields that completions and chat share."""
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = False
+    seed: int | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    user: str | None = None
+
+
+class CompletionRequest(Generation):
+    """The body of /v1/completions."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    echo: bool | None = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class Text(Strict):
+    """A part of a message's content that is text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Function(Strict):
+    """The call that a model made, in a message."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Strict):
+    """One entry of a message's ``tool_calls``."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+    index: int | None = None
+
+
+class Message(BaseModel):
+    """One message of a chat; a template may read fields that are not listed here."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Text] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Schema(Strict):
+    """``response_format.json_schema``."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | bool, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """``response_format``."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+
+class ChatRequest(Generation):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class TokenizeRequest(Strict):
+    """The body of /tokenize: a text, or a chat through the model's template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_generation_prompt: bool = True
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(Strict):
+    """The body of /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def parse(kind: type[Body], body: bytes) -> Body:
+    """Return a request's body as its type; ApiError 400 names the first field that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _first_error(error) from None
+
+
+def _first_error(error: ValidationError) -> ApiError:
+    """Turn pydantic's report into one sentence about one field.
+
+    A union reports each of its members; the longest path belongs to the member that came nearest.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=True)
+    first = found[0]["loc"][:1]
+    worst = max((e for e in found if e["loc"][:1] == first), key=lambda e: len(_path(e["loc"])))
+    path = _path(worst["loc"])
+    if worst["type"] == "json_invalid":
+        return ApiError(400, f"the request's body is no JSON: {worst['msg']}")
+    if worst["type"] == "extra_forbidden":
+        return ApiError(400, f"{path} is no field of this request; leave it out", path)
+    if worst["type"] == "missing":
+        return ApiError(400, f"{path} is missing, it is required", path)
+    given = repr(worst["input"])
+    given = given if len(given) <= 80 else given[:77] + "..."
+    reasons = dict.fromkeys(e["msg"] for e in found if e["loc"][:1] == first)
+    expected = "; ".join(list(reasons)[:4])
+    return ApiError(400, f"{path or 'the body'} is {given}: {expected}", path or None)
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """Spell a place in JSON; names of types that pydantic puts between are left out."""
+    text = ""
+    for part in place:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.isidentifier() and not part[0].isupper() and part not in ("str", "int", "list"):
+            text += f".{part}" if text else part
+    return text

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+from conftest import serving
+
+COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = [{"role": "user", "content": "the cat"}]
+WRONG_OPTIONS = [
+    ("temperature", [-1, "hot", 1e9, [0.5], True]),
+    ("top_p", [0, -0.1, 1.5, "x"]),
+    ("top_k", [-2, 1.5, "x"]),
+    ("min_p", [-0.1, 2, "x"]),
+    ("presence_penalty", [-3, 3, "x"]),
+    ("frequency_penalty", [-3, 3, "x"]),
+    ("repetition_penalty", [0, -1, "x"]),
+    ("n", [0, 129, 1.5, "x"]),
+    ("max_tokens", [-1, 1.5, "x", 100000]),
+    ("min_tokens", [-1, "x"]),
+    ("seed", [1.5, "x"]),
+    ("stop", ["", [""], [1], {}, ["a"] * 17]),
+    ("stop_token_ids", [["x"], [-1], "x"]),
+    ("logit_bias", [[1], {"5": 101}, {"x": 1}, {"5": "y"}]),
+    ("stream", ["yes", 1]),
+    ("stream_options", [1, {"include": True}]),
+    ("ignore_eos", ["x", 1]),
+    ("user", [1]),
+    ("model", [1, {}]),
+    ("regex", ["(", 1]),
+    ("grammar", ["no grammar", 1]),
+    ("unheard_of", [1, None]),
+]
+WRONG_COMPLETIONS = [
+    ("prompt", [None, 1, [], [[]], [1, "x"], {"a": 1}, [-1], [10**9], "", [[10**9]]]),
+    ("logprobs", [-1, 21, True]),
+    ("echo", ["x"]),
+    ("best_of", [3]),
+    ("suffix", ["x", 1]),
+    ("messages", [USER]),
+]
+WRONG_CHATS = [
+    (
+        "messages",
+        [None, [], "x", [{}], [{"role": "x", "content": "y"}], [{"role": "user", "content": 5}]],
+    ),
+    ("top_logprobs", [21, -1, 2]),
+    ("logprobs", [3]),
+    ("response_format", [{"type": "json"}, {}, "x", {"type": "json_schema"}]),
+    ("tool_choice", ["any", {"type": "function", "function": {"name": "g"}}]),
+    ("prompt", ["x"]),
+]
+
+
+def cases():
+    for route, base, more in (
+        (COMPLETION, {"prompt": "the cat"}, WRONG_COMPLETIONS),
+        (CHAT, {"messages": USER}, WRONG_CHATS),
+    ):
+        for field, values in (*WRONG_OPTIONS, *more):
+            for value in values:
+                body = {**base, field: value}
+                if field == "tool_choice":
+                    body["tools"] = [{"type": "function", "function": {"name": "f"}}]
+                yield route, body, field
+
+
+def error_of(response, status=400):
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and "Traceback" not in error["message"]
+    return error
+
+
+def test_every_wrong_field_is_named(served):
+    tried = 0
+    for route, body, field in cases():
+        error = error_of(served.post(route, **body))
+        assert field in error["message"] or field in (error["param"] or ""), (body, error)
+        tried += 1
+    assert tried >= 150
+    assert served.post(COMPLETION, prompt="the cat", max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[]", b"5", b'{"prompt": NaN}', b"{}"]
+)
+def test_bodies_that_are_no_requests(served, content):
+    error_of(served.http.post(COMPLETION, content=content))
+    error_of(served.http.post(CHAT, content=content))
+
+
+def test_context_is_never_cut(served):
+    limit = served.engine.context_length
+    error = error_of(served.post(COMPLETION, prompt=[5] * limit, max_tokens=1))
+    assert error["code"] == "context_length_exceeded" and error["param"] == "prompt"
+    assert str(limit) in error["message"]
+    error = error_of(served.post(CHAT, messages=USER, max_tokens=limit))
+    assert str(limit) in error["message"] and error["param"] == "max_tokens"
+
+
+def test_routes_methods_models(served):
+    assert error_of(served.http.get("/v2/nothing"), 404)["type"] == "not_found_error"
+    error_of(served.http.get(COMPLETION), 405)
+    assert error_of(served.post(CHAT, model="gpt", messages=USER), 404)["code"] == "model_not_found"
+    assert served.post(COMPLETION, model="other", prompt="a", max_tokens=1).status_code == 200
+    assert [m["id"] for m in served.http.get("/v1/models").json()["data"]] == ["toy", "other"]
+    assert served.http.get("/v1/models/toy").json()["id"] == "toy"
+    error_of(served.http.get("/v1/models/gpt"), 404)
+
+
+def test_keys(artifact):
+    with serving(artifact, keys=["first", "second"]) as locked:
+        body = {"prompt": "the cat", "max_tokens": 1}
+        for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "second"}):
+            error_of(locked.http.post(COMPLETION, json=body, headers=headers), 401)
+            error_of(locked.http.get("/v1/models", headers=headers), 401)
+        right = {"authorization": "Bearer second"}
+        assert locked.http.post(COMPLETION, json=body, headers=right).status_code == 200
+        assert locked.http.get("/health").status_code == 200
+        assert "access-control-allow-origin" not in locked.http.get("/health").headers
+
+
+def test_long_bodies(artifact):
+    with serving(artifact, body_bytes=1000) as small:
+        error_of(small.http.post(COMPLETION, content=b"x" * 2000), 413)
+        assert small.post(COMPLETION, prompt="a", max_tokens=1).status_code == 200
+
+
+def test_a_full_queue_answers_at_once(artifact):
+    with serving(artifact, max_sequences=1, queue=1) as busy:
+        body = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        streams = [busy.http.stream("POST", COMPLETION, json=body) for _ in range(2)]
+        for one in streams:
+            one.__enter__()
+        full = busy.post(COMPLETION, prompt=["a", "b", "c"], max_tokens=1)
+        error = error_of(full, 429)
+        assert error["code"] == "queue_full" and int(full.headers["retry-after"]) >= 1
+        for one in streams:
+            one.__exit__(None, None, None)
+        assert busy.free_pages() == busy.pages
+
+
+def test_answers_that_take_too_long(artifact):
+    with serving(artifact, timeout_s=0.02) as hasty:
+        body = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True}
+        error_of(hasty.post(COMPLETION, **body), 504)
+        with hasty.http.stream("POST", COMPLETION, json={**body, "stream": True}) as stream:
+            assert '"error"' in list(stream.iter_lines())[-2]
+        hasty.free_pages()
+
+
+def test_page_and_document(served):
+    page = served.http.get("/")
+    assert page.status_code == 200 and "amx_tvm" in page.text
+    assert "http://" not in page.text and "https://" not in page.text  # nothing from elsewhere
+    document = served.http.get("/openapi.json").json()
+    assert {COMPLETION, CHAT, "/tokenize"} <= set(document["paths"])
+    assert document["components"]["schemas"]["ChatRequest"]["required"] == ["messages"]
+
+
+def test_unknown_errors_are_answered(served, monkeypatch):
+    def broken(*_arguments):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(served.server._prompts, "decode", broken)
+    with httpx.Client(base_url=served.url) as client:
+        error = error_of(client.post("/detokenize", json={"tokens": [5]}), 500)
+    assert "secret" not in error["message"]

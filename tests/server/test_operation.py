@@ -1,0 +1,119 @@
+"""Clients that leave, metrics, the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+from conftest import serving
+from prometheus_client.parser import text_string_to_metric_families
+
+COMPLETION = "/v1/completions"
+LONG = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True}
+
+
+def test_clients_that_leave_free_their_pages(artifact):
+    draw = random.Random(5)
+    with serving(artifact, kv_tokens=2048) as left:
+
+        def visit(stay, stream):
+            try:
+                timeout = httpx.Timeout(10, read=stay if not stream else 10)
+                with httpx.Client(base_url=left.url, timeout=timeout) as client:
+                    if not stream:
+                        client.post(COMPLETION, json=LONG)
+                        return
+                    with client.stream("POST", COMPLETION, json={**LONG, "stream": True}) as lines:
+                        end = time.monotonic() + stay
+                        for _ in lines.iter_lines():
+                            if time.monotonic() > end:
+                                return
+            except httpx.TimeoutException:
+                return
+
+        threads = [
+            threading.Thread(target=visit, args=(draw.uniform(0.001, 0.05), i % 2 == 0))
+            for i in range(40)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert left.free_pages() == left.pages
+        assert left.post(COMPLETION, prompt="the cat", max_tokens=2).status_code == 200
+
+
+def test_metrics_count(artifact):
+    with serving(artifact) as counted:
+        counted.post(COMPLETION, prompt="the cat", max_tokens=3, ignore_eos=True)
+        counted.post(COMPLETION, prompt="the cat", max_tokens=-1)
+        families = text_string_to_metric_families(counted.http.get("/metrics").text)
+        values = {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
+        assert values["amx_tvm_generated_tokens_total",] == 3
+        assert values["amx_tvm_choices_total", ("reason", "length")] == 1
+        route = ("route", COMPLETION)
+        assert values["amx_tvm_requests_total", route, ("status", "200")] == 1
+        assert values["amx_tvm_requests_total", route, ("status", "400")] == 1
+        assert values["amx_tvm_time_to_first_token_seconds_count",] == 1
+        assert values["amx_tvm_running",] == 0
+
+
+def test_a_broken_scheduler_shows_in_health(artifact):
+    with serving(artifact) as broken:
+        assert broken.http.get("/health").status_code == 200
+
+        def step():
+            raise RuntimeError("broken")
+
+        broken.server.core._crank._scheduler.step = step
+        answer = broken.post(COMPLETION, prompt="the cat", max_tokens=3)
+        assert answer.status_code == 503
+        assert broken.http.get("/health").status_code == 503
+        assert broken.post(COMPLETION, prompt="the cat", max_tokens=3).status_code == 503
+        assert [str(error) for error in broken.failed] == ["broken"]
+
+
+def start(artifact, *options):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "amx_tvm", "serve", str(artifact), "--port", str(port)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return process, url
+        except httpx.HTTPError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
+def test_sigterm_lets_answers_end(artifact):
+    process, url = start(artifact)
+    body = {**LONG, "stream": True}
+    with httpx.stream("POST", url + COMPLETION, json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        os.kill(process.pid, signal.SIGTERM)
+        rest = list(lines)
+    assert rest[-2] == "data: [DONE]"
+    assert process.wait(30) == 0
+    log = process.stderr.read()
+    assert "POST /v1/completions 200" in log and "the cat" not in log
+    assert "Traceback" not in log
+
+
+def test_bad_artifact_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "amx_tvm", "serve", str(tmp_path / "nothing")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert str(tmp_path / "nothing") in done.stderr
