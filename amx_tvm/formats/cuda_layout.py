@@ -141,6 +141,21 @@ def _unfragment(split: np.ndarray) -> np.ndarray:
     return split.transpose(0, 6, 2, 1, 4, 5, 3, 7).reshape(tiles * 16, units * steps * 16)
 
 
+def magnitude_bit(i: int) -> int:
+    """Lowest bit of the magnitude of pair i's element 0 in a word of E2M1."""
+    return 9 - 3 * i
+
+
+def sign_bit(i: int) -> int:
+    """Bit of the sign of pair i's element 0 in a word of E2M1."""
+    return 15 - i
+
+
+def nibble_bit(i: int) -> int:
+    """Lowest bit of pair i's element 0 in a word of int4."""
+    return 4 * i
+
+
 def _four_bit_shifts(element: str) -> list[tuple[int, int, int, int]]:
     """List (kh, h, e, shift) of the codes of a word; E2M1's sign has its own place."""
     places = []
@@ -148,7 +163,8 @@ def _four_bit_shifts(element: str) -> list[tuple[int, int, int, int]]:
         for h in range(2):
             i = 2 * kh + h
             for e in range(2):
-                places.append((kh, h, e, 16 * e + (9 - 3 * i if element == "e2m1" else 4 * i)))
+                first = magnitude_bit(i) if element == "e2m1" else nibble_bit(i)
+                places.append((kh, h, e, 16 * e + first))
     return places
 
 
@@ -162,7 +178,7 @@ def pack_codes(codes: np.ndarray, shape: FragmentShape) -> np.ndarray:
         for kh, h, e, shift in _four_bit_shifts(shape.element):
             code = split[..., kh, h, e].astype(np.uint32)
             if shape.element == "e2m1":
-                sign = np.uint32(16 * e + 15 - (2 * kh + h))
+                sign = np.uint32(16 * e + sign_bit(2 * kh + h))
                 words |= (code >> np.uint32(3)) << sign
                 code &= np.uint32(7)
             words |= code << np.uint32(shift)
@@ -183,7 +199,7 @@ def unpack_codes(packed: np.ndarray, shape: FragmentShape, n: int, k: int) -> np
         split = np.zeros((*outer, 2, 2, 2), np.uint8)
         for kh, h, e, shift in _four_bit_shifts(shape.element):
             if shape.element == "e2m1":
-                sign = np.uint32(16 * e + 15 - (2 * kh + h))
+                sign = np.uint32(16 * e + sign_bit(2 * kh + h))
                 split[..., kh, h, e] = (words >> np.uint32(shift)) & np.uint32(7)
                 split[..., kh, h, e] |= (((words >> sign) & np.uint32(1)) << np.uint32(3)).astype(
                     np.uint8

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - CUDA text keeps its own line breaks
 """The most likely token on the GPU: 4 bytes to the host a step instead of the logits.
 
     best    logits float32 [1, vocab] -> int64 [BLOCKS]: the largest of every block's share
@@ -16,50 +15,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from .intrinsics import TEXT, at, call
+from .block import over_block
+from .intrinsics.base import hold, local
 
 BLOCKS, _THREADS = 128, 256
 
-_ARGMAX = (
-    TEXT
-    + r"""
-#ifndef AMX_ARGMAX
-#define AMX_ARGMAX
-__device__ __forceinline__ unsigned long long amx_argmax_block(unsigned long long key, void* shared_, int tid) {
-  unsigned long long* shared = (unsigned long long*)shared_;
-#pragma unroll
-  for (int mask = 16; mask; mask >>= 1) {
-    const unsigned long long other = __shfl_xor_sync(0xffffffffu, key, mask);
-    key = other > key ? other : key;
-  }
-  if ((tid & 31) == 0) shared[tid >> 5] = key;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < 8; ++w) key = shared[w] > key ? shared[w] : key;
-  return key;
-}
-__device__ __forceinline__ void amx_argmax_best(const void* logits, void* best, int vocab, void* shared, int block, int tid) {
-  unsigned long long key = 0ull;
-  for (int i = block * 256 + tid; i < vocab; i += 256 * 128) {
-    const unsigned b = __float_as_uint(((const float*)logits)[i]);
-    const bool nan = (b & 0x7fffffffu) > 0x7f800000u;
-    const unsigned order = nan ? 0xffffffffu : (b & 0x80000000u ? ~b : b | 0x80000000u);
-    const unsigned long long mine = ((unsigned long long)order << 32) | (0xffffffffu - (unsigned)i);
-    key = mine > key ? mine : key;
-  }
-  key = amx_argmax_block(key, shared, tid);
-  if (tid == 0) ((unsigned long long*)best)[block] = key;
-}
-// order of infinity: 0xff800000
-__device__ __forceinline__ void amx_argmax_choose(const void* best, void* token, void* shared, int tid) {
-  unsigned long long key = tid < 128 ? ((const unsigned long long*)best)[tid] : 0ull;
-  key = amx_argmax_block(key, shared, tid);
-  const unsigned order = (unsigned)(key >> 32);
-  if (tid == 0) ((int*)token)[0] = order >= 0xff800000u ? -1 : (int)(0xffffffffu - (unsigned)key);
-}
-#endif
-"""
-)
+_NAN = tirx.const(0xFFFFFFFF, "uint32")
+_INFINITY = tirx.const(0xFF800000, "uint32")  # order of infinity
 
 
 def _kernel(name: str, body: Callable, blocks: int) -> tirx.PrimFunc:
@@ -72,6 +34,7 @@ def _kernel(name: str, body: Callable, blocks: int) -> tirx.PrimFunc:
 
 
 def _launch(blocks: int, emit: Callable) -> None:
+    """Emit a grid whose threads have a key each; the first of a block gets the block's largest."""
     threads = [
         T.thread_binding(blocks, thread="blockIdx.x"),
         T.thread_binding(_THREADS, thread="threadIdx.x"),
@@ -80,10 +43,23 @@ def _launch(blocks: int, emit: Callable) -> None:
         with T.sblock("argmax"):
             T.reads()
             T.writes()
-            shared = T.sblock_alloc_buffer((8,), "int64", scope="shared")
-            T.buffer_store(shared, tirx.const(0, "int64"), [7])
-            T.evaluate(T.tvm_storage_sync("shared"))
-            emit(shared, block, tid)
+            emit(block, tid)
+
+
+def _largest(key: tirx.Expr, tid: tirx.Expr) -> tirx.Expr:
+    return over_block(key, _THREADS // 32, tid, tirx.max)
+
+
+def _key(logit: tirx.Expr, token: tirx.Expr) -> tirx.Expr:
+    """Order of a logit, above the complement of its token."""
+    bits = hold(tirx.reinterpret("uint32", logit))
+    sign = tirx.const(0x80000000, "uint32")
+    nan = (bits & tirx.const(0x7FFFFFFF, "uint32")) > tirx.const(0x7F800000, "uint32")
+    order = tirx.Select((bits & sign) != 0, tirx.bitwise_not(bits), bits | sign)
+    order = hold(tirx.Select(nan, _NAN, order))
+    low = _NAN - tirx.Cast("uint32", token)
+    upper = tirx.shift_left(tirx.Cast("uint64", order), tirx.const(32, "uint64"))
+    return tirx.bitwise_or(upper, tirx.Cast("uint64", low))
 
 
 def best(vocab: int) -> tirx.PrimFunc:
@@ -92,11 +68,21 @@ def best(vocab: int) -> tirx.PrimFunc:
     def body(blocks: int) -> None:
         logits = T.arg("logits", T.Buffer((1, vocab), "float32"))
         out = T.arg("best", T.Buffer((BLOCKS,), "int64"))
-        zero, size = tirx.const(0, "int32"), tirx.const(vocab, "int32")
 
-        def emit(shared, block, tid) -> None:  # noqa: ANN001
-            args = (at(logits, zero, zero), at(out, 0), size, at(shared, 0), block, tid)
-            call("amx_argmax_best", *args, text=_ARGMAX)
+        def emit(block, tid) -> None:  # noqa: ANN001
+            key = local(1, "uint64")
+            T.buffer_store(key, tirx.const(0, "uint64"), [0])
+            step = _THREADS * blocks
+            with T.serial(-(-vocab // step)) as i:
+                token = i * step + block * _THREADS + tid
+                with T.If(token < vocab):
+                    with T.Then():
+                        mine = hold(_key(logits[0, token], token))
+                        T.buffer_store(key, tirx.max(key[0], mine), [0])
+            found = _largest(key[0], tid)
+            with T.If(tirx.EQ(tid, 0)):
+                with T.Then():
+                    T.buffer_store(out, tirx.reinterpret("int64", found), [block])
 
         _launch(blocks, emit)
 
@@ -109,11 +95,20 @@ def choose() -> tirx.PrimFunc:
     def body(blocks: int) -> None:
         found = T.arg("best", T.Buffer((BLOCKS,), "int64"))
         token = T.arg("token", T.Buffer((1, 1), "int32"))
-        zero = tirx.const(0, "int32")
 
-        def emit(shared, _block, tid) -> None:  # noqa: ANN001
-            args = (at(found, 0), at(token, zero, zero), at(shared, 0), tid)
-            call("amx_argmax_choose", *args, text=_ARGMAX)
+        def emit(_block, tid) -> None:  # noqa: ANN001
+            key = local(1, "uint64")
+            T.buffer_store(key, tirx.const(0, "uint64"), [0])
+            with T.If(tid < BLOCKS):
+                with T.Then():
+                    T.buffer_store(key, tirx.reinterpret("uint64", found[tid]), [0])
+            largest = _largest(key[0], tid)
+            order = tirx.Cast("uint32", tirx.shift_right(largest, tirx.const(32, "uint64")))
+            lowest = tirx.Cast("int32", _NAN - tirx.Cast("uint32", largest))
+            none = tirx.const(-1, "int32")
+            with T.If(tirx.EQ(tid, 0)):
+                with T.Then():
+                    T.buffer_store(token, tirx.Select(order >= _INFINITY, none, lowest), [0, 0])
 
         _launch(blocks, emit)
 

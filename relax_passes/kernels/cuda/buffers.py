@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.spec import LinearSpec
 
-from .decode_text import FragmentDecode, decode_of
+from .intrinsics.decode import FragmentDecode, decode_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 from relax_passes.spec import TILE_ROWS
 
 from .buffers import Linear
-from .intrinsics import call
+from .intrinsics.arithmetic import SILU
 
 
 def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> tirx.Expr:
@@ -25,7 +25,7 @@ def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> t
 
 def gated(gate: tirx.Expr, up: tirx.Expr) -> tirx.Expr:
     """silu(gate) * up in float32."""
-    return call("amx_silu", gate, returns="float32") * up
+    return SILU(gate) * up
 
 
 def store(linear: Linear, row: tirx.Expr, column: tirx.Expr, value: tirx.Expr) -> None:

@@ -41,7 +41,8 @@ from . import epilogue
 from .buffers import Linear
 from .gemv_plan import GemvKnobs, Plan, plan_of
 from .gemv_warp import Warp
-from .intrinsics import at, call
+from .intrinsics.base import at
+from .intrinsics.sync import SHUFFLE_ADD
 
 __all__ = ["GemvKnobs", "emit"]
 
@@ -89,7 +90,7 @@ def _publish_tile(worker: Warp, partial: _Partial, tile: int) -> None:
     for mask in (1, 2):
         if mask * 2 < plan.gp:
             for o in out:
-                total = call("amx_shuffle_add", worker.out[o], mask, returns="float32")
+                total = SHUFFLE_ADD(worker.out[o], mask)
                 T.buffer_store(worker.out, total, [o])
     row = 2 * worker.t // plan.gp
     with T.If(tirx.And(tirx.EQ(2 * worker.t % plan.gp, 0), row < plan.rows)):
@@ -118,7 +119,7 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
             overlaid = (warps * words + sums + 1) * 4 > 49152
             size = max(warps * words, sums) if overlaid else warps * words + sums
             # the last element is used by nobody: a store to it keeps the size (see
-            # intrinsics.local)
+            # intrinsics/base.py, local)
             shared = T.sblock_alloc_buffer((size + 1,), "float32", scope="shared.dyn")
             T.buffer_store(shared, tirx.const(0.0, "float32"), [size])
             partial = _Partial(shared, 0 if overlaid else warps * words, warps, 16 * rows)

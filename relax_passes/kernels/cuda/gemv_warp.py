@@ -7,7 +7,10 @@ from tvm.script.ir_builder import tirx as T
 
 from .buffers import Linear
 from .gemv_plan import GemvKnobs, Plan
-from .intrinsics import at, call, format_text, local
+from .intrinsics import products
+from .intrinsics.base import at, local
+from .intrinsics.memory import COPY16_L1, COPY_COMMIT, LOAD_WEIGHTS, MATRIX, SHARED_ADDRESS
+from .intrinsics.sync import FETCH_WAIT, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES, WARP_SYNC
 
 
 class Warp:
@@ -17,7 +20,6 @@ class Warp:
         self.linear, self.plan, self.knobs = linear, plan, knobs
         self.block, self.warp, self.lane = block, warp, lane
         self.g, self.t = lane // 4, lane % 4
-        self.text, self.name = format_text(linear.decode), linear.decode.ident
         shape = linear.decode.shape
         self.scaled = bool(shape.group)
         self.part_units = plan.units // plan.parts
@@ -39,7 +41,7 @@ class Warp:
         self.sums = max(8, 4 * plan.column_tiles)  # accumulators of a tile
         self.acc = local(tiles * self.sums)
         self.out = local(tiles * self.outs)
-        self.stage = T.bind(call("amx_smem", stage, returns="uint32"))
+        self.stage = T.bind(SHARED_ADDRESS(stage))
 
     def _tile(self, i: int):
         return tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
@@ -61,7 +63,7 @@ class Warp:
                     word = buffer * self.set_words + i * self.words_per_tile
                     word += (c * self.part_units + u) * 4
                     source = at(self.linear.codes, self._tile(i), unit, self.lane * 16)
-                    call("amx_ldg_words4", at(self.words, word), source)
+                    LOAD_WEIGHTS[4](at(self.words, word), source)
 
     def load_scales(self, batch, buffer: int = 0) -> None:
         """Request the stored scales of a batch."""
@@ -95,7 +97,7 @@ class Warp:
     def _scale_words(self, i: int, word: int, unit, byte, count: int) -> None:
         record = self.linear.decode.shape.record
         source = at(self.linear.scales, self._tile(i), unit, self.g * record + byte)
-        call(f"amx_ldg_words{count}", at(self.records, word), source)
+        LOAD_WEIGHTS[count](at(self.records, word), source)
 
     def fetch_x(self, batch, buffer: int = 0) -> None:
         """Copy the batch's superblocks of x to the warp's shared memory, one piece a lane each."""
@@ -119,12 +121,12 @@ class Warp:
             target = self.stage + tirx.Cast("uint32", (slot + place) * 16)
             source = at(self.linear.x, safe_row, column)
             if plan.pieces == 4:
-                call("amx_fetch_x", target, source, inside)
+                COPY16_L1(target, source, inside)
             else:
                 with T.If(self.t < plan.pieces):
                     with T.Then():
-                        call("amx_fetch_x", target, source, inside)
-        call("amx_fetch_commit")
+                        COPY16_L1(target, source, inside)
+        COPY_COMMIT()
 
     def _place(self, column, piece):
         """Place of a 16-byte piece of a superblock, see the module docstring."""
@@ -133,15 +135,15 @@ class Warp:
     def read_x(self, buffer: int = 0) -> None:
         """Read the batch's x operand from shared memory."""
         plan = self.plan
-        call(f"amx_fetch_wait<{plan.buffers - 1}>")
+        FETCH_WAIT[plan.buffers - 1]()
         first = buffer * plan.operands // plan.pieces
         matrix = self.lane // 8 if plan.pieces == 4 else (self.lane // 8) % 2
         place = self._place(self.lane % 8, matrix)
         for s in range(plan.batch * plan.superblocks * plan.column_tiles):
             offset = tirx.Cast("uint32", ((first + s) * 8 * plan.pieces + place) * 16)
-            call(f"amx_matrix{plan.pieces}", at(self.x, s * plan.pieces), self.stage + offset)
+            MATRIX[plan.pieces](at(self.x, s * plan.pieces), self.stage + offset)
         if plan.rounds > 1:
-            call("amx_warp_sync")
+            WARP_SYNC()
 
     def zero(self) -> None:
         """Start new chains."""
@@ -184,8 +186,7 @@ class Warp:
         for i in range(self.knobs.tiles):
             word = self._word(buffer, i, c, u) + st * self.linear.decode.words
             acc, words = at(self.acc, self.sums * i), at(self.words, word)
-            name = f"amx_step_{self.name}<{str(fresh).lower()}>"
-            call(name, acc, words, *b, text=self.text)
+            products.step(self.linear.decode)[fresh](acc, words, *b)
 
     def _word(self, buffer: int, i: int, c: int, u: int) -> int:
         """First register of a unit's codes."""
@@ -203,15 +204,13 @@ class Warp:
         for i in range(self.knobs.tiles):
             word = self._word(buffer, i, c, u) + st * decode.words
             record = self._record(buffer, i, c * plan.units + u)
-            call(
-                f"amx_wide_{self.name}<{plan.column_tiles}>",
+            products.wide(self.linear.decode)[plan.column_tiles](
                 at(self.acc, self.sums * i),
                 at(self.words, word),
                 at(self.records, record if self.scaled else 0),
-                tirx.const(group, "int32"),
+                group,
                 at(self.x, base),
-                tirx.const(plan.pieces, "int32"),
-                text=self.text,
+                plan.pieces,
             )
 
     def scale(self, buffer: int, c: int, superblock: int) -> None:
@@ -222,12 +221,11 @@ class Warp:
             acc, out = at(self.acc, self.sums * i), at(self.out, self.outs * i)
             if self.plan.gp > 1:
                 record = self._record(buffer, i, c * self.plan.superblocks + superblock)
-                name, group = f"amx_scale_diagonal_{self.name}", []
+                products.scale_diagonal(self.linear.decode)(out, acc, at(self.records, record))
             else:
                 unit, inside = divmod(superblock, self.linear.decode.shape.unit_groups)
                 record = self._record(buffer, i, c * self.plan.units + unit)
-                name, group = f"amx_scale_plain_{self.name}", [inside]
-            call(name, out, acc, at(self.records, record), *group, text=self.text)
+                products.scale_plain(self.linear.decode)(out, acc, at(self.records, record), inside)
 
     def request(self, batch, buffer: int = 0) -> None:
         """Request all of a batch."""
@@ -239,7 +237,7 @@ class Warp:
         """Walk all batches."""
         plan, dependent = self.plan, self.knobs.dependent
         if dependent:
-            call("amx_launch_dependents")
+            LAUNCH_DEPENDENTS()
         for i in range(self.knobs.tiles * self.outs):
             T.buffer_store(self.out, tirx.const(0.0, "float32"), [i])
         if not self.scaled or self.wide:
@@ -250,7 +248,7 @@ class Warp:
             self.load_weights(1, 0, 1)
             self.load_scales(1, 1)
         if dependent:
-            call("amx_wait_prerequisites")
+            WAIT_PREREQUISITES()
         self.fetch_x(0)
         if plan.buffers == 1:
             self._one_buffer()
@@ -286,7 +284,7 @@ class Warp:
                 with T.Then():
                     self.request(pair * 2 + 2, 0)
                 with T.Else():
-                    call("amx_fetch_commit")
+                    COPY_COMMIT()
             self.read_x(1)
             self.multiply(0, 1)
             with T.If(pair * 2 + 3 < rounds):
@@ -294,6 +292,6 @@ class Warp:
                     self.load_weights(pair * 2 + 3, 0, 1)
                     self.load_scales(pair * 2 + 3, 1)
         if rounds % 2:
-            call("amx_fetch_commit")
+            COPY_COMMIT()
             self.read_x(0)
             self.multiply(0, 0)

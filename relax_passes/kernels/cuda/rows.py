@@ -6,17 +6,18 @@ decoded to float16 in registers anyway, and float16 holds the rounded activation
 
 from __future__ import annotations
 
-from zlib import crc32
-
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from .intrinsics import at, call
-from .rows_text import ROWS, format_text
+from amx_tvm import formats
+
+from .block import PIECE, Pieces, over_block
+from .intrinsics.base import hold, local
+from .intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from .rounding import round_piece
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
-PIECE = 8  # numbers of a 16-byte access
 
 
 def row_kernel(
@@ -47,8 +48,8 @@ def row_kernel(
     """
     if k % PIECE:
         raise ValueError(f"rows of {k} numbers: a multiple of {PIECE} was expected")
+    fmt = formats.get(format_name) if format_name else None
     warps = min(16, max(1, -(-k // PIECE // 32)))
-    name, text = _row_text(k, warps, norm_eps, format_name, dependent)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("rows")
@@ -71,67 +72,47 @@ def row_kernel(
                 with T.sblock("rows"):
                     T.reads()
                     T.writes()
-                    zero = tirx.const(0, "int32")
-                    shared = T.sblock_alloc_buffer((2 * warps,), "float32", scope="shared")
-                    T.buffer_store(shared, tirx.const(0.0, "float32"), [2 * warps - 1])
-                    w = at(x, row, zero) if weight is None else at(weight, zero)
-                    call(name, at(x, row, zero), w, at(y, row, zero), at(shared, 0), tid, text=text)
+                    if dependent:
+                        LAUNCH_DEPENDENTS()
+                        WAIT_PREREQUISITES()
+                    _row(x, weight, y, row, tid, warps, norm_eps, fmt)
     return builder.get().without_attr("global_symbol")
 
 
-def _row_text(
-    k: int, warps: int, norm_eps: float | None, format_name: str, dependent: bool
-) -> tuple[str, str]:
-    """Name and text of the function of a block."""
-    text, scaled = ROWS, False
-    rounding = ""
-    if format_name:
-        from amx_tvm import formats
+def _row(x, weight, y, row, tid, warps: int, norm_eps: float | None, fmt) -> None:  # noqa: ANN001
+    """Emit one row's work; its numbers stay in registers from the first read on."""
+    k = int(x.shape[1])
+    pieces = Pieces(k // PIECE, warps * 32, tid)
+    v = local(pieces.each * PIECE)
+    for p in range(pieces.each):
+        pieces.load(p, x, (row,), v, p * PIECE)
+    if norm_eps is not None:
+        inverse = _inverse_rms(v, k, norm_eps, warps, tid)
+        w = local(PIECE)
+        for p in range(pieces.each):
+            pieces.load(p, weight, (), w, 0)
+            for j in range(PIECE):
+                i = p * PIECE + j
+                T.buffer_store(v, v[i] * (inverse * w[j]), [i])
+    scale = None
+    if fmt is not None and fmt.row_scaled:
+        largest = tirx.const(0.0, "float32")
+        for i in range(pieces.each * PIECE):
+            largest = tirx.max(largest, tirx.abs(v[i]))
+        largest = over_block(hold(largest), warps, tid, tirx.max)
+        scale = hold(largest / tirx.const(6.0 * 448.0, "float32"))
+    for p in range(pieces.each):
+        if fmt is not None:
+            round_piece(v, p * PIECE, fmt, scale)
+        pieces.store(p, y, (row,), v, p * PIECE)
 
-        fmt = formats.get(format_name)
-        rounding = "amx_round_" + "".join(c if c.isalnum() else "_" for c in format_name)
-        text, scaled = format_text(fmt, rounding), fmt.row_scaled
-    ident = crc32(repr((k, warps, norm_eps, format_name, dependent)).encode())
-    name = f"amx_row_{ident:08x}"
-    pieces = -(-k // PIECE // (warps * 32))
-    steps = []
-    if dependent:
-        steps += ["  amx_launch_dependents();", "  amx_wait_prerequisites();"]
-    if norm_eps is not None:
-        steps.append(
-            f"  const float inverse = amx_inverse_rms<{k}, {warps}>(x, {norm_eps!r}f, shared, tid);"
-        )
-    steps.append(f"""  float v[{pieces}][8], largest = 0.f, row_scale = 1.f;
-#pragma unroll
-  for (int p = 0; p < {pieces}; ++p) {{
-    const int i = tid + p * {warps * 32};
-    amx_row_unpack(i < {k // PIECE} ? ((const uint4*)x)[i] : make_uint4(0u, 0u, 0u, 0u), v[p]);""")
-    if norm_eps is not None:
-        steps.append(f"""    float w[8];
-    amx_row_unpack(i < {k // PIECE} ? ((const uint4*)weight)[i] : make_uint4(0u, 0u, 0u, 0u), w);
-    for (int j = 0; j < 8; ++j) v[p][j] *= inverse * w[j];""")
-    if scaled:
-        steps.append("    for (int j = 0; j < 8; ++j) largest = fmaxf(largest, fabsf(v[p][j]));")
-    steps.append("  }")
-    if scaled:
-        largest = f"amx_row_reduce<{warps}, true>(largest, shared + {warps}, tid)"
-        steps.append(f"  row_scale = {largest} / {6.0 * 448.0!r}f;")
-    steps.append(f"""#pragma unroll
-  for (int p = 0; p < {pieces}; ++p) {{
-    const int i = tid + p * {warps * 32};""")
-    if rounding:
-        steps.append(f"    {rounding}(v[p], row_scale);")
-    steps.append(f"    if (i < {k // PIECE}) ((uint4*)y)[i] = amx_row_pack(v[p]);\n  }}")
-    body = "\n".join(steps)
-    signature = "const void* x, const void* weight, void* y, float* shared, int tid"
-    return (
-        name,
-        f"""{text}
-#ifndef {name.upper()}
-#define {name.upper()}
-__device__ __forceinline__ void {name}({signature}) {{
-{body}
-}}
-#endif
-""",
-    )
+
+def _inverse_rms(v, k: int, eps: float, warps: int, tid) -> tirx.Expr:  # noqa: ANN001
+    """1 / sqrt(mean of squares + eps) of a row of k numbers."""
+    total = local(1)
+    T.buffer_store(total, tirx.const(0.0, "float32"), [0])
+    for i in range(int(v.shape[0])):
+        T.buffer_store(total, total[0] + v[i] * v[i], [0])
+    squares = over_block(total[0], warps, tid, lambda a, b: a + b)
+    mean = squares / tirx.const(k, "float32")
+    return hold(tirx.rsqrt(mean + tirx.const(eps, "float32")))

@@ -4,7 +4,7 @@ A block computes `groups` * 64 rows of W by `block_m` rows of x. Each warp owns 
 tile of the packed layout) in all columns; K runs in stages of 64 columns through a ring in shared
 memory:
 
-    x       [stages][block_m][64 columns], 128-byte rows, swizzled (see tile_text)
+    x       [stages][block_m][64 columns], 128-byte rows, swizzled (see intrinsics/tiles.py)
     codes   [stages][warps][units of a stage][512 bytes]
     scales  [stages][warps][units of a stage][8 * record bytes]
 

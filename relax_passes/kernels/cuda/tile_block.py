@@ -6,9 +6,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .buffers import Linear
-from .intrinsics import at, call, local
+from .intrinsics.base import at, local
+from .intrinsics.finish import Finish, finish
+from .intrinsics.memory import SHARED_ADDRESS, STORE_SHARED
+from .intrinsics.sync import BARRIER, BARRIER_OF, CLUSTER_MEET, CLUSTER_SYNC, UNIFORM
+from .intrinsics.tiles import decode_stage, read_stage, stage_words
 from .tile_plan import STAGE_COLUMNS, TileKnobs
-from .tile_text import stage_words, tile_texts
 
 
 class TileBlock:
@@ -20,8 +23,7 @@ class TileBlock:
         shape = linear.decode.shape
         self.linear, self.knobs, self.rank = linear, knobs, rank
         self.threads, self.rows = knobs.groups * 128, knobs.groups * 64
-        self.finish_name, self.texts = tile_texts(linear, knobs.block_m, knobs.cluster, self.rows)
-        warp = T.bind(call("amx_uniform", warp, returns="int32"))
+        warp = T.bind(UNIFORM(warp))
         self.lane, self.warp, self.tid = lane, warp, warp * 32 + lane
         self.peer = n_tile % knobs.share  # place among the blocks that share x
         self.m0, self.n0 = m_tile * knobs.block_m, n_tile * self.rows
@@ -44,11 +46,11 @@ class TileBlock:
         self.ring_bytes = stages * (self.x_bytes + codes + scales)
         tile_bytes = self.knobs.block_m * (self.rows + 4) * 4
         size = max(self.ring_bytes + extra_bytes, tile_bytes) + 1024 + 16
-        # a store to the last word, which nothing uses, keeps the size (see intrinsics.local); of
+        # a store to the last word, which nothing uses, keeps the size (see intrinsics/base.py); of
         # float32 like gemv's, since C++ wants one type of all kernels' `extern __shared__`
         smem = T.sblock_alloc_buffer((size // 4,), "float32", scope="shared.dyn")
         T.buffer_store(smem, tirx.const(0.0, "float32"), [size // 4 - 1])
-        raw = T.bind(call("amx_smem", at(smem, 0), returns="uint32"))
+        raw = T.bind(SHARED_ADDRESS(at(smem, 0)))
         self.base = T.bind((raw + tirx.const(1023, "uint32")) & tirx.const(0xFFFFFC00, "uint32"))
         self.codes_base = self.base + self._u32(stages * self.x_bytes)
         self.scales_base = self.codes_base + self._u32(stages * codes)
@@ -56,16 +58,6 @@ class TileBlock:
     @staticmethod
     def _u32(value):
         return tirx.const(value, "uint32") if isinstance(value, int) else tirx.Cast("uint32", value)
-
-    def do(self, name: str, *args) -> None:
-        """Call a CUDA function with the text that defines it."""
-        text = next(text for start, text in self.texts.items() if name.startswith(start))
-        call(name, *args, text=text)
-
-    def value(self, name: str, *args, dtype: str = "uint32"):
-        """Call a CUDA function that returns something."""
-        text = next(text for start, text in self.texts.items() if name.startswith(start))
-        return call(name, *args, returns=dtype, text=text)
 
     def codes_at(self, slot):
         """Shared address of the warp's codes of a slot."""
@@ -84,8 +76,7 @@ class TileBlock:
     def read_slot(self, words: tirx.Buffer, records: tirx.Buffer, slot, buffer: int) -> None:
         """Read the warp's codes and scales of a slot into one of the register buffers."""
         sizes = stage_words(self.linear.decode)
-        self.do(
-            f"amx_words_{self.linear.decode.ident}",
+        read_stage(self.linear.decode)(
             at(words, sizes[0] * buffer),
             at(records, sizes[1] * buffer),
             self.codes_at(slot),
@@ -96,8 +87,7 @@ class TileBlock:
     def decode_step(self, a, words: tirx.Buffer, records: tirx.Buffer, buffer: int, step: int):
         """Decode 16 columns of a register buffer into the 4 A registers at an address."""
         sizes = stage_words(self.linear.decode)
-        self.do(
-            f"amx_decode_{self.linear.decode.ident}<{step}>",
+        decode_stage(self.linear.decode)[step](
             a,
             at(words, sizes[0] * buffer),
             at(records, sizes[1] * buffer),
@@ -107,40 +97,65 @@ class TileBlock:
     def sync(self) -> None:
         """Wait for all warps that compute."""
         if self.knobs.producer:
-            self.do(f"amx_barrier_of<{self.threads}>")
+            BARRIER_OF[self.threads]()
         else:
-            self.do("amx_barrier")
+            BARRIER()
 
     def finish(self) -> None:
         """Publish the tile as float32 [row of x][row of W] and write y."""
-        linear, stride = self.linear, self.rows + 4
+        stride = self.rows + 4
         self.sync()
         for j in range(self.knobs.block_m // 8):
             for i in range(4):
                 row = 8 * j + 2 * (self.lane % 4) + i % 2
                 column = self.warp * 16 + self.lane // 4 + 8 * (i // 2)
                 place = self.base + self._u32((row * stride + column) * 4)
-                self.do("amx_sts1", place, self.acc[4 * j + i])
+                STORE_SHARED(place, self.acc[4 * j + i])
         if self.knobs.cluster > 1:
-            self.do("amx_cluster_sync")
+            CLUSTER_SYNC()
         else:
             self.sync()
+        shape, corner = (self.knobs.block_m, self.rows), (self.m0, self.n0)
+        ranks = (self.rank, self.peer * self.knobs.cluster)
+        self.write(shape, self.base, corner, ranks, (self.tid, self.threads))
+        if self.knobs.cluster > 1:
+            CLUSTER_MEET()  # no block may leave while another reads its tile
+
+    def write(self, shape: tuple, place, corner: tuple, ranks: tuple, thread: tuple) -> None:
+        """Sum a finished tile over the cluster, and write y.
+
+        Parameters
+        ----------
+        shape : tuple
+            Rows of x and of W.
+        place : tirx.Expr
+            Shared address of the tile.
+        corner : tuple
+            Its first rows of x and of W.
+        ranks : tuple
+            The block's among those that split K, and the first of these in the cluster.
+        thread : tuple
+            The thread, and how many work together.
+        """
+        linear, (block_m, rows) = self.linear, shape
+        what = Finish(
+            linear.spec,
+            linear.decode.half_factor,
+            rows,
+            block_m,
+            self.knobs.cluster,
+            linear.tile_scale is not None,
+        )
         zero = tirx.const(0, "int32")
         unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
-        self.do(
-            self.finish_name,
-            self.base,
+        finish(what)(
+            place,
             at(linear.y, zero, zero),
             unused if linear.residual is None else at(linear.residual, zero, zero),
             unused if linear.bias is None else at(linear.bias, zero),
             unused if linear.tile_scale is None else at(linear.tile_scale, zero),
             linear.m,
-            self.m0,
-            self.n0,
-            self.rank,
-            self.peer * self.knobs.cluster,
-            self.tid,
-            tirx.const(self.threads, "int32"),
+            *corner,
+            *ranks,
+            *thread,
         )
-        if self.knobs.cluster > 1:
-            self.do("amx_cluster_meet")  # no block may leave while another reads its tile

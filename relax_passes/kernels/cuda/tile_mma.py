@@ -10,10 +10,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .buffers import Linear
-from .intrinsics import at, local
+from .intrinsics.base import at, local
+from .intrinsics.memory import COPY_COMMIT, COPY_WAIT
+from .intrinsics.sync import BARRIER, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from .intrinsics.tiles import COPY_W, COPY_X, TILE_MMA, stage_words
 from .tile_block import TileBlock
 from .tile_plan import STAGE_COLUMNS, TileKnobs
-from .tile_text import stage_words
 
 
 class MmaTile(TileBlock):
@@ -30,14 +32,13 @@ class MmaTile(TileBlock):
         linear = self.linear
         zero = tirx.const(0, "int32")
         scales = linear.codes if linear.scales is None else linear.scales
-        self.do(
-            f"amx_copy_w<{self.units}, {self.warp_scales}>",
+        COPY_W[self.units, self.warp_scales](
             self.codes_at(slot),
             self.scales_at(slot),
             at(linear.codes, self.tile, zero, zero),
             at(scales, self.tile, zero, zero),
             (self.first + k) * self.units,
-            tirx.const(linear.units - 1, "int32"),
+            linear.units - 1,
             self.lane,
         )
 
@@ -45,8 +46,7 @@ class MmaTile(TileBlock):
         """Request the block's rows of x of local stage k, and close the stage's group."""
         linear = self.linear
         zero = tirx.const(0, "int32")
-        self.do(
-            f"amx_copy_x<{self.knobs.block_m}, {self.threads}, {linear.spec.k}>",
+        COPY_X[self.knobs.block_m, self.threads, linear.spec.k](
             self.x_at(slot),
             at(linear.x, zero, zero),
             linear.m,
@@ -54,7 +54,7 @@ class MmaTile(TileBlock):
             (self.first + k) * STAGE_COLUMNS,
             self.tid,
         )
-        self.do("amx_copy_commit")
+        COPY_COMMIT()
 
     def _copy(self, k) -> None:
         """Request local stage k, or close an empty group beyond the last."""
@@ -64,33 +64,32 @@ class MmaTile(TileBlock):
                 self._copy_w(k, slot)
                 self._copy_x(k, slot)
             with T.Else():
-                self.do("amx_copy_commit")
+                COPY_COMMIT()
 
     def run(self) -> None:
         """Emit the whole block."""
         stages, dependent = self.knobs.stages, self.knobs.dependent
         if dependent:
-            self.do("amx_launch_dependents")
+            LAUNCH_DEPENDENTS()
         for k in range(min(stages - 1, self.iterations)):
             self._copy_w(tirx.const(k, "int32"), k)
         if dependent:
-            self.do("amx_wait_prerequisites")
+            WAIT_PREREQUISITES()
         for k in range(stages - 1):
             if k < self.iterations:
                 self._copy_x(tirx.const(k, "int32"), k)
             else:
-                self.do("amx_copy_commit")
+                COPY_COMMIT()
         for i in range(self.knobs.block_m // 2):
             T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
         with T.serial(self.iterations, annotations={"disable_unroll": True}) as k:
-            self.do(f"amx_copy_wait<{stages - 2}>")
-            self.do("amx_barrier")
+            COPY_WAIT[stages - 2]()
+            BARRIER()
             self._copy(k + stages - 1)
             self.read_slot(self.words, self.records, k % stages, 0)
             for step in range(4):
                 self.decode_step(at(self.a, 4 * step), self.words, self.records, 0, step)
             xs = self.x_at(k % stages)
-            name = f"amx_tile_mma<{self.knobs.block_m}>"
-            self.do(name, at(self.acc, 0), at(self.a, 0), xs, self.lane)
-        self.do("amx_copy_wait<0>")
+            TILE_MMA[self.knobs.block_m](at(self.acc, 0), at(self.a, 0), xs, self.lane)
+        COPY_WAIT[0]()
         self.finish()

@@ -24,10 +24,18 @@ from tvm.script.ir_builder import tirx as T
 from amx_tvm.targets.cuda.gpus import Gpu
 
 from .buffers import Linear
-from .intrinsics import TEXT, at, local
-from .tile_hopper_text import CLUSTER, wgmma_text
+from .intrinsics import hopper
+from .intrinsics.base import at, local
+from .intrinsics.memory import STORE_SHARED
+from .intrinsics.sync import (
+    BARRIER,
+    CLUSTER_MEET,
+    GROUP_BARRIER,
+    LAUNCH_DEPENDENTS,
+    WAIT_PREREQUISITES,
+    WARP_SYNC,
+)
 from .tile_plan import TileKnobs
-from .tile_text import finish_text
 from .tile_wgmma import WgmmaTile
 
 BAND = 8  # blocks of x
@@ -35,16 +43,6 @@ CHUNK = 32  # rows of x that a warpgroup writes at a time
 _STRIDE = 68  # float32 between rows of x: free of bank conflicts
 _SCRATCH = CHUNK * _STRIDE * 4
 SCRATCH_BYTES = 2 * _SCRATCH  # of a warpgroup: with two places one barrier a chunk is enough
-
-_GROUP_BARRIER = r"""
-#ifndef AMX_GROUP_BARRIER
-#define AMX_GROUP_BARRIER
-// Wait for the other warps of the warpgroup; barrier 0 is the block's.
-__device__ __forceinline__ void amx_group_barrier(int group) {
-  asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
-}
-#endif
-"""
 
 
 def _divide(value, by):
@@ -62,13 +60,6 @@ class PersistentTile(WgmmaTile):
     ):
         zero = tirx.const(0, "int32")
         super().__init__(linear, knobs, gpu, maps, n_tile=block, m_tile=zero, rank=zero, **place)
-        self.finish_name, text = finish_text(linear, 64, CHUNK, 1)
-        self.texts = {
-            self.finish_name: TEXT + CLUSTER + text,
-            "amx_group_": TEXT + _GROUP_BARRIER,
-            f"amx_tile_wgmma_{knobs.block_m // 2}": TEXT + wgmma_text(knobs.block_m // 2),
-            **self.texts,
-        }
         self.slot, self.phase = local(1, "int32"), local(1, "int32")
         self.cluster_index = block // knobs.share
         self.clusters = blocks // knobs.share
@@ -124,14 +115,14 @@ class PersistentTile(WgmmaTile):
     def _produce(self) -> None:
         """Request every stage of every tile; one lane."""
         if self.knobs.dependent:
-            self.do("amx_wait_prerequisites")
+            WAIT_PREREQUISITES()
         self._begin_ring()
 
         def tile() -> None:
             with T.serial(self.iterations, annotations={"disable_unroll": True}) as k:
                 # the phase before the first counts as over
                 slot, phase = self.slot[0], self.phase[0] ^ tirx.const(1, "int32")
-                self.do("amx_wait_barrier", self._empty(slot), self._u32(phase))
+                hopper.WAIT_BARRIER(self._empty(slot), self._u32(phase))
                 self._copy_weights(k, slot)
                 self._copy_x(k, slot)
                 self._advance()
@@ -141,23 +132,23 @@ class PersistentTile(WgmmaTile):
     def _read(self) -> None:
         """Wait for the stage in the ring's slot and read the warp's codes and scales."""
         slot = self.slot[0]
-        self.do("amx_wait_barrier", self._full(slot), self._u32(self.phase[0]))
+        hopper.WAIT_BARRIER(self._full(slot), self._u32(self.phase[0]))
         self.read_slot(self.words, self.records, slot, 0)
 
     def _stage(self, k, last: bool) -> None:
         """Multiply the stage that is in registers, and read the next one of the tile."""
         knobs = self.knobs
         slot = T.bind(self.slot[0])
-        x = T.bind(self.value("amx_wgmma_operand", self.x_at(slot)))
+        x = T.bind(hopper.WGMMA_OPERAND(self.x_at(slot)))
         before = tirx.Select(slot > 0, slot - 1, tirx.const(knobs.stages - 1, "int32"))
         for step in range(4):
-            self.do("amx_wgmma_wait<1>")
+            hopper.WGMMA_WAIT[1]()
             if step == 1:
                 # all products of the stage before have ended
                 self._hand_back(T.bind(before), k >= 1)
             a = at(self.a, 4 * (step % 2))
             self.decode_step(a, self.words, self.records, 0, step)
-            self.do(f"amx_tile_wgmma_{self.x_rows}<{step}, 1>", at(self.acc, 0), a, x)
+            hopper.wgmma(self.x_rows)[step, 1](at(self.acc, 0), a, x)
         self._advance()
         if not last:
             self._read()
@@ -173,16 +164,14 @@ class PersistentTile(WgmmaTile):
                 self._stage(k, last=False)
         slot = T.bind(self.slot[0])
         self._stage(tirx.const(count - 1, "int32"), last=True)
-        self.do("amx_wgmma_wait<0>")
+        hopper.WGMMA_WAIT[0]()
         self._hand_back(slot, tirx.const(True, "bool"))
         self._write()
 
     def _write(self) -> None:
         """Write the warpgroup's part of y, CHUNK rows of x at a time."""
-        linear, lane = self.linear, self.lane
+        lane = self.lane
         group, warp = self.warp // 4, self.warp % 4
-        zero = tirx.const(0, "int32")
-        unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
         blocks = CHUNK // 8
         for chunk in range(self.x_rows // CHUNK):
             scratch = T.bind(self.scratch + self._u32((2 * group + chunk % 2) * _SCRATCH))
@@ -193,37 +182,24 @@ class PersistentTile(WgmmaTile):
                 for i in range(4):
                     offset = ((8 * j + i % 2) * _STRIDE + 8 * (i // 2)) * 4
                     value = self.acc[4 * (chunk * blocks + j) + i]
-                    self.do("amx_sts1", place + self._u32(offset), value)
-            self.do("amx_group_barrier", group)
-            self.do(
-                self.finish_name,
-                scratch,
-                at(linear.y, zero, zero),
-                unused if linear.residual is None else at(linear.residual, zero, zero),
-                unused if linear.bias is None else at(linear.bias, zero),
-                unused if linear.tile_scale is None else at(linear.tile_scale, zero),
-                linear.m,
-                self.m0 + chunk * CHUNK,
-                self.n0 + group * 64,
-                zero,
-                zero,
-                self.tid % 128,
-                tirx.const(128, "int32"),
-            )
+                    STORE_SHARED(place + self._u32(offset), value)
+            GROUP_BARRIER(group)
+            corner = (self.m0 + chunk * CHUNK, self.n0 + group * 64)
+            self.write((CHUNK, 64), scratch, corner, (0, 0), (self.tid % 128, 128))
 
     def run(self) -> None:
         """Emit the whole block."""
         knobs = self.knobs
         if knobs.dependent:
-            self.do("amx_launch_dependents")
+            LAUNCH_DEPENDENTS()
 
         self._one_lane_of(0, self.make_barriers)
-        self.do("amx_barrier" if knobs.share == 1 else "amx_cluster_meet")
+        (BARRIER if knobs.share == 1 else CLUSTER_MEET)()
 
         def leave() -> None:
             if knobs.share > 1:  # no block may leave while another writes to its memory
-                self.do("amx_warp_sync")
-                self.do("amx_cluster_meet")
+                WARP_SYNC()
+                CLUSTER_MEET()
 
         with T.If(self.warp >= self.warps):
             with T.Then():
@@ -233,7 +209,7 @@ class PersistentTile(WgmmaTile):
             with T.Else():
                 self._take_registers(producer=False)
                 if knobs.dependent:
-                    self.do("amx_wait_prerequisites")  # before y and the residual
+                    WAIT_PREREQUISITES()  # before y and the residual
                 self._begin_ring()
                 self._tiles(self._consume_tile)
                 leave()

@@ -32,10 +32,12 @@ from tvm.script.ir_builder import tirx as T
 from amx_tvm.targets.cuda.gpus import Gpu
 
 from .buffers import Linear
-from .intrinsics import at, local
+from .intrinsics import hopper
+from .intrinsics.base import at, local
+from .intrinsics.sync import BARRIER, CLUSTER_MEET, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from .intrinsics.tiles import stage_words
 from .tile_block import TileBlock
 from .tile_plan import STAGE_COLUMNS, TileKnobs
-from .tile_text import stage_words
 
 _SWIZZLE_128 = 3
 # Registers a lane shall keep to, by rows of x in a block: half a row's sum and 50 more, as whole
@@ -108,35 +110,35 @@ class WgmmaTile(TileBlock):
         bytes_of_stage = self.x_rows * 128 + self.warps * (self.warp_codes + self.warp_scales)
         unit, tile = (self.first + k) * self.units, self.n0 // 16
         full, zero = self._full(slot), tirx.const(0, "int32")
-        self.do("amx_expect", full, self._u32(bytes_of_stage))
+        hopper.EXPECT(full, self._u32(bytes_of_stage))
         codes = self.codes_base + self._u32(slot * (self.warps * self.warp_codes))
-        self.do("amx_tma_3d", codes, T.address_of(self.codes_map), zero, unit, tile, full)
+        hopper.TMA[3](codes, T.address_of(self.codes_map), zero, unit, tile, full)
         if self.warp_scales:
             scales = self.scales_base + self._u32(slot * (self.warps * self.warp_scales))
-            self.do("amx_tma_3d", scales, T.address_of(self.scales_map), zero, unit, tile, full)
+            hopper.TMA[3](scales, T.address_of(self.scales_map), zero, unit, tile, full)
 
     def _copy_x(self, k, slot) -> None:
         """Request the block's part of a stage of x for all blocks that share it."""
         column, share = (self.first + k) * STAGE_COLUMNS, self.knobs.share
         x, full = T.address_of(self.x_map), self._full(slot)
         if share == 1:
-            self.do("amx_tma_2d", self.x_at(slot), x, column, self.m0, full)
+            hopper.TMA[2](self.x_at(slot), x, column, self.m0, full)
             return
         rows = self.x_rows // share
         place = self.x_at(slot) + self._u32(self.peer * (rows * 128))
         sharing = sum(1 << self.knobs.cluster * i for i in range(share))
         mask = tirx.shift_left(tirx.const(sharing, "int32"), self.rank)
-        self.do("amx_tma_2d_shared", place, x, column, self.m0 + self.peer * rows, full, mask)
+        hopper.TMA_2D_SHARED(place, x, column, self.m0 + self.peer * rows, full, mask)
 
     def make_barriers(self) -> None:
         """Make the ring's barriers; one lane, and the block waits behind it."""
         for tensor_map in self.maps:
-            self.do("amx_tma_prefetch", T.address_of(tensor_map))
+            hopper.TMA_PREFETCH(T.address_of(tensor_map))
         readers = self.warps * self.knobs.share
         for slot in range(self.knobs.stages):
-            self.do("amx_init_barrier", self._full(slot), self._u32(1))
-            self.do("amx_init_barrier", self._empty(slot), self._u32(readers))
-        self.do("amx_init_done")
+            hopper.INIT_BARRIER(self._full(slot), self._u32(1))
+            hopper.INIT_BARRIER(self._empty(slot), self._u32(readers))
+        hopper.INIT_DONE()
 
     def fill_weights(self) -> None:
         """Request W of the first stages; one lane. W depends on no other kernel."""
@@ -146,7 +148,7 @@ class WgmmaTile(TileBlock):
     def fill_x(self) -> None:
         """Request x of the first stages; one lane."""
         if self.knobs.dependent:
-            self.do("amx_wait_prerequisites")
+            WAIT_PREREQUISITES()
         for k in range(min(self.knobs.stages, self.iterations)):
             self._copy_x(tirx.const(k, "int32"), k)
 
@@ -154,13 +156,13 @@ class WgmmaTile(TileBlock):
         """Emit work for one lane of a warp; elected, so that ptxas knows that it is one."""
         with T.If(tirx.EQ(self.warp, warp)):
             with T.Then():
-                with T.If(self.value("amx_elect", dtype="bool")):
+                with T.If(hopper.ELECT()):
                     with T.Then():
                         emit()
 
     def _refill(self, k, slot, round_of) -> None:
         """Request stage k + stages into the slot of stage k, once all warps are done with that."""
-        self.do("amx_wait_barrier", self._empty(slot), self._u32(round_of % 2))
+        hopper.WAIT_BARRIER(self._empty(slot), self._u32(round_of % 2))
         self._copy_weights(k + self.knobs.stages, slot)
         self._copy_x(k + self.knobs.stages, slot)
 
@@ -173,7 +175,7 @@ class WgmmaTile(TileBlock):
 
     def _read_stage(self, slot: int, buffer: int) -> None:
         """Wait for a stage and read the warp's codes and scales; its slot's next round differs."""
-        self.do("amx_wait_barrier", self._full(slot), self._u32(self.parity[0]))
+        hopper.WAIT_BARRIER(self._full(slot), self._u32(self.parity[0]))
         if slot == self.knobs.stages - 1:
             T.buffer_store(self.parity, self.parity[0] ^ tirx.const(1, "int32"), [0])
         self.read_slot(self.words, self.records, tirx.const(slot, "int32"), buffer)
@@ -182,10 +184,10 @@ class WgmmaTile(TileBlock):
         """Tell the producers that fill a slot that this warp is done with it."""
         knobs, empty = self.knobs, self._empty(slot)
         if knobs.share == 1:
-            self.do("amx_arrive_lane0", empty, wanted, self.lane)
+            hopper.ARRIVE_LANE0(empty, wanted, self.lane)
         else:
-            name = f"amx_arrive_peers<{knobs.share}, {knobs.cluster}>"
-            self.do(name, empty, self.rank, wanted, self.lane)
+            arrive = hopper.ARRIVE_PEERS[knobs.share, knobs.cluster]
+            arrive(empty, self.rank, wanted, self.lane)
 
     def _consume_stage(self, k, slot: int, last: bool = False) -> None:
         """Multiply stage k, hand back the slot before, read the next stage.
@@ -195,19 +197,19 @@ class WgmmaTile(TileBlock):
         """
         knobs, parallel = self.knobs, self.knobs.parallel
         buffer = slot % 2
-        x = T.bind(self.value("amx_wgmma_operand", self.x_at(slot)))
+        x = T.bind(hopper.WGMMA_OPERAND(self.x_at(slot)))
         before = (slot - 1) % knobs.stages
         back = tirx.And(k >= 1, k + knobs.stages <= self.iterations)
         for group in range(4 // parallel):
             first = 4 * parallel * (group % 2)
-            self.do("amx_wgmma_wait<1>")
+            hopper.WGMMA_WAIT[1]()
             if group == 1:
                 self._hand_back(before, back)
             for i in range(parallel):
                 a = at(self.a, first + 4 * i)
                 self.decode_step(a, self.words, self.records, buffer, group * parallel + i)
-            name = f"amx_tile_wgmma_{knobs.block_m}<{group * parallel}, {parallel}>"
-            self.do(name, at(self.acc, 0), at(self.a, first), x)
+            multiply = hopper.wgmma(knobs.block_m)[group * parallel, parallel]
+            multiply(at(self.acc, 0), at(self.a, first), x)
             if group == 1 and not last:
                 self._read_stage((slot + 1) % knobs.stages, 1 - buffer)
         if not knobs.producer:
@@ -231,7 +233,7 @@ class WgmmaTile(TileBlock):
                     self._consume_stage(i * stages + slot, slot)
         for k in range(whole, count):
             self._consume_stage(tirx.const(k, "int32"), k - whole, last=k == count - 1)
-        self.do("amx_wgmma_wait<0>")
+        hopper.WGMMA_WAIT[0]()
 
     @property
     def blocks(self) -> int:
@@ -247,15 +249,15 @@ class WgmmaTile(TileBlock):
             return
         fewer, more = self.knobs.registers(self.gpu)
         if producer:
-            self.do(f"amx_wgmma_fewer_registers<{fewer}>")
+            hopper.FEWER_REGISTERS[fewer]()
         else:
-            self.do(f"amx_wgmma_more_registers<{more}>")
+            hopper.MORE_REGISTERS[more]()
 
     def run(self) -> None:
         """Emit the whole block."""
         knobs = self.knobs
         if knobs.dependent:
-            self.do("amx_launch_dependents")
+            LAUNCH_DEPENDENTS()
 
         def begin() -> None:
             self.make_barriers()
@@ -263,7 +265,7 @@ class WgmmaTile(TileBlock):
 
         self._one_lane_of(0, begin)
         # blocks that share x write to each other's memory
-        self.do("amx_barrier" if knobs.share == 1 else "amx_cluster_meet")
+        (BARRIER if knobs.share == 1 else CLUSTER_MEET)()
         if not knobs.producer:
             self._one_lane_of(0, self.fill_x)
             self._consume_and_finish()
@@ -285,5 +287,5 @@ class WgmmaTile(TileBlock):
     def _consume_and_finish(self) -> None:
         self.consume()
         if self.knobs.dependent:
-            self.do("amx_wait_prerequisites")  # before the residual is read
+            WAIT_PREREQUISITES()  # before the residual is read
         self.finish()

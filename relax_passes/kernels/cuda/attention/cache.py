@@ -25,10 +25,17 @@ from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from relax_passes.kernels.cuda.intrinsics import at, call
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from .config import PAGE_TOKENS, TOKEN, AttentionConfig
-from .state_text import STATE, STATE_WORDS
+from .state_text import (
+    COPY_PAGE,
+    STATE_BEGIN,
+    STATE_LIST,
+    STATE_ROWS,
+    STATE_SLOTS,
+    STATE_WORDS,
+)
 
 _SCALARS = (
     ("rotary_mode", "int32"),
@@ -162,15 +169,15 @@ def _indices(handle, count) -> tirx.Buffer:  # noqa: ANN001
     return T.match_buffer(handle, (count,), "int32", elem_offset=T.int32())
 
 
-def _tell(function: str, *args) -> None:
-    """Run a text function on one thread of the device."""
+def _tell(function: Intrinsic, *args) -> None:
+    """Run a function on one thread of the device."""
     with T.frame_scope(
         [T.thread_binding(1, thread="blockIdx.x"), T.thread_binding(1, thread="threadIdx.x")]
     ):
         with T.sblock("tell"):
             T.reads()
             T.writes()
-            call(function, *args, text=STATE)
+            function(*args)
 
 
 def _carrier(handle) -> tirx.Expr:  # noqa: ANN001
@@ -198,7 +205,7 @@ def first(config: AttentionConfig) -> tirx.PrimFunc:
         zero, elements = tirx.const(0, "int32"), tirx.const(config.page_elements, "int64")
         carriers = (_carrier(q), _carrier(k))
         place = (at(store, zero, zero), elements)
-        _tell("amx_state_begin", *place, at(positions, zero), n, *carriers)
+        _tell(STATE_BEGIN, *place, at(positions, zero), n, *carriers)
 
     return _callback("kv_cache_begin", body)
 
@@ -213,7 +220,7 @@ def slots() -> tirx.PrimFunc:
         k, own = _carrier(k), _own(own)
         with T.If(n > 1):  # one token's slot follows from the lists
             with T.Then():
-                _tell("amx_state_slots", k, own, at(slots, tirx.const(0, "int32")))
+                _tell(STATE_SLOTS, k, own, at(slots, tirx.const(0, "int32")))
 
     return _callback("kv_cache_slots", body)
 
@@ -226,7 +233,7 @@ def sequences() -> tirx.PrimFunc:
         _scalars(_causal())
         n = T.int32()
         rows = _indices(found, n)
-        _tell("amx_state_rows", _carrier(q), at(rows, tirx.const(0, "int32")), n - 1)
+        _tell(STATE_ROWS, _carrier(q), at(rows, tirx.const(0, "int32")), n - 1)
 
     return _callback("kv_cache_rows", body)
 
@@ -247,7 +254,7 @@ def page_list(prefill: bool) -> tirx.PrimFunc:
         if prefill:
             rows = at(_indices(handles["rows"], n), zero)
         object_ = (_carrier(handles["q"]), _own(handles["own_pages"]))
-        _tell("amx_state_list", *object_, at(starts, zero), at(pages, zero), rows, n - 1)
+        _tell(STATE_LIST, *object_, at(starts, zero), at(pages, zero), rows, n - 1)
 
     return _callback("kv_cache_list", body)
 
@@ -271,7 +278,7 @@ def copy_page(config: AttentionConfig) -> tirx.PrimFunc:
                 T.writes()
                 size = tirx.const(words, "int64")
                 index = tirx.Cast("int64", block * 256 + thread)
-                call("amx_copy_page", own, size, source, target, index, text=STATE)
+                COPY_PAGE(own, size, source, target, index)
 
     return _callback("kv_cache_copy_page", body)
 

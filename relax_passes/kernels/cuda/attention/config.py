@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from relax_passes.attention_spec import Rotation
+from relax_passes.kernels.cuda.intrinsics.base import Source
 
 PAGE_TOKENS = 16
 TOKEN = 4  # float16 numbers of the cache object's own heads: as many as an address needs
@@ -51,18 +52,9 @@ class AttentionConfig:
         return self.head_dim in HEAD_DIMS and self.group <= 16
 
 
-def frequencies_name(rotation: Rotation) -> str:
-    """C name of the array of frequencies."""
-    data = np.asarray(rotation.frequencies, np.float32).tobytes()
-    return f"amx_frequencies_{rotation.pairs}_{crc32(data):08x}"
-
-
-def frequencies_text(rotation: Rotation) -> str:
-    """Define the array of frequencies as a constant."""
-    values = rotation.frequencies or (0.0,)
-    numbers = ", ".join(f"{float(np.float32(v))!r}f" for v in values)
-    name = frequencies_name(rotation)
-    return (
-        f"#ifndef {name.upper()}\n#define {name.upper()}\n"
-        f"__device__ const float {name}[{len(values)}] = {{{numbers}}};\n#endif\n"
-    )
+def frequencies(rotation: Rotation) -> Source:
+    """Define the array of a rotation's frequencies, as a constant."""
+    values = np.asarray(rotation.frequencies or (0.0,), np.float32)
+    numbers = ", ".join(f"{float(v)!r}f" for v in values)
+    name = f"amx_frequencies_{rotation.pairs}_{crc32(values.tobytes()):08x}"
+    return Source(name, f"__device__ const float {name}[{len(values)}] = {{{numbers}}};")

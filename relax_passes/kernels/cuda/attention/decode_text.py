@@ -18,31 +18,22 @@ are of earlier steps: their first keys are requested before the kernel in front 
 
 from __future__ import annotations
 
+from relax_passes.kernels.cuda.intrinsics.arithmetic import PACK_HALF2
+from relax_passes.kernels.cuda.intrinsics.base import Source
+from relax_passes.kernels.cuda.intrinsics.memory import SHARED_ADDRESS
+from relax_passes.kernels.cuda.intrinsics.mma import MMA
+from relax_passes.kernels.cuda.intrinsics.sync import (
+    CLUSTER_SYNC,
+    LAUNCH_DEPENDENTS,
+    PEER,
+    WAIT_PREREQUISITES,
+)
+
 from .state_text import STATE
 
-_PEER = r"""
-#ifndef AMX_ATTENTION_PEER
-#define AMX_ATTENTION_PEER
-__device__ __forceinline__ void amx_attend_cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ float2 amx_attend_peer2(const float* p, unsigned rank) {
-  float2 v = make_float2(0.f, 0.f);
-#if __CUDA_ARCH__ >= 900
-  unsigned a = (unsigned)__cvta_generic_to_shared(p), q;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(q) : "r"(a), "r"(rank));
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(q) : "memory");
-#endif
-  return v;
-}
-#endif
-"""
-
-_DECODE = r"""
-#ifndef AMX_ATTEND_DECODE
-#define AMX_ATTEND_DECODE
+DECODE = Source(
+    "amx_attend_decode_text",
+    r"""
 template <int D>
 __device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* page, int g, int t) {
 #pragma unroll
@@ -52,7 +43,6 @@ __device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* pa
     for (int j = 0; j < D / 32; ++j) k[i][j] = *(const uint4*)(row + 32 * j);
   }
 }
-__device__ __forceinline__ unsigned amx_pack(float a, float b) { return amx_u32(__floats2half2_rn(a, b)); }
 
 // D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
 template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool ONE, bool DEPENDENT>
@@ -182,8 +172,8 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
 #pragma unroll
       for (int i = 0; i < TILES; ++i) { o[i][2 * h] *= fade[h]; o[i][2 * h + 1] *= fade[h]; }
     }
-    unsigned p[4] = {amx_pack(s[0][0], s[0][1]), 0u, amx_pack(s[1][0], s[1][1]), 0u};
-    if constexpr (ROWS == 16) { p[1] = amx_pack(s[0][2], s[0][3]); p[3] = amx_pack(s[1][2], s[1][3]); }
+    unsigned p[4] = {amx_pack_half2(s[0][0], s[0][1]), 0u, amx_pack_half2(s[1][0], s[1][1]), 0u};
+    if constexpr (ROWS == 16) { p[1] = amx_pack_half2(s[0][2], s[0][3]); p[3] = amx_pack_half2(s[1][2], s[1][3]); }
     if (page == last) {  // slots beyond the sequence may hold anything, NaN too
       const int valid = length - token;
       const unsigned mx = (valid > 0 ? 0xffffu : 0u) | (valid > 1 ? 0xffff0000u : 0u);
@@ -232,14 +222,14 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
     }
   }
   if (SPLITS == 1) return;
-  amx_attend_cluster_sync();
+  amx_cluster_sync();
   for (int i = tid * SPLITS + split; i < G * D / 2; i += THREADS * SPLITS) {
     const int r = 2 * i / D, e = 2 * i % D;
     float2 m[SPLITS], x[SPLITS];
 #pragma unroll
     for (int p = 0; p < SPLITS; ++p) {
-      m[p] = amx_attend_peer2(whole + 2 * r, p);
-      x[p] = amx_attend_peer2(part + r * D + e, p);
+      m[p] = amx_peer2(amx_smem(whole + 2 * r), p);
+      x[p] = amx_peer2(amx_smem(part + r * D + e), p);
     }
     float best = NONE, total = 0.f, a = 0.f, b = 0.f;
 #pragma unroll
@@ -251,12 +241,20 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
     }
     *(half2*)(out + ((long long)row * HEADS + head * G + r) * D + e) = __floats2half2_rn(a / total, b / total);
   }
-  amx_attend_cluster_sync();  // no block may leave while another reads its part
+  amx_cluster_sync();  // no block may leave while another reads its part
 }
-#endif
-"""
-
-DECODE = STATE + _PEER + _DECODE
+""",
+    (
+        STATE,
+        MMA,
+        PACK_HALF2,
+        SHARED_ADDRESS,
+        PEER[2],
+        CLUSTER_SYNC,
+        LAUNCH_DEPENDENTS,
+        WAIT_PREREQUISITES,
+    ),
+)
 
 
 def shared_floats(d: int, group: int, half: int, warps: int) -> int:

@@ -21,10 +21,10 @@ from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.attention_spec import Rotation
-from relax_passes.kernels.cuda.intrinsics import at, call
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import decode_text, prefill_text
-from .config import TOKEN, AttentionConfig, frequencies_name, frequencies_text
+from .config import TOKEN, AttentionConfig, frequencies
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
@@ -104,19 +104,16 @@ def decode(
     flags = ", ".join("true" if f else "false" for f in (one, dependent))
     numbers = f"{d}, {group}, {config.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
     # A function around it passes the frequencies, which the IR cannot name.
-    name = (
-        f"amx_decode_{frequencies_name(rotation)}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
+    turns = frequencies(rotation)
+    name = f"amx_decode_{turns.name}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
+    attend = Intrinsic(
+        name,
+        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {turns.name}, {rotation.factor!r}f, layer, {config.layers},
+                               scale, cap, window, split, head, row, warp, lane);""",
+        (decode_text.DECODE, turns),
+        "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
+        "float cap, int window, int split, int head, int row, int warp, int lane)",
     )
-    text = f"""{decode_text.DECODE}{frequencies_text(rotation)}
-#ifndef {name.upper()}
-#define {name.upper()}
-__device__ __forceinline__ void {name}(float* shared, const void* qkv, const void* state, void* out, int layer, float scale,
-                                       float cap, int window, int split, int head, int row, int warp, int lane) {{
-  amx_attend_decode<{numbers}>(shared, qkv, state, out, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers},
-                               scale, cap, window, split, head, row, warp, lane);
-}}
-#endif
-"""
     floats = decode_text.shared_floats(d, group, rotation.pairs, _WARPS)
 
     def body() -> None:
@@ -140,8 +137,7 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, const voi
                 T.reads()
                 T.writes()
                 zero = tirx.const(0, "int32")
-                call(
-                    name,
+                attend(
                     at(_shared(floats), zero),
                     at(qkv, zero, zero, zero),
                     state,
@@ -155,7 +151,6 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, const voi
                     bound[0],
                     bound[-2],
                     bound[-1],
-                    text=text,
                 )
 
     return _function("attention_decode", body, dependent)
@@ -164,16 +159,15 @@ __device__ __forceinline__ void {name}(float* shared, const void* qkv, const voi
 def store(config: AttentionConfig, rotation: Rotation) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
     d = config.head_dim
-    name = f"amx_store_{frequencies_name(rotation)}_{d}_{config.heads}_{config.kv_heads}"
-    text = f"""{prefill_text.PREFILL}{frequencies_text(rotation)}
-#ifndef {name.upper()}
-#define {name.upper()}
-__device__ __forceinline__ void {name}(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid) {{
-  amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
-      qkv, state, q, {frequencies_name(rotation)}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);
-}}
-#endif
-"""
+    turns = frequencies(rotation)
+    name = f"amx_store_{turns.name}_{d}_{config.heads}_{config.kv_heads}"
+    put = Intrinsic(
+        name,
+        f"""  amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
+      qkv, state, q, {turns.name}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);""",
+        (prefill_text.PREFILL, turns),
+        "void(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid)",
+    )
 
     def body() -> None:
         extent, rows = _rows(None)
@@ -194,7 +188,7 @@ __device__ __forceinline__ void {name}(const void* qkv, const void* state, void*
                 zero = tirx.const(0, "int32")
                 place = (layer, rows, block, head, tid)
                 given = (at(qkv, zero, zero, zero), state, at(q, zero, zero, zero))
-                call(name, *given, *place, text=text)
+                put(*given, *place)
 
     return _function("attention_store", body)
 
@@ -204,7 +198,7 @@ def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc
     d = config.head_dim
     limit = gpu(config.arch).shared_bytes
     tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
-    numbers = f"{d}, {config.group}, {config.kv_heads}, {tokens}"
+    attend = prefill_text.ATTEND[d, config.group, config.kv_heads, tokens]
 
     def body() -> None:
         extent, rows = _rows(None)
@@ -225,8 +219,7 @@ def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc
                 T.reads()
                 T.writes()
                 zero = tirx.const(0, "int32")
-                call(
-                    f"amx_attend_prefill<{numbers}>",
+                attend(
                     at(_shared(prefill_text.shared_floats(d, tokens)), zero),
                     at(q, zero, zero, zero),
                     state,
@@ -241,7 +234,6 @@ def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc
                     head,
                     warp,
                     lane,
-                    text=prefill_text.PREFILL,
                 )
 
     return _function("attention_prefill", body)

@@ -14,21 +14,22 @@ four warps owns 16 queries; softmax is online, probabilities stay in registers.
 
 from __future__ import annotations
 
+from relax_passes.kernels.cuda.intrinsics.arithmetic import PACK_HALF2
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
+from relax_passes.kernels.cuda.intrinsics.memory import (
+    COPY16,
+    COPY_COMMIT,
+    COPY_WAIT,
+    MATRIX,
+    SHARED_ADDRESS,
+)
+from relax_passes.kernels.cuda.intrinsics.mma import MMA
+
 from .state_text import STATE
 
-_PREFILL = r"""
-#ifndef AMX_ATTEND_PREFILL
-#define AMX_ATTEND_PREFILL
-__device__ __forceinline__ void amx_attend_copy16(unsigned dst, const void* src, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(dst), "l"(src), "r"(inside ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void amx_attend_matrix4(unsigned* d, const half* p) {
-  const unsigned a = (unsigned)__cvta_generic_to_shared(p);
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a) : "memory");
-}
-__device__ __forceinline__ unsigned amx_prefill_pack(float a, float b) { return amx_u32(__floats2half2_rn(a, b)); }
-
+PREFILL = Source(
+    "amx_attend_prefill_text",
+    r"""
 // Sixteen rows of one head of q, k or v, 128 threads. Slots behind a sequence's last token become
 // zero: tiles read whole pages, and what a product multiplies by zero must be finite.
 template <int D, int HEADS, int KV, int HALF>
@@ -121,21 +122,21 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
     for (int i = tid; i < BN * CHUNKS; i += 128) {
       const int token = i / CHUNKS, c = i % CHUNKS, at = n + token;
       const half* src = at < total ? base + amx_page(table, at >> 4) * stride + (at & 15) * D + c * 8 : base;
-      amx_attend_copy16((unsigned)__cvta_generic_to_shared(ks + (stage * BN + token) * ROW + c * 8), src, at < total);
+      amx_copy16_cg(amx_smem(ks + (stage * BN + token) * ROW + c * 8), src, at < total);
     }
     for (int i = tid; i < BN * CHUNKS; i += 128) {
       const int page = i / (2 * D), e = i % (2 * D) / 2, c = i & 1, at = n + page * 16;
       const half* src = at < total ? base + amx_page(table, at >> 4) * stride + KV * BLOCK + e * 16 + c * 8 : base;
       half* dst = vs + ((stage * (BN / 16) + page) * D + e) * 24 + c * 8;
-      amx_attend_copy16((unsigned)__cvta_generic_to_shared(dst), src, at < total);
+      amx_copy16_cg(amx_smem(dst), src, at < total);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    amx_copy_commit();
   };
 
   for (int i = tid; i < 64 * CHUNKS; i += 128) {
     const int r = i / CHUNKS, c = i % CHUNKS, row = m0 + r;
     const half* src = row < m ? q + ((long long)row * HEADS + head) * D + c * 8 : q;
-    amx_attend_copy16((unsigned)__cvta_generic_to_shared(qs + r * ROW + c * 8), src, row < m);
+    amx_copy16_cg(amx_smem(qs + r * ROW + c * 8), src, row < m);
   }
   request(begin, 0);
   float o[D / 8][4], top[2] = {NONE, NONE}, sum[2] = {0.f, 0.f};
@@ -148,9 +149,9 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
   for (int n = begin; n < end; n += BN, stage ^= 1) {
     if (n + BN < end) {
       request(n + BN, stage ^ 1);
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      amx_copy_wait<1>();
     } else {
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      amx_copy_wait<0>();
     }
     __syncthreads();
     const half* kt = ks + stage * BN * ROW;
@@ -161,11 +162,11 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       unsigned a[4];
-      amx_attend_matrix4(a, qs + (warp * 16 + (mi & 1) * 8 + r8) * ROW + step * 16 + (mi >> 1) * 8);
+      amx_matrix4(a, amx_smem(qs + (warp * 16 + (mi & 1) * 8 + r8) * ROW + step * 16 + (mi >> 1) * 8));
 #pragma unroll
       for (int i = 0; i < NT / 2; ++i) {
         unsigned b[4];
-        amx_attend_matrix4(b, kt + (i * 16 + (mi >> 1) * 8 + r8) * ROW + step * 16 + (mi & 1) * 8);
+        amx_matrix4(b, amx_smem(kt + (i * 16 + (mi >> 1) * 8 + r8) * ROW + step * 16 + (mi & 1) * 8));
         amx_mma(s[2 * i], a, b[0], b[1]);
         amx_mma(s[2 * i + 1], a, b[2], b[3]);
       }
@@ -206,12 +207,12 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
 #pragma unroll
     for (int j = 0; j < BN / 16; ++j) {
       const unsigned p[4] = {
-          amx_prefill_pack(s[2 * j][0], s[2 * j][1]), amx_prefill_pack(s[2 * j][2], s[2 * j][3]),
-          amx_prefill_pack(s[2 * j + 1][0], s[2 * j + 1][1]), amx_prefill_pack(s[2 * j + 1][2], s[2 * j + 1][3])};
+          amx_pack_half2(s[2 * j][0], s[2 * j][1]), amx_pack_half2(s[2 * j][2], s[2 * j][3]),
+          amx_pack_half2(s[2 * j + 1][0], s[2 * j + 1][1]), amx_pack_half2(s[2 * j + 1][2], s[2 * j + 1][3])};
 #pragma unroll
       for (int i = 0; i < D / 16; ++i) {
         unsigned b[4];
-        amx_attend_matrix4(b, vt + (j * D + i * 16 + (mi >> 1) * 8 + r8) * 24 + (mi & 1) * 8);
+        amx_matrix4(b, amx_smem(vt + (j * D + i * 16 + (mi >> 1) * 8 + r8) * 24 + (mi & 1) * 8));
         amx_mma(o[2 * i], p, b[0], b[1]);
         amx_mma(o[2 * i + 1], p, b[2], b[3]);
       }
@@ -231,23 +232,25 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
           __floats2half2_rn(o[i][2 * h] * inverse, o[i][2 * h + 1] * inverse);
   }
 }
-
-// Block `block` of `blocks` takes every blocks-th tile: with one sequence there are as many as blocks.
-template <int D, int G, int KV, int BN>
-__device__ __forceinline__ void amx_attend_prefill(float* shared, const void* q, const void* state_, void* out, int layer,
-                                                   int layers, float scale, float cap, int window, int block,
-                                                   int blocks, int head, int warp, int lane) {
+""",
+    (STATE, MMA, PACK_HALF2, SHARED_ADDRESS, COPY16, COPY_COMMIT, COPY_WAIT, MATRIX[4]),
+)
+# Block `block` of `blocks` takes every blocks-th tile: with one sequence there are as many as
+# blocks.
+ATTEND = Intrinsic(
+    "amx_attend_prefill",
+    """
   const AmxState* state = (const AmxState*)state_;
   for (int job = block;; job += blocks) {
     const AmxTile mine = amx_tile(state, job, lane);
     if (mine.rows == 0) return;
     amx_attend_tile<D, G, KV, BN>(shared, state, q, out, layer, layers, scale, cap, window, mine, head, warp, lane);
-  }
-}
-#endif
-"""
-
-PREFILL = STATE + _PREFILL
+  }""",
+    (PREFILL,),
+    "void(float* shared, const void* q, const void* state_, void* out, int layer, int layers, "
+    "float scale, float cap, int window, int block, int blocks, int head, int warp, int lane)",
+    "int D, int G, int KV, int BN",
+)
 
 
 def shared_floats(d: int, tokens: int) -> int:

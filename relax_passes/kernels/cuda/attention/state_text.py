@@ -21,15 +21,14 @@ in page p / 16 of that chain.
 
 from __future__ import annotations
 
-from relax_passes.kernels.cuda.intrinsics import TEXT
+from relax_passes.kernels.cuda.intrinsics.arithmetic import COMMON
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 
 STATE_WORDS = 32  # int32 numbers of the argument `state`
 
-STATE = (
-    TEXT
-    + r"""
-#ifndef AMX_ATTENTION_STATE
-#define AMX_ATTENTION_STATE
+STATE = Source(
+    "amx_attention_state",
+    r"""
 struct AmxList {
   const int* starts;   // [entries + 1]: where each one's pages begin in `pages`
   const int* pages;
@@ -103,10 +102,20 @@ __device__ __forceinline__ float amx_rotated(const half* x, int e, int half_, co
   if (e < 2 * half_) return v * turn[e - half_].x + __half2float(x[e - half_]) * turn[e - half_].y;
   return v;
 }
-// -- what the cache object tells; `carrier` is a buffer of its own that holds the state's address
-__device__ __forceinline__ AmxState* amx_carried(const void* carrier) { return *(AmxState* const*)carrier; }
-__device__ __forceinline__ void amx_state_begin(void* store, long long elements, const void* positions, int rows,
-                                                void* q, void* k) {
+""",
+    COMMON,
+)
+
+# -- what the cache object tells; `carrier` is a buffer of its own that holds the state's address
+_CARRIED = Intrinsic(
+    "amx_carried",
+    "  return *(AmxState* const*)carrier;",
+    (STATE,),
+    "AmxState*(const void* carrier)",
+)
+STATE_BEGIN = Intrinsic(
+    "amx_state_begin",
+    """
   AmxState* state = (AmxState*)store;
   *(AmxState**)q = state;
   *(AmxState**)k = state;
@@ -115,34 +124,47 @@ __device__ __forceinline__ void amx_state_begin(void* store, long long elements,
   state->position = ((const int*)positions)[0];
   state->rows = nullptr;
   state->sequences = rows;
-  state->lists = 0;
-}
-__device__ __forceinline__ void amx_state_slots(const void* k, void* own, const void* slots) {
+  state->lists = 0;""",
+    (STATE,),
+    "void(void* store, long long elements, const void* positions, int rows, void* q, void* k)",
+)
+STATE_SLOTS = Intrinsic(
+    "amx_state_slots",
+    """
   AmxState* state = amx_carried(k);
   *(AmxState**)own = state;
-  state->slots = (const int*)slots;
-}
-__device__ __forceinline__ void amx_state_rows(const void* q, const void* rows, int sequences) {
+  state->slots = (const int*)slots;""",
+    (_CARRIED,),
+    "void(const void* k, void* own, const void* slots)",
+)
+STATE_ROWS = Intrinsic(
+    "amx_state_rows",
+    """
   AmxState* state = amx_carried(q);
   state->rows = (const int*)rows;
-  state->sequences = sequences;
-}
-__device__ __forceinline__ void amx_state_list(const void* q, void* own, const void* starts, const void* pages,
-                                               const void* rows, int count) {
+  state->sequences = sequences;""",
+    (_CARRIED,),
+    "void(const void* q, const void* rows, int sequences)",
+)
+STATE_LIST = Intrinsic(
+    "amx_state_list",
+    """
   AmxState* state = amx_carried(q);
   *(AmxState**)own = state;
   const int i = state->lists;
   const int* s = (const int*)starts;
   state->list[i] = AmxList{s, (const int*)pages, (const int*)rows, count};
   state->pages_of_first[i] = s[1] - s[0];
-  state->lists = i + 1;
-}
-// A fork copies a page: `words` 16-byte words of all layers.
-__device__ __forceinline__ void amx_copy_page(const void* own, long long words, long long from, long long to,
-                                              long long i) {
+  state->lists = i + 1;""",
+    (_CARRIED,),
+    "void(const void* q, void* own, const void* starts, const void* pages, const void* rows, int count)",
+)
+# A fork copies a page: `words` 16-byte words of all layers.
+COPY_PAGE = Intrinsic(
+    "amx_copy_page",
+    """
   uint4* pages = (uint4*)amx_carried(own)->pages;
-  if (i < words) pages[to * words + i] = pages[from * words + i];
-}
-#endif
-"""
+  if (i < words) pages[to * words + i] = pages[from * words + i];""",
+    (_CARRIED,),
+    "void(const void* own, long long words, long long from, long long to, long long i)",
 )
