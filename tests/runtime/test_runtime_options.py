@@ -20,7 +20,7 @@ def test_none_is_the_default(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("value", WRONG, ids=lambda v: repr(v).split(" at ")[0])
 def test_wrong_values_are_named(name, value):
     if name == "stop" and value == "x":
         return
