@@ -49,9 +49,9 @@ class ArtifactWriter:
         self.directory = self.publication.path
 
     def __enter__(self) -> ArtifactWriter:
-        check_replaceable(self.output, self._overwrite)
         with ExitStack() as stack:
             stack.enter_context(self.publication)
+            check_replaceable(self.output, self._overwrite)
             self.directory.mkdir()
             self.parameters = ParameterWriter(self.directory, self._shard_bytes)
             stack.callback(self.parameters.abort)

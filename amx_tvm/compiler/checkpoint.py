@@ -63,10 +63,10 @@ def quantize_checkpoint(
     source, place = open_model(model), Path(output)
     if source.kind != "causal_lm":
         raise ModelError(f"{source.name} is no language model; only those become checkpoints")
-    if os.path.lexists(place):
-        raise ArtifactError(f"{place} exists already; name a new directory")
     names, chosen = _plan(source, config)
     with Publication(place) as new:
+        if os.path.lexists(place):
+            raise ArtifactError(f"{place} exists already; name a new directory")
         new.path.mkdir()
         _write(source, names, chosen, config, new, progress)
         new.publish()

@@ -109,7 +109,8 @@ def export(
     """
     final = Path(os.path.abspath(output))
     archive = is_archive(final)
-    _check_output(final, archive, overwrite)
+    if archive:
+        check_tool(final)
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown:
         raise TargetError(f"runtime {unknown[0]!r} is unknown; known are {', '.join(RUNTIMES)}")
@@ -128,6 +129,7 @@ def export(
     given, config = _source(model, quantization, strict)
     tell = progress or (lambda *_: None)
     with Publication(final) as new:
+        _check_output(final, archive, overwrite)
         # What runs the model comes first: a tool or package that is missing is found at once.
         tell("bundle", 0, 3, "runtime")
         extras = new.workspace / "extras"
@@ -179,12 +181,10 @@ def export(
 
 
 def _check_output(final: Path, archive: bool, overwrite: bool) -> None:
-    """Refuse an output that must not be replaced, and an archive that cannot be packed."""
+    """Refuse an output that must not be replaced."""
     if not archive:
         check_replaceable(final, overwrite)
-        return
-    check_tool(final)
-    if final.is_dir() or (final.exists() and not overwrite):
+    elif final.is_dir() or (final.exists() and not overwrite):
         raise ArtifactError(f"{final} exists; choose another output or pass overwrite")
 
 

@@ -238,8 +238,10 @@ def test_error_of_the_model_is_not_blamed_on_the_output(tmp_path):
 
 def test_existing_output(artifact, tmp_path):
     existing = shutil.copytree(artifact, tmp_path / "out")
+    (tmp_path / ".out.partial").mkdir()  # of a run that was killed behind its last step
     with pytest.raises(ArtifactError, match="--overwrite"), ArtifactWriter(existing):
         pass
+    assert not (tmp_path / ".out.partial").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with (
