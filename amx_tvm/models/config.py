@@ -220,6 +220,8 @@ class ConfigReader:
                 + ", ".join(ROPE_SCALINGS)
             )
         scaling["rope_type"] = kind
+        if kind == "yarn" and not scaling.get("original_max_position_embeddings"):
+            scaling["original_max_position_embeddings"] = self.require("max_position_embeddings")
         return theta, scaling
 
     def layer_kinds(self, layers: int, default: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -239,18 +241,18 @@ class ConfigReader:
         return kinds if SLIDING in kinds else ()
 
 
-def extended(context: int, scaling: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Return the context and a scaling dictionary that says what it extends.
+def extended(context: int, scaling: dict[str, Any]) -> int:
+    """Return the context that a scaling makes of ``max_position_embeddings``.
 
     Qwen's recipe for YaRN leaves ``max_position_embeddings`` at the trained length; the context is
     then the trained length times the factor, as vLLM has it. (transformers has no longest context.)
     """
     if scaling.get("rope_type") != "yarn":
-        return context, scaling
-    trained = int(scaling.get("original_max_position_embeddings") or context)
-    if context <= trained:
-        context = max(context, int(trained * float(scaling.get("factor") or 1.0)))
-    return context, {**scaling, "original_max_position_embeddings": trained}
+        return context
+    trained = int(scaling["original_max_position_embeddings"])
+    if context > trained:
+        return context
+    return max(context, int(trained * float(scaling.get("factor") or 1.0)))
 
 
 def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> DecoderConfig:
@@ -275,7 +277,7 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
     layers, context = read.require("num_hidden_layers"), read.require("max_position_embeddings")
     head_dim = int(read.get("head_dim", hidden // heads))
     theta, scaling = read.rope()
-    context, scaling = extended(context, scaling)
+    context = extended(context, scaling)
     found = {
         "vocab_size": read.require("vocab_size"),
         "hidden_size": hidden,

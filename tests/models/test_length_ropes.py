@@ -8,6 +8,7 @@ import torch
 import transformers
 
 import amx_tvm
+from amx_tvm.frontends.hf.config import normalize
 from amx_tvm.models import find, rope
 from amx_tvm.models.config import Rope
 from amx_tvm.runtime.session import decode_batch
@@ -117,6 +118,22 @@ def test_yarn_extends_the_context(architecture, key, longest, original, context)
         else None
     )
     assert rope.rotation(config, 0) == expected
+
+
+def test_families_with_ropes_of_their_own_extend_alike():
+    """Gemma 3's dictionary for each kind of layer, without the trained length."""
+    far = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
+    near = {"rope_type": "default", "rope_theta": 1e4}
+    values = {**BASE, "architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window": 8}
+    values["rope_parameters"] = {"full_attention": far, "sliding_attention": near}
+    config = find(values).configure(normalize(values))
+    trained = BASE["max_position_embeddings"]
+    assert config.context_length == 4 * trained
+    scaling = {**far, "original_max_position_embeddings": trained}
+    layers = [rope.rotation(config, layer) for layer in range(2)]
+    assert rope.frequencies(Rope(1e4, {}), 16) in layers
+    kinds = find(values).configure(normalize({**values, "layer_types": ["full_attention"] * 2}))
+    assert rope.rotation(kinds, 0) == rope.frequencies(Rope(1e6, scaling), 16)
 
 
 def test_dynamic_scaling_is_plain_up_to_the_trained_length():
