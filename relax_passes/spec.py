@@ -13,10 +13,18 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from amx_tvm.formats import packing
 from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers
 from relax_passes.terms import Term, kernel_terms
 
 TILE_ROWS = 16  # rows of W in one packed tile
+Arguments = tuple[tuple[str, tuple, str], ...]  # (name, shape, dtype) each; None in a shape is M
+# What kernels call the arrays of a layout.
+_WEIGHTS = {
+    "codes": "w_codes",
+    "scales": "w_scales",
+    "dense16": "w_dense",
+}
 
 
 @dataclass(frozen=True)
@@ -146,29 +154,30 @@ class LinearSpec:
         """List (name, trailing shape after M, dtype) of the activation arguments."""
         return self.activation.buffers(self.k, self.needs_sums)
 
-    def weight_buffers(self) -> tuple[tuple[str, tuple, str], ...]:
-        """List (name, shape, dtype) of the packed weight arguments (layout tile16x32).
+    def weight_buffers(self, layout: str = "") -> Arguments:
+        """List (name, shape, dtype) of the packed weight arguments, as a layout has them.
 
-        A float32 linear (format "none") reads rows in tiles of 16: w_dense [T, K, 16].
+        Without one it is the CPUs' own: tile16x32, or dense16 for format "none".
         """
-        if self.format == "none":
-            return (("w_dense", (self.stacked_tiles, self.k, TILE_ROWS), "float32"),)
-        buffers: list[tuple[str, tuple, str]] = [
-            ("w_codes", (self.stacked_tiles, self.groups, self.tile_code_bytes), "uint8"),
-            ("w_scales", (self.stacked_tiles, self.groups, self.tile_scale_bytes), "uint8"),
-        ]
-        if self.fmt.row_scaled:
-            buffers.append(("tile_scale", (self.stacked_tiles,), "float32"))
-        return tuple(buffers)
+        own = "dense16" if self.format == "none" else "tile16x32"
+        size = (self.n * max(1, self.experts), self.k)
+        shapes = packing.part_shapes(self.format, size, layout or own)
+        return tuple((_WEIGHTS.get(n, n), shape, dtype) for n, (shape, dtype) in shapes.items())
 
-    def buffers(self) -> tuple[tuple[str, tuple, str], ...]:
-        """List (name, shape, dtype) of all arguments in order; a leading None is M."""
-        args = [(name, (None, *shape), dtype) for name, shape, dtype in self.activation_buffers()]
-        args += self.weight_buffers()
+    def buffers(self, layout: str = "") -> Arguments:
+        """List (name, shape, dtype) of all arguments in order; a leading None is M.
+
+        The layout decides what x and the residual are computed in.
+        """
+        half = bool(layout) and packing.get_layout(layout).compute == "float16"
+        given = (("x", (self.k,), "float16"),) if half else self.activation_buffers()
+        args = [(name, (None, *shape), dtype) for name, shape, dtype in given]
+        args += self.weight_buffers(layout)
         if self.bias:
             args.append(("bias", (self.n * max(1, self.experts),), "float32"))
         if self.residual:
-            args.append(("residual", (None, self.out_features), "float32"))
+            dtype = "float16" if half else "float32"
+            args.append(("residual", (None, self.out_features), dtype))
         if self.experts:
             args.append(("bounds", (self.experts + 1,), "int32"))
         args.append(("y", (None, self.out_features), self.out_dtype))

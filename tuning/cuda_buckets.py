@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cuda.buckets import Bucket, default_buckets
-from relax_passes.kernels.cuda.buffers import format_of, shape_of
+from relax_passes.kernels.cuda.buffers import format_of
 from relax_passes.kernels.cuda.gemv import GemvKnobs
 from relax_passes.spec import LinearSpec
 

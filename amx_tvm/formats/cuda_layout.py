@@ -278,13 +278,14 @@ def unpack(fmt, packed, n: int, k: int) -> Quantized:
 
 
 def shapes(fmt, n: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shapes and types of what `pack` makes."""
+    """Shapes and types of what `pack`, or without a format `pack_float16`, makes."""
     shape = shape_of(fmt)
-    return {
-        "codes": (shape.codes_shape(n, k), "uint8"),
-        "scales": (shape.scales_shape(n, k), "uint8"),
-        **tile_scale_shape(fmt, n),
-    }
+    codes: dict[str, tuple[tuple[int, ...], str]]
+    codes = {"codes": (shape.codes_shape(n, k), "uint8")}
+    if fmt is None:
+        return codes
+    scales = {"scales": (shape.scales_shape(n, k), "uint8")}
+    return {**codes, **scales, **tile_scale_shape(fmt, n)}
 
 
 def pack_float16(weight: np.ndarray) -> dict[str, np.ndarray]:
@@ -293,4 +294,4 @@ def pack_float16(weight: np.ndarray) -> dict[str, np.ndarray]:
     return {"codes": pack_codes(half, shape_of(None))}
 
 
-register_layout(Layout("cuda-fragment", pack, unpack, shapes))
+register_layout(Layout("cuda-fragment", pack, unpack, shapes, compute="float16"))

@@ -42,6 +42,7 @@ class Layout:
     unpack : (format, named arrays, N, K) -> quantized matrix
     shapes : (format, N, K) -> name -> (shape, dtype) of what `pack` makes
     quantized : False for layouts of float32 matrices, whose format is None
+    compute : what the layout's kernels compute in, the type of x
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layout:
     unpack: Callable[[Any, Mapping[str, np.ndarray], int, int], Any]
     shapes: Callable[[Any, int, int], Shapes]
     quantized: bool = True
+    compute: str = "float32"
 
 
 _LAYOUTS: dict[str, Layout] = {}

@@ -131,11 +131,12 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
 
 def build_function(case: Case, arch: str):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
+    from amx_tvm.formats.cuda_layout import shape_of
     from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.activation import FLOAT16
     from relax_passes.kernels.cuda import linear
     from relax_passes.kernels.cuda.buckets import default_buckets
-    from relax_passes.kernels.cuda.buffers import format_of, shape_of
+    from relax_passes.kernels.cuda.buffers import format_of
     from relax_passes.kernels.cuda.gemv import GemvKnobs
     from relax_passes.spec import LinearSpec
 

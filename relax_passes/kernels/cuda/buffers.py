@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.spec import LinearSpec
 
 from .intrinsics.decode import FragmentDecode, decode_of
@@ -56,20 +55,8 @@ def format_of(spec: LinearSpec):  # noqa: ANN201 - amx_tvm.formats.Format
 
 def argument_shapes(spec: LinearSpec) -> list[tuple[str, tuple, str]]:
     """List (name, shape, dtype) of all arguments in order; a leading None is m."""
-    fmt = format_of(spec)
-    shape = shape_of(fmt)
-    args: list[tuple[str, tuple, str]] = [("x", (None, spec.k), "float16")]
-    args.append(("codes", shape.codes_shape(spec.n, spec.k), "uint8"))
-    if shape.group:
-        args.append(("scales", shape.scales_shape(spec.n, spec.k), "uint8"))
-    if fmt is not None and fmt.row_scaled:
-        args.append(("tile_scale", (shape.tiles(spec.n),), "float32"))
-    if spec.bias:
-        args.append(("bias", (spec.n,), "float32"))
-    if spec.residual:
-        args.append(("residual", (None, spec.out_features), "float16"))
-    args.append(("y", (None, spec.out_features), "float16"))
-    return args
+    found = spec.buffers("cuda-fragment")
+    return [(name.removeprefix("w_"), shape, dtype) for name, shape, dtype in found]
 
 
 def declare(spec: LinearSpec) -> Linear:

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.formats.cuda_layout import shape_of
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.activation import Scheme
 from relax_passes.spec import LinearSpec
@@ -67,7 +68,7 @@ def build(
     if dependent and not gpu.clusters:
         raise ValueError(f"dependent launch needs sm_90 or later, not {gpu.arch}")
     if buckets is None:
-        shape = buffers.shape_of(buffers.format_of(spec))
+        shape = shape_of(buffers.format_of(spec))
         buckets = default_buckets(spec, shape, gpu)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):

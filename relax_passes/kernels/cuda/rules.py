@@ -7,12 +7,13 @@ from typing import Any
 
 import tvm
 
+from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import RowRange, TargetInfo
 from relax_passes.spec import LinearSpec
 
 from . import linear
 from .buckets import Bucket, default_buckets
-from .buffers import format_of, shape_of
+from .buffers import format_of
 from .gemv import GemvKnobs
 from .tile import TileKnobs
 

@@ -13,13 +13,14 @@ tvm = pytest.importorskip("tvm")
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.errors import TargetError  # noqa: E402
+from amx_tvm.formats.cuda_layout import shape_of  # noqa: E402
 from amx_tvm.targets.cuda import toolchain  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from amx_tvm.targets.cuda.target import architectures_of, gpu_of, target  # noqa: E402
 from relax_passes.activation import FLOAT16  # noqa: E402
 from relax_passes.kernels.cuda import linear  # noqa: E402
 from relax_passes.kernels.cuda.buckets import Bucket, default_buckets  # noqa: E402
-from relax_passes.kernels.cuda.buffers import format_of, shape_of  # noqa: E402
+from relax_passes.kernels.cuda.buffers import format_of  # noqa: E402
 from relax_passes.kernels.cuda.gemv import GemvKnobs  # noqa: E402
 from relax_passes.kernels.cuda.tile import TileKnobs  # noqa: E402
 from relax_passes.kernels.registry import linear_kernel  # noqa: E402
