@@ -50,7 +50,8 @@ def test_hub_id_without_network(monkeypatch):
 
 def test_hub_id_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install huggingface_hub" in fails("owner/model")
+    message = fails("owner/model")
+    assert "needs huggingface_hub" in message and "pip install" in message and "[hub]" in message
 
 
 def test_hub_id_is_downloaded(monkeypatch, model_dir):
