@@ -5,9 +5,9 @@ from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.generation import TextStream
 from amx_tvm.runtime.loading import load
 from amx_tvm.runtime.options import Limits, Sampling
-from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult, Timings
-from amx_tvm.runtime.scheduler import Handle, Scheduler
+from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.session import Sequence
 
 __all__ = [

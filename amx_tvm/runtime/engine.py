@@ -25,9 +25,9 @@ from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, number, read_options
 from amx_tvm.runtime.prefixes import Prefixes
-from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
-from amx_tvm.runtime.scheduler import Handle, Scheduler
+from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.stream import special_stops
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 from amx_tvm.runtime.worker import Worker

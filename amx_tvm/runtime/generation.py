@@ -11,9 +11,9 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
-from amx_tvm.runtime.scheduler import Handle, Scheduler
+from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.worker import Worker, take
 
 Start = Callable[[Scheduler, list[Request]], list[Handle]]

@@ -12,7 +12,10 @@ from collections import OrderedDict
 
 import numpy as np
 
-from amx_tvm.runtime.session import Sequence
+from amx_tvm.runtime.request import Handle
+from amx_tvm.runtime.session import Sequence, common_prefix
+
+_WORTH_WAITING = 16  # tokens of a common beginning for which a request waits for another's prompt
 
 
 class Prefixes:
@@ -90,6 +93,27 @@ class Prefixes:
             if common > most:
                 best, most = key, common
         return best, most
+
+    def relative(self, handle: Handle, active: list[Handle]) -> tuple[Sequence | None, int]:
+        """Return the sequence under way that shares most of a request's tokens, and how many.
+
+        The number is -1 where another is about to compute more of them: that is worth waiting for.
+        """
+        wanted = handle.tokens[:-1]  # at least one is left to run: the logits after it are wanted
+        salt = handle.request.salt
+        parent, best = self.best(wanted, salt)
+        coming = best
+        for other in active:
+            if other.request.salt != salt:
+                continue
+            common = common_prefix(wanted, other.tokens)
+            coming = max(coming, common)
+            common = min(common, len(other.sequence))
+            if common > best:
+                best, parent = common, other.sequence
+        if coming >= best + _WORTH_WAITING:
+            return None, -1
+        return parent, best
 
     def _drop(self, key: int) -> None:
         self._kept.pop(key)[2].close()

@@ -152,3 +152,32 @@ class Run:
         self.finished = True
         self.result.finish_reason = reason
         self.result.stopped_by = stopped_by
+
+
+class Handle:
+    """A request under way.
+
+    Attributes
+    ----------
+    request : Request
+        What was asked for.
+    error : Exception or None
+        What ended it, where something went wrong.
+    """
+
+    def __init__(self, request: Request, context_length: int):
+        self.request = request
+        self.error: Exception | None = None
+        self.run = Run(request, context_length)
+        self.tokens = list(request.prompt)  # and what was chosen
+        self.sequence: Any = None  # the Sequence, while it is under way
+
+    @property
+    def result(self) -> GenerationResult:
+        """What was generated so far; complete once `finished`."""
+        return self.run.result
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.run.finished

@@ -28,41 +28,9 @@ from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.prefixes import Prefixes
-from amx_tvm.runtime.request import Request, Run
-from amx_tvm.runtime.result import GenerationResult
-from amx_tvm.runtime.session import Sequence, common_prefix
+from amx_tvm.runtime.request import Handle, Request
+from amx_tvm.runtime.session import Sequence
 from amx_tvm.runtime.worker import Worker, on_thread
-
-_WORTH_WAITING = 16  # tokens of a common beginning for which a request waits for another's prompt
-
-
-class Handle:
-    """A request under way.
-
-    Attributes
-    ----------
-    request : Request
-        What was asked for.
-    error : Exception or None
-        What ended it, where something went wrong.
-    """
-
-    def __init__(self, request: Request, context_length: int):
-        self.request = request
-        self.error: Exception | None = None
-        self.run = Run(request, context_length)
-        self.tokens = list(request.prompt)  # and what was chosen
-        self.sequence: Any = None  # the Sequence, while it is under way
-
-    @property
-    def result(self) -> GenerationResult:
-        """What was generated so far; complete once `finished`."""
-        return self.run.result
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self.run.finished
 
 
 class Scheduler:
@@ -354,7 +322,9 @@ class Scheduler:
     def _start(self, handle: Handle) -> bool:
         """Give a waiting request a sequence; False where it has to wait."""
         cache, own = self._cache, handle.request.sequence
-        parent, shared = (None, 0) if own is not None else self._relative(handle)
+        parent, shared = (
+            (None, 0) if own is not None else self.prefixes.relative(handle, self._active)
+        )
         if shared < 0:
             return False
         if own is None:
@@ -380,27 +350,6 @@ class Scheduler:
             handle.sequence = Sequence(self._model, cache, cache.add(), [], self._worker)
         self._active.append(self._waiting.popleft())
         return True
-
-    def _relative(self, handle: Handle) -> tuple[Sequence | None, int]:
-        """Return the sequence under way that shares most of a request's tokens, and how many.
-
-        The number is -1 where another is about to compute more of them: that is worth waiting for.
-        """
-        wanted = handle.tokens[:-1]  # at least one is left to run: the logits after it are wanted
-        salt = handle.request.salt
-        parent, best = self.prefixes.best(wanted, salt)
-        coming = best
-        for other in self._active:
-            if other.request.salt != salt:
-                continue
-            common = common_prefix(wanted, other.tokens)
-            coming = max(coming, common)
-            common = min(common, len(other.sequence))
-            if common > best:
-                best, parent = common, other.sequence
-        if coming >= best + _WORTH_WAITING:
-            return None, -1
-        return parent, best
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self._cache.page_size)

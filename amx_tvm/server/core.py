@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amx_tvm.runtime import Engine
-from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import TokenLogprobs
-from amx_tvm.runtime.scheduler import Handle, Scheduler
+from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.limits import Limits
 from amx_tvm.server.pace import Pace
