@@ -12,7 +12,6 @@ exceed the last-level cache.  GFLOP/s of prefill counts the visible half of Q K^
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import subprocess
@@ -33,35 +32,40 @@ def build(shape, dtype):
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-    from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig, attention
+    from amx_tvm.models.config import Rope
+    from amx_tvm.models.rope import frequencies
+    from amx_tvm.models.step import Step, kv_cache
+    from relax_passes.attention_spec import AttentionSpec, CacheStorage
+    from relax_passes.passes.lower_attention import lower_attention
 
     layers, heads, kv_heads, d = shape
-    config = KVCacheConfig(layers, heads, kv_heads, d, 500000.0, dtype=dtype)
+    turn = frequencies(Rope(500000.0), d)
+    specs = [AttentionSpec(i, heads, kv_heads, d, d**-0.5, rotation=turn) for i in range(layers)]
     target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 
     class Model(nn.Module):
         def create_kv_cache(self, batch, total, chunk):
-            return CpuPagedKVCache(config, batch, total, chunk, target)
+            return kv_cache(batch, total, chunk)
 
-        def forward(self, qkv: nn.Tensor, cache: nn.Object):
-            b, n = qkv.shape[0], qkv.shape[1]
-            x = qkv.reshape(b, n, heads + 2 * kv_heads, d)
-            for layer in range(layers):
-                out = attention(cache, config, layer, x, 1 / math.sqrt(d))
+        def forward(self, qkv: nn.Tensor, cache: PagedKVCache):
+            step = Step(cache, qkv.shape[0])
+            x = qkv.reshape(qkv.shape[0], heads + 2 * kv_heads, d)
+            for spec in specs:
+                out = step.attend(spec, x)
             return out
 
     none = {"param_mode": "none", "effect_mode": "none"}
-    width = (heads + 2 * kv_heads) * d
     mod, _ = Model().export_tvm(
         spec={
-            "create_kv_cache": {"batch": int, "total": int, "chunk": int, "$": none},
+            "create_kv_cache": {"batch": int, "total": int, "chunk": int, "$": dict(none)},
             "forward": {
-                "qkv": nn.spec.Tensor(["b", "n", width], "float32"),
+                "qkv": nn.spec.Tensor(["n", (heads + 2 * kv_heads) * d], "float32"),
                 "cache": nn.spec.Object(object_type=PagedKVCache),
-                "$": none,
+                "$": dict(none),
             },
         }
     )
+    mod = lower_attention(target, CacheStorage(dtype))(mod)
     return relax.VirtualMachine(tvm.compile(mod, target), tvm.cpu())
 
 
@@ -89,21 +93,20 @@ def measure(name, dtype, batches=(1,)):
         state["end_forward"](kv)
         return elapsed / layers * 1e6
 
-    def tokens(n, decode):
-        x = rng.standard_normal((n, 1, width) if decode else (1, n, width), np.float32)
-        return tvm.runtime.tensor(x)
+    def tokens(n):
+        return tvm.runtime.tensor(rng.standard_normal((n, width), np.float32))
 
     chunk = 512
     for context in CONTEXTS:
         for batch in batches:
             capacity = batch * (context + chunk + 64)
-            kv = vm["create_kv_cache"](*(shape_of([n]) for n in (batch, capacity, chunk)))
+            (kv,) = vm["create_kv_cache"](*(shape_of([n]) for n in (batch, capacity, chunk)))
             for seq in range(batch):
                 state["add_sequence"](kv, seq)
                 for start in range(0, context, chunk):
                     n = min(chunk, context - start)
-                    forward(kv, [seq], [n], tokens(n, False))
-            x = tokens(batch, True)
+                    forward(kv, [seq], [n], tokens(n))
+            x = tokens(batch)
             ids, ones = list(range(batch)), [1] * batch
             samples = []
             for _ in range(15 if context > 1000 else 200):
@@ -118,13 +121,13 @@ def measure(name, dtype, batches=(1,)):
                 flush=True,
             )
     for past, n in ((0, 512), (1536, 512)):
-        kv = vm["create_kv_cache"](*(shape_of([m]) for m in (1, 2048, 1536)))
+        (kv,) = vm["create_kv_cache"](*(shape_of([m]) for m in (1, 2048, 1536)))
         samples = []
         for _ in range(4):
             state["add_sequence"](kv, 0)
             if past:
-                forward(kv, [0], [past], tokens(past, False))
-            samples.append(forward(kv, [0], [n], tokens(n, False)))
+                forward(kv, [0], [past], tokens(past))
+            samples.append(forward(kv, [0], [n], tokens(n)))
             state["remove_sequence"](kv, 0)
         us, best = statistics.median(samples), min(samples)
         flops = 4 * heads * d * (n * past + n * (n + 1) / 2)

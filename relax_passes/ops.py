@@ -4,6 +4,10 @@
 ``amx.quantize_activation`` x -> (codes, scales, sums), optionally behind RMSNorm or silu(a) * b
 ``amx.embedding``           rows of a packed table as float32
 ``amx.expert_matmul``       a mixture's products before annotation: rows sorted by expert
+``amx.expert_route``        which experts a row takes, and their shares
+``amx.expert_group``        rows sorted by expert
+``amx.kv_cache``            the paged cache of keys and values
+``amx.attention``           appends a layer's keys and values to it and attends
 
 Each is a first-class operator with a purity and a type rule, so every stock Relax pass (dead code,
 common subexpressions, memory planning) understands a module that holds them. Their attributes are
@@ -25,6 +29,7 @@ from tvm.ir import Op, make_node
 from tvm.ir import _ffi_api as _register
 
 from relax_passes.activation import FLOAT32, Activation, Buffers
+from relax_passes.attention_spec import AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,95 @@ def expert_matmul(
     return relax.Call(_operator("amx.expert_matmul"), args, attrs)
 
 
+def expert_route(scores: relax.Expr, chosen: int, over_all: bool) -> relax.Call:
+    """Build a call of ``amx.expert_route``: scores [rows, experts] -> ids, shares [rows, chosen].
+
+    Shares are the softmax over all experts' scores, or over those of the chosen.
+    """
+    attrs = make_node("ir.DictAttrs", chosen=chosen, over_all=int(over_all))
+    return relax.Call(_operator("amx.expert_route"), [scores], attrs)
+
+
+def expert_group(ids: relax.Expr, experts: int) -> relax.Call:
+    """Build a call of ``amx.expert_group``: int32 [rows, chosen] -> source, place, bounds.
+
+    ``source`` lists the rows of x, sorted by expert; ``place`` is where each of a row's products
+    is; ``bounds`` int32 [experts + 1] are the first of each expert's and the end.
+    """
+    attrs = make_node("ir.DictAttrs", experts=experts)
+    return relax.Call(_operator("amx.expert_group"), [ids], attrs)
+
+
+def kv_cache(sizes: relax.Expr) -> relax.Call:
+    """Build a call of ``amx.kv_cache``.
+
+    Parameters
+    ----------
+    sizes : relax.Expr
+        A shape: most sequences, tokens of all sequences, and tokens of one pass.
+    """
+    return relax.Call(_operator("amx.kv_cache"), [sizes], make_node("ir.DictAttrs"))
+
+
+def attention(
+    qkv: relax.Expr,
+    cache: relax.Expr,
+    spec: AttentionSpec,
+    sinks: relax.Expr | None = None,
+    long: relax.Expr | None = None,
+) -> relax.Call:
+    """Build a call of ``amx.attention``: pure, although it appends to the cache.
+
+    What orders the layers is their data: each one's qkv needs the one before.
+
+    Parameters
+    ----------
+    qkv : relax.Expr
+        [rows, heads + 2 kv_heads, head_dim], not rotated.
+    cache : relax.Expr
+        What ``amx.kv_cache`` made.
+    spec : AttentionSpec
+        What it computes.
+    sinks : relax.Expr or None
+        [heads], where the spec has sinks.
+    long : relax.Expr or None
+        int32 [rows], 1 where the spec's rotation for long sequences counts, if it has one.
+
+    Returns
+    -------
+    relax.Call
+        [rows, heads, head_dim], of qkv's type.
+    """
+    args = [qkv, cache] + ([sinks] if spec.sinks else [])
+    args += [long] if spec.long_rotation.pairs else []
+    attrs = make_node("ir.DictAttrs", **spec.attributes())
+    return relax.Call(_operator("amx.attention"), args, attrs)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An ``amx.attention`` call taken apart."""
+
+    spec: AttentionSpec
+    qkv: relax.Expr
+    cache: relax.Expr
+    sinks: relax.Expr | None = None
+    long: relax.Expr | None = None
+
+    @staticmethod
+    def of(call: relax.Call) -> Attention:
+        """Take a call apart by its attributes."""
+        spec = AttentionSpec.of(call.attrs)
+        qkv, cache, *rest = call.args
+        sinks = rest.pop(0) if spec.sinks else None
+        return Attention(spec, qkv, cache, sinks, rest.pop(0) if rest else None)
+
+    @property
+    def rows(self) -> Any:
+        """Rows of x, a number or an expression."""
+        return self.qkv.ty.shape.values[0]
+
+
 def quantize_activation(args: Sequence[relax.Expr], attrs: QuantizeAttrs) -> relax.Call:
     """Build a call of ``amx.quantize_activation``."""
     return relax.Call(_operator("amx.quantize_activation"), list(args), _node(attrs))
@@ -228,7 +322,31 @@ def _infer_expert_matmul(call: relax.Call, _ctx: object) -> relax.Type:
     return relax.TensorType([*_lead(x), n], x.ty.dtype)
 
 
+def _infer_expert_route(call: relax.Call, _ctx: object) -> relax.Type:
+    shape = [*_lead(call.args[0]), int(call.attrs["chosen"])]
+    return relax.TupleType([relax.TensorType(shape, t) for t in ("int32", "float32")])
+
+
+def _infer_expert_group(call: relax.Call, _ctx: object) -> relax.Type:
+    ids = call.args[0].ty
+    bounds = relax.TensorType([int(call.attrs["experts"]) + 1], "int32")
+    return relax.TupleType([ids, ids, bounds])
+
+
+def _infer_kv_cache(_call: relax.Call, _ctx: object) -> relax.Type:
+    return relax.AnyType()
+
+
+def _infer_attention(call: relax.Call, _ctx: object) -> relax.Type:
+    rows, _, d = call.args[0].ty.shape.values
+    return relax.TensorType([rows, int(call.attrs["heads"]), d], call.args[0].ty.dtype)
+
+
 _INFER = {
+    "amx.kv_cache": _infer_kv_cache,
+    "amx.attention": _infer_attention,
+    "amx.expert_route": _infer_expert_route,
+    "amx.expert_group": _infer_expert_group,
     "amx.linear": _infer_linear,
     "amx.expert_matmul": _infer_expert_matmul,
     "amx.quantize_activation": _infer_quantize,

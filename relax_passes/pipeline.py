@@ -3,7 +3,7 @@
     find       ordinary products with a weight become amx.linear; biases fold in
     merge      linears of one input become one; residuals and silu(gate) * up fold in
     quantize   weights become packed parameters, activations are quantized in front
-    legalize   operators become scheduled TensorIR kernels
+    legalize   buckets of rows; operators, attention first, become scheduled TensorIR kernels
     lower      Relax's own operators: legalization, fusion, schedules for what is left
     plan       weights as one tuple, memory planning, lowering to the virtual machine
 
@@ -22,10 +22,15 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from relax_passes.attention_spec import PLAIN, CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
+from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.greedy_steps import greedy_steps
 from relax_passes.passes.legalize import legalize
+from relax_passes.passes.lower_attention import lower_attention
+from relax_passes.passes.lower_experts import lower_experts
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.passes.order_shape_functions import order_shape_functions
 from relax_passes.passes.quantize_activations import quantize_activations
@@ -38,7 +43,11 @@ Dump = Callable[[str, tvm.IRModule], None]
 
 
 def phases(
-    target: Any, policy: Policy, layout: str, records: Any = None
+    target: Any,
+    policy: Policy,
+    layout: str,
+    records: Any = None,
+    storage: CacheStorage = PLAIN,
 ) -> list[tuple[str, list[tvm.transform.Pass]]]:
     """Return the phases up to memory planning, in order, each with its passes.
 
@@ -52,6 +61,8 @@ def phases(
         Packed weight layout of the target's kernels.
     records : callable, optional
         LinearSpec -> knobs from tuning records.
+    storage : CacheStorage
+        How keys and values are kept, where the model has attention.
     """
     from tvm.relax import pipeline as stock
 
@@ -59,7 +70,16 @@ def phases(
         ("find", [annotate_linears(policy), fuse_bias()]),
         ("merge", [merge_projections, fuse_residual_and_gate()]),
         ("quantize", [quantize_parameters(policy, layout), quantize_activations]),
-        ("legalize", [legalize(target, records)]),
+        (
+            "legalize",
+            [
+                make_buckets(target),
+                lower_attention(target, storage),
+                greedy_steps,
+                lower_experts,
+                legalize(target, records),
+            ],
+        ),
         (
             "lower",
             [
@@ -84,12 +104,13 @@ def run(
     layout: str,
     records: Any = None,
     dump: Dump | None = None,
+    storage: CacheStorage = PLAIN,
 ) -> tvm.IRModule:
     """Run all phases; the result is ready for :func:`build`."""
     if dump is not None:
         dump("input", module)
     with target:
-        for name, passes in phases(target, policy, layout, records):
+        for name, passes in phases(target, policy, layout, records, storage):
             for one in passes:
                 module = one(module)
             if dump is not None:
@@ -99,20 +120,24 @@ def run(
 
 def build(module: tvm.IRModule, target: Any) -> Any:
     """Plan memory and compile to a Relax VM executable."""
+    graphs = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
+    final = tvm.transform.Sequential(final_passes(target))
+    with tvm.transform.PassContext(config=graphs):
+        return tvm.compile(module, target=target, relax_pipeline=final)
+
+
+def final_passes(target: Any) -> list[tvm.transform.Pass]:
+    """Return the passes that plan memory and CUDA graphs and lower to the virtual machine."""
     backend = "cuda" if target.kind.name == "cuda" else "cpu_generic"
     stock = import_module(f"tvm.relax.backend.{backend}.pipeline")
     # TVM's RewriteDataflowReshape is left out: reshapes were never legalized, and it aborts on
     # scheduled functions that have no root block.
-    final = tvm.transform.Sequential(
-        [
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            *_finalize(stock.finalize_passes(target)),
-        ]
-    )
-    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": backend == "cuda"}):
-        return tvm.compile(module, target=target, relax_pipeline=final)
+    return [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        *_finalize(stock.finalize_passes(target)),
+    ]
 
 
 def _finalize(passes: list[tvm.transform.Pass]) -> list[tvm.transform.Pass]:
@@ -136,4 +161,4 @@ def dump_to(directory: str | os.PathLike[str]) -> Dump:
     return write
 
 
-__all__ = ["build", "dump_to", "phases", "run"]
+__all__ = ["build", "dump_to", "final_passes", "phases", "run"]

@@ -17,6 +17,10 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+ROWS = "amx.rows"  # attribute: the most rows that a function is called with; absent: any number
+EACH = "amx.each"  # attribute: every row is the next token of a sequence of its own
+STATE = "state"  # the parameter that holds what attention kernels need of the cache: no weight
+
 Rule = Callable[["Context", relax.Var, relax.Expr], "relax.Expr | None"]
 
 
@@ -79,6 +83,19 @@ class Context:
     def add_function(self, function: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a TensorIR function to the module under a fresh name."""
         return self._builder.add_func(function.without_attr("global_symbol"), name)
+
+    def call_te(self, compute: Callable, *args: object, name: str = "") -> relax.Call:
+        """Add a tensor expression's function to the module; return the call of it."""
+        return self._builder.call_te(compute, *args, primfunc_name_hint=name or compute.__name__)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Let code that asks for the current block builder add its functions here."""
+        relax.BlockBuilder._stack.append(self._builder)
+        try:
+            yield
+        finally:
+            relax.BlockBuilder._stack.pop()
 
     def replace(self, var: relax.Var, by: relax.Expr) -> None:
         """Read ``by`` wherever ``var`` is read below this point."""
@@ -148,6 +165,11 @@ def num_inputs(function: relax.Function) -> int:
     if attrs is not None and "num_input" in attrs:
         return int(attrs["num_input"])
     return len(function.params)
+
+
+def marked(function: relax.Function, attribute: str) -> bool:
+    """Whether a function has an attribute."""
+    return function.attrs is not None and attribute in function.attrs
 
 
 def count_uses(function: relax.Function) -> Counter:

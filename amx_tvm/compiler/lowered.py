@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -16,13 +15,15 @@ from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.models import moe
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import head_channels
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
+from relax_passes.attention_spec import CacheStorage
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
+from relax_passes.kernels.cpu.attention.config import stored_channels
 from relax_passes.passes import bundle_parameters, legalize
+from relax_passes.rewriting import relax_functions
 
 
 def lower_source(
@@ -56,24 +57,20 @@ def lower_source(
                 f"attention quantized to {config.format} has kernels for CPUs only, and the target "
                 f"is {target.key}; compile without quantized attention"
             )
-        decoder = replace(decoder, attention_format=config.format)
-    decoder = replace(decoder, cache_dtype=cache_type(config, decoder, target))
+    format_name = config.format if config.attention else ""
+    storage = CacheStorage(cache_type(config, decoder, target), format_name)
     check_experts(decoder, target)
-    dtype = "float32" if target.device == "cpu" else "float16"
-    with target.tvm:
-        network = family.build(decoder)
-        network.to(dtype)
-        module, weights = network.export_tvm(network.export_spec())
-        channels = head_channels(decoder)
-    module = bundle_parameters.with_static_state(module)
+    on_cpu = target.device == "cpu"
+    dtype = "float32" if on_cpu else "float16"
+    network = family.build(decoder)
+    network.to(dtype)
+    module, weights = network.export_tvm(network.export_spec())
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
     expected, stacks = moe.unstacked(shapes, decoder)
     named = open_weights(source, family, decoder, expected)
     if stacks:
         module = plans.write(module, {name: plans.Recipe(s) for name, s in stacks.items()})
-    functions = sorted(g.name_hint for g in module.get_global_vars())
-    functions = [f for f in functions if f in PUBLIC_FUNCTIONS]
-    module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
+    module = pipeline.run(module, target.tvm, config, target.layout, records, dump, storage)
     return LoweredModel(
         module=module,
         order=bundle_parameters.order_of(module),
@@ -81,28 +78,16 @@ def lower_source(
         linears=legalize.kernels_of(module),
         model={**describe(source, decoder, family.name), **longrope(decoder, target)},
         kv_cache={
-            "page_size": PAGE_SIZE if target.device == "cpu" else 16,
-            "dtype": decoder.cache_dtype or dtype,
+            "page_size": PAGE_SIZE if on_cpu else 16,
+            "dtype": storage.dtype or dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
-            "head_dim": channels,
+            "head_dim": stored_channels(decoder.head_dim) if on_cpu else decoder.head_dim,
         },
-        functions=functions,
+        functions=[gvar.name_hint for gvar, _ in relax_functions(module)],
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
     )
-
-
-PUBLIC_FUNCTIONS = (
-    "prefill",
-    "score",
-    "decode",
-    "begin_greedy",
-    "decode_greedy",
-    "decode_batch",
-    "decode_few",
-    "create_kv_cache",
-)
 
 
 def cache_type(config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget) -> str:
@@ -126,7 +111,7 @@ def cache_type(config: QuantizationConfig, decoder: DecoderConfig, target: Resol
     converts = info.arch == "aarch64" or info.has("f16c") or info.has("avx512f")
     if config.kv_cache == "auto":
         return "float16" if converts and not decoder.attention_sinks else ""
-    if decoder.attention_sinks or decoder.attention_format:
+    if decoder.attention_sinks or config.attention:
         what = "attention sinks" if decoder.attention_sinks else "quantized attention"
         raise ModelError(f"{what} need a float32 KV cache; leave out kv_cache {config.kv_cache!r}")
     return config.kv_cache
@@ -145,7 +130,7 @@ def longrope(decoder: DecoderConfig, target: ResolvedTarget) -> dict[str, int]:
     """Return what the manifest says of a model whose rotary embedding depends on the length.
 
     "long_after" is the length after which a sequence's tokens are given as -1 - id
-    (``amx_tvm.models.rotary.split_long``). Kernels of GPUs know one rotary embedding a layer: there
+    (``amx_tvm.models.step.split_long``). Kernels of GPUs know one rotary embedding a layer: there
     the context ends where the short table does.
     """
     if not decoder.long_after:

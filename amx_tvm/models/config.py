@@ -48,7 +48,7 @@ class DecoderConfig:
         "full_attention" or "sliding_attention" for each layer; empty when all are full.
     layer_ropes : tuple of Rope or None
         The rotary embedding of each layer, None where a layer has none; empty when all layers use
-        ``rope_theta`` and ``rope_scaling``, which the KV cache then applies itself.
+        ``rope_theta`` and ``rope_scaling``.
     rotary_dim : int or None
         Leading channels of a head that rotate; None rotates all of them.
     attention_factor : float or None
@@ -69,12 +69,6 @@ class DecoderConfig:
         Layers with one dense MLP in a model with experts.
     attention_sinks : bool
         Each head has a learned logit that takes part in the softmax and adds nothing.
-    attention_format : str
-        4-bit format of the operands of attention; "" leaves them. A choice of the user, not of
-        the model.
-    cache_dtype : str
-        Type of keys and values in a CPU's cache, "" for that of the hidden states; not of the
-        model either.
     """
 
     family: str
@@ -113,8 +107,6 @@ class DecoderConfig:
     gate_limit: float = 0.0
     dense_layers: tuple[int, ...] = ()
     attention_sinks: bool = False
-    attention_format: str = ""
-    cache_dtype: str = ""
 
     @property
     def attention_scale(self) -> float:

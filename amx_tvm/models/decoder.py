@@ -11,17 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.kv_cache import PagedKVCache, create_kv_cache, cuda_attention
-from amx_tvm.models.rotary import rotate, split_long
-from amx_tvm.models.step import Step, attend
-from relax_passes.kernels.cuda import argmax
-from relax_passes.kernels.cuda.attention.config import TOKEN
-from relax_passes.kernels.cuda.attention.state_text import STATE_WORDS
+from amx_tvm.models.step import Step, attention_spec, kv_cache, split_long
 
 ACTIVATIONS = {
     "silu": op.silu,
@@ -36,15 +31,16 @@ def rms_norm(config: DecoderConfig, size: int) -> nn.RMSNorm:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; RoPE, the cache and the product with V are one call."""
+    """Grouped-query attention; RoPE, the cache and the product with V are one operator."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         heads, kv, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.config, self.layer = config, layer
+        self.config, self.spec = config, attention_spec(config, layer)
         self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.o_bias)
+        self.sinks = nn.Parameter((heads,)) if config.attention_sinks else None
         if config.qk_norm:
             full = config.qk_norm == "full"
             self.q_norm = rms_norm(config, heads * d if full else d)
@@ -62,10 +58,8 @@ class Attention(nn.Module):
             q = op.reshape(self.q_norm(op.reshape(q, (tokens, heads, d))), (tokens, heads * d))
             k = op.reshape(self.k_norm(op.reshape(k, (tokens, kv, d))), (tokens, kv * d))
         qkv = op.reshape(op.concat([q, k, v], dim=-1), (tokens, heads + 2 * kv, d))
-        rope = step.rope(self.layer)
-        if rope is not None:
-            qkv = rotate(qkv, rope, heads + kv)
-        return self.o_proj(op.reshape(attend(step, self.layer, qkv), (tokens, -1)))
+        attended = step.attend(self.spec, qkv, self.sinks)
+        return self.o_proj(op.reshape(attended, (tokens, -1)))
 
 
 class GatedMLP(nn.Module):
@@ -148,40 +142,19 @@ class DecoderModel(nn.Module):
         scale = self.config.embedding_scale
         return hidden if scale == 1.0 else hidden * scale
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        cache: PagedKVCache,
-        state: Tensor | None,
-        decoding: bool = False,
-        begun: bool = False,
-    ) -> Tensor:
-        """Map token ids int32 [tokens] to hidden states [tokens, hidden].
-
-        ``decoding`` says that every token continues a sequence of its own, ``begun`` that the
-        attention kernels know the pages already.
-        """
-        step = Step(self.config, cache, state, input_ids.shape[0], decoding)
-        if self.config.long_after and step.cuda is None:
+    def forward(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
+        """Map token ids int32 [rows] to hidden states [rows, hidden]."""
+        step = Step(cache, input_ids.shape[0])
+        if self.config.long_after:
             input_ids, step.long = split_long(input_ids)
         hidden = self.embed(input_ids, step)
-        if begun:
-            step.token = op.empty((1, 1, TOKEN), hidden.dtype)
-        else:
-            step.begin()
         for layer in self.layers:
             hidden = layer(hidden, step)
         return hidden
 
 
 class CausalLM(nn.Module):
-    """A decoder with an LM head and the functions that the runtime calls.
-
-    Every function takes token ids and the KV cache, writes the new keys and values to the cache and
-    returns float32 logits; ``export_spec`` gives their shapes.
-    """
-
-    reads_positions = False  # whether the embedding asks the cache for positions
+    """A decoder with an LM head, and the two functions that are exported of it."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -204,109 +177,43 @@ class CausalLM(nn.Module):
         cap = self.config.logit_soft_cap
         return op.tanh(logits * (1.0 / cap)) * cap if cap else logits
 
-    def prefill(
-        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
-    ) -> Tensor:
-        """Append one sequence's chunk [1, n]; logits of its last position [1, vocab]."""
-        tokens = input_ids.shape[1]
-        hidden = self.model(op.reshape(input_ids, (tokens,)), cache, state)
-        return self._logits(last_row(hidden))
+    def forward(self, input_ids: Tensor, logit_positions: Tensor, cache: PagedKVCache) -> Tensor:
+        """Append rows to their sequences; the logits that follow some of them.
 
-    def score(self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
-        """Append one sequence's chunk [1, n]; logits of every position [n, vocab]."""
-        tokens = input_ids.shape[1]
-        return self._logits(self.model(op.reshape(input_ids, (tokens,)), cache, state))
+        Parameters
+        ----------
+        input_ids : Tensor
+            int32 [rows]: tokens of any sequences, those of one in a row; which, the cache knows.
+        logit_positions : Tensor
+            int32 [picks]: the rows whose logits are wanted.
+        cache : PagedKVCache
+            Keys and values, to which the rows' are added.
 
-    def decode(self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
-        """Append one token [1, 1]; its logits [1, vocab]."""
-        return self._logits(self.model(op.reshape(input_ids, (1,)), cache, state, True))
-
-    def begin_greedy(self, cache: PagedKVCache, state: Tensor | None = None) -> Tensor:
-        """Tell the attention kernels where the pages of the next `decode_greedy` are."""
-        step = Step(self.config, cache, state, 1, True)
-        step.begin()
-        assert step.token is not None
-        return step.token
-
-    def decode_greedy(
-        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
-    ) -> Tensor:
-        """Append one token [1, 1]; the most likely next one, int32 [1, 1] (-1: NaN)."""
-        logits = self._logits(self.model(op.reshape(input_ids, (1,)), cache, state, True, True))
-        keys = Tensor.placeholder((argmax.BLOCKS,), "int64")
-        token = Tensor.placeholder((1, 1), "int32")
-        vocab = int(logits.shape[1])
-        best = op.tensor_ir_op(argmax.best(vocab), "argmax_best", [logits], keys)
-        return op.tensor_ir_op(argmax.choose(), "argmax_choose", [best], token)
-
-    def decode_batch(
-        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
-    ) -> Tensor:
-        """Append one token to each of b sequences [b, 1]; their logits [b, vocab]."""
-        batch = input_ids.shape[0]
-        return self._logits(self.model(op.reshape(input_ids, (batch,)), cache, state, True))
-
-    def decode_few(
-        self, input_ids: Tensor, cache: PagedKVCache, state: Tensor | None = None
-    ) -> Tensor:
-        """As `decode_batch`, for at most 16 sequences: CPUs have kernels for so few rows."""
-        return self.decode_batch(input_ids, cache, state)
+        Returns
+        -------
+        Tensor
+            float32 [picks, vocab].
+        """
+        return self._logits(op.take(self.model(input_ids, cache), logit_positions, axis=0))
 
     def create_kv_cache(
-        self,
-        max_batch_size: Any,
-        max_total_seq_len: Any,
-        prefill_chunk_size: Any,
-        page_size: Any,
-        support_sliding_window: Any,
-    ) -> tuple:
-        """Create what the other functions take of the cache; the runtime gives the sizes."""
-        return create_kv_cache(
-            self.config,
-            max_batch_size,
-            max_total_seq_len,
-            prefill_chunk_size,
-            page_size,
-            support_sliding_window,
-        )
+        self, max_batch_size: Any, max_total_seq_len: Any, prefill_chunk_size: Any
+    ) -> nn.Object:
+        """Create the cache; the runtime gives the sizes."""
+        return kv_cache(max_batch_size, max_total_seq_len, prefill_chunk_size)
 
     def export_spec(self) -> nn.spec.ModuleSpec:
-        """Return the input shapes and types of every exported function."""
-        given: dict[str, Any] = {"cache": nn.spec.Object(object_type=PagedKVCache)}
-        if cuda_attention(self.config) is not None:
-            given["state"] = nn.spec.Tensor([STATE_WORDS], "int32")
-        step = {"param_mode": "packed", "effect_mode": "none"}
-
-        def tokens(shape: list) -> dict:
-            ids = nn.spec.Tensor(shape, "int32")
-            return {"input_ids": ids, **given, "$": dict(step, param_mode="plain")}
-
-        spec = {
-            "prefill": tokens([1, "seq_len"]),
-            "score": tokens([1, "seq_len"]),
-            "decode": tokens([1, 1]),
-            "decode_batch": tokens(["batch", 1]),
-            "decode_few": tokens(["few", 1]),
-            "create_kv_cache": {
-                "max_batch_size": int,
-                "max_total_seq_len": int,
-                "prefill_chunk_size": int,
-                "page_size": int,
-                "support_sliding_window": int,
-                "$": {"param_mode": "none", "effect_mode": "none"},
-            },
+        """Return the input shapes and types of the exported functions."""
+        forward = {
+            "input_ids": nn.spec.Tensor(["rows"], "int32"),
+            "logit_positions": nn.spec.Tensor(["picks"], "int32"),
+            "cache": nn.spec.Object(object_type=PagedKVCache),
+            "$": {"param_mode": "plain", "effect_mode": "none"},
         }
-        if cuda_attention(self.config) is not None and not self.reads_positions:
-            mode = {"param_mode": "none", "effect_mode": "none"}
-            spec["begin_greedy"] = {**given, "$": mode}
-            spec["decode_greedy"] = tokens([1, 1])
-        return nn.spec.ModuleSpec.from_raw(spec, self)
-
-
-def last_row(x: Tensor) -> Tensor:
-    """Return the last row of [tokens, features] as [1, features]."""
-    tokens, features = x.shape
-    one = relax.op.strided_slice(x._expr, axes=[0], begin=[tokens - 1], end=[tokens])
-    builder = relax.BlockBuilder.current()
-    one = builder.emit(relax.op.reshape(one, (1, features)))
-    return Tensor(_expr=one)
+        create = {
+            "max_batch_size": int,
+            "max_total_seq_len": int,
+            "prefill_chunk_size": int,
+            "$": {"param_mode": "none", "effect_mode": "none"},
+        }
+        return nn.spec.ModuleSpec.from_raw({"forward": forward, "create_kv_cache": create}, self)

@@ -69,8 +69,6 @@ class GPT2Model(DecoderModel):
 class GPT2(CausalLM):
     """GPT-2 with its tied head."""
 
-    reads_positions = True
-
     def make_model(self, config: DecoderConfig) -> nn.Module:
         """Build the decoder."""
         return GPT2Model(config)

@@ -2,7 +2,7 @@
 
 The weights of all experts of a layer are one parameter, [experts * N, K], made of the checkpoint's
 weights one expert at a time (:func:`sources_of`); rows of activations are sorted by expert for the
-products (``relax_passes.kernels.cpu.experts``). The router stays in float32.
+products. The router stays in float32.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tvm import relax, te, tirx
+from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.decoder import ACTIVATIONS, CausalLM, DecoderLayer, DecoderModel, GatedMLP
-from relax_passes.kernels.cpu import experts as kernels
-from relax_passes.ops import expert_matmul
+from relax_passes.ops import expert_group, expert_matmul, expert_route
 
 TILE = 16  # rows of a tile of the packed layouts, which experts do not share
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)\.(weight|bias)")
@@ -107,39 +106,26 @@ class MixtureMLP(nn.Module):
         """Map [tokens, hidden] to [tokens, hidden]."""
         config, tokens = self.config, x.shape[0]
         experts, chosen = config.experts, config.experts_per_token
-        rows = int(tokens) if isinstance(tokens, int | tirx.IntImm) else None
-
-        def like(dtype: str) -> Tensor:
-            return Tensor.placeholder((tokens, chosen), dtype)
-
-        ids, shares = op.tensor_ir_op(
-            kernels.route(experts, chosen, config.shares_of_all, rows),
-            "expert_route",
-            [self.router(x)],
-            [like("int32"), like("float32")],
-        )
-        source, place, bounds = op.tensor_ir_op(
-            kernels.group(experts, chosen, rows),
-            "expert_group",
-            [ids],
-            [like("int32"), like("int32"), Tensor.placeholder((experts + 1,), "int32")],
-        )
+        route = expert_route(self.router(x)._expr, chosen, config.shares_of_all)
+        ids, shares = _emit(route)
+        source, place, bounds = _emit(expert_group(ids._expr, experts))
         sorted_rows = op.take(x, op.reshape(source, (tokens * chosen,)), axis=0)
         return _weighted_sum(self.experts(sorted_rows, bounds), shares, place)
 
 
+def _emit(call: relax.Call) -> tuple[Tensor, ...]:
+    """Bind an operator with several results."""
+    builder = relax.BlockBuilder.current()
+    made = builder.emit(call)
+    items = (relax.TupleGetItem(made, i) for i in range(len(made.ty.fields)))
+    return tuple(Tensor(_expr=builder.emit(item)) for item in items)
+
+
 def _weighted_sum(y: Tensor, shares: Tensor, place: Tensor) -> Tensor:
     """Add each token's experts: y [slots, hidden], shares and place [tokens, chosen]."""
-
-    def build(y: te.Tensor, shares: te.Tensor, place: te.Tensor) -> te.Tensor:
-        j = te.reduce_axis((0, shares.shape[1]), "j")
-        return te.compute(
-            (shares.shape[0], y.shape[1]),
-            lambda t, h: te.sum(shares[t, j] * y[place[t, j], h], axis=j),
-            "weighted_sum",
-        )
-
-    return op.tensor_expr_op(build, "weighted_sum", [y, shares, place])
+    tokens, chosen = shares.shape
+    products = op.reshape(shares, (tokens, chosen, 1)) * op.take(y, place, axis=0)
+    return op.sum(products, axis=1)
 
 
 class MixtureLayer(DecoderLayer):

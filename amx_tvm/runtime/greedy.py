@@ -46,25 +46,25 @@ class GreedySteps:
     def start(self, token: int, arguments: tuple) -> None:
         """Start a step with a token of the host's; nothing may be under way."""
         noted = self._begin(*arguments)
-        tokens = self._machine.to_device(np.array([[token]], np.int32))
+        tokens = self._machine.to_device(np.array([token], np.int32))
         self._machine.to_host(noted)  # waits
         self._token = self._decode(tokens, *arguments, self._parameters)
 
     def follow(self, arguments: tuple) -> None:
         """Start the step behind the one under way; `wait` then gives the token between them."""
         self._begin(*arguments)
-        self._mail[0, 0] = _EMPTY
+        self._mail[0] = _EMPTY
         self._copy(self._token, self._mailbox)
         self._token = self._decode(self._token, *arguments, self._parameters)
 
     def wait(self) -> int:
         """Return the token that the last `follow` started from."""
         mail, limit = self._mail, time.monotonic() + _PATIENCE
-        while mail[0, 0] == _EMPTY:
+        while mail[0] == _EMPTY:
             if time.monotonic() > limit:
                 self.finish()
                 raise GenerationError("the GPU gave no token for a minute")
-        return int(mail[0, 0])
+        return int(mail[0])
 
     def finish(self) -> int:
         """Wait for everything that was started and return the last token."""

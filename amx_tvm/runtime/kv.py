@@ -37,7 +37,7 @@ class KVCache:
         self.max_sequences = max_sequences
         self.max_tokens = max_tokens
         self.page_size = page_size
-        sizes = (max_sequences, max_tokens, prefill_chunk, page_size, 0)
+        sizes = (max_sequences, max_tokens, prefill_chunk)
         create = machine.function("create_kv_cache")
         self.arguments = tuple(create(*(machine.shape([size]) for size in sizes)))
         self._object = self.arguments[0]

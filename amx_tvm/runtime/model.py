@@ -17,7 +17,7 @@ from amx_tvm.runtime.greedy import GreedySteps
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.vm import VirtualMachine, aligned
 
-FEW = 16  # sequences that an artifact's function ``decode_few`` takes at most
+FEW = 16  # rows that an artifact's function ``forward_few`` takes at most
 
 
 class Model:
@@ -100,57 +100,48 @@ class Model:
         -----
         Python that runs once a step finds the caches full of weights: every line of it counts.
         """
-        if len(tokens) == len(sequences) == sum(wanted):
-            with cache.forward(sequences, lengths) as arguments:
-                return self._each(tokens, arguments)
-        return self._mixed(cache, sequences, lengths, np.asarray(tokens, np.int32), wanted)
-
-    def _each(self, tokens: Sequence[int] | np.ndarray, arguments: tuple) -> np.ndarray:
-        """Run one token of each sequence; float32 logits [b, vocab]."""
         count = len(tokens)
-        name = "decode" if count == 1 else "decode_batch"
-        if 1 < count <= FEW and "decode_few" in self._names:
-            name = "decode_few"
-        if not self._machine.is_cpu:
-            return self._run(
-                name, self._machine.to_device(np.array(tokens, np.int32)[:, None]), arguments
-            )
-        held = self._steps.get(count)
-        if held is None:
-            view = aligned(np.zeros((count, 1), np.int32))
-            held = self._steps[count] = (self._machine.to_device(view), view.reshape(count))
-        held[1][:] = tokens
-        return self._run(name, held[0], arguments)
+        each = count == len(sequences)
+        if each and count == 1:
+            name = "forward_one"
+        elif count <= FEW and (each or count == sum(wanted)) and "forward_few" in self._names:
+            name = "forward_few"
+        elif each and "forward_each" in self._names:
+            name = "forward_each"
+        else:
+            return self._picked(cache, sequences, lengths, tokens, wanted)
+        with cache.forward(sequences, lengths) as arguments:
+            logits = self._run(name, self._on_device(tokens), arguments)
+        return logits if count == sum(wanted) else logits[np.flatnonzero(wanted)]
 
-    def _mixed(
+    def _picked(
         self,
         cache: KVCache,
         sequences: Sequence[int],
         lengths: Sequence[int],
-        tokens: np.ndarray,
+        tokens: Sequence[int] | np.ndarray,
         wanted: Sequence[int],
     ) -> np.ndarray:
-        """Run the sequences one after another; all are as before where one of them fails."""
-        rows: list[np.ndarray] = []
-        done: list[tuple[int, int]] = []
-        start = 0
-        try:
-            for sequence, length, count in zip(sequences, lengths, wanted, strict=True):
-                part = np.ascontiguousarray(tokens[start : start + length])[None, :]
-                start += length
-                name = "score" if count > 1 else "decode" if length == 1 else "prefill"
-                with cache.forward([sequence], [length]) as arguments:
-                    logits = self._run(name, self._machine.to_device(part), arguments)
-                done.append((sequence, length))
-                if count:
-                    rows.append(logits[len(logits) - count :])
-        except BaseException:
-            for sequence, length in done:
-                cache.rollback(sequence, length)
-            raise
-        if not rows:
-            return np.zeros((0, self.vocab_size), np.float32)
-        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+        """Run rows of any sequences; float32 logits [sum(wanted), vocab]."""
+        ends = np.cumsum(lengths)
+        rows = [np.arange(end - n, end) for end, n in zip(ends, wanted, strict=True)]
+        picks = np.concatenate(rows) if sum(wanted) else ends[-1:] - 1  # one at least
+        picks = self._machine.to_device(picks.astype(np.int32))
+        with cache.forward(sequences, lengths) as arguments:
+            ids = self._machine.to_device(np.asarray(tokens, np.int32))
+            logits = self._run("forward", ids, (picks, *arguments))
+        return logits if sum(wanted) else logits[:0]
+
+    def _on_device(self, tokens: Sequence[int] | np.ndarray) -> Any:
+        """Return a few ids as a tensor; on CPUs one that is kept for the next step."""
+        if not self._machine.is_cpu:
+            return self._machine.to_device(np.array(tokens, np.int32))
+        held = self._steps.get(len(tokens))
+        if held is None:
+            view = aligned(np.zeros(len(tokens), np.int32))
+            held = self._steps[len(tokens)] = (self._machine.to_device(view), view)
+        held[1][:] = tokens
+        return held[0]
 
     def _run(self, name: str, tokens: Any, arguments: tuple) -> np.ndarray:
         function = self._functions.get(name)

@@ -111,11 +111,11 @@ class VirtualMachine:
         return array
 
     def mailbox(self) -> tuple[Any, np.ndarray]:
-        """Return an int32 [1, 1] that the device can copy to at any time, and the host's view."""
+        """Return an int32 [1] that the device can copy to at any time, and the host's view."""
         host = self._ffi.Device(_PINNED, 0)
-        tensor = self._allocate(self.shape([1, 1]), self._ffi.dtype("int32"), host, None)
+        tensor = self._allocate(self.shape([1]), self._ffi.dtype("int32"), host, None)
         memory = (ctypes.c_int32 * 1).from_address(tensor.data_ptr())
-        return tensor, np.ctypeslib.as_array(memory).reshape(1, 1)
+        return tensor, np.ctypeslib.as_array(memory)
 
     @staticmethod
     def _pointer(array: np.ndarray) -> ctypes.c_void_p:

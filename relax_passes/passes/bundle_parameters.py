@@ -14,10 +14,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from relax_passes.rewriting import num_inputs, relax_functions
+from relax_passes.rewriting import STATE, num_inputs, relax_functions
 
 ATTRIBUTE = "amx.order"
-STATE = "state"  # the parameter that holds what attention kernels need of the cache: no weight
 
 
 @tvm.transform.module_pass(opt_level=0, name="BundleParameters")
@@ -53,16 +52,6 @@ def bundle_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> 
         ).with_attr("num_input", inputs)
     updated = relax.transform.Normalize()(updated)
     return updated.with_attr(ATTRIBUTE, json.dumps(order))
-
-
-def with_static_state(module: tvm.IRModule) -> tvm.IRModule:
-    """Count `state` no longer as an input: CUDA graphs take in what does not depend on inputs."""
-    updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    for gvar, function in relax_functions(module):
-        names = [p.name for p in function.params]
-        if STATE in names:
-            updated[gvar] = function.with_attr("num_input", names.index(STATE))
-    return updated
 
 
 def _weights(function: relax.Function) -> list[relax.Var]:

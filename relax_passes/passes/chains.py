@@ -3,7 +3,8 @@
     quantize -> linear -> quantize -> linear -> ...      each read by the next one alone
 
 Such a chain becomes one kernel where it runs on a few rows of x (kernels/chain.py): in the
-functions that decode. What it computes for others, such as the residual stream, it returns.
+functions that are called with no more (the attribute `ROWS`). What it computes for others, such as
+the residual stream, it returns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from tvm import relax
 
 from relax_passes.ops import Linear, is_op, quantize_attrs
 
-FEW_ROWS = ("decode", "decode_few")  # functions of one token of one, or of at most 16, sequences
 QUANTIZE = "amx.quantize_activation"
 
 

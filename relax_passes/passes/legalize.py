@@ -23,8 +23,8 @@ from relax_passes.kernels.cpu.attention.convert import convert
 from relax_passes.kernels.cpu.attention.vector import LANES
 from relax_passes.kernels.registry import Kernel, chain_kernel, linear_kernel, row_kernels
 from relax_passes.ops import is_op
-from relax_passes.passes.chains import FEW_ROWS, Chain, find_chains
-from relax_passes.rewriting import Context, rewrite
+from relax_passes.passes.chains import Chain, find_chains
+from relax_passes.rewriting import ROWS, Context, marked, rewrite
 from relax_passes.spec import LinearSpec
 
 ATTRIBUTE = "amx.kernels"
@@ -116,8 +116,8 @@ class _Lowering:
 
     def find_chains(self, function: relax.Function) -> list[Chain]:
         """Find the linears that become one kernel."""
-        name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
-        if self.target.kind.name != "llvm" or name not in FEW_ROWS:
+        few = marked(function, ROWS) and int(function.attrs[ROWS]) <= MOST_ROWS
+        if self.target.kind.name != "llvm" or not few:
             return []
         return find_chains(function, lambda linear: chains(spec_of(linear, None)))
 

@@ -60,7 +60,7 @@ struct Model::Impl {
   std::vector<MappedFile> shards;
   ffi::Optional<ffi::Module> machine;
   ffi::Any parameters, cache;
-  ffi::Function prefill, decode, begin, end;
+  ffi::Function forward, forward_one, begin, end;
   ffi::Any logits;
 
   ffi::Function function(const std::string& name) {
@@ -95,11 +95,10 @@ Model::Model(const Manifest& m, Plan plan, const std::string& runtime, Weights w
   }
   impl_->parameters = ffi::Array<ffi::Any>(tensors.begin(), tensors.end());
   auto one = [](int64_t value) { return ffi::Shape({value}); };
-  ffi::Any made = impl_->function("create_kv_cache")(one(1), one(plan.context), one(plan.chunk),
-                                                     one(m.page_size), one(0));
+  ffi::Any made = impl_->function("create_kv_cache")(one(1), one(plan.context), one(plan.chunk));
   impl_->cache = made.cast<ffi::Array<ffi::Any>>()[0];
-  impl_->prefill = impl_->function("prefill");
-  impl_->decode = impl_->function("decode");
+  impl_->forward = impl_->function("forward");
+  impl_->forward_one = impl_->function("forward_one");
   impl_->begin = global("vm.builtin.kv_state_begin_forward");
   impl_->end = global("vm.builtin.kv_state_end_forward");
   global("vm.builtin.kv_state_add_sequence")(impl_->cache, kSequence);
@@ -123,10 +122,15 @@ const float* Model::append(const std::vector<int>& tokens) {
   for (size_t start = 0; start < tokens.size(); start += plan_.chunk) {
     int64_t count = std::min<int64_t>(plan_.chunk, tokens.size() - start);
     std::vector<int32_t> part(tokens.begin() + start, tokens.begin() + start + count);
-    ffi::Tensor ids = view(part.data(), {1, count}, {kDLInt, 32, 1});
+    int32_t last = int32_t(count) - 1;  // the row whose logits are wanted
+    ffi::Tensor ids = view(part.data(), {count}, {kDLInt, 32, 1});
     impl_->begin(impl_->cache, ffi::Shape({kSequence}), ffi::Shape({count}));
-    ffi::Function& run = count == 1 ? impl_->decode : impl_->prefill;
-    impl_->logits = run(ids, impl_->cache, impl_->parameters);
+    if (count == 1) {
+      impl_->logits = impl_->forward_one(ids, impl_->cache, impl_->parameters);
+    } else {
+      ffi::Tensor picks = view(&last, {1}, {kDLInt, 32, 1});
+      impl_->logits = impl_->forward(ids, picks, impl_->cache, impl_->parameters);
+    }
     impl_->end(impl_->cache);
     length_ += count;
   }

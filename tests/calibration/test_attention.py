@@ -35,11 +35,12 @@ class Kernels:
     """The kernels of a quantized cache, called as the runtime calls them."""
 
     def __init__(self, name: str, d: int) -> None:
+        from relax_passes.attention_spec import AttentionSpec
         from relax_passes.kernels.cpu.attention import KVCacheConfig
         from relax_passes.kernels.cpu.attention.cache import kernels
 
         self.d, self.format = d, formats.get(name)
-        self.config = KVCacheConfig(1, HEADS, KV_HEADS, d, quantize=name)
+        self.config = KVCacheConfig((AttentionSpec(0, HEADS, KV_HEADS, d, d**-0.5),), quantize=name)
         self.functions, self.compiled = kernels(self.config, {"kind": "llvm"}), {}
 
     def call(self, name: str, *arguments) -> None:

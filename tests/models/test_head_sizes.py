@@ -11,12 +11,10 @@ import amx_tvm
 from amx_tvm.compiler.lowered import lower_source
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import open_model
-from amx_tvm.models import find
-from amx_tvm.models.kv_cache import head_channels
 from amx_tvm.targets import resolve
+from relax_passes.kernels.cpu.attention.config import stored_channels
 
 from . import tiny
-from .test_unsupported import BASE
 
 CASES = {
     "llama of 100": ("LlamaConfig", {"head_dim": 100, "attention_bias": True}),
@@ -60,8 +58,7 @@ def test_logits_equal_torch(name, tmp_path):
 
 @pytest.mark.parametrize("size, stored", [(2, 16), (16, 16), (80, 80), (100, 112), (128, 128)])
 def test_only_what_is_no_multiple_is_padded(size, stored):
-    values = {**BASE, "architectures": ["LlamaForCausalLM"], "head_dim": size}
-    assert head_channels(find(values).configure(values)) == stored
+    assert stored_channels(size) == stored
 
 
 def test_multiples_of_16_pay_nothing(tmp_path):

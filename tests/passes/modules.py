@@ -1,12 +1,16 @@
-"""Small Relax modules that the passes work on, none a language model."""
+"""Small Relax modules that the passes work on."""
 
 from __future__ import annotations
 
+from tvm import relax, tirx
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
+from amx_tvm.models.config import FULL, SLIDING, DecoderConfig
+from amx_tvm.models.decoder import CausalLM
 from relax_passes.activation import FLOAT32
+from relax_passes.ops import expert_group, expert_route
 from relax_passes.policy import LinearPolicy
 
 
@@ -96,3 +100,42 @@ class Loops:
                 with T.init():
                     y[v_i] = T.float32(0)
                 y[v_i] = y[v_i] + x[v_i, v_k]
+
+
+def decoder(layers=2, window=0, vocab=64):
+    """Return the module of a small decoder, as the compiler's passes get it."""
+    config = DecoderConfig(
+        family="llama",
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=64,
+        num_layers=layers,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        context_length=128,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rotary_dim=4,
+        layer_kinds=(FULL, SLIDING)[:layers] if window else (),
+        sliding_window=window,
+    )
+    network = CausalLM(config)
+    network.to("float16")
+    module, _ = network.export_tvm(network.export_spec())
+    return module
+
+
+def routed(experts=4, chosen=2):
+    """Return a function that routes rows to experts and sorts them."""
+    builder = relax.BlockBuilder()
+    rows = tirx.Var("rows", "int64")
+    scores = relax.Var("scores", relax.TensorType((rows, experts), "float32"))
+    with builder.function("route", [scores], attrs={"num_input": 1}):
+        with builder.dataflow():
+            made = builder.emit(expert_route(scores, chosen, over_all=False))
+            ids, shares = (builder.emit(relax.TupleGetItem(made, i)) for i in range(2))
+            grouped = builder.emit(expert_group(ids, experts))
+            out = builder.emit_output(relax.Tuple([shares, grouped]))
+        builder.emit_func_output(out)
+    return builder.get()

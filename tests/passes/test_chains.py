@@ -15,6 +15,7 @@ from relax_passes.activation import INT8
 from relax_passes.kernels.chain import MOST_ROWS
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.chains import find_chains
+from relax_passes.rewriting import ROWS
 
 from .modules import Policy, Weights
 
@@ -30,6 +31,7 @@ def network(rows, *, early=False, blocks=BLOCKS):
     """
     builder = relax.BlockBuilder()
     for name, m in rows.items():
+        few = {1: {ROWS: 1}, "few": {ROWS: MOST_ROWS}}.get(m, {})
         m = tirx.Var(m, "int64") if isinstance(m, str) else m
         x = relax.Var("x", relax.TensorType((m, WIDTH), "float32"))
         weights = {
@@ -42,7 +44,7 @@ def network(rows, *, early=False, blocks=BLOCKS):
         def matmul(h, w):
             return builder.emit(relax.op.matmul(h, builder.emit(relax.op.permute_dims(w))))
 
-        with builder.function(name, [x, *weights.values(), norm], attrs={"num_input": 1}):
+        with builder.function(name, [x, *weights.values(), norm], attrs={"num_input": 1, **few}):
             with builder.dataflow():
                 stream = x
                 for i in range(blocks):
@@ -71,12 +73,12 @@ def quantized(module):
     raise AssertionError("no phase legalizes")
 
 
-def chains_of(module, name="decode"):
+def chains_of(module, name="forward_one"):
     return find_chains(quantized(module)[name], lambda linear: True)
 
 
 def test_a_block_is_a_chain():
-    found = chains_of(network({"decode": 1}))
+    found = chains_of(network({"forward_one": 1}))
     assert [len(c.linears) for c in found] == [3, 3]
     assert [c.residuals for c in found] == [(None, None, 0)] * 2
     assert [c.kept for c in found] == [(False, False, True)] * 2
@@ -85,11 +87,11 @@ def test_a_block_is_a_chain():
 
 
 def test_what_occurs_once_is_left():
-    assert chains_of(network({"decode": 1}, blocks=1)) == []
+    assert chains_of(network({"forward_one": 1}, blocks=1)) == []
 
 
 def test_a_reader_in_the_middle_must_not_wait_for_the_chain():
-    found = chains_of(network({"decode": 1}, early=True))
+    found = chains_of(network({"forward_one": 1}, early=True))
     assert [len(c.linears) for c in found] == [2, 2]  # gate and up, then down: behind the reader
     assert [c.residuals for c in found] == [(None, None)] * 2
     assert [c.kept for c in found] == [(False, True)] * 2
@@ -101,13 +103,13 @@ def test_the_runtime_knows_how_many_rows_are_few():
 
 def test_only_functions_of_a_few_rows_have_chains():
     module = pipeline.run(
-        network({"decode": 1, "decode_few": "few", "prefill": "m"}),
+        network({"forward_one": 1, "forward_few": "few", "forward": "m"}),
         TARGET,
         Policy("amxfp4", INT8),
         "tile16x32",
     )
-    names = {name: _calls(module[name]) for name in ("decode", "decode_few", "prefill")}
-    assert names["decode"] == names["decode_few"] == BLOCKS and names["prefill"] == 0
+    names = {name: _calls(module[name]) for name in ("forward_one", "forward_few", "forward")}
+    assert names["forward_one"] == names["forward_few"] == BLOCKS and names["forward"] == 0
     buckets = {k["bucket"] for k in legalize.kernels_of(module) if "chain" in k}
     assert buckets == {"M = 1", "M <= 16"}
 
@@ -119,7 +121,7 @@ def _calls(function):
 @pytest.mark.parametrize("early", [False, True])
 def test_chains_compute_the_same(early):
     rng = np.random.default_rng(0)
-    module = network({"decode": 1, "decode_few": "few", "prefill": "m"}, early=early)
+    module = network({"forward_one": 1, "forward_few": "few", "forward": "m"}, early=early)
     arrays = {
         f"{i}.{n}": rng.standard_normal(s).astype(np.float32) / 8
         for i in range(BLOCKS)
@@ -131,7 +133,7 @@ def test_chains_compute_the_same(early):
     made = dict(parameters(order, plans.read(module), Materializer(Weights(arrays))))
     weights = tuple(tvm.runtime.tensor(made[n]) for n in order)
     vm = relax.VirtualMachine(pipeline.build(module, TARGET), tvm.cpu())
-    for name, m in (("decode", 1), ("decode_few", 3), ("decode_few", 16)):
+    for name, m in (("forward_one", 1), ("forward_few", 3), ("forward_few", 16)):
         x = tvm.runtime.tensor(rng.standard_normal((m, WIDTH)).astype(np.float32))
-        want = vm["prefill"](x, weights).numpy()
+        want = vm["forward"](x, weights).numpy()
         np.testing.assert_allclose(vm[name](x, weights).numpy(), want, rtol=1e-6, atol=1e-6)

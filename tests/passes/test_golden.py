@@ -17,19 +17,25 @@ import tvm
 from tvm import relax
 
 import relax_passes.passes
+from amx_tvm.targets import resolve
 from relax_passes import pipeline
 from relax_passes.activation import INT8
+from relax_passes.attention_spec import CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
+from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.greedy_steps import greedy_steps
 from relax_passes.passes.legalize import legalize
+from relax_passes.passes.lower_attention import lower_attention
+from relax_passes.passes.lower_experts import lower_experts
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.passes.order_shape_functions import order_shape_functions
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
 
-from .modules import Gated, Loops, Policy
+from .modules import Gated, Loops, Policy, decoder, routed
 from .test_chains import network
 from .test_order_shape_functions import dependent, module_of, same
 
@@ -38,12 +44,16 @@ GOLDEN = Path(__file__).parent / "golden"
 TARGET = tvm.target.Target(
     {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "num-cores": 2}
 )
+CUDA = resolve("cuda:sm_90a").tvm
 LAYOUT = "tile16x32"
 EIGHT_BITS = Policy("amxfp4", INT8)
 
 FOUND = (annotate_linears(EIGHT_BITS), fuse_bias())
 MERGED = (*FOUND, merge_projections, fuse_residual_and_gate())
 QUANTIZED = (*MERGED, quantize_parameters(EIGHT_BITS, LAYOUT), quantize_activations)
+
+HALF = CacheStorage("float16")
+BEGUN = (make_buckets(CUDA), lower_attention(CUDA, HALF))
 
 # pass -> (module, what runs before, the pass)
 CASES = {
@@ -53,8 +63,14 @@ CASES = {
     "fuse_epilogue-residual_and_gate": (Gated, MERGED[:-1], MERGED[-1]),
     "quantize_parameters": (Gated, MERGED, QUANTIZED[-2]),
     "quantize_activations": (Gated, QUANTIZED[:-1], QUANTIZED[-1]),
+    "buckets-cpu": (decoder(1), (), make_buckets(TARGET)),
+    "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
+    "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
+    "lower_attention-cuda": (decoder(window=8), (make_buckets(CUDA),), lower_attention(CUDA, HALF)),
+    "greedy_steps": (decoder(1), BEGUN, greedy_steps),
+    "lower_experts": (routed(), (), lower_experts),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
-    "chains": (network({"decode": 1}), QUANTIZED, legalize(TARGET)),
+    "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),
     "schedule_rest": (Loops, (), schedule_rest(TARGET)),
     "bundle_parameters": (Gated, QUANTIZED, bundle_parameters),
     "order_shape_functions": (module_of(z=dependent, a=same), (), order_shape_functions),
@@ -107,4 +123,4 @@ def test_the_cases_follow_the_pipeline():
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
-    assert tested == {name for name in ours if name in tested} and len(tested) == 9
+    assert tested == {name for name in ours if name in tested} and len(tested) == 13

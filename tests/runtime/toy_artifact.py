@@ -22,7 +22,7 @@ EOS = 0
 
 def _build_module(vocab: int):
     import tvm
-    from tvm import relax, te, tirx
+    from tvm import relax, tirx
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn import op
     from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
@@ -54,46 +54,31 @@ def _build_module(vocab: int):
             self.head = nn.Linear(HIDDEN, vocab, bias=False)
 
         def _body(self, ids, kv):
-            x = self.embed(ids)
+            rows = ids.shape[0]
+            x = self.embed(op.reshape(ids, (1, rows)))
             for layer in self.layers:
                 x = layer(x, kv)
-            return self.norm(x)
+            return op.reshape(self.norm(x), (rows, HIDDEN))
 
-        def prefill(self, ids: nn.Tensor, kv: PagedKVCache):
-            x = self._body(ids, kv)
+        def forward(self, ids: nn.Tensor, picks: nn.Tensor, kv: PagedKVCache):
+            return self.head(op.take(self._body(ids, kv), picks, axis=0))
 
-            def last(t):
-                n = t.shape[1]
-                return te.compute((1, HIDDEN), lambda i, j: t[i, n - 1, j], name="last")
-
-            return self.head(op.tensor_expr_op(last, "last", [x]))
-
-        def score(self, ids: nn.Tensor, kv: PagedKVCache):
-            x = self._body(ids, kv)
-            return op.reshape(self.head(x), (x.shape[1], vocab))
-
-        def decode(self, ids: nn.Tensor, kv: PagedKVCache):
-            return op.reshape(self.head(self._body(ids, kv)), (1, vocab))
-
-        def decode_batch(self, ids: nn.Tensor, kv: PagedKVCache):
-            x = self._body(ids, kv)
-            return op.reshape(self.head(x), (x.shape[0], vocab))
+        def forward_one(self, ids: nn.Tensor, kv: PagedKVCache):
+            return self.head(self._body(ids, kv))
 
         def create_kv_cache(
             self,
             max_batch_size: tirx.Var,
             max_total_seq_len: tirx.Var,
             prefill_chunk_size: tirx.Var,
-            page_size: tirx.Var,
-            support_sliding_window: tirx.Var,
         ):
             made = TIRPagedKVCache(
                 attn_kind="mha",
                 max_batch_size=max_batch_size,
                 max_total_seq_len=max_total_seq_len,
                 prefill_chunk_size=prefill_chunk_size,
-                page_size=page_size,
-                support_sliding_window=support_sliding_window,
+                page_size=PAGE,
+                support_sliding_window=0,
                 layer_partition=relax.ShapeExpr([0, LAYERS]),
                 num_hidden_layers=LAYERS,
                 num_attention_heads=HEADS,
@@ -117,18 +102,18 @@ def _build_module(vocab: int):
     modes = {"param_mode": "packed", "effect_mode": "none"}
     model = Toy()
     cache = nn.spec.Object(object_type=PagedKVCache)
-    sequence = {"ids": nn.spec.Tensor([1, "n"], "int32"), "kv": cache, "$": modes}
     spec = {
-        "prefill": dict(sequence),  # export_tvm takes the "$" out of each
-        "score": dict(sequence),
-        "decode": {"ids": nn.spec.Tensor([1, 1], "int32"), "kv": cache, "$": modes},
-        "decode_batch": {"ids": nn.spec.Tensor(["b", 1], "int32"), "kv": cache, "$": modes},
+        "forward": {
+            "ids": nn.spec.Tensor(["rows"], "int32"),
+            "picks": nn.spec.Tensor(["picks"], "int32"),
+            "kv": cache,
+            "$": dict(modes),  # export_tvm takes the "$" out of each
+        },
+        "forward_one": {"ids": nn.spec.Tensor([1], "int32"), "kv": cache, "$": dict(modes)},
         "create_kv_cache": {
             "max_batch_size": int,
             "max_total_seq_len": int,
             "prefill_chunk_size": int,
-            "page_size": int,
-            "support_sliding_window": int,
             "$": {"param_mode": "none", "effect_mode": "none"},
         },
     }
@@ -215,7 +200,7 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
                         "why": "not quantized",
                     }
                 ],
-                functions=["create_kv_cache", "prefill", "score", "decode", "decode_batch"],
+                functions=["create_kv_cache", "forward", "forward_one"],
             )
         )
 

@@ -1,7 +1,7 @@
 """The most likely token on the GPU: 4 bytes to the host a step instead of the logits.
 
     best    logits float32 [1, vocab] -> int64 [BLOCKS]: the largest of every block's share
-    choose  int64 [BLOCKS] -> token int32 [1, 1]; -1 where logits hold NaN or infinity
+    choose  int64 [BLOCKS] -> token int32 [1]; -1 where logits hold NaN or infinity
 
 Keys order as the logits do and, of equals, put the lower token first: the value's bits, made
 monotonic, above the token's complement. NaN is above everything.
@@ -94,7 +94,7 @@ def choose() -> tirx.PrimFunc:
 
     def body(blocks: int) -> None:
         found = T.arg("best", T.Buffer((BLOCKS,), "int64"))
-        token = T.arg("token", T.Buffer((1, 1), "int32"))
+        token = T.arg("token", T.Buffer((1,), "int32"))
 
         def emit(_block, tid) -> None:  # noqa: ANN001
             key = local(1, "uint64")
@@ -108,7 +108,7 @@ def choose() -> tirx.PrimFunc:
             none = tirx.const(-1, "int32")
             with T.If(tirx.EQ(tid, 0)):
                 with T.Then():
-                    T.buffer_store(token, tirx.Select(order >= _INFINITY, none, lowest), [0, 0])
+                    T.buffer_store(token, tirx.Select(order >= _INFINITY, none, lowest), [0])
 
         _launch(blocks, emit)
 

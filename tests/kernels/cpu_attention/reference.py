@@ -11,10 +11,15 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
+from amx_tvm.models.step import Step, kv_cache
 from amx_tvm.targets import host_options
-from relax_passes.attention_spec import Rotation
-from relax_passes.kernels.cpu.attention import CpuPagedKVCache, KVCacheConfig, attention, kernels
+from relax_passes.attention_spec import AttentionSpec, Rotation
+from relax_passes.kernels.cpu.attention import KVCacheConfig, kernels
 from relax_passes.kernels.cpu.attention.config import PANEL
+from relax_passes.kernels.cpu.attention.lowering import CpuAttention
+from relax_passes.passes.lower_attention import lowered
+
+NONE = Rotation()
 
 TARGET = host_options()
 
@@ -48,13 +53,22 @@ def plain(channels, theta=10000.0):
     return Rotation(tuple(float(f) for f in np.float32(1.0) / powers.astype(np.float32)))
 
 
-def rotate(x, positions, config):
+def layers(count, heads, kv_heads, d, rotation=NONE, windows=(0,), **more):
+    """Layers of a model; as many windows as layers, or one for all."""
+    windows = windows * count if len(windows) == 1 else windows
+    return tuple(
+        AttentionSpec(i, heads, kv_heads, d, d**-0.5, window=w, rotation=rotation, **more)
+        for i, w in enumerate(windows)
+    )
+
+
+def rotate(x, positions, rotation):
     """Rotate x [n, heads, d] as Hugging Face does (float32 angles, float64 from there)."""
-    factor = config.rotation.factor
-    inv_freq = np.asarray(config.rotation.frequencies, np.float32)
+    factor = rotation.factor
+    inv_freq = np.asarray(rotation.frequencies, np.float32)
     angles = (np.asarray(positions, np.float32)[:, None] * inv_freq).astype(np.float64)
     cos, sin = (np.tile(f(angles), 2)[:, None] * factor for f in (np.cos, np.sin))
-    r = config.rotation.channels
+    r = rotation.channels
     x = np.asarray(x, np.float64)
     head = x[..., :r]
     turned = np.concatenate([-head[..., r // 2 :], head[..., : r // 2]], axis=-1)
@@ -91,45 +105,41 @@ def tensor(array):
 class _Model(nn.Module):
     """Only attention: every layer gets its own part of the input."""
 
-    def __init__(self, config, target):
-        self.config, self.target = config, target
+    def __init__(self, config):
+        self.config = config
 
     def create_kv_cache(self, batch, total, chunk):
-        return CpuPagedKVCache(self.config, batch, total, chunk, self.target)
+        return kv_cache(batch, total, chunk)
 
-    def forward(self, qkv: nn.Tensor, cache: nn.Object):
-        c = self.config
-        b, n = qkv.shape[0], qkv.shape[1]
-        per_layer = qkv.reshape(b, n, c.layers, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+    def forward(self, qkv: nn.Tensor, cache: PagedKVCache):
+        c, n = self.config, qkv.shape[0]
+        step, heads = Step(cache, n), qkv.shape[1] // c.layers // c.head_dim
+        per_layer = qkv.reshape(n, c.layers, heads, c.head_dim)
         outs = []
-        for layer in range(c.layers):
-            part = nn.op.split(per_layer, c.layers, axis=2)[layer] if c.layers > 1 else per_layer
-            part = part.reshape(b, n, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-            out = attention(cache, c, layer, part, 1 / math.sqrt(c.head_dim))
-            outs.append(out.reshape(b, n, 1, c.num_heads, c.head_dim))
-        return nn.op.concat(outs, dim=2) if len(outs) > 1 else outs[0]
+        for layer, spec in enumerate(c.specs):
+            part = nn.op.split(per_layer, c.layers, axis=1)[layer] if c.layers > 1 else per_layer
+            out = step.attend(spec, part.reshape(n, heads, c.head_dim))
+            outs.append(out.reshape(n, 1, spec.heads, c.head_dim))
+        return nn.op.concat(outs, dim=1) if len(outs) > 1 else outs[0]
 
 
 @cache
 def virtual_machine(config, target=None):
-    """Compile the attention-only model."""
+    """Compile the attention-only model, lowered as a model's attention is."""
     target = tvm.target.Target(dict(target) if target else TARGET)
-    width = config.layers * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    mod, _ = _Model(config, target).export_tvm(
+    width = sum(s.heads + 2 * s.kv_heads for s in config.specs) * config.head_dim
+    none = {"param_mode": "none", "effect_mode": "none"}
+    mod, _ = _Model(config).export_tvm(
         spec={
-            "create_kv_cache": {
-                "batch": int,
-                "total": int,
-                "chunk": int,
-                "$": {"param_mode": "none", "effect_mode": "none"},
-            },
+            "create_kv_cache": {"batch": int, "total": int, "chunk": int, "$": dict(none)},
             "forward": {
-                "qkv": nn.spec.Tensor(["b", "n", width], "float32"),
+                "qkv": nn.spec.Tensor(["n", width], "float32"),
                 "cache": nn.spec.Object(object_type=PagedKVCache),
-                "$": {"param_mode": "none", "effect_mode": "none"},
+                "$": dict(none),
             },
         }
     )
+    mod = lowered(mod, CpuAttention(config, target))
     return relax.VirtualMachine(tvm.compile(mod, target), tvm.cpu())
 
 
@@ -152,9 +162,8 @@ class Cache:
     def __init__(self, config: KVCacheConfig, total=1024, batch=8, chunk=256, seed=0):
         self.config = config
         self.vm = virtual_machine(config)
-        self.kv = self.vm["create_kv_cache"](
-            *(tvm.runtime.ShapeTuple([n]) for n in (batch, total, chunk))
-        )
+        sizes = (tvm.runtime.ShapeTuple([n]) for n in (batch, total, chunk))
+        (self.kv,) = self.vm["create_kv_cache"](*sizes)
         self.history: dict[int, np.ndarray] = {}
         self.rng = np.random.default_rng(seed)
         self.worst = 0.0
@@ -188,9 +197,7 @@ class Cache:
         ids = tvm.runtime.ShapeTuple(list(lengths))
         _state["begin_forward"](self.kv, ids, tvm.runtime.ShapeTuple(list(lengths.values())))
         x = np.concatenate(list(new.values()))
-        decode = all(n == 1 for n in lengths.values())
-        shape = (len(x), 1, -1) if decode else (1, len(x), -1)
-        out = self.vm["forward"](tensor(x.reshape(shape)), self.kv).numpy()
+        out = self.vm["forward"](tensor(x.reshape(len(x), -1)), self.kv).numpy()
         _state["end_forward"](self.kv)
         c = self.config
         out = out.reshape(len(x), c.layers, c.num_heads, c.head_dim)
@@ -210,11 +217,12 @@ class Cache:
         result = np.empty((len(qkv) - past, c.layers, c.num_heads, c.head_dim))
         for layer in range(c.layers):
             q, k, v = np.split(qkv[:, layer], [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
-            if c.rotation.pairs:
-                q, k = rotate(q, positions, c), rotate(k, positions, c)
+            turn = c.specs[layer].rotation
+            if turn.pairs:
+                q, k = rotate(q, positions, turn), rotate(k, positions, turn)
             high = positions[past:] + 1
-            sliding = c.kinds[layer] == "mha_sliding"
-            low = np.maximum(high - c.sliding_window, 0) if sliding else np.zeros_like(high)
+            window = c.specs[layer].window
+            low = np.maximum(high - window, 0) if window else np.zeros_like(high)
             result[:, layer] = attend(q[past:], k, v, low, high, c.soft_cap)[0]
         return result
 

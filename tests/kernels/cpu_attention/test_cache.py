@@ -1,20 +1,22 @@
 """A whole cache through the virtual machine, against attention over NumPy histories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from amx_tvm.errors import ModelError
 from relax_passes.kernels.cpu.attention import KVCacheConfig
 
-from .reference import Cache, plain
+from .reference import Cache, layers, plain
 
 CONFIGS = {
-    "3:1": KVCacheConfig(2, 6, 2, 64, plain(64, 500000.0), page_size=16),
-    "4:1 d128": KVCacheConfig(1, 8, 2, 128, plain(128), page_size=32),
-    "8:1": KVCacheConfig(1, 8, 1, 64, plain(64)),
-    "1:1": KVCacheConfig(1, 2, 2, 64, plain(32)),
-    "capped, not rotated": KVCacheConfig(1, 4, 2, 64, soft_cap=2.0),
-    "float16": KVCacheConfig(1, 6, 2, 64, plain(64), dtype="float16", page_size=16),
+    "3:1": KVCacheConfig(layers(2, 6, 2, 64, plain(64, 500000.0)), page_size=16),
+    "4:1 d128": KVCacheConfig(layers(1, 8, 2, 128, plain(128)), page_size=32),
+    "8:1": KVCacheConfig(layers(1, 8, 1, 64, plain(64))),
+    "1:1": KVCacheConfig(layers(1, 2, 2, 64, plain(32))),
+    "capped, not rotated": KVCacheConfig(layers(1, 4, 2, 64, soft_cap=2.0)),
+    "float16": KVCacheConfig(layers(1, 6, 2, 64, plain(64)), dtype="float16", page_size=16),
 }
 slow = pytest.mark.slow
 FAST = ["3:1", "float16"]
@@ -102,14 +104,10 @@ def test_rotation_does_not_depend_on_the_path():
     assert not np.isnan(one.history[0]).any()
 
 
-@pytest.mark.parametrize(
-    "kinds", [("mha", "mha_sliding"), pytest.param(("mha_sliding",), marks=slow)]
-)
-def test_sliding_layers(kinds):
-    rotation = plain(64)
-    config = KVCacheConfig(
-        len(kinds), 6, 2, 64, rotation, attn_kind=kinds, sliding_window=50, page_size=16
-    )
+@pytest.mark.parametrize("windows", [(0, 50), pytest.param((50,), marks=slow)])
+def test_sliding_layers(windows):
+    specs = layers(len(windows), 6, 2, 64, plain(64), windows)
+    config = KVCacheConfig(specs, page_size=16)
     cache = Cache(config)
     cache.add(0)
     for n in (7, 1, 90, 1, 1, 120, 1, 30, *([1] * 20)):
@@ -120,20 +118,42 @@ def test_sliding_layers(kinds):
     assert cache.worst < 5e-6
 
 
+def test_layers_that_rotate_differently():
+    """The cache cannot rotate for them: tables and rotations stand in front of the attention."""
+    first, second = layers(2, 6, 2, 64, plain(64))
+    config = KVCacheConfig((first, replace(second, rotation=plain(64, 500000.0))), page_size=16)
+    assert not config.rotation.pairs
+    cache = Cache(config)
+    cache.add(0)
+    for n in (37, 1, 60, 1):
+        cache.forward({0: n})
+    assert cache.worst < 5e-6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_kv_heads": 3}, "4 attention heads"),
-        ({"head_dim": 72}, "head_dim 72"),
+        ({"kv_heads": 3}, "4 attention heads"),
+        ({"head_dim": 72, "sinks": True}, "head_dim 72"),
         ({"rotation": plain(96)}, "rotary_dim 96"),
-        ({"dtype": "int8"}, "int8"),
-        ({"page_size": 24}, "page size 24"),
-        ({"attn_kind": "mla"}, "mla"),
-        ({"attn_kind": ("mha",) * 3}, "3 attention kinds"),
-        ({"attn_kind": "mha_sliding"}, "sliding_window"),
     ],
 )
-def test_bad_configurations_are_named(change, message):
-    fields = {"layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+def test_bad_layers_are_named(change, message):
+    (spec,) = layers(1, 4, 2, 64)
     with pytest.raises(ModelError, match=message):
-        KVCacheConfig(**(fields | change))
+        KVCacheConfig((replace(spec, **change),))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [({"dtype": "int8"}, "int8"), ({"page_size": 24}, "page size 24")]
+)
+def test_bad_storage_is_named(more, message):
+    with pytest.raises(ModelError, match=message):
+        KVCacheConfig(layers(1, 4, 2, 64), **more)
+
+
+@pytest.mark.parametrize("change", [{"window": 20}, {"heads": 8}, {"soft_cap": 1.0}])
+def test_layers_of_other_kinds_are_refused(change):
+    first, second = layers(2, 4, 2, 64, windows=(10, 0))
+    with pytest.raises(ModelError, match="only windows"):
+        KVCacheConfig((first, replace(second, **change)))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from relax_passes.attention_spec import Rotation
-from relax_passes.kernels.cpu.attention import KVCacheConfig
+from relax_passes.kernels.cpu.attention import PAGE_SIZE, KVCacheConfig
 from relax_passes.kernels.cpu.attention.vector import EMPTY_LSE
 
-from .reference import attend, kernel, plain, rotate, tensor, to_pages
+from .reference import attend, kernel, layers, plain, rotate, tensor, to_pages
 
 SHAPES = {  # heads, kv_heads, head_dim
     "3:1": (9, 3, 64),
@@ -32,9 +32,9 @@ TOLERANCE = {"float32": 3e-6, "float16": 2e-3}
 ZERO = np.zeros(1, np.int32)
 
 
-def make(shape, dtype="float32", **more):
+def make(shape, dtype="float32", page_size=PAGE_SIZE, **more):
     heads, kv_heads, d = SHAPES[shape]
-    return KVCacheConfig(1, heads, kv_heads, d, dtype=dtype, **more)
+    return KVCacheConfig(layers(1, heads, kv_heads, d, **more), dtype, page_size=page_size)
 
 
 def normal(rng, *shape, dtype="float32"):
@@ -118,7 +118,7 @@ def test_decode_of_one_long_sequence_is_split(length, page_size):
 
 
 def test_decode_sliding_skips_the_first_slots():
-    config = make("3:1", attn_kind="mha_sliding", sliding_window=40, page_size=16)
+    config = make("3:1", windows=(40,), page_size=16)
     lengths, offsets = [40, 7, 40], [9, 0, 15]
     cache = Paged(config, lengths, offsets=offsets)
     q = normal(cache.rng, 3, 9, 64)
@@ -177,7 +177,7 @@ def test_ragged_prefill_without_mask():
 
 def test_ragged_prefill_of_a_sliding_layer():
     """A negative scale marks the layer; the plain layers of the same cache see everything."""
-    config = make("3:1", attn_kind="mha_sliding", sliding_window=40)
+    config = make("3:1", windows=(40,))
     high = np.arange(200) + 1
     q, k, v, out, lse = ragged(config, [200], scale=-0.125)
     check(out, lse, attend(q, k, v, np.maximum(high - 40, 0), high), "float32")
@@ -219,7 +219,7 @@ def test_paged_prefill(shape, dtype, page_size):
 
 
 def test_paged_prefill_of_a_sliding_layer():
-    config = make("3:1", attn_kind="mha_sliding", sliding_window=40, page_size=16)
+    config = make("3:1", windows=(40,), page_size=16)
     lengths, q_lengths = [40, 20], [60, 5]
     cache = Paged(config, lengths, offsets=[9, 0])
     q = normal(cache.rng, sum(q_lengths), 9, 64)
@@ -253,8 +253,8 @@ def test_split_rotary(tokens, rotation):
     run = kernel("split_rotary", config)
     run(tensor(qkv), tensor(positions), *results, 1)
     q, k, v = (r.numpy() for r in results)
-    assert np.abs(q - rotate(qkv[:, :9], positions, config)).max() < 1e-6
-    assert np.abs(k - rotate(qkv[:, 9:12], positions, config)).max() < 1e-6
+    assert np.abs(q - rotate(qkv[:, :9], positions, rotation)).max() < 1e-6
+    assert np.abs(k - rotate(qkv[:, 9:12], positions, rotation)).max() < 1e-6
     assert (v == qkv[:, 12:]).all()
     run(tensor(qkv), tensor(positions), *results, 0)
     assert all(

@@ -8,6 +8,8 @@ import tvm
 
 from relax_passes.kernels.cpu.attention import KVCacheConfig, kernels
 
+from .reference import layers, plain
+
 NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
 RISCV = {
     "kind": "llvm",
@@ -58,26 +60,26 @@ def spills(text):
 @pytest.mark.parametrize("key", TARGETS)
 @pytest.mark.parametrize("name", ["decode", "prefill_paged"])
 def test_multiply_adds(name, key):
-    text = assembly(name, KVCacheConfig(1, 9, 3, 64), key)
+    text = assembly(name, KVCacheConfig(layers(1, 9, 3, 64, plain(64))), key)
     assert len(re.findall(MULTIPLY_ADD[key], text)) >= 12
 
 
 @pytest.mark.parametrize("key", ["avx512", "avx2", "neon"])
 @pytest.mark.parametrize("name", ["decode", "prefill_paged"])
 def test_inner_loops_keep_their_accumulators(name, key):
-    assert spills(assembly(name, KVCacheConfig(1, 9, 3, 64), key)) == 0
+    assert spills(assembly(name, KVCacheConfig(layers(1, 9, 3, 64, plain(64))), key)) == 0
 
 
 @pytest.mark.parametrize("key", HALF)
 def test_half_precision_pages_are_converted_in_vectors(key):
-    text = assembly("decode", KVCacheConfig(1, 9, 3, 64, dtype="float16"), key)
+    text = assembly("decode", KVCacheConfig(layers(1, 9, 3, 64, plain(64)), dtype="float16"), key)
     assert re.search(HALF[key], text)
 
 
 @pytest.mark.parametrize("key", ["neon", pytest.param("sse", marks=pytest.mark.slow)])
 def test_every_kernel_compiles(key):
     target = tvm.target.Target(TARGETS[key])
-    config = KVCacheConfig(1, 4, 2, 64, attn_kind="mha_sliding", sliding_window=64)
+    config = KVCacheConfig(layers(1, 4, 2, 64, plain(64), (64,)))
     functions = {n: f.with_attr("global_symbol", n) for n, f in kernels(config, target).items()}
     text = tvm.compile(tvm.IRModule(functions), target).mod.inspect_source("asm")
     assert all(f"{name}_compute_" in text or name in text for name in functions)

@@ -12,23 +12,22 @@ from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, res
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
-from relax_passes.attention_spec import Rotation  # noqa: E402
+from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda import argmax  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
-from relax_passes.kernels.cuda.attention.config import AttentionConfig  # noqa: E402
 from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
 
 pytestmark = needs_nvcc
 
 
 def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
-    config = AttentionConfig(2, heads, 2, head_dim, arch, **more)
     rotation = Rotation(tuple(1e4 ** (-2 * i / head_dim) for i in range(head_dim // 2)))
+    spec = AttentionSpec(0, heads, 2, head_dim, 0.1, rotation=rotation, **more)
     return {
-        "decode_one": kernels.decode(config, rotation, 0.1, 0, 1),
-        "decode_any": kernels.decode(config, rotation, 0.1, 0, None),
-        "store": kernels.store(config, rotation),
-        "prefill": kernels.prefill(config, 0.1, 0),
+        "decode_one": kernels.decode(spec, 2, arch, 1),
+        "decode_any": kernels.decode(spec, 2, arch, None),
+        "store": kernels.store(spec, 2),
+        "prefill": kernels.prefill(spec, 2, arch),
     }
 
 
@@ -54,14 +53,13 @@ def test_kernels_compile_with_their_instructions(arch):
 
 def test_state_is_an_argument_of_every_kernel_and_no_global():
     """Two engines of one library share its globals: none may be written."""
-    config = AttentionConfig(2, 8, 2, 64, "sm_90a")
     functions = attention("sm_90a", 64) | {
-        "begin": cache.first(config),
+        "begin": cache.first(4096),
         "slots": cache.slots(),
         "rows": cache.sequences(),
         "list_prefill": cache.page_list(prefill=True),
         "list_decode": cache.page_list(prefill=False),
-        "copy": cache.copy_page(config),
+        "copy": cache.copy_page(4096),
     }
     code, _ = compile_functions(functions, "sm_90a")
     variables = re.findall(r"^\s*(?:\.visible )?\.(?:global|const) .*$", ptx(code, "sm_90a"), re.M)

@@ -5,7 +5,7 @@ opaque, so the kernels are free to choose their layout (see :mod:`.config`).  Di
 ``TIRPagedKVCache``:
 
 * token trees are not supported (their kernels are left out, and the runtime refuses them);
-* sliding windows belong to layers ("mha_sliding"), with rotary embeddings in the cache; the
+* sliding windows belong to layers, with rotary embeddings in the cache; the
   runtime's other mode, a window per sequence with attention sinks, would rotate inside attention
   and is switched off.  A forked sequence must not be longer than the window.
 """
@@ -15,83 +15,14 @@ from __future__ import annotations
 import tvm
 from tvm import relax as rx
 from tvm import tirx
-from tvm.relax.frontend.nn import Tensor
-from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
+from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, RopeMode
+
+from relax_passes.rewriting import Context
 
 from . import decode, merge, pages, prefill, rotary
 from .config import KVCacheConfig
 from .quantized import quantized_attention
 from .vector import VectorTarget
-
-
-class CpuPagedKVCache(PagedKVCache):
-    """A paged KV cache whose kernels are vectorized and parallel.
-
-    Construct it inside an ``nn.Module`` method while it is exported (``create_kv_cache``).
-
-    Parameters
-    ----------
-    config : KVCacheConfig
-        Shape, rotary embedding and storage.
-    max_batch_size, max_total_seq_len, prefill_chunk_size : tirx.Var or int
-        Capacity: sequences, tokens of all sequences, tokens of one forward pass.
-    target : Target, dict, TargetInfo or VectorTarget
-        What the kernels are made for: its vector registers.
-    name : str
-        Name of the Relax variable.
-    """
-
-    def __init__(
-        self,
-        config: KVCacheConfig,
-        max_batch_size: tirx.Var,
-        max_total_seq_len: tirx.Var,
-        prefill_chunk_size: tirx.Var,
-        target,  # noqa: ANN001
-        name: str = "paged_kv_cache",
-    ) -> None:
-        capacity = (max_batch_size, max_total_seq_len, prefill_chunk_size)
-        super().__init__(
-            _expr=rx.call_pure_packed(
-                "vm.builtin.paged_attention_kv_cache_create",
-                *_arguments(config, capacity, target),
-                ty_args=rx.AnyType(),
-            ),
-            _name=name,
-        )
-
-
-def attention(
-    cache: PagedKVCache, config: KVCacheConfig, layer: int, qkv: Tensor, sm_scale: float
-) -> Tensor:
-    """Rotate, append and attend with the fused qkv of one layer.
-
-    Use this rather than ``attention_with_fused_qkv``: it converts to the cache's type and back,
-    and marks sliding layers.
-
-    Parameters
-    ----------
-    cache : PagedKVCache
-        The cache object (also one that came in as a function parameter).
-    config : KVCacheConfig
-        The configuration it was made with.
-    layer : int
-        Index of the decoder layer.
-    qkv : Tensor
-        [batch, tokens, heads + 2 kv_heads, head_dim], float32.
-    sm_scale : float
-        Positive factor on the scores before the softmax.
-
-    Returns
-    -------
-    Tensor
-        [batch, tokens, heads, head_dim], of qkv's type.
-    """
-    scale = -sm_scale if config.kinds[layer] == "mha_sliding" else sm_scale
-    dtype = qkv.dtype
-    converted = qkv if dtype == config.dtype else qkv.astype(config.dtype)
-    out = cache.attention_with_fused_qkv(layer, converted, config.num_heads, scale)
-    return out if dtype == config.dtype else out.astype(dtype)
 
 
 def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa: ANN001
@@ -139,11 +70,22 @@ def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa:
     return result
 
 
-def _arguments(config: KVCacheConfig, capacity: tuple, target) -> list:  # noqa: ANN001
-    """Arguments of the runtime's constructor, in its order."""
-    builder = rx.BlockBuilder.current()
+def create(ctx: Context, config: KVCacheConfig, sizes: rx.ShapeExpr, target) -> rx.Expr:  # noqa: ANN001
+    """Create the cache object in the function that is being rewritten.
+
+    Parameters
+    ----------
+    ctx : Context
+        The function, which gets the kernels' names, and its module, which gets the kernels.
+    config : KVCacheConfig
+        The layers, and how they are stored.
+    sizes : ShapeExpr
+        Most sequences, tokens of all sequences, tokens of one forward pass.
+    target : Target, dict, TargetInfo or VectorTarget
+        What the kernels are made for: its vector registers.
+    """
     functions = {
-        name: builder.add_func(function, f"kv_cache_{name}")
+        name: ctx.add_function(function, f"kv_cache_{name}")
         for name, function in kernels(config, target).items()
     }
 
@@ -152,14 +94,14 @@ def _arguments(config: KVCacheConfig, capacity: tuple, target) -> list:  # noqa:
             return rx.Tuple([])
         return rx.Tuple([tvm.ir.StringImm("tirx"), functions[name]])
 
-    kinds = [int(getattr(AttnKind, kind.upper())) for kind in config.kinds]
-    if "mha" not in config.kinds:
+    kinds = [int(AttnKind.MHA_SLIDING if s.window else AttnKind.MHA) for s in config.specs]
+    if all(spec.window for spec in config.specs):
         # The runtime allocates its buffers for q, k and v only where some layer is plain MHA;
         # an entry beyond the last layer says so without being used.
         kinds.append(int(AttnKind.MHA))
     per_sequence_window = 0
-    return [
-        rx.ShapeExpr([*capacity, config.page_size, per_sequence_window, config.window or 1]),
+    arguments = [
+        rx.ShapeExpr([*sizes.values, config.page_size, per_sequence_window, config.window or 1]),
         rx.ShapeExpr([0, config.layers]),
         rx.prim_value(config.num_heads),
         rx.prim_value(config.num_kv_heads),
@@ -171,7 +113,7 @@ def _arguments(config: KVCacheConfig, capacity: tuple, target) -> list:  # noqa:
         rx.prim_value(1),  # rope scale and theta are used by rotation inside attention only
         rx.prim_value(10000.0),
         rx.prim_value(0),  # no extension factors: the frequencies are constants of split_rotary
-        rx.op.zeros((), config.dtype),
+        rx.const(0.0, config.dtype),
         functions["append"],
         rx.prim_value(0),  # no MLA append
         backend("prefill_ragged"),
@@ -188,3 +130,6 @@ def _arguments(config: KVCacheConfig, capacity: tuple, target) -> list:  # noqa:
         functions["debug_get_kv"],
         functions["compact_copy"],
     ]
+    return rx.call_pure_packed(
+        "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=rx.AnyType()
+    )

@@ -19,15 +19,14 @@ from typing import Any
 import tvm
 from tvm import relax as rx
 from tvm import tirx
-from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor
-from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
+from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, RopeMode
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
+from relax_passes.rewriting import Context
 
-from .config import PAGE_TOKENS, TOKEN, AttentionConfig
+from .config import PAGE_TOKENS, TOKEN
 from .state_text import (
     COPY_PAGE,
     STATE_BEGIN,
@@ -37,6 +36,8 @@ from .state_text import (
     STATE_WORDS,
 )
 
+BEGIN = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"  # here: runs the callbacks
+TOKEN_TYPE = rx.TensorType((1, 1, TOKEN), "float16")
 _SCALARS = (
     ("rotary_mode", "int32"),
     ("rope_scale", "float32"),
@@ -45,73 +46,81 @@ _SCALARS = (
 )
 
 
-def create(
-    config: AttentionConfig,
-    max_batch_size: tirx.Var,
-    max_total_seq_len: tirx.Var,
-    prefill_chunk_size: tirx.Var,
-) -> tuple[PagedKVCache, Tensor]:
-    """Create a paged KV cache for the kernels of this package, in an ``nn.Module``'s method.
-
-    Returns
-    -------
-    (PagedKVCache, Tensor)
-        The object, and what the kernels take as `state`: int32 [STATE_WORDS].
-    """
-    # TVM's object counts one page more than the tokens need; the row in front is the state's
-    pages = (max_total_seq_len + (PAGE_TOKENS - 1)) // PAGE_TOKENS + 1
-    builder = rx.BlockBuilder.current()
-    store = nn.op.empty((pages + 1, config.page_elements), "float16")._expr
-    start = rx.prim_value(tirx.const(0, "int64"))
-    view = rx.op.memory.view(store, [STATE_WORDS], "int32", start)
-    state = Tensor(_expr=builder.emit(view))
-    capacity = (max_batch_size, max_total_seq_len, prefill_chunk_size)
-    made = rx.call_pure_packed(
-        "vm.builtin.paged_attention_kv_cache_create",
-        *_arguments(config, capacity, store),
-        ty_args=rx.AnyType(),
-    )
-    return PagedKVCache(_expr=made, _name="paged_kv_cache"), state
-
-
-def begin(cache: PagedKVCache, rows: tirx.PrimExpr | int) -> Tensor:
-    """Have the cache's callbacks note where the pages of this pass are.
+def create(ctx: Context, elements: int, sizes: rx.ShapeExpr) -> tuple[rx.Expr, rx.Expr]:
+    """Create a paged KV cache for the kernels of this package.
 
     Parameters
     ----------
-    cache : PagedKVCache
-        The function's cache.
+    ctx : Context
+        The function that creates it, and its module, which gets the callbacks.
+    elements : int
+        float16 numbers of a page of all layers.
+    sizes : ShapeExpr
+        Most sequences, tokens of all sequences, tokens of one forward pass.
+
+    Returns
+    -------
+    (Expr, Expr)
+        The object, and what the kernels take as `state`: int32 [STATE_WORDS].
+    """
+    # TVM's object counts one page more than the tokens need; the row in front is the state's
+    pages = (sizes.values[1] + (PAGE_TOKENS - 1)) // PAGE_TOKENS + 1
+    shape = rx.ShapeExpr([pages + 1, elements])
+    store = ctx.emit(_allocate(shape), "pages")
+    start = rx.prim_value(tirx.const(0, "int64"))
+    state = ctx.emit(rx.op.memory.view(store, [STATE_WORDS], "int32", start), "state")
+    made = rx.call_pure_packed(
+        "vm.builtin.paged_attention_kv_cache_create",
+        *_arguments(ctx, elements, sizes, store),
+        ty_args=rx.AnyType(),
+    )
+    return ctx.emit(made, "paged_kv_cache"), state
+
+
+def begin(ctx: Context, cache: rx.Expr, rows: tirx.PrimExpr | int) -> rx.Var:
+    """Have the cache's callbacks note where the pages of a pass are.
+
+    Parameters
+    ----------
+    ctx : Context
+        The function.
+    cache : Expr
+        The cache's object.
     rows : PrimExpr or int
         New tokens, of all sequences.
 
     Returns
     -------
-    Tensor
+    Var
         The `token` argument of the kernels, float16 [rows, 1, TOKEN].
     """
-    builder = rx.BlockBuilder.current()
-    nothing = nn.op.empty((rows, 3, TOKEN), "float16")._expr
-    out = rx.call_dps_packed(
-        "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
-        [cache._expr, rx.prim_value(0), rx.prim_value(1.0), nothing],
-        out_ty=rx.TensorType((rows, 1, TOKEN), "float16"),
-    )
-    return Tensor(_expr=builder.emit(out))
+    nothing = ctx.emit(_allocate(rx.ShapeExpr([rows, 3, TOKEN])), "nothing")
+    arguments = [cache, rx.prim_value(0), rx.prim_value(1.0), nothing]
+    out = rx.TensorType((rows, 1, TOKEN), "float16")
+    return ctx.emit(rx.call_dps_packed(BEGIN, arguments, out_ty=out), "token")
 
 
-def _arguments(config: AttentionConfig, capacity: tuple, store: rx.Expr) -> list:
+def token() -> rx.Expr:
+    """Return what stands for the token of one row in a function that another one begins for."""
+    return _allocate(rx.ShapeExpr([1, 1, TOKEN]))
+
+
+def _allocate(shape: rx.ShapeExpr) -> rx.Expr:
+    return rx.op.builtin.alloc_tensor(shape, "float16", 0)
+
+
+def _arguments(ctx: Context, elements: int, sizes: rx.ShapeExpr, store: rx.Expr) -> list:
     """Arguments of the runtime's constructor, in its order."""
-    builder = rx.BlockBuilder.current()
 
     def add(name: str, function: tirx.PrimFunc) -> Any:
-        return builder.add_func(function, f"kv_cache_{name}")
+        return ctx.add_function(function, f"kv_cache_{name}")
 
     def backend(name: str, function: tirx.PrimFunc) -> rx.Expr:
         return rx.Tuple([tvm.ir.StringImm("tirx"), add(name, function)])
 
     none = rx.Tuple([])
     return [
-        rx.ShapeExpr([*capacity, PAGE_TOKENS, 0, 1]),
+        rx.ShapeExpr([*sizes.values, PAGE_TOKENS, 0, 1]),
         rx.ShapeExpr([0, 1]),
         rx.prim_value(1),
         rx.prim_value(1),
@@ -123,7 +132,7 @@ def _arguments(config: AttentionConfig, capacity: tuple, store: rx.Expr) -> list
         rx.prim_value(1),
         rx.prim_value(10000.0),
         store,
-        rx.op.zeros((), "float16"),
+        rx.const(0.0, "float16"),
         add("slots", slots()),
         rx.prim_value(0),  # no MLA append
         backend("rows", sequences()),
@@ -135,8 +144,8 @@ def _arguments(config: AttentionConfig, capacity: tuple, store: rx.Expr) -> list
         none,
         none,  # no MLA prefill
         rx.Tuple([add("nothing_merge", nothing(4, ()))]),
-        add("begin", first(config)),
-        add("copy_page", copy_page(config)),
+        add("begin", first(elements)),
+        add("copy_page", copy_page(elements)),
         add("refuse_debug", refuse("reading the CUDA cache back", 4, (("layer", "int64"),))),
         add("refuse_trees", refuse("a token tree in the CUDA cache", 3, (("batch", "int32"),))),
     ]
@@ -194,17 +203,17 @@ def _own(handle) -> tirx.Expr:  # noqa: ANN001
     return at(buffer, *(tirx.const(0, "int64") for _ in range(5)))
 
 
-def first(config: AttentionConfig) -> tirx.PrimFunc:
+def first(elements: int) -> tirx.PrimFunc:
     """Build the callback in the rotation's place: notes pages and positions, and starts afresh."""
 
     def body() -> None:
         qkv, found, q, k, v, pages = _handles("qkv", "positions", "q", "k", "v", "pages")
         n = T.int32()
         positions = _indices(found, n)
-        store = T.match_buffer(pages, (T.int64(), config.page_elements), "float16")
-        zero, elements = tirx.const(0, "int32"), tirx.const(config.page_elements, "int64")
+        store = T.match_buffer(pages, (T.int64(), elements), "float16")
+        zero = tirx.const(0, "int32")
         carriers = (_carrier(q), _carrier(k))
-        place = (at(store, zero, zero), elements)
+        place = (at(store, zero, zero), tirx.const(elements, "int64"))
         _tell(STATE_BEGIN, *place, at(positions, zero), n, *carriers)
 
     return _callback("kv_cache_begin", body)
@@ -259,9 +268,9 @@ def page_list(prefill: bool) -> tirx.PrimFunc:
     return _callback("kv_cache_list", body)
 
 
-def copy_page(config: AttentionConfig) -> tirx.PrimFunc:
+def copy_page(elements: int) -> tirx.PrimFunc:
     """Build the copy of a page, of all layers, for a fork: own pages, source, target, length."""
-    words = config.page_elements // 8
+    words = elements // 8
 
     def body() -> None:
         (own,) = _handles("own_pages")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
-from relax_passes.attention_spec import Rotation
+from relax_passes.attention_spec import AttentionSpec, Rotation
 from relax_passes.kernels.cuda.intrinsics.base import Source
 
 PAGE_TOKENS = 16
@@ -15,41 +14,14 @@ TOKEN = 4  # float16 numbers of the cache object's own heads: as many as an addr
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
 
 
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Sizes of a model's attention and the architecture.
+def fits(spec: AttentionSpec) -> bool:
+    """Whether the kernels compute this shape."""
+    return spec.head_dim in HEAD_DIMS and spec.group <= 16 and not spec.sinks
 
-    Parameters
-    ----------
-    layers, heads, kv_heads, head_dim : int
-        As in Hugging Face's configurations.
-    arch : str
-        Architecture, such as "sm_90a".
-    soft_cap : float
-        Bound c of c tanh(s / c) on scaled scores; 0 leaves them as they are.
-    """
 
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    arch: str
-    soft_cap: float = 0.0
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a kv head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def page_elements(self) -> int:
-        """float16 numbers of a page of all layers."""
-        return self.layers * 2 * self.kv_heads * PAGE_TOKENS * self.head_dim
-
-    @property
-    def fits(self) -> bool:
-        """Whether the kernels compute this shape."""
-        return self.head_dim in HEAD_DIMS and self.group <= 16
+def page_elements(spec: AttentionSpec, layers: int) -> int:
+    """float16 numbers of a page of all layers."""
+    return layers * 2 * spec.kv_heads * PAGE_TOKENS * spec.head_dim
 
 
 def frequencies(rotation: Rotation) -> Source:

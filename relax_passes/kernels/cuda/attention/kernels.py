@@ -20,11 +20,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.targets.cuda.gpus import gpu
-from relax_passes.attention_spec import Rotation
+from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import decode_text, prefill_text
-from .config import TOKEN, AttentionConfig, frequencies
+from .config import TOKEN, frequencies
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
@@ -70,45 +70,38 @@ def _shared(floats: int) -> tirx.Buffer:
     return shared
 
 
-def _scale(config: AttentionConfig, scale: float) -> float:
-    return scale if config.soft_cap else scale * _LOG2E
+def _scale(spec: AttentionSpec) -> float:
+    return spec.scale if spec.soft_cap else spec.scale * _LOG2E
 
 
-def decode(
-    config: AttentionConfig,
-    rotation: Rotation,
-    scale: float,
-    window: int,
-    m: int | None,
-) -> tirx.PrimFunc:
+def decode(spec: AttentionSpec, layers: int, arch: str, m: int | None) -> tirx.PrimFunc:
     """Build decode attention.
 
     Parameters
     ----------
-    config : AttentionConfig
-        Sizes.
-    rotation : Rotation
-        What turns queries and keys.
-    scale : float
-        Factor on q k^T.
-    window : int
-        Keys that a query sees, itself included; 0 is all.
+    spec : AttentionSpec
+        What is computed; the number of the layer is an argument of the kernel.
+    layers : int
+        Of the model.
+    arch : str
+        Architecture, such as "sm_90a".
     m : int or None
         Sequences; None compiles for any number, 1 spares dependent loads.
     """
-    facts = gpu(config.arch)
+    rotation = spec.rotation
+    facts = gpu(arch)
     # a cluster for each kv head and sequence: about as many blocks as multiprocessors
-    splits = (8 if config.kv_heads <= 16 else 4) if facts.clusters else 1
-    d, group = config.head_dim, config.group
+    splits = (8 if spec.kv_heads <= 16 else 4) if facts.clusters else 1
+    d, group = spec.head_dim, spec.group
     one, dependent = m == 1, facts.clusters
     flags = ", ".join("true" if f else "false" for f in (one, dependent))
-    numbers = f"{d}, {group}, {config.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
+    numbers = f"{d}, {group}, {spec.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
     # A function around it passes the frequencies, which the IR cannot name.
     turns = frequencies(rotation)
-    name = f"amx_decode_{turns.name}_{d}_{group}_{config.kv_heads}_{splits}_{int(one)}"
+    name = f"amx_decode_{turns.name}_{d}_{group}_{spec.kv_heads}_{splits}_{int(one)}"
     attend = Intrinsic(
         name,
-        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {turns.name}, {rotation.factor!r}f, layer, {config.layers},
+        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {turns.name}, {rotation.factor!r}f, layer, {layers},
                                scale, cap, window, split, head, row, warp, lane);""",
         (decode_text.DECODE, turns),
         "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
@@ -118,14 +111,14 @@ def decode(
 
     def body() -> None:
         extent, rows = _rows(m)
-        qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
+        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
         state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, config.heads, d)
+        out = _argument("out", extent, spec.heads, d)
         threads = [
             T.thread_binding(rows, thread="blockIdx.z"),
-            T.thread_binding(config.kv_heads, thread="blockIdx.y"),
+            T.thread_binding(spec.kv_heads, thread="blockIdx.y"),
             T.thread_binding(splits, thread="blockIdx.x"),
             T.thread_binding(_WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
@@ -143,9 +136,9 @@ def decode(
                     state,
                     at(out, zero, zero, zero),
                     layer,
-                    tirx.const(_scale(config, scale), "float32"),
-                    tirx.const(config.soft_cap, "float32"),
-                    tirx.const(window, "int32"),
+                    tirx.const(_scale(spec), "float32"),
+                    tirx.const(spec.soft_cap, "float32"),
+                    tirx.const(spec.window, "int32"),
                     bound[2],
                     bound[1],
                     bound[0],
@@ -156,28 +149,28 @@ def decode(
     return _function("attention_decode", body, dependent)
 
 
-def store(config: AttentionConfig, rotation: Rotation) -> tirx.PrimFunc:
+def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
-    d = config.head_dim
+    d, rotation = spec.head_dim, spec.rotation
     turns = frequencies(rotation)
-    name = f"amx_store_{turns.name}_{d}_{config.heads}_{config.kv_heads}"
+    name = f"amx_store_{turns.name}_{d}_{spec.heads}_{spec.kv_heads}"
     put = Intrinsic(
         name,
-        f"""  amx_attend_store<{d}, {config.heads}, {config.kv_heads}, {rotation.pairs}>(
-      qkv, state, q, {turns.name}, {rotation.factor!r}f, layer, {config.layers}, m, block, head, tid);""",
+        f"""  amx_attend_store<{d}, {spec.heads}, {spec.kv_heads}, {rotation.pairs}>(
+      qkv, state, q, {turns.name}, {rotation.factor!r}f, layer, {layers}, m, block, head, tid);""",
         (prefill_text.PREFILL, turns),
         "void(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid)",
     )
 
     def body() -> None:
         extent, rows = _rows(None)
-        qkv = _argument("qkv", extent, config.heads + 2 * config.kv_heads, d)
+        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
         state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        q = _argument("q", extent, config.heads, d)
+        q = _argument("q", extent, spec.heads, d)
         threads = [
-            T.thread_binding(config.heads + 2 * config.kv_heads, thread="blockIdx.y"),
+            T.thread_binding(spec.heads + 2 * spec.kv_heads, thread="blockIdx.y"),
             T.thread_binding((rows + 15) // 16, thread="blockIdx.x"),
             T.thread_binding(128, thread="threadIdx.x"),
         ]
@@ -193,24 +186,24 @@ def store(config: AttentionConfig, rotation: Rotation) -> tirx.PrimFunc:
     return _function("attention_store", body)
 
 
-def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc:
+def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     """Build attention of chunks over all pages of their sequences; see `decode`."""
-    d = config.head_dim
-    limit = gpu(config.arch).shared_bytes
+    d = spec.head_dim
+    limit = gpu(arch).shared_bytes
     tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
-    attend = prefill_text.ATTEND[d, config.group, config.kv_heads, tokens]
+    attend = prefill_text.ATTEND[d, spec.group, spec.kv_heads, tokens]
 
     def body() -> None:
         extent, rows = _rows(None)
-        q = _argument("q", extent, config.heads, d)
+        q = _argument("q", extent, spec.heads, d)
         _orders(extent)
         state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, config.heads, d)
+        out = _argument("out", extent, spec.heads, d)
         blocks = (rows + 63) // 64
         threads = [
             T.thread_binding(blocks, thread="blockIdx.y"),
-            T.thread_binding(config.heads, thread="blockIdx.x"),
+            T.thread_binding(spec.heads, thread="blockIdx.x"),
             T.thread_binding(4, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
@@ -225,10 +218,10 @@ def prefill(config: AttentionConfig, scale: float, window: int) -> tirx.PrimFunc
                     state,
                     at(out, zero, zero, zero),
                     layer,
-                    tirx.const(config.layers, "int32"),
-                    tirx.const(_scale(config, scale), "float32"),
-                    tirx.const(config.soft_cap, "float32"),
-                    tirx.const(window, "int32"),
+                    tirx.const(layers, "int32"),
+                    tirx.const(_scale(spec), "float32"),
+                    tirx.const(spec.soft_cap, "float32"),
+                    tirx.const(spec.window, "int32"),
                     block,
                     blocks,
                     head,

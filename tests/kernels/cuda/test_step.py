@@ -1,0 +1,65 @@
+"""The functions of a CUDA model as they are planned: parameters, and what a graph takes in."""
+
+from __future__ import annotations
+
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+from tvm import relax  # noqa: E402
+
+from amx_tvm.config import QuantizationConfig  # noqa: E402
+from amx_tvm.targets import resolve  # noqa: E402
+from relax_passes import pipeline  # noqa: E402
+from relax_passes.rewriting import relax_functions  # noqa: E402
+from tests.passes.modules import decoder  # noqa: E402
+
+LAYERS = 3
+PARAMETERS = {
+    "begin_greedy": ["cache", "state"],
+    "create_kv_cache": ["max_batch_size", "max_total_seq_len", "prefill_chunk_size"],
+    "decode_greedy": ["input_ids", "cache", "state", "params"],
+    "forward": ["input_ids", "logit_positions", "cache", "state", "params"],
+    "forward_each": ["input_ids", "cache", "state", "params"],
+    "forward_one": ["input_ids", "cache", "state", "params"],
+}
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    target = resolve("cuda:sm_90a")
+    policy = QuantizationConfig.parse("amxfp4").resolve("cuda")
+    return pipeline.run(decoder(LAYERS), target.tvm, policy, target.layout)
+
+
+@pytest.fixture(scope="module")
+def planned(lowered):
+    """What memory planning and graphs make of it: printed functions by name."""
+    target = resolve("cuda:sm_90a").tvm
+    with target, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        for one in pipeline.final_passes(target):
+            if one.info.name == "VMShapeLower":
+                break
+            lowered = one(lowered)
+    return {gvar.name_hint: f.script(show_meta=False) for gvar, f in relax_functions(lowered)}
+
+
+def test_functions_take_what_the_runtime_gives(lowered):
+    found = {g.name_hint: [p.name for p in f.params] for g, f in relax_functions(lowered)}
+    assert found == PARAMETERS
+    logits = {
+        g.name_hint: f.ret_ty for g, f in relax_functions(lowered) if "forward" in g.name_hint
+    }
+    assert all(str(t.dtype) == "float32" for t in logits.values())
+    state = lowered["create_kv_cache"].ret_ty.fields[1]
+    assert isinstance(state, relax.TensorType) and str(state.dtype) == "int32"
+
+
+@pytest.mark.parametrize("name", ["forward_one", "decode_greedy"])
+def test_all_layers_of_a_step_are_one_graph(planned, name):
+    step, captured = planned[name], planned[f"{name}_cuda_graph_capture"]
+    assert step.count("run_or_capture") == 1
+    assert captured.count("attention_decode") == LAYERS and "attention_decode" not in step
+    assert "attention_with_fused_qkv" not in captured
+    assert ("attention_with_fused_qkv" in step) == (name == "forward_one")
+    assert ("argmax_best" in captured) == (name == "decode_greedy")
