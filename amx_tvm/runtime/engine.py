@@ -95,6 +95,12 @@ class Engine:
         )
         self._cache: KVCache | None = None
 
+    def __del__(self) -> None:
+        # The thread last: with it, what everything else has freed goes back to the system.
+        worker = self.__dict__.pop("_worker", None)
+        self.__dict__.clear()
+        del worker
+
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, a `tokenizers.Tokenizer`; read at the first use."""

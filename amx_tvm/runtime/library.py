@@ -113,6 +113,13 @@ def load_runtime(device: str = "cpu") -> ModuleType:
     return tvm_ffi
 
 
+def return_memory() -> None:
+    """Give the system what was freed; glibc keeps it otherwise, in an arena for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def physical_cores() -> int:
     """Return how many physical cores this process may use.
 

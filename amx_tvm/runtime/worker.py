@@ -24,6 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.library import return_memory
 
 _Self = TypeVar("_Self")
 _P = ParamSpec("_P")
@@ -113,6 +114,7 @@ class Worker:
 
     def __del__(self) -> None:
         _close(self._state, "this engine is gone", _PATIENCE)
+        return_memory()
 
     @property
     def here(self) -> bool:
