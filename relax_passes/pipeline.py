@@ -21,7 +21,9 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm_ffi import register_error
 
+from amx_tvm.errors import AmxError
 from relax_passes.attention_spec import PLAIN, CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
@@ -38,6 +40,10 @@ from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
 from relax_passes.policy import Policy
 from relax_passes.take import take
+
+# What a pass raises comes out of TVM as a RuntimeError, unless TVM knows the class.
+for _error in AmxError.__subclasses__():
+    register_error(_error.__name__, _error)
 
 Dump = Callable[[str, tvm.IRModule], None]
 
