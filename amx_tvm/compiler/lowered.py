@@ -15,6 +15,7 @@ from amx_tvm.frontends.checkpoint import identify, open_weights
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.models import moe
 from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.registry import ModelFamily
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
@@ -76,7 +77,7 @@ def lower_source(
         order=bundle_parameters.order_of(module),
         plan=plans.read(module),
         linears=legalize.kernels_of(module),
-        model={**describe(source, decoder, family.name), **longrope(decoder, target)},
+        model={**describe(source, decoder, family), **longrope(decoder, target)},
         kv_cache={
             "page_size": PAGE_SIZE if on_cpu else 16,
             "dtype": storage.dtype or dtype,
@@ -139,31 +140,33 @@ def longrope(decoder: DecoderConfig, target: ResolvedTarget) -> dict[str, int]:
     return {name: decoder.long_after}
 
 
-def describe(source: ModelSource, decoder: DecoderConfig, family: str) -> dict[str, Any]:
+def describe(source: ModelSource, decoder: DecoderConfig, family: ModelFamily) -> dict[str, Any]:
     """Return the manifest's "model" section.
 
     Raises
     ------
     ModelError
-        For BOS and EOS tokens that the vocabulary does not have.
+        For BOS and EOS tokens that the vocabulary does not have, but for those that nobody set.
     """
-    generation = source.generation_config
+    generation, vocab = source.generation_config, decoder.vocab_size
     eos = generation.get("eos_token_id", [])
-    ends = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    unset = family.default_special_id if family.default_special_id not in range(vocab) else None
+    ends = [end for end in (eos if isinstance(eos, (list, tuple)) else [eos]) if end != unset]
     first = generation.get("bos_token_id")
+    first = None if first == unset else first
     prefix = list(generation.get("prompt_prefix", []))
     starts = [("bos", token) for token in (first, *prefix)]
     for name, token in [*starts, *(("eos", end) for end in ends)]:
-        if token is not None and not 0 <= token < decoder.vocab_size:
+        if token is not None and not 0 <= token < vocab:
             raise ModelError(
                 f"{source.name}: {name}_token_id is {token}, and the model has a vocabulary of "
-                f"{decoder.vocab_size}; correct its configuration"
+                f"{vocab}; correct its configuration"
             )
     return {
-        "family": family,
+        "family": family.name,
         "name": source.name,
         "config": source.config,
-        "vocab_size": decoder.vocab_size,
+        "vocab_size": vocab,
         "context_length": decoder.context_length,
         "eos_token_ids": ends,
         "bos_token_id": first,

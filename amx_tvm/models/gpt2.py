@@ -142,5 +142,6 @@ register(
         build=GPT2,
         weight=weight,
         prefix="transformer.",
+        default_special_id=50256,
     )
 )

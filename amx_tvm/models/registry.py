@@ -62,6 +62,8 @@ class ModelFamily:
     prefix : str
         What checkpoints of the whole model write in front of the base model's weights, and those
         of the base model alone leave out.
+    default_special_id : int or None
+        What transformers writes as BOS and EOS where nobody set them, whatever the vocabulary.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ModelFamily:
     build: Callable[[DecoderConfig], Any]
     weight: Callable[[str, DecoderConfig], Weight | tuple[Weight, ...]] = same_name
     prefix: str = "model."
+    default_special_id: int | None = None
 
     def weights(self, name: str, config: DecoderConfig) -> tuple[Weight, ...]:
         """Return where a weight of the module may be, first choice first.

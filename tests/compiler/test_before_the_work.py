@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
 import amx_tvm
 from amx_tvm.artifact.publication import Publication
 from amx_tvm.compiler.checkpoint import quantize_checkpoint
+from amx_tvm.compiler.lowered import describe
 from amx_tvm.compiler.objects import object_folder
 from amx_tvm.errors import AmxError, ArtifactError, ModelError, TargetError
 from amx_tvm.linker import linker
+from amx_tvm.models import families
 
 
 def program(path, text):
@@ -162,3 +165,13 @@ def test_objects_are_in_memory(tmp_path):
 def test_errors_of_a_full_disk_are_one_line(tmp_path):
     with pytest.raises(ArtifactError, match="no space left"), Publication(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("vocab", "kept"), [(272, None), (50257, 50256)])
+def test_ids_that_nobody_set_end_nothing(vocab, kept):
+    family = next(one for one in families() if one.name == "gpt2")
+    ids = {"bos_token_id": 50256, "eos_token_id": [50256]}  # transformers writes them for any GPT-2
+    source = SimpleNamespace(name="m", config={}, generation_config=ids)
+    model = describe(source, SimpleNamespace(vocab_size=vocab, context_length=64), family)
+    assert model["bos_token_id"] == kept
+    assert model["eos_token_ids"] == ([] if kept is None else [kept])
