@@ -155,6 +155,15 @@ class Model:
         return GreedySteps(self._machine, self._parameters)
 
     @property
+    def mixes(self) -> bool:
+        """Whether one call for next tokens and prompts is faster than two.
+
+        On GPUs it reads the weights once. CPUs have kernels for few rows that a mixed call cannot
+        use.
+        """
+        return not self._machine.is_cpu
+
+    @property
     def chooses(self) -> bool:
         """Whether the device can take the most likely token itself."""
         return "begin_greedy" in self._names

@@ -6,9 +6,9 @@
             ...
         print(handle.result.text)
 
-A request is tokens of which a part is in the cache. Each step adds the next token of those that
-lack one only, and a chunk of those that lack more: a prompt, or everything after a preemption. So
-prompts are computed beside the decoding of others, and there is one loop for all of it.
+A request is tokens of which a part is in the cache. Steps add the next token of those that lack
+one only, and a chunk of those that lack more: a prompt, or everything after a preemption (`Turns`
+says which). So prompts are computed beside the decoding of others, in one loop for all of it.
 
 Requests start in their order as soon as a place and free pages for their tokens are there; one
 that begins like another under way shares its pages. Where pages run out, the request that started
@@ -30,6 +30,7 @@ from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.session import Sequence
+from amx_tvm.runtime.turns import Turns
 from amx_tvm.runtime.worker import Worker, on_thread
 
 
@@ -49,15 +50,15 @@ class Scheduler:
     max_sequences : int
         Most requests under way.
     prefill_rows : int, optional
-        Most tokens of prompts in a step beside decoding, by default as many as a step takes. The
-        fewer, the shorter the steps of those that decode.
+        Most tokens of prompts for each step of those that decode, by default as many as a step
+        takes. The fewer, the shorter they wait.
     prefixes : Prefixes, optional
         Where sequences of ended requests stay, for those that begin like them.
 
     Attributes
     ----------
-    last_step : tuple of int
-        How many texts the last step continued, and how many tokens of prompts it computed.
+    turns : Turns
+        What each step adds to whom.
     """
 
     def __init__(
@@ -70,11 +71,10 @@ class Scheduler:
         prefixes: Prefixes | None = None,
     ):
         self.max_sequences = max_sequences
-        self.prefill_rows = prefill_rows
+        self.turns = Turns(model, prefill_rows)
         self.prefixes = Prefixes(0) if prefixes is None else prefixes
         self._model, self._get_cache, self._worker = model, cache, worker
         self.driver: Any = None  # the worker's job that calls `step`, where it is another's
-        self.last_step = (0, 0)
         self._cache: Any = None
         self._waiting: deque[Handle] = deque()
         self._active: list[Handle] = []  # in the order in which they started
@@ -147,38 +147,13 @@ class Scheduler:
         active = self._active
         if len(active) == 1 and self._choose(active[0]):
             return True
-        parts = self._parts()
+        parts = self.turns.parts(active)
         if parts:
             try:
                 self._forward(parts)
             except Exception as error:
                 self._recover(parts, error)
         return bool(self._active or self._waiting)
-
-    def _parts(self) -> list[tuple[Handle, int]]:
-        """Return the next step's requests, and how many tokens of each it adds."""
-        parts, filling = [], []
-        if self._model.long_after:
-            for handle in self._active:
-                handle.sequence.turn(len(handle.tokens))
-        for handle in self._active:
-            if len(handle.tokens) - len(handle.sequence.tokens) == 1:
-                parts.append((handle, 1))
-            else:
-                filling.append(handle)
-        decoding, rows = len(parts), 0
-        if filling:
-            room = self._model.chunk - decoding
-            if parts and self.prefill_rows is not None:
-                room = min(room, self.prefill_rows)
-            for handle in filling:
-                count = min(room, len(handle.tokens) - len(handle.sequence))
-                if count > 0:
-                    parts.append((handle, count))
-                    room -= count
-                    rows += count
-        self.last_step = (decoding, rows)
-        return parts
 
     def _forward(self, parts: list[tuple[Handle, int]]) -> None:
         """Run a step and give the requests their logits."""

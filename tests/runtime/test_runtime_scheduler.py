@@ -87,12 +87,13 @@ def test_a_long_prompt_does_not_stop_those_that_decode(engine):
         scheduler.step()
         long = list(range(1, 121))
         second = scheduler.add(engine.request(long, max_new_tokens=3, ignore_eos=True))
-        made = len(first.result.token_ids)
+        steps, made = 0, len(first.result.token_ids)
         while not second.result.token_ids:
             scheduler.step()
-            assert len(first.result.token_ids) == made + 1  # a token in every step
-            made += 1
-        assert made >= 120 / 4
+            steps += 1
+            new = len(first.result.token_ids) - made
+            assert new in (steps // 2, (steps + 1) // 2)  # a token for each chunk
+        assert new >= 120 / 4 - 1
         turn(scheduler)
     assert second.result.token_ids == engine.generate(long, 3, ignore_eos=True).token_ids
 
