@@ -54,6 +54,10 @@ def serve(
         int | None,
         typer.Option(help="Tokens of all answers, kept ones too; by default what fits."),
     ] = None,
+    speculation: Annotated[
+        bool,
+        typer.Option(help="Decode text that repeats several tokens a step, where that is faster."),
+    ] = True,
     queue: Annotated[int, typer.Option(min=0, help="Most answers that wait; then 429.")] = 256,
     queue_tokens: Annotated[
         int, typer.Option(min=0, help="Most prompt tokens that wait; then 429.")
@@ -91,6 +95,7 @@ def serve(
             "context_length": context_length,
             "max_sequences": max_sequences + keep,
             "kv_tokens": kv_tokens,
+            "speculation": speculation,
         },
     )
     names = name or [artifact.resolve().name]

@@ -23,12 +23,14 @@ from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
-from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, number, read_options
+from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, flag, number, read_options
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.scheduler import Scheduler
+from amx_tvm.runtime.speculation import Speculation
 from amx_tvm.runtime.stream import special_stops
+from amx_tvm.runtime.verification import DraftingScheduler
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 from amx_tvm.runtime.worker import Worker
 
@@ -53,6 +55,8 @@ class Engine:
         Longest sequence in tokens.
     max_sequences : int
         Most sequences at once.
+    speculation : Speculation or None
+        What drafts of repeated text are made with, where `load` was asked for it.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Engine:
         chunk: int,
         may_grow: bool = True,
         threads: int | None = None,
+        speculation: bool = False,
     ):
         longest = int(manifest.model["context_length"])
         context = min(longest, DEFAULT_CONTEXT)
@@ -94,6 +99,7 @@ class Engine:
             int(manifest.model.get("long_after", 0)),
         )
         self._cache: KVCache | None = None
+        self.speculation = Speculation() if flag("speculation", speculation) else None
 
     def __del__(self) -> None:
         # The thread last: with it, what everything else has freed goes back to the system.
@@ -301,7 +307,10 @@ class Engine:
     ) -> Scheduler:
         most = self.max_sequences if most is None else min(most, self.max_sequences)
         cache = partial(self._reserve, self._kv_tokens)
-        return Scheduler(self._model, cache, self._worker, most, prefill_rows, prefixes)
+        parts = (self._model, cache, self._worker, most, prefill_rows, prefixes)
+        if self.speculation is None:
+            return Scheduler(*parts)
+        return DraftingScheduler(*parts, speculation=self.speculation)
 
     def _start(self, scheduler: Scheduler, requests: list[Request]) -> list[Handle]:
         """Add requests to a new scheduler and step it to its end (on the engine's thread)."""

@@ -25,6 +25,7 @@ def load(
     kv_tokens: int | None = None,
     memory: Memory = "auto",
     max_memory: int | str | None = None,
+    speculation: bool = False,
 ) -> Engine | FunctionEngine:
     """Load an artifact.
 
@@ -52,6 +53,10 @@ def load(
     max_memory : int or str, optional
         Most memory of the whole process, in bytes or as "300M". The KV cache takes what the weights
         leave, ``context_length`` is as long as fits unless it is given, and the weights are mapped.
+    speculation : bool
+        Whether text that repeats is decoded several tokens a step (`amx_tvm.runtime.speculation`).
+        Where steps of several rows round differently, as with int8 activations, near ties of
+        greedy decoding may fall otherwise; strict artifacts give the same text.
 
     Returns
     -------
@@ -87,4 +92,5 @@ def load(
         chunk,
         may_grow=max_memory is None,
         threads=threads,
+        speculation=speculation,
     )

@@ -100,6 +100,11 @@ class Run:
             and len(self.result.token_ids) >= self._least
         )
 
+    @property
+    def left(self) -> int:
+        """Most tokens that are still to be chosen."""
+        return self._most - len(self.result.token_ids)
+
     def take(self, logits: np.ndarray) -> str:
         """Choose a token from logits [vocab] and return the text that can be shown now."""
         request, made = self.request, self.result.token_ids
@@ -171,6 +176,7 @@ class Handle:
         self.run = Run(request, context_length)
         self.tokens = list(request.prompt)  # and what was chosen
         self.sequence: Any = None  # the Sequence, while it is under way
+        self.draft: Any = None  # the Draft of what comes next, where there is speculation
 
     @property
     def result(self) -> GenerationResult:

@@ -218,6 +218,11 @@ class Scheduler:
 
     def _take(self, handle: Handle, given: np.ndarray | int) -> None:
         """Give a request its logits [vocab], or the token that the device chose."""
+        if self._hear(handle, given) and handle.run.finished and handle.sequence is not None:
+            self._end(handle)  # a callback may have done so
+
+    def _hear(self, handle: Handle, given: np.ndarray | int) -> bool:
+        """Let a request take its next token and tell of it; False where that failed."""
         request, run = handle.request, handle.run
         try:
             piece = run.accept(given) if isinstance(given, int) else run.take(given)
@@ -229,9 +234,8 @@ class Scheduler:
                 request.on_text(piece)
         except Exception as error:
             self._fail(handle, error)
-            return
-        if run.finished:
-            self._end(handle)
+            return False
+        return True
 
     def _recover(self, parts: list[tuple[Handle, int]], error: Exception) -> None:
         """Deal with a step that failed and left every sequence as it was."""

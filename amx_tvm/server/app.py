@@ -112,6 +112,12 @@ class Server:
         watch("amx_tvm_waiting", "Answers that wait for their first token", lambda: core.waiting)
         watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
         watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
+        drafts = self._engine.speculation
+        if drafts is not None:
+            count = self.metrics.count
+            count("amx_tvm_drafted_tokens", "Tokens that were guessed", lambda: drafts.drafted)
+            count("amx_tvm_accepted_tokens", "Guesses that were right", lambda: drafts.accepted)
+            count("amx_tvm_drafted_steps", "Steps with guesses", lambda: drafts.steps)
         watching = asyncio.ensure_future(self._watch(core))
         yield
         watching.cancel()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from amx_tvm.server.answer import Answer
@@ -74,6 +76,20 @@ class Metrics:
         """Add a gauge whose value is asked for when the metrics are read."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
+    def count(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a counter that somebody else counts."""
+        self.registry.register(_Counted(name, text, value))
+
     def text(self) -> bytes:
         """Return all metrics in the text form that Prometheus reads."""
         return generate_latest(self.registry)
+
+
+class _Counted(Collector):
+    """A counter whose value is asked for when the metrics are read."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]):
+        self._name, self._text, self._value = name, text, value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, self._value())

@@ -87,3 +87,16 @@ def test_texts_of_a_scheduler_equal_single_ones(compiled, engine, prefill_rows, 
     for handle, alone in zip(handles, expected, strict=True):
         assert handle.result.token_ids == alone.token_ids and handle.result.text == alone.text
     assert other._cache.sequences == 0
+
+
+def test_drafts_change_nothing(compiled, engine):
+    """In strict mode, rows of one sequence in one step are those of a step each."""
+    drafting = amx_tvm.load(compiled.path, kv_tokens=4096, speculation=True)
+    drafting.speculation.cost.seconds = lambda rows: 1.0 + 1e-6 * rows
+    for options in ({}, {"temperature": 1.0, "seed": 5}, {"frequency_penalty": 0.5}):
+        for prompt in ([5, 6, 7] * 9, "the cat and the dog"):
+            expected = engine.generate(prompt, max_new_tokens=80, ignore_eos=True, **options)
+            for _ in range(2):
+                found = drafting.generate(prompt, max_new_tokens=80, ignore_eos=True, **options)
+                assert found.token_ids == expected.token_ids and found.text == expected.text
+    assert drafting.speculation.accepted > 300

@@ -80,8 +80,10 @@ def artifact(tmp_path_factory):
 
 
 @contextmanager
-def serving(artifact, keys=(), max_sequences=8, kv_tokens=None, **limits):
-    engine = amx_tvm.runtime.load(artifact, max_sequences=max_sequences, kv_tokens=kv_tokens)
+def serving(artifact, keys=(), max_sequences=8, kv_tokens=None, speculation=False, **limits):
+    engine = amx_tvm.runtime.load(
+        artifact, max_sequences=max_sequences, kv_tokens=kv_tokens, speculation=speculation
+    )
     settings = Settings(NAME, ("other",), frozenset(keys), Limits(**limits))
     running = Running(engine, settings)
     try:

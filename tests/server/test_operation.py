@@ -65,6 +65,22 @@ def test_metrics_count(artifact):
         assert values["amx_tvm_running",] == 0
 
 
+def test_metrics_tell_of_drafts(artifact, engine):
+    with serving(artifact, speculation=True) as drafting:
+        drafting.engine.speculation.cost.seconds = lambda rows: 1.0 + 1e-6 * rows
+        body = {"prompt": [5, 9, 13], "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+        expected = engine.generate([5, 9, 13], max_new_tokens=40, ignore_eos=True).text
+        for _ in range(2):
+            answer = drafting.post(COMPLETION, **body).json()
+            assert answer["choices"][0]["text"] == expected
+            assert answer["usage"]["completion_tokens"] == 40
+        families = text_string_to_metric_families(drafting.http.get("/metrics").text)
+        values = {s.name: s.value for f in families for s in f.samples}
+        assert values["amx_tvm_accepted_tokens_total"] > 20
+        assert values["amx_tvm_drafted_tokens_total"] >= values["amx_tvm_accepted_tokens_total"]
+        assert 0 < values["amx_tvm_drafted_steps_total"] < 60
+
+
 def test_a_broken_scheduler_shows_in_health(artifact):
     with serving(artifact) as broken:
         assert broken.http.get("/health").status_code == 200
