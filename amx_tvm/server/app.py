@@ -91,6 +91,7 @@ class Server:
             Route("/v1/models/{model:path}", door(self._model)),
             Route("/v1/completions", door(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", door(self._chat), methods=["POST"]),
+            Route("/v1/embeddings", door(self._embeddings), methods=["POST"]),
             Route("/tokenize", door(self._tokenize), methods=["POST"]),
             Route("/detokenize", door(self._detokenize), methods=["POST"]),
             Route("/metrics", door(self._metrics)),
@@ -151,7 +152,10 @@ class Server:
         self._check_model(body.model)
         form = chat_form(body)
         tools = None if body.tool_choice == "none" else body.tools
-        ids = await self._prompts.of_chat(body.messages, tools, variables=body.chat_template_kwargs)
+        variables = dict(body.chat_template_kwargs or {})
+        if body.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", body.reasoning_effort)
+        ids = await self._prompts.of_chat(body.messages, tools, variables=variables)
         salt = request.state.key
         matcher = await self._compiled(form)
         made = Chat(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
@@ -203,6 +207,15 @@ class Server:
             "owned_by": "amx_tvm",
             "max_model_len": self._engine.context_length,
         }
+
+    async def _embeddings(self, _request: Request) -> Response:
+        raise ApiError(
+            404,
+            f"{self.settings.name} generates text and gives no embeddings; ask a server whose "
+            "model does",
+            "model",
+            "model_not_found",
+        )
 
     async def _tokenize(self, request: Request) -> Response:
         body = parse(TokenizeRequest, await self._body(request))

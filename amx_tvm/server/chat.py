@@ -17,6 +17,7 @@ from amx_tvm.server.grammar import Form, Matcher
 from amx_tvm.server.objects import DONE, Envelope, event
 from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import ChatRequest
+from amx_tvm.server.reasoning import OPEN, Reasoning
 
 
 def form_of(body: ChatRequest) -> Form | None:
@@ -77,6 +78,9 @@ class Chat:
         listens = bool(body.tools) and body.tool_choice != "none"
         count = body.n or 1
         self._readers = [tools.Reader(forced) for _ in range(count)] if listens else []
+        inside = prompts.ends_with(ids, OPEN)
+        held = matcher is not None  # to a form, from its first token on
+        self._thoughts = [] if held else [Reasoning(inside) for _ in range(count)]
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
@@ -134,11 +138,16 @@ class Chat:
         yield DONE
 
     def _deltas(self, index: int, piece: Piece) -> Iterator[tools.Delta]:
-        """Yield what a piece of a choice makes certain: text, and calls where there are tools."""
+        """Yield what a piece of a choice makes certain: thoughts, text, and calls of tools."""
+        text, last = piece.text, piece.finish_reason is not None
+        if self._thoughts:
+            thought, text = self._thoughts[index].add(text, last)
+            if thought:
+                yield tools.Delta(reasoning=thought)
         if self._readers:
-            yield from self._readers[index].add(piece.text, piece.finish_reason is not None)
-        elif piece.text:
-            yield tools.Delta(piece.text)
+            yield from self._readers[index].add(text, last)
+        elif text:
+            yield tools.Delta(text)
 
     def _reason(self, index: int, piece: Piece) -> str | None:
         called = bool(self._readers) and self._readers[index].calls > 0
@@ -161,6 +170,7 @@ class _Whole:
     """A choice of a response that is not streamed."""
 
     text: str = ""
+    reasoning: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
@@ -168,6 +178,7 @@ class _Whole:
     def add(self, delta: tools.Delta) -> None:
         """Add what came."""
         self.text += delta.text
+        self.reasoning += delta.reasoning
         if delta.call is None:
             return
         if delta.name:
@@ -179,6 +190,8 @@ class _Whole:
         """Return OpenAI's message; without text and with calls its content is null."""
         content = None if self.calls and not self.text.strip() else self.text
         made: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.reasoning:
+            made["reasoning_content"] = self.reasoning
         return {**made, "tool_calls": self.calls} if self.calls else made
 
 

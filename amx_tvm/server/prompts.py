@@ -127,6 +127,11 @@ class Prompts:
             return wanted
         return left if default is None else min(default, left)
 
+    def ends_with(self, ids: Sequence[int], mark: str) -> bool:
+        """Whether a prompt's text ends with a mark, blanks behind it aside."""
+        text = self.engine.tokenizer.decode(list(ids[-8:]), skip_special_tokens=False)
+        return bool(text.rstrip().endswith(mark))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
         return self.engine.decode(ids)

@@ -38,6 +38,8 @@ class Delta:
         More of its arguments' JSON.
     id : str
         The call's id, with its first piece.
+    reasoning : str
+        Text of the thinking part; then there is nothing else.
     """
 
     text: str = ""
@@ -45,9 +47,12 @@ class Delta:
     name: str = ""
     arguments: str = ""
     id: str = ""
+    reasoning: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return OpenAI's delta."""
+        if self.reasoning:
+            return {"reasoning_content": self.reasoning}
         if self.call is None:
             return {"content": self.text} if self.text else {}
         made: dict[str, Any] = {"index": self.call, "function": {"arguments": self.arguments}}
