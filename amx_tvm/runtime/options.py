@@ -142,6 +142,7 @@ class Sampling(_Options):
         Drop tokens less likely than min_p times the most likely one; 0 keeps all.
     repetition_penalty : float
         Divide positive logits of tokens seen before by this, multiply negative ones; 1 is off.
+        From 0.01 to 100: what float32 logits bear.
     presence_penalty : float
         Taken from the logit of every token that was generated before.
     frequency_penalty : float
@@ -159,7 +160,7 @@ class Sampling(_Options):
     top_k: int = _option(0, number(0, whole=True, note=" (0 keeps all)"))
     top_p: float = _option(1.0, number(0, 1, above=True))
     min_p: float = _option(0.0, number(0, 1))
-    repetition_penalty: float = _option(1.0, number(0, above=True, note=" (1 is off)"))
+    repetition_penalty: float = _option(1.0, number(0.01, 100, note=" (1 is off)"))
     presence_penalty: float = _option(0.0, number(-100, 100))
     frequency_penalty: float = _option(0.0, number(-100, 100))
     logit_bias: dict[int, float] = _option({}, biases)

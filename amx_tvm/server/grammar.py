@@ -20,6 +20,7 @@ import numpy as np
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.request import Mask
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.schemas import closed
 
 # At most one blank: small models fill JSON with endless ones where it allows them.
 _WHITESPACE: Any = {"whitespace_pattern": r"\x20?"}
@@ -65,7 +66,7 @@ class Forms:
         make = llguidance.LLMatcher
         try:
             if form.kind == "json_schema":
-                schema = json.dumps(form.source)
+                schema = json.dumps(closed(form.source))
                 grammar = make.grammar_from_json_schema(schema, overrides=_WHITESPACE)
             elif form.kind == "regex":
                 grammar = make.grammar_from_regex(form.source)
@@ -102,6 +103,12 @@ class Matcher:
             return bits[: self._vocabulary].astype(bool)
 
         return allowed
+
+
+def embedded(schema: Any) -> Any:
+    """Return a schema as a grammar's ``%json`` takes it, spelled as one that is a form itself."""
+    schema = closed(schema)
+    return {**schema, "x-guidance": _WHITESPACE} if isinstance(schema, dict) else schema
 
 
 def _refused(form: Form, reason: str) -> ApiError:

@@ -16,7 +16,7 @@ from typing import Any
 
 from amx_tvm.runtime.stream import StopFilter
 from amx_tvm.server.errors import ApiError
-from amx_tvm.server.grammar import Form
+from amx_tvm.server.grammar import Form, embedded
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _HEAD, _MIDDLE = '{"name": "', '", "arguments": '
@@ -202,7 +202,7 @@ def form_of(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | None
         raise ApiError(400, "tool_choice needs tools, there are none", "tool_choice")
     rules = [
         f"call{i}: {json.dumps(_HEAD + name + _MIDDLE)} arguments{i} {json.dumps('}')}\n"
-        f"arguments{i}: %json {json.dumps(schema)}"
+        f"arguments{i}: %json {json.dumps(embedded(schema))}"
         for i, (name, schema) in enumerate(schemas.items())
     ]
     start = " | ".join(f"call{i}" for i in range(len(schemas)))

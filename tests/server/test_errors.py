@@ -13,7 +13,7 @@ WRONG_OPTIONS = [
     ("min_p", [-0.1, 2, "x"]),
     ("presence_penalty", [-3, 3, "x"]),
     ("frequency_penalty", [-3, 3, "x"]),
-    ("repetition_penalty", [0, -1, "x"]),
+    ("repetition_penalty", [0, -1, "x", 5e-324]),
     ("n", [0, 129, 1.5, "x"]),
     ("max_tokens", [-1, 1.5, "x", 100000]),
     ("min_tokens", [-1, "x"]),
