@@ -1,0 +1,160 @@
+"""The processes of benchmarks/serving.py: an engine, our server, llama.cpp's, and who asks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+LOAD = Path(__file__).with_name("server_load.py")
+CHAT = "/v1/chat/completions"
+
+ENGINE = """
+import json, sys, time
+import amx_tvm
+path, places, threads = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+engine = amx_tvm.load(path, max_sequences=places, threads=threads, kv_tokens=1024 * places)
+print("ready", flush=True)
+for line in sys.stdin:
+    prompts, tokens = json.loads(line)
+    start = time.perf_counter()
+    options = {"max_new_tokens": tokens, "ignore_eos": True}
+    if len(prompts) == 1:
+        made = [engine.generate(prompts[0], **options)]
+    else:
+        made = engine.generate_batch(prompts, **options)
+    seconds = time.perf_counter() - start
+    first = [one.timings.first_token_s for one in made]
+    decoded = [one.timings.decode_s / one.timings.decode_tokens for one in made]
+    print(json.dumps({"seconds": seconds, "first_s": first, "between_s": decoded}), flush=True)
+"""
+
+
+class Lines:
+    """A process that answers a line of JSON with one."""
+
+    def __init__(self, command: list[str]):
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, **pipes, text=True)
+
+    def line(self) -> str:
+        """Return the next line; SystemExit where the process has ended."""
+        assert self._process.stdout is not None
+        found = self._process.stdout.readline()
+        if not found:
+            raise SystemExit(f"{self._process.args} has ended")
+        return found
+
+    def ask(self, question: Any) -> Any:
+        """Send a question and return the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self.line())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+class Engine(Lines):
+    """An engine without HTTP."""
+
+    def __init__(self, artifact: Path, places: int, threads: int | None):
+        numbers = [str(places), json.dumps(threads)]
+        super().__init__([sys.executable, "-c", ENGINE, str(artifact), *numbers])
+        self.line()
+
+
+class Load(Lines):
+    """Who asks; see `server_load.ask`."""
+
+    def __init__(self) -> None:
+        super().__init__([sys.executable, str(LOAD)])
+
+
+class Served:
+    """A server's process, asked at its port; ``start_s`` is the time to /health 200."""
+
+    def __init__(self, command: list[str]):
+        self.port = _free_port()
+        started = time.perf_counter()
+        command = [*command, "--port", str(self.port)]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, **quiet)
+        while not _healthy(self.port):
+            if self._process.poll() is not None or time.perf_counter() - started > 120:
+                raise SystemExit(f"the server did not start: {' '.join(command)}")
+            time.sleep(0.01)
+        self.start_s = time.perf_counter() - started
+
+    def get(self, route: str) -> str:
+        """Return what a route says."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{route}") as response:
+            return response.read().decode()
+
+    def post(self, route: str, body: dict[str, Any]) -> Any:
+        """Return the JSON that a route answers."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{route}",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as response:
+            return json.loads(response.read())
+
+    def metrics(self) -> dict[str, float]:
+        """Return the gauges and counters without labels."""
+        lines = [line.rsplit(" ", 1) for line in self.get("/metrics").splitlines()]
+        return {name: float(value) for name, value in lines if "{" not in name and "#" not in name}
+
+    def cpu_s(self) -> float:
+        """Return processor seconds that the process has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the process holds."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def ours(artifact: Path, places: int, threads: int | None = None, *options: str) -> Served:
+    """Start `amx-tvm serve`."""
+    command = [sys.executable, "-m", "amx_tvm", "serve", str(artifact)]
+    command += ["--max-sequences", str(places)]
+    command += ["--threads", str(threads)] if threads is not None else []
+    return Served([*command, *options])
+
+
+def llama(program: Path, gguf: Path, places: int, context: int) -> Served:
+    """Start llama.cpp's server with a slot a place; ``context`` is a slot's."""
+    command = [str(program), "-m", str(gguf), "-np", str(places), "-c", str(places * context)]
+    return Served([*command, "--host", "127.0.0.1", "--no-webui"])
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as one:
+            one.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            return b" 200 " in one.recv(64)
+    except OSError:
+        return False
