@@ -16,23 +16,41 @@ LOAD = Path(__file__).with_name("server_load.py")
 CHAT = "/v1/chat/completions"
 
 ENGINE = """
-import json, sys, time
+import dataclasses, json, sys, time
 import amx_tvm
 path, places, threads = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 engine = amx_tvm.load(path, max_sequences=places, threads=threads, kv_tokens=1024 * places)
 print("ready", flush=True)
-for line in sys.stdin:
-    prompts, tokens = json.loads(line)
-    start = time.perf_counter()
-    options = {"max_new_tokens": tokens, "ignore_eos": True}
+
+def batch(prompts, options):
     if len(prompts) == 1:
-        made = [engine.generate(prompts[0], **options)]
-    else:
-        made = engine.generate_batch(prompts, **options)
+        return [engine.generate(prompts[0], **options)], []
+    return engine.generate_batch(prompts, **options), []
+
+def told(prompts, options):
+    arrivals = [[] for _ in prompts]
+    start = time.perf_counter()
+    with engine.scheduler() as scheduler:
+        handles = [
+            scheduler.add(dataclasses.replace(
+                engine.request(prompt, **options),
+                on_tokens=lambda _, own=own: own.append(time.perf_counter() - start)))
+            for prompt, own in zip(prompts, arrivals)
+        ]
+        def turn():
+            while scheduler.step():
+                pass
+        engine.call(turn)
+    return [handle.result for handle in handles], arrivals
+
+for line in sys.stdin:
+    prompts, tokens, times = json.loads(line)
+    start = time.perf_counter()
+    made, arrivals = (told if times else batch)(
+        prompts, {"max_new_tokens": tokens, "ignore_eos": True})
     seconds = time.perf_counter() - start
-    first = [one.timings.first_token_s for one in made]
-    decoded = [one.timings.decode_s / one.timings.decode_tokens for one in made]
-    print(json.dumps({"seconds": seconds, "first_s": first, "between_s": decoded}), flush=True)
+    assert sum(len(one.token_ids) for one in made) == tokens * len(prompts)
+    print(json.dumps({"seconds": seconds, "arrivals": arrivals}), flush=True)
 """
 
 

@@ -9,6 +9,8 @@ speed      chats of PROMPT tokens and TOKENS new ones, streamed, as many as ther
            the machine does meets both alike. Prompts differ, so nothing is found in a cache.
            Tokens/s count from the first request to the last token on both sides, prompts included.
            ``--llama-server PROGRAM --gguf FILE`` puts llama.cpp's server into the turns.
+latency    in turns with the engine too: time to first token of one stream, and time between tokens
+           of eight, as the scheduler's callbacks see them there.
 arrival    eight streams under way, then a prompt of 2048 tokens: times between tokens before and
            meanwhile, and its time to first token beside that alone.
 prefix     time to first token behind 1024 and 4096 tokens that an ended answer has left, over cold.
@@ -36,6 +38,7 @@ from server_contenders import CHAT, Engine, Load, Served, llama, ours
 
 COMPLETIONS = "/v1/completions"
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+PLAIN = "--no-speculation"  # a step is a token: the engine's generations do not speculate either
 WHOLE = {"temperature": 0, "ignore_eos": True}
 
 
@@ -57,12 +60,13 @@ class Prompts:
         """Return messages of about so many tokens, and their ids through the model's template."""
 
         def made(words: list[str]) -> tuple[list[dict[str, str]], list[int]]:
-            messages = [{"role": "user", "content": " ".join(words)}]
+            asked = f"Write a very long story with these words: {', '.join(words)}."
+            messages = [{"role": "user", "content": asked}]
             return messages, server.post("/tokenize", {"messages": messages})["tokens"]
 
-        words = self._random.choice(self._words, count).tolist()
+        words = self._random.choice(self._words, count // 2).tolist()
         extra = len(made(words)[1]) - count
-        return made(words[: count - extra])
+        return made(words[: len(words) - extra // 2])
 
 
 def chat_bodies(chats: list[Any], tokens: int) -> list[dict[str, Any]]:
@@ -88,7 +92,7 @@ def speed(args: argparse.Namespace, prompts: Prompts) -> list[dict[str, Any]]:
     """Server over engine, and over llama.cpp's server, at each number of streams."""
     places = max(args.streams)
     engine, load = Engine(args.artifact, places, args.threads), Load()
-    server = ours(args.artifact, places, args.threads, "--kv-tokens", str(1024 * places))
+    server = ours(args.artifact, places, args.threads, "--kv-tokens", str(1024 * places), PLAIN)
     peer = None
     if args.llama_server:
         peer = llama(args.llama_server, args.gguf, places, 1024)
@@ -105,7 +109,7 @@ def speed(args: argparse.Namespace, prompts: Prompts) -> list[dict[str, Any]]:
                 return found | {"server_cpu_s": one.cpu_s() - cpu}
 
             def batch(chats: list[Any] = chats) -> dict[str, Any]:
-                return engine.ask([[ids for _, ids in chats[0]], args.tokens])
+                return engine.ask([[ids for _, ids in chats[0]], args.tokens, False])
 
             calls: list[tuple[str, Callable[[], dict[str, Any]]]] = [
                 ("engine", batch),
@@ -131,19 +135,11 @@ def _speed_row(streams: int, tokens: int, turns: dict[str, list[dict[str, Any]]]
     served = turns["server"]
     between = [gap for one in served for answer in one["answers"] for gap in gaps(answer)]
     first = [statistics.median(a["arrivals"][0] for a in one["answers"]) for one in served]
-    alone = [statistics.median(one["first_s"]) for one in turns["engine"]]
-    # the median of a turn against the engine's mean of the same turn: both without prompts of others
-    added = [
-        statistics.median([gap for answer in one["answers"] for gap in gaps(answer)])
-        - statistics.median(other["between_s"])
-        for one, other in zip(served, turns["engine"], strict=True)
-    ]
     row = {
         "streams": streams,
         "tokens_per_s": {k: statistics.median(v) for k, v in per_s.items() if v},
         "ratios": [a / b for a, b in zip(per_s["server"], per_s["engine"], strict=True)],
-        "added_first_s": statistics.median(a - b for a, b in zip(first, alone, strict=True)),
-        "added_between_s": statistics.median(added),
+        "first_s": statistics.median(first),
         "between_s": {p: float(np.percentile(between, p)) for p in (50, 95, 99)},
         "load_cpu": statistics.median(one["cpu_s"] / one["seconds"] for one in served),
         "server_cpu": statistics.median(one["server_cpu_s"] / one["seconds"] for one in served),
@@ -158,10 +154,9 @@ def _speed_line(row: dict[str, Any]) -> str:
     between = "/".join(f"{1000 * row['between_s'][p]:.2f}" for p in (50, 95, 99))
     line = (
         f"{row['streams']:3d} streams: {row['tokens_per_s']['server']:7.1f} tokens/s, "
-        f"{_middle(row['ratios'])} of the engine's, first token {1000 * row['added_first_s']:+.1f} "
-        f"ms, between tokens {between} ms (p50/95/99; {1000 * row['added_between_s']:+.2f} to the "
-        f"engine's), load {100 * row['load_cpu']:.1f} % of a core, server "
-        f"{100 * row['server_cpu']:.0f} %"
+        f"{_middle(row['ratios'])} of the engine's, first token {1000 * row['first_s']:.1f} ms, "
+        f"between tokens {between} ms (p50/95/99), load {100 * row['load_cpu']:.1f} % of a core, "
+        f"server {100 * row['server_cpu']:.0f} %"
     )
     return line + (f", {_middle(row['over_llama'])} of llama.cpp" if "over_llama" in row else "")
 
@@ -170,9 +165,55 @@ def _middle(values: list[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
+def latency(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
+    """What HTTP adds to the times that the engine's callbacks see."""
+    engine, load = Engine(args.artifact, 8, args.threads), Load()
+    server = ours(args.artifact, 8, args.threads, "--kv-tokens", "8192", PLAIN)
+
+    def served(streams: int, tokens: int) -> list[list[float]]:
+        bodies = chat_bodies([prompts.chat(server, args.prompt) for _ in range(streams)], tokens)
+        found = checked(load.ask({"port": server.port, "path": CHAT, "bodies": bodies}))
+        return [answer["arrivals"] for answer in found["answers"]]
+
+    def alone(streams: int, tokens: int) -> list[list[float]]:
+        chats = [prompts.chat(server, args.prompt)[1] for _ in range(streams)]
+        return engine.ask([chats, tokens, True])["arrivals"]
+
+    def first(streams: list[list[float]]) -> float:
+        return streams[0][0]
+
+    def between(streams: list[list[float]]) -> float:
+        made = [np.diff(arrivals[16:]) for arrivals in streams]
+        return float(np.median(np.concatenate(made)))
+
+    row = {}
+    for name, streams, tokens, read, times in (
+        ("first_s", 1, 2, first, 6),
+        ("between_s", 8, 64, between, 2),
+    ):
+        found: dict[str, list[float]] = {"server": [], "engine": []}
+        for repeat in range(times * args.repeats + 1):
+            for one in (served, alone) if repeat % 2 else (alone, served):
+                value = read(one(streams, tokens))
+                if repeat:
+                    found["server" if one is served else "engine"].append(value)
+        added = [a - b for a, b in zip(found["server"], found["engine"], strict=True)]
+        row[name] = {**found, "added": added}
+        low, middle, high = (1000 * value for value in np.percentile(added, (25, 50, 75)))
+        print(
+            f"{name} at {streams} streams: {1000 * statistics.median(found['server']):.2f} ms, "
+            f"{middle:+.2f} ms to the engine's (quartiles {low:+.2f}, {high:+.2f}; "
+            f"{len(added)} pairs)",
+            flush=True,
+        )
+    for each in (engine, load, server):
+        each.close()
+    return row
+
+
 def arrival(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     """Eight streams, and a long prompt that arrives."""
-    server, load = ours(args.artifact, 9, args.threads), Load()
+    server, load = ours(args.artifact, 9, args.threads, PLAIN), Load()
     found = []
     for repeat in range(args.repeats + 1):
         alone = {"prompt": prompts.ids(2048), "max_tokens": 1, **WHOLE, **STREAM}
@@ -330,9 +371,7 @@ def leave(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
 def queue(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     """Time to a refusal."""
     server, asks = ours(args.artifact, 8, args.threads, "--queue", "8"), Load()
-    bodies = [
-        {"prompt": prompts.ids(64), "max_tokens": 128, **WHOLE, **STREAM} for _ in range(60)
-    ]
+    bodies = [{"prompt": prompts.ids(64), "max_tokens": 128, **WHOLE, **STREAM} for _ in range(60)]
     delays = [0.0] * 16 + [1.0 + 0.02 * i for i in range(44)]
     ask = {"port": server.port, "path": COMPLETIONS, "bodies": bodies, "delays": delays}
     refused = [a["seconds"] for a in asks.ask(ask)["answers"] if a["status"] == 429]
@@ -349,6 +388,7 @@ def queue(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[argparse.Namespace, Prompts], Any]] = {
     "speed": speed,
+    "latency": latency,
     "arrival": arrival,
     "prefix": prefix,
     "rest": rest,

@@ -35,6 +35,10 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def pages(self, page_size: int) -> int:
+        """Return how many pages the kept sequences fill; those that they share count for each."""
+        return sum(-(-held.size // page_size) for _, held, _ in self._kept.values())
+
     def keep(self, sequence: Sequence, salt: str = "") -> None:
         """Take over a sequence that nobody extends any more; one that it contains is freed."""
         if not self.most:

@@ -95,6 +95,15 @@ class Scheduler:
         """Number of requests that have not started, or gave way."""
         return len(self._waiting)
 
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """Pages of the cache: all, free ones, and those of kept sequences (`Prefixes.pages`)."""
+        cache = self._cache
+        if cache is None:
+            return 0, 0, 0
+        size = cache.page_size
+        return cache.max_tokens // size, cache.available_pages(), self.prefixes.pages(size)
+
     @on_thread
     def add(self, request: Request) -> Handle:
         """Take a request; it starts in one of the next steps.

@@ -67,7 +67,7 @@ class DraftingScheduler(Scheduler):
         given = self._given(parts, tokens) if self._model.long_after else tokens
         sequences = [handle.sequence.handle for handle in handles]
         logits = self._model.forward(self._cache, sequences, counts, given, counts)
-        self.last_step = (len(handles), 0)
+        self.turns.last = (len(handles), 0)
         first = accepted = 0
         for (handle, count), draft in zip(parts, drafts, strict=True):
             rows = logits[first : first + count]

@@ -102,7 +102,10 @@ class Answer:
     def _take(self, index: int, piece: Piece) -> None:
         """Note a piece of a choice; called in the event loop's thread."""
         held = self._arrived.get(index)
-        self._arrived[index] = piece if held is None else held.joined(piece)
+        if held is None:
+            self._arrived[index] = piece
+        else:
+            held.add(piece)
         self._wake.set()
 
     def _count(self, piece: Piece) -> None:

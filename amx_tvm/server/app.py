@@ -38,6 +38,11 @@ from amx_tvm.server.protocol import (
 )
 
 _WATCH_S = 1.0
+_PAGES = {  # as `Core.pages` has them
+    "amx_tvm_pages": "Pages of the cache when an answer ended last",
+    "amx_tvm_pages_free": "Those of them that were free",
+    "amx_tvm_pages_kept": "Pages of kept answers; what several share counts for each",
+}
 _PAGE = Path(__file__).parent / "page" / "index.html"
 
 
@@ -112,6 +117,8 @@ class Server:
         watch("amx_tvm_running", "Answers under way", lambda: core.running)
         watch("amx_tvm_waiting", "Answers that wait for their first token", lambda: core.waiting)
         watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
+        for index, (name, text) in enumerate(_PAGES.items()):
+            watch(name, text, lambda index=index: core.pages[index])
         watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
         drafts = self._engine.speculation
         if drafts is not None:

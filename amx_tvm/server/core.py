@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from amx_tvm.runtime import Engine
@@ -25,17 +25,17 @@ from amx_tvm.server.scoring import Scoring
 Deliver = Callable[[int, "Piece"], None]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
-    """What came for one choice since the last time.
+    """What came for one choice since the last time; it belongs to whoever has it.
 
     Attributes
     ----------
     text : str
         Text that is certain now; may be empty.
-    tokens : tuple of int
+    tokens : list of int
         The tokens that were chosen, also those whose text is held back.
-    logprobs : tuple of TokenLogprobs
+    logprobs : list of TokenLogprobs
         One a token, where they are asked for.
     finish_reason : str or None
         With the last piece: "stop", "length", "cancelled" or "error".
@@ -46,20 +46,19 @@ class Piece:
     """
 
     text: str = ""
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[Any, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: ApiError | None = None
     cached_tokens: int = 0
 
-    def joined(self, later: Piece) -> Piece:
-        """Return this piece and the next one as one."""
-        return replace(
-            later,
-            text=self.text + later.text,
-            tokens=self.tokens + later.tokens,
-            logprobs=self.logprobs + later.logprobs,
-        )
+    def add(self, later: Piece) -> None:
+        """Append the next one."""
+        self.text += later.text
+        self.tokens += later.tokens
+        self.logprobs += later.logprobs
+        self.finish_reason, self.error = later.finish_reason, later.error
+        self.cached_tokens = later.cached_tokens
 
 
 class Core:
@@ -105,6 +104,11 @@ class Core:
     def kept(self) -> int:
         """Sequences of ended requests that stay for those that begin like them."""
         return self._crank.kept
+
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """Pages of the cache when an answer ended last: all, free, and of kept answers."""
+        return self._crank.pages
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> list[int]:
         """Queue the choices of one HTTP request, or none of them.
@@ -234,6 +238,7 @@ class _Crank:
         self._pace = Pace(self._scheduler)
         self._handles: dict[int, Handle] = {}
         self._pieces: dict[int, Piece] = {}
+        self.pages = (0, 0, 0)
 
     @property
     def alive(self) -> bool:
@@ -287,6 +292,8 @@ class _Crank:
     def _flush(self, error: Exception | None = None) -> None:
         if self._pieces or error is not None:
             pieces, self._pieces = self._pieces, {}
+            if any(piece.finish_reason is not None for piece in pieces.values()):
+                self.pages = self._scheduler.pages
             self._post(pieces, error)
 
     def _add(self, requests: dict[int, Request]) -> None:
@@ -294,7 +301,7 @@ class _Crank:
             try:
                 self._handles[number] = self._scheduler.add(self._with_callbacks(number, request))
             except Exception as error:
-                self._note(number, Piece(finish_reason="error", error=ApiError(400, str(error))))
+                self._end(number, "error", ApiError(400, str(error)))
         self._flush()
         self._worker.attach(self)
 
@@ -304,34 +311,39 @@ class _Crank:
             if handle is not None:
                 self._scheduler.cancel(handle)
             self._pieces.pop(number, None)
+        self.pages = self._scheduler.pages
 
     def _with_callbacks(self, number: int, request: Request) -> Request:
         """Return a request with callbacks that collect its pieces."""
         wants = request.sampling.logprobs is not None
 
         def tokens(new: list[int]) -> None:
-            made = self._handles[number].result.logprobs[-len(new) :] if wants else ()
-            self._note(number, Piece(tokens=tuple(new), logprobs=tuple(made)))
+            piece = self._piece(number)
+            piece.tokens += new
+            if wants:
+                piece.logprobs += self._handles[number].result.logprobs[-len(new) :]
+
+        def text(new: str) -> None:
+            self._piece(number).text += new
 
         def ended(result: Any) -> None:
             cached = len(request.prompt) - result.timings.prefill_tokens
-            reason = result.finish_reason
-            self._note(number, Piece(finish_reason=reason, cached_tokens=max(cached, 0)))
-            self._handles.pop(number, None)
+            self._piece(number).cached_tokens = max(cached, 0)
+            self._end(number, result.finish_reason)
 
         def failed(error: Exception) -> None:
-            status = ApiError(500, f"this answer failed: {error}")
-            self._note(number, Piece(finish_reason="error", error=status))
-            self._handles.pop(number, None)
+            self._end(number, "error", ApiError(500, f"this answer failed: {error}"))
 
-        return replace(
-            request,
-            on_tokens=tokens,
-            on_text=lambda text: self._note(number, Piece(text=text)),
-            on_finish=ended,
-            on_error=failed,
-        )
+        return replace(request, on_tokens=tokens, on_text=text, on_finish=ended, on_error=failed)
 
-    def _note(self, number: int, piece: Piece) -> None:
-        held = self._pieces.get(number)
-        self._pieces[number] = piece if held is None else held.joined(piece)
+    def _piece(self, number: int) -> Piece:
+        """Return the piece of a request that this step makes."""
+        found = self._pieces.get(number)
+        if found is None:
+            found = self._pieces[number] = Piece()
+        return found
+
+    def _end(self, number: int, reason: str, error: ApiError | None = None) -> None:
+        piece = self._piece(number)
+        piece.finish_reason, piece.error = reason, error
+        self._handles.pop(number, None)
