@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Server:
         watch("amx_tvm_waiting", "Answers that wait for their first token", lambda: core.waiting)
         watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
         for index, (name, text) in enumerate(_PAGES.items()):
-            watch(name, text, lambda index=index: core.pages[index])
+            watch(name, text, partial(_page_count, core, index))
         watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
         drafts = self._engine.speculation
         if drafts is not None:
@@ -272,6 +273,10 @@ class Server:
                 "model",
                 "model_not_found",
             )
+
+
+def _page_count(core: Core, index: int) -> int:
+    return core.pages[index]
 
 
 async def _as_api_error(request: Request, error: Exception) -> Response:

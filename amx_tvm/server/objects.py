@@ -54,9 +54,7 @@ class Envelope:
         return made
 
 
-_encode = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":")
-).encode  # made once: it is slow
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 
 
 def event(data: Any) -> bytes:
