@@ -22,8 +22,9 @@ demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and 
 	$(BIN)/amx-tvm compile $(MODEL) --quantization amxfp4 --output dist/smollm2 --overwrite
 	$(BIN)/amx-tvm generate dist/smollm2 "The capital of France is" --max-new-tokens 64
 
-# Two processes, each with whole files: what a session compiles is shared inside a file.
-PARALLEL := -n 2 --dist loadfile
+# Two processes, each with whole files: what a file compiles is shared inside it. In the order of
+# tests/conftest.py, not by the number of tests: few tests may take long.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI runs
 	$(BIN)/python -m pytest $(PARALLEL) -m "(not slow or end_to_end) and not gpu"
 

@@ -1,8 +1,46 @@
-"""Property tests draw the same examples in every run, so that a change is what turns one red."""
+"""What every test runs with: the same examples, no thread that spins, long files first."""
 
 from __future__ import annotations
 
+import importlib
+import os
+
+import pytest
 from hypothesis import settings
 
+# Threads of TVM's pool, and of torch and BLAS, wait by spinning: beside a second process of tests
+# that takes the cores from whoever works. Processes that tests start inherit both.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Property tests draw the same examples in every run, so that a change is what turns one red.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+# The longest folders, first: what comes last should be short, so that all processes end together.
+LONGEST = ("end_to_end", "export", "tuning", "models", "kernels")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest folders first, each in its own order."""
+
+    def place(item):
+        found = [LONGEST.index(folder) for folder in item.path.parts if folder in LONGEST]
+        return found[0] if found else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def compile_parameters():
+    """`amx_tvm.compile` where only parameters and manifest matter: the library is left empty."""
+    import amx_tvm
+
+    module = importlib.import_module("amx_tvm.compiler.compile")
+
+    def run(*given, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "write_library", lambda *made: made[2].write_bytes(b""))
+            return amx_tvm.compile(*given, **options)
+
+    return run

@@ -1,4 +1,9 @@
-"""The whole way with a real model: its logits, text and perplexity against torch in float32."""
+"""The whole way with a real model: its logits, text and perplexity against torch in float32.
+
+What `evaluate` says of it is compared with an independent computation: the torch side builds its
+own network from the checkpoint, runs it and computes KL divergence and agreement with torch's own
+functions; nothing but the token ids is shared with the engine.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,20 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import amx_tvm
+from amx_tvm.evaluation import Protocol
 from amx_tvm.runtime.session import decode_batch
 
 from .reference import opticks, perplexity, relative_error, torch_logits, torch_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 PROMPT = "The capital of France is"
+# Of `evaluate`. One position in 1275 is 8e-4: even a tie that float32 rounding decides stays within
+# the bar.
+WINDOW, WINDOWS = 256, 5
+TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +42,6 @@ def rounded_model(source):
 
 
 def test_strict_logits_and_text_equal_torch(compiled, rounded_model, token_ids):
-    import torch
-
     engine = amx_tvm.load(compiled(strict=True))
     got = np.asarray(engine.logits(token_ids[:256]))
     assert relative_error(got, torch_logits(rounded_model, token_ids[:256])) < 1e-4
@@ -75,13 +84,49 @@ def test_decode_equals_prefill(compiled, token_ids):
 
 
 @pytest.mark.parametrize(
-    ("quantization", "expected", "tolerance"),
-    [("amxfp4", 28.44, 0.02), ("mxfp4", 37.55, 0.02), ("none", 22.54, 0.005)],
+    ("quantization", "windows", "expected", "tolerance"),
+    [("amxfp4", 8, 28.44, 0.02), ("mxfp4", 2, 36.09, 0.02), ("none", 2, 21.62, 0.005)],
 )
-def test_perplexity_of_the_engine(compiled, token_ids, quantization, expected, tolerance):
+def test_perplexity_of_the_engine(compiled, token_ids, quantization, windows, expected, tolerance):
     engine = amx_tvm.load(compiled(quantization))
-    found = perplexity(lambda ids: np.asarray(engine.logits(ids)), token_ids, windows=8)
+    found = perplexity(lambda ids: np.asarray(engine.logits(ids)), token_ids, windows)
     assert abs(found / expected - 1) < tolerance, found
+
+
+def divergences(got, known):
+    """Mean KL(known || got) and top-1 agreement of logits [windows, tokens, vocab], by torch."""
+    got, known = (logits[:, :-1].double().log_softmax(-1) for logits in (got, known))
+    kl = torch.nn.functional.kl_div(got, known, reduction="none", log_target=True).sum(-1)
+    agree = (got.argmax(-1) == known.argmax(-1)).double()
+    return kl.mean().item(), agree.mean().item()
+
+
+def test_kl_top1_and_perplexity_equal_torch(compiled, source, rounded_model, token_ids):
+    exact = torch_model(source, "none", "none")
+    engine = amx_tvm.load(compiled(strict=True))
+    ids = token_ids[: WINDOWS * WINDOW]
+    batch = torch.tensor(ids).view(WINDOWS, WINDOW)
+    with torch.no_grad():
+        known, got = (model(batch).logits for model in (exact, rounded_model))
+    nll = torch.nn.functional.cross_entropy(
+        got[:, :-1].flatten(0, 1).double(), batch[:, 1:].flatten()
+    )
+    kl, agree = divergences(got, known)
+    assert kl > 0.05 and agree < 0.95
+    by_torch, by_engine = (
+        amx_tvm.evaluate(engine, ids, reference=reference, protocol=Protocol(WINDOW))
+        for reference in (exact, compiled("none"))
+    )
+    for result in (by_torch, by_engine):
+        assert result.tokens == WINDOWS * (WINDOW - 1)
+        assert result.perplexity == pytest.approx(nll.exp().item(), rel=TOLERANCE)
+        assert result.kl == pytest.approx(kl, abs=TOLERANCE)
+        assert result.top1 == pytest.approx(agree, abs=TOLERANCE)
+    # The same logits, summed up by torch: no network between the two, so no rounding either.
+    own = torch.stack([torch.as_tensor(engine.logits(window.tolist())) for window in batch])
+    kl, agree = divergences(own, known)
+    assert by_torch.kl == pytest.approx(kl, abs=1e-6)
+    assert by_torch.top1 == pytest.approx(agree, abs=1e-9)
 
 
 def test_every_linear_is_named_with_its_kernel(compiled):

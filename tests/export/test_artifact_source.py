@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import amx_tvm
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError
 from amx_tvm.exporting import ArtifactSource
@@ -24,14 +23,14 @@ CONFIGS = {
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
-def artifact(request, tiny_model, tmp_path_factory):
+def artifact(request, tiny_model, tmp_path_factory, compile_parameters):
     output = tmp_path_factory.mktemp("source") / "artifact"
-    return amx_tvm.compile(tiny_model, "x86-64-v3", CONFIGS[request.param], output)
+    return compile_parameters(tiny_model, "x86-64-v3", CONFIGS[request.param], output)
 
 
-def test_same_parameters_for_another_cpu(artifact, tmp_path):
+def test_same_parameters_for_another_cpu(artifact, tmp_path, compile_parameters):
     source = ArtifactSource(artifact.path)
-    again = amx_tvm.compile(source, "x86-64-v2", source.quantization, tmp_path / "again")
+    again = compile_parameters(source, "x86-64-v2", source.quantization, tmp_path / "again")
     old, new = artifact.manifest, again.manifest
     assert new.parameters == old.parameters  # SHA-256 of every shard included
     assert new.model == old.model and new.quantization == old.quantization

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,15 +76,27 @@ def test_archive_depends_on_its_content_only(tiny_bundle, tmp_path):
     assert digests(tmp_path / "out" / "tiny") == digests(tiny_bundle.path)
 
 
-def test_archive_as_output(tiny_artifact, tmp_path):
+def test_archive_by_the_command_line(tiny_artifact, tmp_path, capsys):
+    """A bundle in one file, which runs as the artifact does once it is unpacked."""
+    from amx_tvm.cli import main
+
     output = tmp_path / "pi.tar"
-    bundle = amx_tvm.export(tiny_artifact, "x86-64-v2", output, runtimes=())
-    assert bundle.path == str(output) and [p.name for p in tmp_path.iterdir()] == ["pi.tar"]
+    arguments = ["export", tiny_artifact.path, "--target", "x86-64-v2", "-o", str(output)]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--runtime", "none"])
+    assert caught.value.code == 0 and capsys.readouterr().out.strip() == str(output)
+    assert [p.name for p in tmp_path.iterdir()] == ["pi.tar"]
     with tarfile.open(output) as tar:
         readme = tar.extractfile("pi/README.md").read().decode()
+        assert not [name for name in tar.getnames() if "tuning" in name]  # without records
+        tar.extractall(tmp_path, filter="data")
     assert "tar -xf pi.tar && cd pi" in readme
     with pytest.raises(ArtifactError, match="exists"):
         amx_tvm.export(tiny_artifact, "x86-64-v2", output, runtimes=())
+    assert Manifest.load(tmp_path / "pi").target.key == "llvm/x86-64/x86-64-v2"
+    ids = [5, 6, 7]
+    ours, theirs = (amx_tvm.load(p).logits(ids) for p in (tmp_path / "pi", tiny_artifact.path))
+    assert abs(ours - theirs).max() < 1e-4
 
 
 def damage(folder, name, change):
@@ -180,18 +191,3 @@ def test_python_runtime_is_what_the_device_imports(tiny_artifact, tmp_path, monk
     loaded = json.loads(done.stdout)
     assert loaded and all(path.startswith(str(tmp_path)) for path in loaded)
     assert not (tmp_path / "amx_tvm" / "compiler").exists()
-
-
-def test_command_line(tiny_artifact, tmp_path, capsys):
-    from amx_tvm.cli import main
-
-    output = tmp_path / "v2"
-    arguments = ["export", tiny_artifact.path, "--target", "x86-64-v2", "-o", str(output)]
-    with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--runtime", "none"])
-    assert caught.value.code == 0 and capsys.readouterr().out.strip() == str(output)
-    exported = replace(Manifest.load(output), files={})
-    assert exported.target.key == "llvm/x86-64/x86-64-v2"
-    ids = [5, 6, 7]
-    ours, theirs = amx_tvm.load(output).logits(ids), amx_tvm.load(tiny_artifact.path).logits(ids)
-    assert abs(ours - theirs).max() < 1e-4
