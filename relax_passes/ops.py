@@ -48,7 +48,6 @@ class LinearAttrs:
     residual: bool = False
     silu_mul: bool = False
     out_dtype: str = "float32"
-    bucket: str = ""
     experts: int = 0
 
     @property

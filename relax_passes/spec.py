@@ -104,11 +104,6 @@ class LinearSpec:
         return -(-self.n // TILE_ROWS)
 
     @property
-    def stacked_tiles(self) -> int:
-        """Row tiles in the weight buffers: those of all experts."""
-        return self.tiles * max(1, self.experts)
-
-    @property
     def groups(self) -> int:
         """Column groups of 32, the last one padded."""
         return -(-self.k // GROUP)

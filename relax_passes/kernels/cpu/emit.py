@@ -88,9 +88,14 @@ def one_thread() -> Any:
     return parallel_rows(tirx.const(1, "int32"))
 
 
-def let(value: Expr) -> Expr:
+def let(value: Expr, name: str = "") -> Expr:
     """Bind a value to a name in the current scope and return the name."""
-    return I.Bind(value)
+    return _named(I.Bind(value), name)
+
+
+def _named(made: Any, name: str) -> Any:
+    """Give what was made a name in printed IR."""
+    return IRBuilder.name(name, made) if name else made
 
 
 def const(value: float, dtype: str = "int32", lanes: int = 1) -> Expr:
@@ -118,9 +123,9 @@ def store(buffer: Any, value: Expr, *index: Expr, lanes: int = 1) -> None:
     I.buffer_store(buffer, value, [*index[:-1], _last(index[-1], lanes)])
 
 
-def scratch(size: int, dtype: str) -> Any:
+def scratch(size: int, dtype: str, name: str = "") -> Any:
     """Allocate a small flat buffer on the stack (keep it under 1 KiB)."""
-    return I.alloc_buffer((size,), dtype)
+    return _named(I.alloc_buffer((size,), dtype), name)
 
 
 def workspace(shape: tuple[int, ...], dtype: str) -> Any:
@@ -213,9 +218,9 @@ then, otherwise = I.Then, I.Else
 class Register:
     """A vector (or scalar) variable that may change inside loops."""
 
-    def __init__(self, dtype: str, lanes: int, initial: Expr | None = None):
+    def __init__(self, dtype: str, lanes: int, initial: Expr | None = None, name: str = ""):
         self.lanes = lanes
-        self.buffer = scratch(lanes, dtype)
+        self.buffer = scratch(lanes, dtype, name)
         if initial is not None:
             self.set(initial)
 

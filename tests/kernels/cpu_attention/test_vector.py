@@ -8,6 +8,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from amx_tvm.targets import host_options
+from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.attention import functions
 from relax_passes.kernels.cpu.attention import vector as v
 
@@ -22,7 +23,7 @@ def apply(function, x, cpu=CPUS[0]):
             n = T.int32()
             source, result = (T.match_buffer(h, (n,), "float32") for h in handles)
             with T.serial(0, v.div(n, v.LANES)) as i:
-                v.store(result, function(v.bind(v.load(source, [i * v.LANES]))), [i * v.LANES])
+                v.store(result, function(e.let(v.load(source, [i * v.LANES]))), [i * v.LANES])
         module = tvm.IRModule({"f": builder.get()})
     y = tvm.runtime.tensor(np.zeros_like(x))
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})

@@ -30,9 +30,5 @@ def convert(heads: int, head_dim: int, source: str, target: str) -> tirx.PrimFun
                 with T.serial(0, heads) as h, T.serial(0, head_dim // v.LANES) as j:
                     v.store(y, v.load(x, [t, h, j * v.LANES]), [t, h, j * v.LANES])
 
-            with T.If(n <= _SERIAL_TOKENS):
-                with T.Then(), T.serial(0, n) as t:
-                    token(t)
-                with T.Else(), T.parallel(0, n) as t:
-                    token(t)
+            v.over_tokens(n, token, n <= _SERIAL_TOKENS)
         return builder.get()

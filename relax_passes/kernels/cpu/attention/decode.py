@@ -25,6 +25,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 from .functions import exp2, log2, soft_cap
@@ -75,15 +77,11 @@ class _Decode:
         config, d = self.config, self.d
         with IRBuilder() as builder:
             with T.prim_func():
-                T.func_name("cpu_decode_sliding" if self.sliding else "cpu_decode")
-                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                v.function("cpu_decode_sliding" if self.sliding else "cpu_decode")
                 names = ["q", "pages", "page_indptr", "page_values", "length_info"]
                 names += ["k_rope_pos_offset", "q_rope_position", "output", "lse"]
                 handles = {n: T.arg(n, T.handle()) for n in names}
-                rotary_mode = T.arg("rotary_mode", T.int32())
-                T.arg("rope_scale", T.float32())
-                T.arg("rope_theta", T.float32())
-                sm_scale = T.arg("sm_scale", T.float32())
+                rotary_mode, sm_scale = v.scalar_arguments()
                 batch, nnz = T.int32(), T.int32()
                 offsets = [T.int32() for _ in range(5)]
                 shape = (batch, config.num_heads, d)
@@ -102,7 +100,7 @@ class _Decode:
                 output = T.match_buffer(handles["output"], shape, config.dtype)
                 lse = T.match_buffer(handles["lse"], (batch, config.num_heads), "float32")
                 self.pages = view_pages(config, self.pages)
-                v.require(rotary_mode == 0, v.NO_INLINE_ROPE)
+                e.require(rotary_mode == 0, v.NO_INLINE_ROPE)
                 self._body(batch, nnz, sm_scale, output, lse)
             return builder.get()
 
@@ -114,14 +112,14 @@ class _Decode:
         # Pages of an item: so many that there are about as many items as wanted.
         least = v.ceil_div(tirx.const(_SPLIT_TOKENS, "int32"), self.page)
         self.per_item = v.opaque(tirx.max(v.ceil_div(nnz, _ITEMS), least), "per_item")
-        self.scale = v.bind(tirx.abs(sm_scale) * tirx.const(math.log2(math.e), "float32"), "scale")
+        self.scale = e.let(tirx.abs(sm_scale) * tirx.const(math.log2(math.e), "float32"), "scale")
         self.batch = batch
         # Sized by a bound of the items: TVM moves allocations up, before they are known.
         most = batch + _ITEMS
         self.part_o = v.scratch("part_o", most, config.num_heads, self.d)
         self.part_m = v.scratch("part_m", most, config.num_heads)
         self.part_l = v.scratch("part_l", most, config.num_heads)
-        items = v.bind(self._items_before(batch), "items")
+        items = e.let(self._items_before(batch), "items")
         alone = tirx.And(nnz * page_bytes <= _SERIAL_BYTES, batch < v.FEW_TOKENS)
         with T.If(alone):
             with T.Then():
@@ -129,8 +127,8 @@ class _Decode:
                     self._item(item)
                 with T.serial(0, batch) as b:
                     self._merge_heads(b, output, lse)
-            with T.Else(), v.region():
-                with v.barrier_behind(), T.parallel(0, items) as item:
+            with T.Else(), e.region():
+                with e.barrier_behind(), T.parallel(0, items) as item:
                     self._item(item)
                 with T.parallel(0, batch) as b:
                     self._merge_heads(b, output, lse)
@@ -154,11 +152,11 @@ class _Decode:
                 T.buffer_store(sequence, b, [0])
                 T.buffer_store(first, total[0], [0])
             T.buffer_store(total, total[0] + self._splits(b), [0])
-        return v.bind(sequence[0], "b"), v.bind(item - first[0], "split")
+        return e.let(sequence[0], "b"), e.let(item - first[0], "split")
 
     def _merge_heads(self, b: Expr, output, lse) -> None:  # noqa: ANN001
         """Combine the splits of one sequence."""
-        self.first, self.splits = v.bind(self._items_before(b), "first"), self._splits(b)
+        self.first, self.splits = e.let(self._items_before(b), "first"), self._splits(b)
         with T.serial(0, self.config.num_heads) as h, attending(self.config, h):
             self._merge(b, h, output, lse)
 
@@ -166,13 +164,13 @@ class _Decode:
         """Attend to one split of one sequence."""
         heads, page, d = self.config.num_heads, self.page, self.d
         b, split = self._find(item)
-        self.begin = v.bind(self.indptr[b], "begin")
-        count = v.bind(self.indptr[b + 1] - self.begin, "count")
+        self.begin = e.let(self.indptr[b], "begin")
+        count = e.let(self.indptr[b + 1] - self.begin, "count")
         first = v.opaque(split * self.per_item, "first")
         last = v.opaque(tirx.min(first + self.per_item, count), "last")
         last_page_len = self.length_info[0, b] if self.sliding else self.length_info[b]
         self.stop = v.opaque((count - 1) * page + last_page_len, "stop")  # slots of the sequence
-        self.start = v.bind(self.length_info[1, b], "start") if self.sliding else None
+        self.start = e.let(self.length_info[1, b], "start") if self.sliding else None
 
         self.qs, self.o = v.scratch("qs", heads, d), v.scratch("o", heads, d)
         self.s = v.scratch("s", heads, self.chunk)
@@ -208,7 +206,7 @@ class _Decode:
 
     def _page(self, j: Expr) -> tuple[Expr, Expr]:
         """Number and first slot of a page of the chunk."""
-        page = v.bind(self.values[self.begin + self.base + j].astype("int64"), "page")
+        page = e.let(self.values[self.begin + self.base + j].astype("int64"), "page")
         return page, v.opaque((self.base + j) * self.page, "slot")
 
     def _tiles(self, size: int, total: int) -> list[range]:
@@ -234,12 +232,12 @@ class _Decode:
                         channel = i * self.partial + p
                         at = panel * (PANEL * self.d) + channel * PANEL
                         if tile.start == 0:
-                            v.prefetch(self.pages, [page, 0, h, at + self.ahead])
-                        key = v.bind(v.load(self.pages, [page, 0, h, at]), "key")
+                            e.prefetch(self.pages, page, 0, h, at + self.ahead)
+                        key = e.let(v.load(self.pages, [page, 0, h, at]), "key")
                         for g in tile:
                             acc = sums[g, p]
                             query = v.splat(self.qs[head0 + g, channel])
-                            acc.set(v.fma(query, key, acc.get()))
+                            acc.set(query * key + acc.get())
                 for g in tile:
                     score = sums[g, 0].get()
                     for p in range(1, self.partial):
@@ -248,14 +246,14 @@ class _Decode:
                     seen = T.Ramp(slot, 1, v.LANES) < v.splat(self.stop)
                     if self.sliding:
                         seen = tirx.And(seen, T.Ramp(slot, 1, v.LANES) >= v.splat(self.start))
-                    score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
+                    score = e.let(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
                     v.store(self.s, score, [head0 + g, j * self.page + panel * PANEL])
                     top = tirx.max(v.load(self.top, [head0 + g, 0]), score)
                     v.store(self.top, top, [head0 + g, 0])
 
     def _softmax(self, h: Expr) -> None:
         """Turn one head's scores of the chunk into weights relative to the new maximum."""
-        m_old = v.bind(v.load(self.m, [h, 0]), "m_old")
+        m_old = e.let(v.load(self.m, [h, 0]), "m_old")
         top = v.reduce_lanes(v.load(self.top, [h, 0]), tirx.max)
         m_new = v.hold(tirx.max(m_old, top), "m_new")
         alpha = v.hold(exp2(m_old - m_new), "alpha")
@@ -290,14 +288,14 @@ class _Decode:
                         rows = []
                         for c in columns:
                             at = t * self.d + c * v.LANES
-                            rows.append(v.bind(v.load(self.pages, [page, 1, h, at]), "row"))
+                            rows.append(e.let(v.load(self.pages, [page, 1, h, at]), "row"))
                             if tile.start == 0:
-                                v.prefetch(self.pages, [page, 1, h, at + self.ahead])
+                                e.prefetch(self.pages, page, 1, h, at + self.ahead)
                         for g in tile:
                             weight = self.s[head0 + g, j * self.page + t]
-                            weight = v.bind(v.splat(weight), "weight")
+                            weight = e.let(v.splat(weight), "weight")
                             for c, row in zip(columns, rows, strict=True):
-                                acc[g, c].set(v.fma(weight, row, acc[g, c].get()))
+                                acc[g, c].set(weight * row + acc[g, c].get())
                     for (g, c), register in acc.items():
                         v.store(self.o, register.get(), [head0 + g, c * v.LANES])
 
@@ -306,22 +304,22 @@ class _Decode:
         top = v.Register(v.const(v.EMPTY_LSE), "top")
         with T.serial(0, self.splits) as i:
             top.set(tirx.max(top.get(), v.splat(self.part_m[self.first + i, h])))
-        m = v.bind(top.get(), "m")
+        m = e.let(top.get(), "m")
         total = v.Register(v.const(0.0), "total")
         acc = [v.Register(v.const(0.0), "acc") for _ in range(self.columns)]
         with T.serial(0, self.splits) as i:
-            weight = v.bind(exp2(v.splat(self.part_m[self.first + i, h]) - m), "weight")
+            weight = e.let(exp2(v.splat(self.part_m[self.first + i, h]) - m), "weight")
             total.set(total.get() + weight * v.splat(self.part_l[self.first + i, h]))
             for c, register in enumerate(acc):
                 row = v.load(self.part_o, [self.first + i, h, c * v.LANES])
                 register.set(register.get() + weight * row)
         # No key at all: l = 0, output 0, log-sum-exp EMPTY_LSE.
-        safe = v.bind(tirx.max(total.get(), v.const(1e-30)), "safe")
-        inverse = v.bind(v.const(1.0) / safe, "inverse")
+        safe = e.let(tirx.max(total.get(), v.const(1e-30)), "safe")
+        inverse = e.let(v.const(1.0) / safe, "inverse")
         for c, register in enumerate(acc):
             v.store(output, register.get() * inverse, [b, h, c * v.LANES])
         empty = total.get() <= v.const(0.0)
         value = tirx.Select(empty, v.const(v.EMPTY_LSE), m + log2(safe))
-        single = v.bind(v.first_lane(v.bind(value, "value")), "single")
+        single = e.let(v.first_lane(e.let(value, "value")), "single")
         T.buffer_store(lse, single, [b, h])
         store_lse(self.config, output, b, h, single)

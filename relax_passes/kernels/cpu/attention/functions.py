@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.ir import Expr
 
-from .vector import cast, const, fma, hold
+from .vector import cast, const, hold
 
 
 def polynomial(x: Expr, coefficients: Sequence[float], dtype: str = "float32") -> Expr:
     """Evaluate c0 + c1 x + c2 x^2 + ... by Horner's rule."""
     result = const(coefficients[-1], dtype=dtype)
     for c in reversed(coefficients[:-1]):
-        result = fma(result, x, const(c, dtype=dtype))
+        result = result * x + const(c, dtype=dtype)
     return result
 
 
@@ -71,7 +71,7 @@ def soft_cap(score: Expr, cap: float) -> Expr:
     e2x = exp2(tirx.min(x * const(2 * math.log2(math.e)), const(40.0)))  # tanh(14) is 1
     far = const(1.0) - const(2.0) / (const(1.0) + e2x)
     square = hold(x * x, "square")
-    near = fma(polynomial(square, _TANH) * square, x, x)
+    near = polynomial(square, _TANH) * square * x + x
     bounded = tirx.Select(square < const(0.625**2), near, far)
     return hold(bounded * const(cap * math.log2(math.e)), "capped")
 
@@ -87,7 +87,7 @@ def log2(x: Expr) -> Expr:
     m = hold(tirx.reinterpret("float32x16", bits - (e << const(23, dtype="int32"))), "m")
     s = hold((m - const(1.0)) / (m + const(1.0)), "s")
     series = polynomial(hold(s * s, "s2"), [1.0, 1 / 3, 1 / 5, 1 / 7, 1 / 9])
-    return fma(s * const(2 / math.log(2)), series, cast(e, "float32"))
+    return s * const(2 / math.log(2)) * series + cast(e, "float32")
 
 
 # Taylor coefficients of sin(r)/r and cos(r) in r^2: below 2e-11 on [-pi/4, pi/4].
@@ -105,7 +105,7 @@ def sincos(angle: Expr) -> tuple[Expr, Expr]:
     float64 leaves 1e-11 of it after the subtraction.
     """
     x = hold(cast(angle, "float64"), "angle")
-    shifted = fma(x, const(2 / math.pi, dtype="float64"), const(_ROUND64, dtype="float64"))
+    shifted = x * const(2 / math.pi, dtype="float64") + const(_ROUND64, dtype="float64")
     bits = hold(tirx.reinterpret("int64x16", shifted), "bits")  # see exp2
     quadrant = hold(cast(bits, "int32"), "quadrant")
     k = hold(tirx.reinterpret("float64x16", bits) - const(_ROUND64, dtype="float64"), "k")

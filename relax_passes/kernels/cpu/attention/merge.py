@@ -15,6 +15,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import KVCacheConfig
 from .functions import exp2, log2
@@ -37,9 +39,9 @@ def store_lse(config: KVCacheConfig, output: Any, row: Expr, head: Expr, lse: Ex
     if not config.lse_heads:
         return
     others = config.group - 1
-    g = v.bind(v.mod(head, config.group), "g")
+    g = e.let(v.mod(head, config.group), "g")
     carrier = head - g + others
-    high = v.bind(lse.astype(config.dtype), "high")
+    high = e.let(lse.astype(config.dtype), "high")
     low = (lse - high.astype("float32")).astype(config.dtype)
     T.buffer_store(output, high, [row, carrier, g])
     T.buffer_store(output, low, [row, carrier, g + others])
@@ -51,35 +53,30 @@ def merge_state(config: KVCacheConfig) -> tirx.PrimFunc:
 
     def token(t: Expr, o1, s1, o2, s2) -> None:  # noqa: ANN001
         with T.serial(0, heads) as h, attending(config, h):
-            a = v.bind(v.splat(s1[t, h]), "a")
-            b = v.bind(v.splat(s2[t, h]), "b")
-            top = v.bind(tirx.max(a, b), "top")
-            a = v.bind(exp2(a - top), "a")
-            b = v.bind(exp2(b - top), "b")
-            total = v.bind(a + b, "total")
-            a = v.bind(a / total, "a")
-            b = v.bind(b / total, "b")
+            a = e.let(v.splat(s1[t, h]), "a")
+            b = e.let(v.splat(s2[t, h]), "b")
+            top = e.let(tirx.max(a, b), "top")
+            a = e.let(exp2(a - top), "a")
+            b = e.let(exp2(b - top), "b")
+            total = e.let(a + b, "total")
+            a = e.let(a / total, "a")
+            b = e.let(b / total, "b")
             with T.serial(0, d // v.LANES) as c:
                 at = [t, h, c * v.LANES]
                 v.store(o1, v.load(o1, at) * a + v.load(o2, at) * b, at)
-            merged = v.bind(log2(total) + top, "merged")
-            lse = v.bind(v.first_lane(merged), "lse")
+            merged = e.let(log2(total) + top, "merged")
+            lse = e.let(v.first_lane(merged), "lse")
             T.buffer_store(s1, lse, [t, h])
             store_lse(config, o1, t, h, lse)
 
     with IRBuilder() as builder:
         with T.prim_func():
-            T.func_name("cpu_merge_state")
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            v.function("cpu_merge_state")
             handles = [T.arg(n, T.handle()) for n in ("o1", "lse1", "o2", "lse2")]
             n = T.int32()
             o1 = T.match_buffer(handles[0], (n, heads, d), config.dtype)
             s1 = T.match_buffer(handles[1], (n, heads), "float32")
             o2 = T.match_buffer(handles[2], (n, heads, d), config.dtype)
             s2 = T.match_buffer(handles[3], (n, heads), "float32")
-            with T.If(n <= _SERIAL_TOKENS):
-                with T.Then(), T.serial(0, n) as t:
-                    token(t, o1, s1, o2, s2)
-                with T.Else(), T.parallel(0, n) as t:
-                    token(t, o1, s1, o2, s2)
+            v.over_tokens(n, lambda t: token(t, o1, s1, o2, s2), n <= _SERIAL_TOKENS)
         return builder.get()

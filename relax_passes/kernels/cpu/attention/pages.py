@@ -7,6 +7,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 
@@ -29,11 +31,6 @@ def key_offset(config: KVCacheConfig, slot: Expr, channel: Expr | int) -> Expr:
     return panel + channel * PANEL + v.mod(slot, PANEL)
 
 
-def _function(name: str):  # noqa: ANN202
-    T.func_name(name)
-    T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-
-
 def append(config: KVCacheConfig) -> tirx.PrimFunc:
     """Build the kernel that writes new keys and values into their pages.
 
@@ -43,10 +40,10 @@ def append(config: KVCacheConfig) -> tirx.PrimFunc:
     kv_heads, d = config.num_kv_heads, config.head_dim
 
     def token(t, pages, k, value, positions) -> None:  # noqa: ANN001
-        position = v.bind(positions[t], "position")
+        position = e.let(positions[t], "position")
         with T.If(position >= 0), T.Then():
-            page = v.bind(v.div(position, config.page_size).astype("int64"), "page")
-            slot = v.bind(v.mod(position, config.page_size), "slot")
+            page = e.let(v.div(position, config.page_size).astype("int64"), "page")
+            slot = e.let(v.mod(position, config.page_size), "slot")
             with T.serial(0, kv_heads) as h:
                 with T.serial(0, d) as i:
                     T.buffer_store(pages, k[t, h, i], [page, 0, h, key_offset(config, slot, i)])
@@ -56,7 +53,7 @@ def append(config: KVCacheConfig) -> tirx.PrimFunc:
 
     with IRBuilder() as builder:
         with T.prim_func():
-            _function("cpu_kv_append")
+            v.function("cpu_kv_append")
             handles = [T.arg(n, T.handle()) for n in ("pages", "k", "v", "position_map")]
             n, offset = T.int32(), T.int32()
             pages = match_pages(config, handles[0])
@@ -76,7 +73,7 @@ def copy_single_page(config: KVCacheConfig) -> tirx.PrimFunc:
     """
     with IRBuilder() as builder:
         with T.prim_func():
-            _function("cpu_kv_copy_page")
+            v.function("cpu_kv_copy_page")
             handle = T.arg("pages", T.handle())
             source = T.arg("source", T.int64())
             target = T.arg("target", T.int64())
@@ -98,7 +95,7 @@ def debug_get_kv(config: KVCacheConfig) -> tirx.PrimFunc:
     kv_heads, d = config.num_kv_heads, config.head_dim
     with IRBuilder() as builder:
         with T.prim_func():
-            _function("cpu_kv_debug_get")
+            v.function("cpu_kv_debug_get")
             handles = [T.arg(n, T.handle()) for n in ("pages", "position_map", "k", "v")]
             layer = T.arg("layer", T.int64())
             n, offset = T.int64(), T.int64()
@@ -109,8 +106,8 @@ def debug_get_kv(config: KVCacheConfig) -> tirx.PrimFunc:
             value = T.match_buffer(handles[3], shape, config.dtype)
             pages = view_pages(config, pages)
             with T.serial(0, n) as t:
-                page = v.bind(v.div(positions[t], config.page_size).astype("int64"), "page")
-                slot = v.bind(v.mod(positions[t], config.page_size), "slot")
+                page = e.let(v.div(positions[t], config.page_size).astype("int64"), "page")
+                slot = e.let(v.mod(positions[t], config.page_size), "slot")
                 with T.serial(0, kv_heads) as h, T.serial(0, d) as i:
                     key = pages[page, 0, h, key_offset(config, slot, i)]
                     T.buffer_store(k, key, [layer, t, h, i])
@@ -126,7 +123,7 @@ def compact_copy(config: KVCacheConfig) -> tirx.PrimFunc:
     kv_heads, d = config.num_kv_heads, config.head_dim
     with IRBuilder() as builder:
         with T.prim_func():
-            _function("cpu_kv_compact_copy")
+            v.function("cpu_kv_compact_copy")
             handles = [T.arg(n, T.handle()) for n in ("pages", "indptr", "src_dst")]
             batch = T.arg("batch", T.int32())
             n, indptr_offset, copies_offset = T.int32(), T.int32(), T.int32()
@@ -137,10 +134,10 @@ def compact_copy(config: KVCacheConfig) -> tirx.PrimFunc:
             with T.serial(0, indptr[batch]) as i:
                 place = []
                 for row in (0, 1):
-                    position = v.bind(copies[row, i], "position")
+                    position = e.let(copies[row, i], "position")
                     page = v.div(position, config.page_size).astype("int64")
                     slot = v.mod(position, config.page_size)
-                    place.append((v.bind(page, "page"), v.bind(slot, "slot")))
+                    place.append((e.let(page, "page"), e.let(slot, "slot")))
                 (from_page, from_slot), (to_page, to_slot) = place
                 with T.serial(0, kv_heads) as h, T.serial(0, d) as c:
                     key = pages[from_page, 0, h, key_offset(config, from_slot, c)]

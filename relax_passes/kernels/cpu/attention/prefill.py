@@ -22,6 +22,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 from .functions import exp2, log2, soft_cap
@@ -83,18 +85,14 @@ class _Prefill:
         with IRBuilder() as builder:
             with T.prim_func():
                 kind = "paged" if self.paged else "ragged"
-                T.func_name(f"cpu_prefill_{kind}" + ("_sliding" if self.sliding else ""))
-                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                v.function(f"cpu_prefill_{kind}" + ("_sliding" if self.sliding else ""))
                 keys = ("pages", "page_indptr", "page_values", "length_info")
                 names = ("q", "q_indptr", *(keys if self.paged else ("k", "v", "kv_indptr")))
                 positions = ("q_rope_position", "k_rope_pos_offset")
                 names += (*(positions[::-1] if self.paged else positions), "output", "lse")
                 handles = {n: T.arg(n, T.handle()) for n in names}
                 self.causal = T.arg("causal", T.int32())
-                rotary_mode = T.arg("rotary_mode", T.int32())
-                T.arg("rope_scale", T.float32())
-                T.arg("rope_theta", T.float32())
-                sm_scale = T.arg("sm_scale", T.float32())
+                rotary_mode, sm_scale = v.scalar_arguments()
                 batch, n = T.int32(), T.int32()
 
                 def index(name: str, *size):  # noqa: ANN002, ANN202
@@ -119,9 +117,9 @@ class _Prefill:
                 self.lse = T.match_buffer(handles["lse"], (n, heads), "float32")
                 if self.paged:
                     self.pages = view_pages(config, self.pages)
-                v.require(rotary_mode == 0, v.NO_INLINE_ROPE)
+                e.require(rotary_mode == 0, v.NO_INLINE_ROPE)
                 log2e = tirx.const(math.log2(math.e), "float32")
-                self.scale = v.bind(tirx.abs(sm_scale) * log2e, "scale")
+                self.scale = e.let(tirx.abs(sm_scale) * log2e, "scale")
                 self.slides = sm_scale < 0
                 if not self.paged:
                     panels = v.ceil_div(m, _KEYS) * (_KEYS // PANEL)
@@ -134,18 +132,18 @@ class _Prefill:
     def _sequence(self, b: Expr) -> None:
         """Attend with all queries of one sequence."""
         config = self.config
-        self.q_begin = v.bind(self.q_indptr[b], "q_begin")
-        self.q_len = v.bind(self.q_indptr[b + 1] - self.q_begin, "q_len")
-        self.kv_begin = v.bind(self.kv_indptr[b], "kv_begin")
-        count = v.bind(self.kv_indptr[b + 1] - self.kv_begin, "count")
+        self.q_begin = e.let(self.q_indptr[b], "q_begin")
+        self.q_len = e.let(self.q_indptr[b + 1] - self.q_begin, "q_len")
+        self.kv_begin = e.let(self.kv_indptr[b], "kv_begin")
+        count = e.let(self.kv_indptr[b + 1] - self.kv_begin, "count")
         self.start: Expr | int = 0
         if self.paged:
-            self.last_page = v.bind(tirx.max(count - 1, 0), "last_page")
+            self.last_page = e.let(tirx.max(count - 1, 0), "last_page")
             info = self.length_info[0, b] if self.sliding else self.length_info[b]
             slots = (count - 1) * self.page + info
             self.stop = v.opaque(tirx.Select(count > 0, slots, 0), "stop")
             if self.sliding:
-                self.start = v.bind(self.length_info[1, b], "start")
+                self.start = e.let(self.length_info[1, b], "start")
         else:
             self.stop = count
             panels = v.opaque(v.ceil_div(count, PANEL), "panels")
@@ -161,11 +159,11 @@ class _Prefill:
 
     def _pack(self, h: Expr, panel: Expr) -> None:
         """Pack 16 new tokens of one head; panel lanes beyond the sequence stay undefined."""
-        first = v.bind(panel * PANEL, "first")
+        first = e.let(panel * PANEL, "first")
         with T.serial(0, tirx.min(self.stop - first, PANEL)) as t:
-            row = v.bind(self.kv_begin + first + t, "row")
+            row = e.let(self.kv_begin + first + t, "row")
             with T.serial(0, self.d) as i:
-                key = v.load_scalar(self.k, [row, h, i])
+                key = v.load(self.k, [row, h, i], 1)
                 T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
             with T.serial(0, self.columns) as c:
                 value = v.load(self.v, [row, h, c * v.LANES])
@@ -185,14 +183,14 @@ class _Prefill:
     def _item(self, head: Expr, block: Expr) -> None:
         """Attend with one block of queries of one head."""
         d = self.d
-        self.head = v.bind(head, "head")
-        self.h = v.bind(v.div(self.head, self.config.group), "h")
+        self.head = e.let(head, "head")
+        self.h = e.let(v.div(self.head, self.config.group), "h")
         self.row0 = v.opaque(block * _ROWS, "row0")
         rows = v.opaque(tirx.min(self.q_len - self.row0, _ROWS), "rows")
-        self.score_tiles = v.bind(
+        self.score_tiles = e.let(
             v.div(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
         )
-        self.value_tiles = v.bind(
+        self.value_tiles = e.let(
             v.div(rows + self.value_tile[0] - 1, self.value_tile[0]), "value_tiles"
         )
         padded = v.opaque(self.score_tiles * self.score_tile[0], "padded")
@@ -205,7 +203,7 @@ class _Prefill:
             v.store(self.m, v.const(v.EMPTY_LSE), [r])
         with T.serial(0, padded) as r:
             # Rows that pad the last tile repeat the last query; nothing of them is stored.
-            row = v.bind(self.q_begin + self.row0 + tirx.min(r, rows - 1), "row")
+            row = e.let(self.q_begin + self.row0 + tirx.min(r, rows - 1), "row")
             v.store(self.l, v.const(0.0), [r, 0])
             for j in range(0, d, v.LANES):
                 value = v.load(self.q, [row, self.head, j]) * v.splat(self.scale)
@@ -233,7 +231,7 @@ class _Prefill:
     def _page(self, slot: Expr) -> Expr:
         """Page of a slot; slots beyond the list read the last page and are masked."""
         index = tirx.min(v.div(slot, self.page), self.last_page)
-        return v.bind(self.page_values[self.kv_begin + index].astype("int64"), "page")
+        return e.let(self.page_values[self.kv_begin + index].astype("int64"), "page")
 
     def _scores(self, group: Expr, tile: Expr) -> None:
         """One register tile of Q K^T: rows x panels, channels in the loop."""
@@ -241,20 +239,20 @@ class _Prefill:
         row0 = v.opaque(tile * rows, "row0")
         places = []
         for p in range(panels):
-            slot = v.bind(self.slot0 + (group * panels + p) * PANEL, "slot")
+            slot = e.let(self.slot0 + (group * panels + p) * PANEL, "slot")
             if self.paged:
                 inside = v.div(v.mod(slot, self.page), PANEL)
                 place = (self.pages, [self._page(slot), 0, self.h], inside * (PANEL * self.d))
             else:
                 place = (self.packed_k, [self.h, v.div(slot, PANEL)], 0)
-            places.append((place[0], place[1], v.bind(tirx.convert(place[2]), "at")))
+            places.append((place[0], place[1], e.let(tirx.convert(place[2]), "at")))
         acc = [[v.Register(v.const(0.0), "acc") for _ in range(panels)] for _ in range(rows)]
         with T.serial(0, self.d) as i:
-            keys = [v.bind(v.load(b, [*at, off + i * PANEL]), "key") for b, at, off in places]
+            keys = [e.let(v.load(b, [*at, off + i * PANEL]), "key") for b, at, off in places]
             for r in range(rows):
-                value = v.bind(v.splat(self.qs[(row0 + r) * self.d + i]), "value")
+                value = e.let(v.splat(self.qs[(row0 + r) * self.d + i]), "value")
                 for p in range(panels):
-                    acc[r][p].set(v.fma(value, keys[p], acc[r][p].get()))
+                    acc[r][p].set(value * keys[p] + acc[r][p].get())
         for r in range(rows):
             for p in range(panels):
                 at = (row0 + r) * _KEYS + (group * panels + p) * PANEL
@@ -274,18 +272,18 @@ class _Prefill:
                 lanes = T.Ramp(i * v.LANES, 1, v.LANES)
                 seen = tirx.And(lanes < v.splat(high), lanes >= v.splat(low))
                 score = v.load(self.s, [r * _KEYS + i * v.LANES])
-                score = v.bind(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
+                score = e.let(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
                 v.store(self.s, score, [r * _KEYS + i * v.LANES])
                 top.set(tirx.max(top.get(), score))
-        m_old = v.bind(v.splat(self.m[r]), "m_old")
-        m_new = v.bind(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
-        alpha = v.bind(exp2(m_old - m_new), "alpha")
+        m_old = e.let(v.splat(self.m[r]), "m_old")
+        m_new = e.let(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
+        alpha = e.let(exp2(m_old - m_new), "alpha")
         T.buffer_store(self.m, v.first_lane(m_new), [r])
         T.buffer_store(self.alpha, v.first_lane(alpha), [r])
         total = v.Register(v.load(self.l, [r, 0]) * alpha, "total")
         with T.serial(0, vectors) as i:
             weight = exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
-            weight = v.bind(weight, "weight")
+            weight = e.let(weight, "weight")
             v.store(self.s, weight, [r * _KEYS + i * v.LANES])
             total.set(total.get() + weight)
         v.store(self.l, total.get(), [r, 0])
@@ -299,26 +297,26 @@ class _Prefill:
         row0 = v.opaque(tile * rows, "row0")
         acc = []
         for r in range(rows):
-            alpha = v.bind(v.splat(self.alpha[row0 + r]), "alpha")
+            alpha = e.let(v.splat(self.alpha[row0 + r]), "alpha")
             at = [(row0 + r) * self.d + (c0 + c) * v.LANES for c in range(columns)]
             acc.append([v.Register(v.load(self.o, [a]) * alpha, "acc") for a in at])
 
         def token(t: Expr, buffer, outer: list, base) -> None:  # noqa: ANN001
             values = [
-                v.bind(v.load(buffer, [*outer, base + (c0 + c) * v.LANES]), "value")
+                e.let(v.load(buffer, [*outer, base + (c0 + c) * v.LANES]), "value")
                 for c in range(columns)
             ]
             for r in range(rows):
-                weight = v.bind(v.splat(self.s[(row0 + r) * _KEYS + t]), "weight")
+                weight = e.let(v.splat(self.s[(row0 + r) * _KEYS + t]), "weight")
                 for c in range(columns):
-                    acc[r][c].set(v.fma(weight, values[c], acc[r][c].get()))
+                    acc[r][c].set(weight * values[c] + acc[r][c].get())
 
         if self.paged:
             step = min(self.page, _KEYS)
             with T.serial(0, v.div(self.keys + step - 1, step)) as part:
-                slot = v.bind(self.slot0 + part * step, "slot")
+                slot = e.let(self.slot0 + part * step, "slot")
                 page = self._page(slot)
-                inside = v.bind(v.mod(slot, self.page), "inside")
+                inside = e.let(v.mod(slot, self.page), "inside")
                 with T.serial(0, tirx.min(self.keys - part * step, step)) as t:
                     outer = [page, 1, self.h]
                     token(part * step + t, self.pages, outer, (inside + t) * self.d)
@@ -337,15 +335,15 @@ class _Prefill:
             row_sum = v.reduce_lanes(v.load(self.l, [r, 0]), lambda a, b: a + b)
             T.buffer_store(total, v.first_lane(row_sum), [r])
         for r in range(0, _ROWS, v.LANES):
-            sums = v.bind(v.load(total, [r]), "sums")
-            safe = v.bind(tirx.max(sums, v.const(1e-30)), "safe")
+            sums = e.let(v.load(total, [r]), "sums")
+            safe = e.let(tirx.max(sums, v.const(1e-30)), "safe")
             lse = v.load(self.m, [r]) + log2(safe)
             lse = tirx.Select(sums <= v.const(0.0), v.const(v.EMPTY_LSE), lse)
             v.store(self.alpha, lse, [r])
             v.store(total, v.const(1.0) / safe, [r])
         with attending(self.config, self.head), T.serial(0, rows) as r:
-            row = v.bind(self.q_begin + self.row0 + r, "row")
-            inverse = v.bind(v.splat(total[r]), "inverse")
+            row = e.let(self.q_begin + self.row0 + r, "row")
+            inverse = e.let(v.splat(total[r]), "inverse")
             for j in range(0, self.d, v.LANES):
                 value = v.load(self.o, [r * self.d + j]) * inverse
                 v.store(self.output, value, [row, self.head, j])

@@ -26,6 +26,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import PANEL, KVCacheConfig
 from .functions import exp2, log2, soft_cap
@@ -72,16 +74,12 @@ class _Attention:
         config, d = self.config, self.d
         with IRBuilder() as builder:
             with T.prim_func():
-                T.func_name(f"cpu_quantized_{self.kind}")
-                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+                v.function(f"cpu_quantized_{self.kind}")
                 names = (*_ARGUMENTS[self.kind], "output", "lse")
                 handles = {n: T.arg(n, T.handle()) for n in names}
                 if self.kind != "decode":
                     self.causal = T.arg("causal", T.int32())
-                rotary_mode = T.arg("rotary_mode", T.int32())
-                T.arg("rope_scale", T.float32())
-                T.arg("rope_theta", T.float32())
-                sm_scale = T.arg("sm_scale", T.float32())
+                rotary_mode, sm_scale = v.scalar_arguments()
                 batch = T.int32()
                 n = batch if self.kind == "decode" else T.int32()
 
@@ -113,9 +111,9 @@ class _Attention:
                 self.lse = T.match_buffer(handles["lse"], (n, config.num_heads), "float32")
                 if self.paged:
                     self.pages = view_pages(config, self.pages)
-                v.require(rotary_mode == 0, v.NO_INLINE_ROPE)
+                e.require(rotary_mode == 0, v.NO_INLINE_ROPE)
                 log2e = tirx.const(math.log2(math.e), "float32")
-                self.scale = v.bind(sm_scale * log2e, "scale")
+                self.scale = e.let(sm_scale * log2e, "scale")
                 with T.serial(0, batch) as b:
                     self._sequence(b)
             return builder.get()
@@ -179,7 +177,7 @@ class _Attention:
 
     def _page(self, slot: Expr) -> Expr:
         index = self.kv_begin + v.div(slot, self.config.page_size)
-        return v.bind(self.page_values[index].astype("int64"), "page")
+        return e.let(self.page_values[index].astype("int64"), "page")
 
     def _item(self, row: Expr, h: Expr) -> None:
         """Attend with one query position and the heads that share keys and values."""
@@ -198,7 +196,7 @@ class _Attention:
         self.s = v.scratch("s", self.most)
         with T.serial(0, group) as g:
             head = v.opaque(h * group + g, "head")
-            at = v.bind(self.q_begin + row, "at")
+            at = e.let(self.q_begin + row, "at")
             with T.serial(0, self.columns) as c:
                 query = v.load(self.q, [at, head, c * v.LANES]) * v.splat(self.scale)
                 v.store(self.qs, query, [c * v.LANES])
@@ -224,17 +222,17 @@ class _Attention:
             at = v.opaque(v.div(inside, PANEL) * (PANEL * self.d), "at")
             with T.serial(0, self.d) as i:
                 key = v.load(self.pages, [page, 0, h, at + i * PANEL])
-                acc.set(v.fma(v.splat(self.qs[i]), key, acc.get()))
+                acc.set(v.splat(self.qs[i]) * key + acc.get())
         else:
             keys = v.scratch("keys", PANEL)
             v.store(keys, v.const(0.0), [0])
             with T.serial(0, PANEL) as t, T.If(tirx.And(slot + t >= low, slot + t < high)):
                 with T.Then():
                     part = v.Register(v.const(0.0), "part")
-                    row = v.bind(self.kv_begin + slot + t - self.first, "row")
+                    row = e.let(self.kv_begin + slot + t - self.first, "row")
                     with T.serial(0, self.columns) as c:
                         key = v.load(self.k, [row, h, c * v.LANES])
-                        part.set(v.fma(v.load(self.qs, [c * v.LANES]), key, part.get()))
+                        part.set(v.load(self.qs, [c * v.LANES]) * key + part.get())
                     score = v.reduce_lanes(part.get(), lambda a, b: a + b)
                     T.buffer_store(keys, v.first_lane(score), [t])
             acc.set(v.load(keys, [0]))
@@ -262,10 +260,10 @@ class _Attention:
         def add(buffer, place) -> None:  # noqa: ANN001
             acc = [v.Register(v.load(self.o, [c * v.LANES])) for c in range(self.columns)]
             with T.serial(0, GROUP) as t:
-                weight = v.bind(v.splat(self.s[i * GROUP + t]), "weight")
+                weight = e.let(v.splat(self.s[i * GROUP + t]), "weight")
                 for c, register in enumerate(acc):
                     value = v.load(buffer, place(t, c * v.LANES))
-                    register.set(v.fma(weight, value, register.get()))
+                    register.set(weight * value + register.get())
             for c, register in enumerate(acc):
                 v.store(self.o, register.get(), [c * v.LANES])
 
@@ -288,4 +286,4 @@ class _Attention:
         with T.serial(0, self.columns) as c:
             v.store(self.output, v.load(self.o, [c * v.LANES]) / safe, [at, head, c * v.LANES])
         lse = tirx.Select(summed <= v.const(0.0), v.const(v.EMPTY_LSE), best + log2(safe))
-        T.buffer_store(self.lse, v.first_lane(v.bind(lse, "lse")), [at, head])
+        T.buffer_store(self.lse, v.first_lane(e.let(lse, "lse")), [at, head])

@@ -12,6 +12,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from relax_passes.kernels.cpu import emit as e
+
 from . import vector as v
 from .config import KVCacheConfig
 from .functions import sincos
@@ -37,16 +39,16 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
         padded = -(-half // v.LANES) * v.LANES
         with T.If(apply_rope > 0):
             with T.Then():
-                position = v.bind(positions[t].astype("float32"), "position")
+                position = e.let(positions[t].astype("float32"), "position")
                 for j in range(0, padded, v.LANES):
                     lanes = [float(inv_freq[min(j + i, half - 1)]) for i in range(v.LANES)]
                     freq = T.Shuffle(
                         [tirx.const(f, "float32") for f in lanes], list(range(v.LANES))
                     )
-                    s, c = sincos(v.bind(v.splat(position) * freq, "angle"))
+                    s, c = sincos(e.let(v.splat(position) * freq, "angle"))
                     n = min(v.LANES, half - j)
                     for value, buffer in ((c, cos), (s, sin)):
-                        scaled = v.bind(value * v.const(factor) if factor != 1.0 else value)
+                        scaled = e.let(value * v.const(factor) if factor != 1.0 else value)
                         if n == v.LANES:
                             v.store(buffer, scaled, [j])
                         else:
@@ -62,10 +64,10 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
         """Rotate head `first + h` of the input into head h of a result."""
         with T.serial(0, count) as i:
             j = i * width
-            low = v.bind(v.load(qkv, [t, h + first, j], width), "low")
-            high = v.bind(v.load(qkv, [t, h + first, half + j], width), "high")
-            c = v.bind(v.load(cos, [j], width), "c")
-            s = v.bind(v.load(sin, [j], width), "s")
+            low = e.let(v.load(qkv, [t, h + first, j], width), "low")
+            high = e.let(v.load(qkv, [t, h + first, half + j], width), "high")
+            c = e.let(v.load(cos, [j], width), "c")
+            s = e.let(v.load(sin, [j], width), "s")
             v.store(buffer, low * c - high * s, [t, h, j], width)
             v.store(buffer, high * c + low * s, [t, h, half + j], width)
 
@@ -92,8 +94,7 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
 
     with IRBuilder() as builder:
         with T.prim_func():
-            T.func_name("cpu_split_rotary")
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            v.function("cpu_split_rotary")
             handles = [T.arg(n, T.handle()) for n in ("qkv", "position_map", "q", "k", "v")]
             apply_rope = T.arg("apply_rope", T.int64())
             n, offset = T.int32(), T.int32()

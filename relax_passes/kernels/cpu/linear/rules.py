@@ -1,7 +1,7 @@
 """Which kernel a CPU linear runs, by its number of rows of x.
 
-An instruction set is chosen by the target's features. Then every kernel of `KERNELS` is asked from
-how many rows of x on it is this linear's:
+An instruction set is chosen by the target's features. Then every kernel is asked from how many
+rows of x on it is this linear's:
 
     dense        float32 weights (format "none")
     float32      exact x, decoded weights
@@ -65,7 +65,6 @@ PANELS = (
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
 )
 WHOLE = (DENSE, FLOAT32, DIRECT)
-KERNELS = (*WHOLE, MERGED, *PANELS)
 
 
 def chosen(
