@@ -16,6 +16,8 @@ from typing import Any
 
 import tvm
 
+from amx_tvm.schema import conform
+
 ATTRIBUTE = "amx.parameters"
 
 
@@ -56,8 +58,8 @@ class Recipe:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Recipe:
-        """Read what ``to_json`` wrote."""
-        return Recipe(**{**data, "sources": tuple(data["sources"])})
+        """Read what ``to_json`` wrote; raises Mismatch for anything else."""
+        return conform(Recipe, data, "recipe")
 
 
 def read(module: tvm.IRModule) -> dict[str, Recipe]:

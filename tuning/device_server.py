@@ -6,7 +6,8 @@ Each session is a process of its own: a kernel that crashes or hangs ends with i
 TVM quirk (0.27): after a session's process crashed, the server's loop ends in a RuntimeError and
 the device stays away from the tracker; `_surviving` lets it go on.
 
-Whoever reaches the port can run code here: only in networks that you trust.
+Whoever reaches the port can run code here: at another address than 127.0.0.1 only in networks that
+you trust.
 """
 
 from __future__ import annotations

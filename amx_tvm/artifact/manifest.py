@@ -6,30 +6,87 @@ the manifest itself (canonical JSON without that key): an offset that changed by
 otherwise read the wrong weights.
 
 Parts whose content belongs to others (the model's configuration, the quantization settings, the
-list of linears) stay plain dictionaries; only the keys that the runtime reads are required.
+list of linears) stay plain dictionaries; the keys that the runtime reads are required and checked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from amx_tvm.artifact.cpu import missing_features
 from amx_tvm.errors import ArtifactError
+from amx_tvm.schema import Count, FileName, Mismatch, OneOf, Range, Size, TokenId, conform
+from amx_tvm.strict_json import read_json
 
 SCHEMA = 3
 FILE_NAME = "manifest.json"
 KINDS = ("causal_lm", "function")
 
-_REQUIRED = {
-    "model": ("family", "name", "config", "vocab_size", "context_length", "eos_token_ids"),
-    "kv_cache": ("page_size", "dtype", "layers", "kv_heads", "head_dim"),
-}
+_AGAIN = "compile the model again or copy the artifact anew"
+
+# The dtypes of parameters: what NumPy, the runtime library and C++ know alike.
+_DTYPES = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
+DType = Annotated[str, OneOf(("bool", *_DTYPES, "float16", "float32", "float64"))]
+Checksum = Annotated[int, Range(0, 2**32 - 1)]
+
+
+class _Shape(TypedDict):
+    """The keys of the model's configuration that the runtime reads."""
+
+    num_attention_heads: Count
+    hidden_size: Count
+    intermediate_size: Count
+
+
+class _NeededOfModel(TypedDict):
+    family: str
+    name: str
+    config: _Shape
+    vocab_size: Count
+    context_length: Count
+    eos_token_ids: list[TokenId]
+
+
+class _Model(_NeededOfModel, total=False):
+    prompt_prefix: list[TokenId]
+    bos_token_id: TokenId | None
+    add_bos: bool
+    long_after: Size
+    source_digest: str
+
+
+class _NeededOfCache(TypedDict):
+    page_size: Annotated[int, Range(1, 1 << 16)]
+    dtype: DType
+    layers: Annotated[int, Range(1, 1 << 16)]
+    kv_heads: Annotated[int, Range(1, 1 << 16)]
+    head_dim: Annotated[int, Range(1, 1 << 16)]
+
+
+class _Cache(_NeededOfCache, total=False):
+    prefill_chunk: Count
+
+
+class _Settings(TypedDict, total=False):
+    format: str
+    bits_per_weight: float
+    bits_by_format: dict[str, float]
+    ignored: list[str]
+    overrides: dict[str, str]
+    recipe: dict[str, Any]
+
+
+class _Linear(TypedDict, total=False):
+    name: str
+    shape: list[Size]
+    rows: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -60,8 +117,8 @@ class TargetRecord:
 class LibraryRecord:
     """The shared library: its file name, size in bytes and SHA-256 ("" until it is linked)."""
 
-    file: str
-    bytes: int
+    file: FileName
+    bytes: Size
     sha256: str
 
 
@@ -81,22 +138,22 @@ class ShardRecord:
     shorter): fast enough to check on every load, and able to say where damage lies.
     """
 
-    file: str
-    bytes: int
+    file: FileName
+    bytes: Size
     sha256: str
-    block_bytes: int
-    crc32: list[int]
+    block_bytes: Annotated[int, Range(1, 1 << 40)]
+    crc32: list[Checksum]
 
 
 @dataclass(frozen=True)
 class TensorRecord:
     """Where one tensor lies: NumPy dtype name, shape, shard index, byte offset and size."""
 
-    shape: list[int]
-    dtype: str
-    shard: int
-    offset: int
-    bytes: int
+    shape: list[Size]
+    dtype: DType
+    shard: Size
+    offset: Size
+    bytes: Size
 
 
 @dataclass(frozen=True)
@@ -131,7 +188,7 @@ class Manifest:
     kv_cache: dict[str, Any] = field(default_factory=dict)
     linears: list[dict[str, Any]] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[FileName, str] = field(default_factory=dict)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: str = "causal_lm"
     schema: int = SCHEMA
@@ -160,6 +217,11 @@ class Manifest:
             if not missing_features(variant.target.features, present):
                 return replace(self, target=variant.target, library=variant.library)
         return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest itself, as hexadecimal text; of `load`'s, not of `for_cpu`'s."""
+        return _digest(asdict(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready data, ``digest`` included."""
@@ -197,12 +259,7 @@ class Manifest:
                 f"{path} is not an artifact: it has no {FILE_NAME} (an interrupted compile leaves "
                 "none); compile the model again"
             )
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ArtifactError(
-                f"{file} cannot be read ({error}); compile the model again"
-            ) from error
+        data = read_json(file, ArtifactError, _AGAIN)
         return cls.from_dict(data, str(file))
 
     @classmethod
@@ -222,34 +279,9 @@ class Manifest:
                 "model again or copy the artifact anew"
             )
         try:
-            manifest = cls(
-                versions=Versions(**data["versions"]),
-                target=TargetRecord(**data["target"]),
-                library=LibraryRecord(**data["library"]),
-                parameters=_parameters(data["parameters"]),
-                variants=[
-                    Variant(TargetRecord(**v["target"]), LibraryRecord(**v["library"]))
-                    for v in data.get("variants", [])
-                ],
-                **{
-                    key: data[key]
-                    for key in (
-                        "model",
-                        "quantization",
-                        "kv_cache",
-                        "linears",
-                        "functions",
-                        "files",
-                        "recipes",
-                        "kind",
-                        "schema",
-                    )
-                },
-            )
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{source} lacks or misnames a field ({error}); compile the model again"
-            ) from error
+            manifest = conform(cls, {k: v for k, v in data.items() if k != "digest"})
+        except Mismatch as problem:
+            raise ArtifactError(f"{source}: {problem}; {_AGAIN}") from None
         manifest.check(source)
         return manifest
 
@@ -257,37 +289,41 @@ class Manifest:
         """Raise ArtifactError unless the parts fit together; also called before writing."""
         if self.kind not in KINDS:
             raise ArtifactError(f"{source}: kind is {self.kind!r}, expected one of {KINDS}")
-        if self.kind == "causal_lm":
-            for section, keys in _REQUIRED.items():
-                missing = [key for key in keys if key not in getattr(self, section)]
-                if missing:
-                    raise ArtifactError(f"{source}: {section} lacks {', '.join(missing)}")
+        try:
+            conform(_Settings, self.quantization, "quantization")
+            conform(list[_Linear], self.linears, "linears")
+            if self.kind == "causal_lm":
+                conform(_Model, self.model, "model")
+                conform(_Cache, self.kv_cache, "kv_cache")
+        except Mismatch as problem:
+            raise ArtifactError(f"{source}: {problem}; {_AGAIN}") from None
         _check_parameters(self.parameters, source)
 
 
 def _check_parameters(parameters: Parameters, source: str) -> None:
-    """Every tensor of the order exists, lies inside its shard and has the size of its shape."""
+    """Every tensor lies inside its shard and has the size of its shape; the order names tensors.
+
+    A shard has a checksum for each of its blocks: without one, a block would pass unread.
+    """
+    for shard in parameters.shards:
+        if len(shard.crc32) != -(-shard.bytes // shard.block_bytes):
+            raise ArtifactError(
+                f"{source}: {shard.file} of {shard.bytes} bytes has {len(shard.crc32)} checksums "
+                f"of blocks of {shard.block_bytes}; {_AGAIN}"
+            )
     for name in parameters.order:
-        record = parameters.tensors.get(name)
-        if record is None:
+        if name not in parameters.tensors:
             raise ArtifactError(f"{source}: parameter {name!r} of the order has no tensor")
-        if not 0 <= record.shard < len(parameters.shards):
+    for name, record in parameters.tensors.items():
+        if record.shard >= len(parameters.shards):
             raise ArtifactError(f"{source}: {name!r} lies in shard {record.shard}, which is none")
-        size = int(np.prod(record.shape, dtype=np.int64)) * np.dtype(record.dtype).itemsize
+        size = math.prod(record.shape) * np.dtype(record.dtype).itemsize
         shard = parameters.shards[record.shard]
         if size != record.bytes or record.offset % 64 or record.offset + size > shard.bytes:
             raise ArtifactError(
                 f"{source}: {name!r} ({record.dtype} {record.shape}) does not fit at offset "
                 f"{record.offset} of {shard.file} ({shard.bytes} bytes)"
             )
-
-
-def _parameters(data: dict[str, Any]) -> Parameters:
-    return Parameters(
-        order=list(data["order"]),
-        tensors={name: TensorRecord(**record) for name, record in data["tensors"].items()},
-        shards=[ShardRecord(**record) for record in data["shards"]],
-    )
 
 
 def _digest(data: dict[str, Any]) -> str:

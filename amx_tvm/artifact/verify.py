@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import stat
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from amx_tvm.artifact import signature
 from amx_tvm.artifact.cpu import cpu_features, missing_features
 from amx_tvm.artifact.manifest import Manifest, ShardRecord
 from amx_tvm.errors import ArtifactError
@@ -41,6 +43,7 @@ def verify_artifact(
     verify: Verify | bool = "quick",
     versions: tuple[str, str] | None = None,
     device: str | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> Manifest:
     """Read the manifest and check the artifact against it and against this machine.
 
@@ -54,6 +57,9 @@ def verify_artifact(
         The TVM and tvm_ffi versions that would run it; not compared if left out or "".
     device : str, optional
         The device asked for ("cpu", "cuda"); must be the artifact's.
+    require_signature : path-like, optional
+        A public key: the artifact must be signed with its private one, and is checked as "full"
+        does, whatever ``verify`` says.
 
     Returns
     -------
@@ -69,6 +75,9 @@ def verify_artifact(
         raise ArtifactError(f"verify is {verify!r}, expected False, 'quick' or 'full'")
     root = Path(directory)
     manifest = Manifest.load(root)
+    if require_signature is not None:
+        signature.check(root, manifest.digest, require_signature)
+        verify = "full"
     if versions is not None:
         _check_versions(root, manifest, versions)
     manifest = manifest.for_cpu(cpu_features())
@@ -138,19 +147,40 @@ def check_target(root: Path, manifest: Manifest, device: str | None = None) -> N
 def _check_sizes(root: Path, manifest: Manifest) -> None:
     expected = {manifest.library.file: manifest.library.bytes}
     expected.update({shard.file: shard.bytes for shard in manifest.parameters.shards})
-    for name, size in expected.items():
+    for name in (*expected, *manifest.files):
         try:
-            found = os.path.getsize(root / name)
+            info = os.stat(root / name)
         except OSError as error:
             raise ArtifactError(f"{root}: {name} is missing ({error.strerror}); {_AGAIN}") from None
-        if found != size:
+        if not stat.S_ISREG(info.st_mode):
+            raise ArtifactError(f"{root}: {name} is no regular file; {_AGAIN}")
+        size = expected.get(name, info.st_size)
+        if info.st_size != size:
             raise ArtifactError(
-                f"{root}: {name} has {found} bytes, the manifest says {size} (truncated or "
+                f"{root}: {name} has {info.st_size} bytes, the manifest says {size} (truncated or "
                 f"replaced); {_AGAIN}"
             )
-    for name in manifest.files:
-        if not (root / name).is_file():
-            raise ArtifactError(f"{root}: {name} is missing; {_AGAIN}")
+
+
+def refuse_links_out(directory: Path | str, manifest: Manifest) -> None:
+    """Refuse an artifact with a file that is a link to somewhere else.
+
+    Whoever passes an artifact on, as `amx_tvm.export` does, would pass that file on as well.
+
+    Raises
+    ------
+    ArtifactError
+        Naming the link and where it leads.
+    """
+    root = Path(directory).resolve()
+    shards = [shard.file for shard in manifest.parameters.shards]
+    for name in (manifest.library.file, *shards, *manifest.files):
+        place = (root / name).resolve()
+        if not place.is_relative_to(root):
+            raise ArtifactError(
+                f"{directory}: {name} is a link to {place}, outside the artifact; copy the "
+                "artifact with its files (cp -rL) first"
+            )
 
 
 def _check_digests(root: Path, manifest: Manifest, depth: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from amx_tvm.artifact import signature
 from amx_tvm.artifact.manifest import FILE_NAME, LibraryRecord, Manifest
 from amx_tvm.artifact.publication import Publication, is_empty
 from amx_tvm.artifact.shards import SHARD_BYTES, ParameterWriter
@@ -30,6 +31,8 @@ class ArtifactWriter:
         Replace an existing artifact, in the moment the new one is complete.
     shard_bytes : int
         Size near which parameter shards are split.
+    sign : path-like, optional
+        A private key by which the artifact is signed; see `amx_tvm.artifact.signature`.
 
     Examples
     --------
@@ -39,7 +42,14 @@ class ArtifactWriter:
     ...     writer.finish(manifest)
     """
 
-    def __init__(self, output: Path | str, overwrite: bool = False, shard_bytes: int = SHARD_BYTES):
+    def __init__(
+        self,
+        output: Path | str,
+        overwrite: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+        sign: str | os.PathLike[str] | None = None,
+    ):
+        self._key = None if sign is None else signature.private_key(sign)
         self.output = Path(os.path.abspath(output))
         self._overwrite = overwrite
         self._shard_bytes = shard_bytes
@@ -88,6 +98,8 @@ class ArtifactWriter:
             What was written.
         """
         manifest = complete(self.directory, manifest, self.output)
+        if self._key is not None:
+            signature.sign(self.directory, manifest.digest, self._key)
         check_replaceable(self.output, self._overwrite)
         self.publication.publish(self._overwrite)
         self._finished = True

@@ -48,6 +48,9 @@ Context = Annotated[
 VerifyOption = Annotated[
     Verify, typer.Option(help="Check sizes only, checksums of all bytes, or SHA-256 of all bytes.")
 ]
+Signature = Annotated[
+    Path | None, typer.Option(help="Public key (Ed25519, PEM) that must have signed the artifact.")
+]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Keep the K most likely tokens; 0 keeps all.")]
@@ -57,7 +60,8 @@ Penalty = Annotated[float, typer.Option(help="Above 1 makes repetition less like
 Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the text.")]
 
-LOAD = ("device", "context_length", "threads", "verify")  # keywords of amx_tvm.load
+# Keywords of amx_tvm.load.
+LOAD = ("device", "context_length", "threads", "verify", "require_signature")
 SAMPLING = (  # keywords of Engine.stream
     "max_new_tokens",
     "temperature",
@@ -121,6 +125,9 @@ def compile(  # noqa: A001 - the verb that users know
     records: Annotated[
         Path | None, typer.Option(help="Tuning records that `tune` made for this target.")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign the artifact with.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Compile a model to an artifact directory."""
@@ -139,6 +146,7 @@ def compile(  # noqa: A001 - the verb that users know
         overwrite=overwrite,
         dump_ir=dump_ir,
         records=records,
+        sign=sign,
     )
 
 
@@ -169,6 +177,7 @@ def generate(
     context_length: Context = None,
     threads: Threads = None,
     verify: VerifyOption = Verify.quick,
+    require_signature: Signature = None,
 ) -> None:
     """Continue a prompt; the text streams to stdout, the timings follow on stderr."""
     from amx_tvm.cli import generate_command
@@ -210,6 +219,7 @@ def chat(
     context_length: Context = None,
     threads: Threads = None,
     verify: VerifyOption = Verify.quick,
+    require_signature: Signature = None,
 ) -> None:
     """Talk to a model over several turns; what was said stays in the KV cache."""
     from amx_tvm.cli import chat_command

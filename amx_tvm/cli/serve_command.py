@@ -70,6 +70,9 @@ def serve(
     ] = 60,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    require_signature: Annotated[
+        Path | None, typer.Option(help="Public key that must have signed the artifact.")
+    ] = None,
 ) -> None:
     """Serve an artifact to OpenAI clients until SIGINT or SIGTERM."""
     from amx_tvm.artifact import Manifest
@@ -96,6 +99,7 @@ def serve(
             "max_sequences": max_sequences + keep,
             "kv_tokens": kv_tokens,
             "speculation": speculation,
+            "require_signature": require_signature,
         },
     )
     names = name or [artifact.resolve().name]

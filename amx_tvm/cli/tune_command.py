@@ -48,7 +48,8 @@ def register(app: typer.Typer) -> None:
         name="device-server",
         epilog="Examples:\n\n"
         "python -m tvm.exec.rpc_tracker --port 9190   (on the machine that tunes)\n\n"
-        "amx-tvm device-server --tracker 192.168.0.2:9190 --key pi4   (on the board)\n\n"
+        "amx-tvm device-server --tracker 192.168.0.2:9190 --key pi4 --host 0.0.0.0   (on the board)"
+        "\n\n"
         "amx-tvm tune MODEL --target raspberry-pi/4b-aarch64 --remote 192.168.0.2:9190 --key pi4",
     )(device_server)
 
@@ -56,14 +57,15 @@ def register(app: typer.Typer) -> None:
 def device_server(
     tracker: Annotated[str, typer.Option(help="HOST:PORT of TVM's RPC tracker.")],
     key: Annotated[str, typer.Option(help="Kind of device, such as pi4; tuners ask for it.")],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "0.0.0.0",
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="First port to try.")] = 9090,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a kernel.")] = None,
     address: Annotated[str, typer.Option(help="Address that tuners shall use.")] = "",
 ) -> None:
     """Let tuners on other machines measure here: TVM's RPC server, with its runtime alone.
 
-    Whoever reaches the port can run code on this machine: only in networks that you trust.
+    Whoever reaches the port can run code on this machine. It listens to this machine alone unless
+    --host says otherwise: say so only in networks that you trust.
     """
     from tuning.device_server import run
 

@@ -75,6 +75,7 @@ def compile(  # noqa: A001 - the verb that users know
     records: Any = None,
     dump_ir: str | os.PathLike[str] | None = None,
     link: bool = True,
+    sign: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a model to an artifact; calls from several threads take turns.
@@ -118,6 +119,8 @@ def compile(  # noqa: A001 - the verb that users know
     link : bool
         False keeps the object files in the folder ``objects`` instead of a library, for targets
         whose linker is not here; `amx_tvm.export` adds what links them elsewhere.
+    sign : path, optional
+        A private key (Ed25519, PEM) by which the artifact is signed.
     progress : callable, optional
         Called with (stage, done, total, detail); stages are "lower", "weights", "build".
 
@@ -146,7 +149,7 @@ def compile(  # noqa: A001 - the verb that users know
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
-    with ArtifactWriter(place, overwrite=overwrite) as writer:
+    with ArtifactWriter(place, overwrite=overwrite, sign=sign) as writer:
         # What cannot work is found here, before anything is calibrated or quantized.
         if linking is not None:
             linking.check(writer.directory)

@@ -165,7 +165,13 @@ def describe(source: ModelSource, decoder: DecoderConfig, family: ModelFamily) -
     return {
         "family": family.name,
         "name": source.name,
-        "config": source.config,
+        # The runtime budgets memory by these three, whatever the family calls them.
+        "config": {
+            **source.config,
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_attention_heads": decoder.num_heads,
+        },
         "vocab_size": vocab,
         "context_length": decoder.context_length,
         "eos_token_ids": ends,

@@ -11,7 +11,7 @@ from typing import Any
 
 from amx_tvm.artifact import Manifest, artifact_bytes
 from amx_tvm.artifact.publication import Publication
-from amx_tvm.artifact.verify import check_contents
+from amx_tvm.artifact.verify import check_contents, refuse_links_out
 from amx_tvm.artifact.writer import check_replaceable, complete
 from amx_tvm.compiler import Artifact, compile
 from amx_tvm.config import QuantizationConfig
@@ -199,10 +199,12 @@ def _source(
     if quantization is not None or strict:
         raise ArtifactError(
             f"{path} is an artifact and keeps its quantization "
-            f"({Manifest.load(path).quantization['format']}); leave the option out, or export "
+            f"({Manifest.load(path).quantization.get('format')}); leave the option out, or export "
             "from the model"
         )
-    check_contents(path, Manifest.load(path))
+    manifest = Manifest.load(path)
+    check_contents(path, manifest)
+    refuse_links_out(path, manifest)
     source = ArtifactSource(path)
     return source, source.quantization
 

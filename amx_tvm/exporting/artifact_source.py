@@ -17,10 +17,12 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest, open_parameters
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import ArtifactError, ModelError
+from amx_tvm.errors import ArtifactError, FormatError, ModelError
 from amx_tvm.formats import Quantized, packing
 from amx_tvm.frontends import ModelSource
 from amx_tvm.models import find, moe
+from amx_tvm.models.fields import check_fields
+from amx_tvm.schema import Mismatch, conform
 from relax_passes.recipes import Recipe, from_json
 
 
@@ -60,12 +62,15 @@ class ArtifactSource(ModelSource):
             "prompt_prefix": manifest.prompt_prefix,
         }
         self._arrays = open_parameters(self.path, manifest.parameters)
-        family = find(self.config)
+        family = find(check_fields(self.config, self.path))
         decoder = family.configure(self.config)
         parameters = family.build(decoder).named_parameters()
         shapes = {name: tuple(int(v) for v in p.shape) for name, p in parameters}
         self._shapes, _ = moe.unstacked(shapes, decoder)
-        self._recipes = from_json(manifest.recipes)
+        try:
+            self._recipes = from_json(manifest.recipes)
+        except Mismatch as problem:
+            raise ArtifactError(f"{self.path}: {problem}; compile the model again") from None
         self._origins = {s: r.origin for r in self._recipes.values() for s in r.sources}
         missing = [name for name in self._shapes if name not in self._origins]
         if missing:
@@ -77,7 +82,10 @@ class ArtifactSource(ModelSource):
         stored = self.manifest.quantization
         known = {field.name for field in fields(QuantizationConfig)}
         given = {name: value for name, value in stored.items() if name in known}
-        return QuantizationConfig(**{**given, "ignored": tuple(stored["ignored"])})
+        try:
+            return QuantizationConfig.parse(conform(QuantizationConfig, given, "quantization"))
+        except (Mismatch, FormatError) as problem:
+            raise ArtifactError(f"{self.path}: {problem}; compile the model again") from None
 
     def names(self) -> list[str]:
         """Return the names of the model's weights."""
@@ -130,7 +138,7 @@ class ArtifactSource(ModelSource):
 
     def digest(self) -> str:
         """Return the identity of the model that the artifact was compiled from."""
-        return str(self.manifest.model["source_digest"])
+        return str(self.manifest.model.get("source_digest", ""))
 
     def _parts(self, origin: Recipe) -> dict[str, np.ndarray]:
         """Return the stored arrays of an origin, by part."""

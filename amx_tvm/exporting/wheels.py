@@ -15,11 +15,13 @@ import platform
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 from amx_tvm.errors import ArtifactError
+from amx_tvm.schema import INSIDE
 from amx_tvm.version import TVM, TVM_FFI
 
 PACKAGES = {
@@ -29,6 +31,7 @@ PACKAGES = {
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 ANY = PYTHONS[0]  # whose wheel is taken for files that are the same in all
+_UNPACKED_BYTES = 2 << 30
 _GLIBC = ("2_28", "2_27", "2_17")  # the manylinux levels of these wheels
 
 
@@ -119,19 +122,35 @@ def extract(
     Raises
     ------
     ArtifactError
-        When the package cannot be had.
+        When the package cannot be had, or its wheel is damaged or writes outside ``folder``.
     """
     found = _installed(package, arch, keep, python) if wheels is None else None
     for name, content in found or _zipped(find_wheel(package, arch, python or ANY, wheels), keep):
+        if not INSIDE(name):
+            raise ArtifactError(
+                f"the package {package} holds the file {name!r}, which leads out of the folder it "
+                "is unpacked into; get the wheel from PyPI again"
+            )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
 
 
 def _zipped(wheel: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(wheel) as archive:
-        for name in sorted(n for n in archive.namelist() if not n.endswith("/") and keep(n)):
-            yield name, archive.read(name)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir() and keep(e.filename)]
+            if sum(entry.file_size for entry in entries) > _UNPACKED_BYTES:
+                raise ArtifactError(
+                    f"{wheel} unpacks to more than {_UNPACKED_BYTES >> 20} MiB, which these wheels "
+                    "never do; get it from PyPI again"
+                )
+            for entry in sorted(entries, key=lambda e: e.filename):
+                yield entry.filename, archive.read(entry)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArtifactError(
+            f"{wheel} cannot be read as a wheel: {error}; get it from PyPI again"
+        ) from None
 
 
 def _installed(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource
 from amx_tvm.frontends.family_source import FamilySource
-from amx_tvm.models.config import BIAS_GROUPS, STORED_BIASES, DecoderConfig
+from amx_tvm.models.config import BIAS_GROUPS, STORED_BIASES, DecoderConfig, check_shape
 from amx_tvm.models.registry import ModelFamily, find
 from amx_tvm.models.weights import EMBEDDING, HEAD, Weight
 
@@ -31,9 +31,10 @@ def identify(source: ModelSource) -> tuple[ModelFamily, DecoderConfig]:
         For an unknown architecture, or a field that the family cannot follow.
     """
     family = find(source.config)
-    decoder = family.configure(source.config)
+    decoder = check_shape(family.configure(source.config))
     if source.module_names:
         return family, decoder
+    check_layers(source, family, decoder)
     present = set(source.names())
 
     def stored(name: str) -> Weight | None:
@@ -83,7 +84,7 @@ def open_weights(
         When a weight is missing, or has another shape or a type that is not read; the first one
         is named.
     """
-    _check_layers(source, family, decoder)
+    check_layers(source, family, decoder)
     named = FamilySource(source, family, decoder, shapes)
     present = set(named.names())
     for name, shape in shapes.items():
@@ -117,7 +118,7 @@ def _way_out(name: str) -> str:
     return "the checkpoint is incomplete (download or copy it again) or of another architecture"
 
 
-def _check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:
+def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfig) -> None:
     """Refuse a checkpoint that has fewer layers than its configuration says."""
     last = f"model.layers.{decoder.num_layers - 1}.self_attn.o_proj.weight"
     names = source.names()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.strict_json import open_regular
 
 
 class MappedFile:
@@ -34,17 +35,16 @@ class MappedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as handle:
+            with open(self.path, "rb", opener=open_regular) as handle:
                 self.size = os.fstat(handle.fileno()).st_size
                 if self.size == 0:
                     raise ModelError(f"{self.path} is empty; download or copy it again")
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise ModelError(f"{self.path} does not exist; check the path") from None
-        except IsADirectoryError:
-            raise ModelError(f"{self.path} is a directory; a file was expected") from None
-        except PermissionError:
-            raise ModelError(f"{self.path} cannot be read: permission denied") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ModelError(f"{self.path} cannot be read: {reason.lower()}") from None
         self.buffer = memoryview(self._map)
 
     def view(self, offset: int, nbytes: int) -> np.ndarray:

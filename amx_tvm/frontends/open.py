@@ -19,6 +19,7 @@ from amx_tvm.frontends.hf.source import HuggingFaceSource
 from amx_tvm.frontends.importers import stablehlo
 from amx_tvm.frontends.importers.onnx_file import from_onnx_file
 from amx_tvm.frontends.importers.torch_module import from_torch, is_torch_module
+from amx_tvm.strict_json import open_regular, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -78,14 +79,14 @@ def open_model(
             "(config.json and *.safetensors) or a .gguf file"
         )
     if path.is_file():
-        with path.open("rb") as handle:
-            magic = handle.read(4)
+        magic = read_start(path)
         if magic == b"GGUF" or path.suffix == ".gguf":
             return GgufSource(path)
         if path.suffix == ".onnx":
             return from_onnx_file(path)
         if stablehlo.looks_like(path):
-            return stablehlo.from_stablehlo(path.read_bytes(), name=path.stem)
+            data = read_bytes(path, ModelError, stablehlo.MOST_BYTES)
+            return stablehlo.from_stablehlo(data, name=path.stem)
         hint = " (give its directory)" if path.suffix == ".safetensors" else ""
         raise ModelError(
             f"{path} is no model that can be opened; expected a Hugging Face directory with "
@@ -97,6 +98,15 @@ def open_model(
         f"{text} does not exist; expected a Hugging Face directory, a .gguf file, "
         f"{PACKAGE_PREFIX}NAME or a hub id (owner/model)"
     )
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first four bytes of a file, which tell most kinds."""
+    try:
+        with open(path, "rb", opener=open_regular) as handle:
+            return handle.read(4)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
 
 
 def _package_file(text: str) -> Path:

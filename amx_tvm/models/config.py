@@ -8,6 +8,7 @@ from typing import Any
 from amx_tvm.errors import ModelError
 
 ROPE_SCALINGS = ("llama3", "linear", "yarn", "longrope")
+MOST_HEAD_DIM, MOST_CHANNELS = 4096, 1 << 20
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 # Linears that share a flag for their biases: the DecoderConfig's field without "_bias".
@@ -245,6 +246,32 @@ def extended(context: int, scaling: dict[str, Any]) -> int:
     if context > trained:
         return context
     return max(context, int(trained * float(scaling.get("factor") or 1.0)))
+
+
+def check_shape(config: DecoderConfig) -> DecoderConfig:
+    """Return a shape whose parts fit together.
+
+    Raises
+    ------
+    ModelError
+        Naming the fields that do not.
+    """
+    heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
+    rotated = size if config.rotary_dim is None else config.rotary_dim
+    problem = ""
+    if heads % kv_heads:
+        problem = f"{heads} attention heads cannot share {kv_heads} key and value heads"
+    elif not 0 < size <= MOST_HEAD_DIM or heads * size > MOST_CHANNELS:
+        problem = f"{heads} heads of {size} channels are none of a model (hidden_size, head_dim)"
+    elif any(config.layer_ropes or (True,)) and (rotated % 2 or not 0 < rotated <= size):
+        problem = f"rotary embeddings turn pairs of channels, and {rotated} of {size} are to turn"
+    elif config.intermediate_size <= 0:
+        problem = f"the intermediate size is {config.intermediate_size}"
+    elif len(config.layer_ropes) not in (0, config.num_layers):
+        problem = f"{len(config.layer_ropes)} layers are described of {config.num_layers}"
+    if problem:
+        raise ModelError(f"the configuration of this {config.family} model: {problem}")
+    return config
 
 
 def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> DecoderConfig:

@@ -71,9 +71,18 @@ def frequencies(
             f"rope_scaling type {name!r} is not supported: expected {', '.join(_RULES)}"
         )
     try:
-        found, factor = _RULES[name](_Asked(rope, channels, trained, context), dict(rope.scaling))
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            asked = _Asked(rope, channels, trained, context)
+            found, factor = _RULES[name](asked, dict(rope.scaling))
     except KeyError as e:
         raise ModelError(f"rope_scaling of type {name!r} lacks the field {e}") from None
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
+        raise ModelError(f"rope_scaling of type {name!r} cannot be computed: {e}") from None
+    if not (np.isfinite(found).all() and np.all(np.asarray(found) > 0) and 0 < factor < math.inf):
+        raise ModelError(
+            f"rope_scaling of type {name!r} gives frequencies that are no positive numbers; "
+            "correct its fields in the configuration"
+        )
     return Rotation(tuple(float(f) for f in np.asarray(found, np.float32)), float(factor))
 
 

@@ -1,24 +1,22 @@
 """Chat templates: a conversation becomes the text that the model was trained on.
 
-A template is a Jinja program that the model ships, so it runs in Jinja's sandbox, with the names
-and settings that Hugging Face's ``apply_chat_template`` gives it: ``raise_exception``,
-``strftime_now``, a ``tojson`` that does not escape HTML, ``{% generation %}`` blocks, loop
-controls, and trimmed blocks. Messages in OpenAI's forms are adapted to what the template takes
-(``amx_tvm/runtime/messages.py``); where a template prints a list, an object or null as it is,
-transformers shows Python's spelling, and here it is JSON and nothing. Needs jinja2 only.
+A template is a Jinja program that the model ships. It runs in a sandbox in a process of its own,
+under limits (``amx_tvm/templating``), with the names that Hugging Face's ``apply_chat_template``
+gives it. Messages in OpenAI's forms are adapted to what the template takes
+(``amx_tvm/runtime/messages.py``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import ArtifactError, GenerationError
 from amx_tvm.runtime.messages import Expectation, Message, adapted, checked_tools
+from amx_tvm.strict_json import read_json
+from amx_tvm.templating import process
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -39,17 +37,17 @@ class ChatTemplate:
     ------
     ArtifactError
         When the template is no valid Jinja.
+    GenerationError
+        When it cannot be compiled within the limits.
     """
 
     def __init__(self, template: str, special_tokens: Mapping[str, str | None] | None = None):
-        from jinja2 import TemplateSyntaxError
-
         self.source = template
         # Jinja has no null text: a missing token is the empty string.
         self._tokens = {key: value or "" for key, value in (special_tokens or {}).items()}
         try:
-            self._template = _environment().from_string(template)
-        except TemplateSyntaxError as error:
+            process.shared.render(template, None)
+        except process.InvalidTemplate as error:
             raise ArtifactError(f"the chat template is no valid Jinja: {error}") from None
 
     def render(
@@ -76,7 +74,8 @@ class ChatTemplate:
         Raises
         ------
         GenerationError
-            For malformed messages or tools, or when the template refuses the conversation.
+            For malformed messages or tools, or when the template refuses the conversation or goes
+            beyond a limit.
         """
         return self._render(
             adapted(messages, self._expects),
@@ -86,16 +85,8 @@ class ChatTemplate:
         )
 
     def _render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
-        from jinja2 import TemplateError
-
         names = {"tools": None, "documents": None, **self._tokens, **variables}
-        try:
-            return self._template.render(messages=messages, **names)
-        except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise GenerationError(
-                f"the model's chat template refuses this conversation: {reason}"
-            ) from None
+        return process.shared.render(self.source, {**names, "messages": messages})
 
     @cached_property
     def _expects(self) -> Expectation:
@@ -106,6 +97,8 @@ class ChatTemplate:
         ) -> str | None:
             try:
                 return self._render(messages, tools=tools, add_generation_prompt=False)
+            except process.TemplateLimitError:
+                raise  # each further conversation would wait for the limit again
             except GenerationError:
                 return None
 
@@ -183,11 +176,9 @@ def load_chat_template(directory: str | Path) -> ChatTemplates:
     """
     path = Path(directory) / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, ArtifactError)
     except FileNotFoundError:
         raise ArtifactError(f"{directory} has no {CONFIG_FILE}, so it cannot chat") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON: {error}") from None
     templates = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(templates, list):
         templates = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
@@ -200,47 +191,8 @@ def load_chat_template(directory: str | Path) -> ChatTemplates:
         )
     if not all(isinstance(item, str) for pair in templates.items() for item in pair):
         raise ArtifactError(f"{path} has a chat template that is no text; compile the model again")
-    return ChatTemplates(templates, {key: config.get(key) for key in SPECIAL_TOKENS})
-
-
-@cache
-def _environment() -> Any:
-    """Return the sandboxed environment; jinja2 is imported only when somebody chats."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """``{% generation %}`` marks the assistant's words for training; here it is its body."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(style: str) -> str:
-        return datetime.now().strftime(style)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    def printed(value: Any) -> Any:
-        if isinstance(value, dict | list | tuple):
-            return tojson(value)
-        return "" if value is None else value
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[Generation, loopcontrols],
-        finalize=printed,
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    return environment
+    tokens = {key: config.get(key) for key in SPECIAL_TOKENS}
+    for key, token in tokens.items():
+        if token is not None and not isinstance(token, str):
+            raise ArtifactError(f"{path}: {key} is no text; compile the model again")
+    return ChatTemplates(templates, tokens)

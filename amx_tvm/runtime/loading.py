@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from amx_tvm.artifact import verify_artifact
@@ -21,6 +22,7 @@ def load(
     context_length: int | None = None,
     threads: int | None = None,
     verify: Verify | bool = "quick",
+    require_signature: str | os.PathLike[str] | None = None,
     max_sequences: int = 16,
     kv_tokens: int | None = None,
     memory: Memory = "auto",
@@ -42,6 +44,9 @@ def load(
         CPU threads; by default ``TVM_NUM_THREADS`` or the physical cores.
     verify : False, "quick" or "full"
         How deep the files are checked; see `amx_tvm.artifact.verify`.
+    require_signature : path, optional
+        A public key (Ed25519, PEM) by which the artifact must be signed; the files are checked as
+        "full" does.
     max_sequences : int
         Most sequences at once, forks included.
     kv_tokens : int, optional
@@ -71,7 +76,7 @@ def load(
         The model does not fit into ``max_memory``; nothing was loaded.
     """
     root = Path(path)
-    manifest = verify_artifact(root, verify, installed_versions(), device)
+    manifest = verify_artifact(root, verify, installed_versions(), device, require_signature)
     threads = set_threads(threads)
     chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
     if max_memory is not None and manifest.kind == "causal_lm":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from amx_tvm.errors import ArtifactError, GenerationError
 from amx_tvm.runtime.chat import ChatTemplate, load_chat_template
+from amx_tvm.templating.process import TemplateLimitError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -133,3 +136,66 @@ def test_needs_neither_tvm_nor_torch():
     from amx_tvm.runtime import chat
 
     subprocess.run([sys.executable, "-c", code, chat.__file__], check=True)
+
+
+TWIN = "{% set ns = namespace(a=[], b=[]) %}{% for i in range(60) %}" + (
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+)
+BEYOND = {
+    "time in C code": TWIN + "{{ ns.a == ns.b }}",
+    "time in a filter": "{{ ('a ' * 10**7)|wordwrap(1)|length }}",
+    "memory": "{{ ('A' * 3 * 10**9)|length }}",
+    "output": "{% for i in range(99) %}{{ 'x' * 10**6 }}{% endfor %}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "depth": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_template_has_limits(name):
+    started = time.monotonic()
+    with pytest.raises(TemplateLimitError, match="the model's chat template is stopped"):
+        ChatTemplate(BEYOND[name]).render(CHAT)
+    assert time.monotonic() - started < 60
+    assert ChatTemplate("{{ messages[0].content }}").render(CHAT) == "Be brief."
+
+
+ODD = ("{{ 1 / 0 }}", "{{ messages|slice(0)|list }}", "{{ messages|tojson(cls=namespace) }}")
+
+
+@pytest.mark.parametrize("source", [*ODD, "{{ (''|attr('format')) }}", "{{ raise_exception() }}"])
+def test_errors_of_templates_are_answers(source):
+    with pytest.raises(GenerationError, match="refuses this conversation"):
+        ChatTemplate(source).render(CHAT)
+
+
+@pytest.mark.parametrize(
+    "source", ["{% break %}", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{% if 1 %}" * 3000]
+)
+def test_programs_that_are_none(source):
+    with pytest.raises((ArtifactError, TemplateLimitError), match="chat template"):
+        ChatTemplate(source)
+
+
+def test_loops_count_as_ever():
+    source = "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% endfor %}"
+    assert ChatTemplate(source).render(CHAT[:2]) == "1/2False 2/2True "
+    nested = "{% for x in [[1], []] recursive %}{{ x if x is number else loop(x) }}{% endfor %}"
+    assert ChatTemplate(nested).render(CHAT) == "1"
+
+
+def test_a_forked_program_has_a_process_of_its_own():
+    template = ChatTemplate("{{ messages[0].role }}")
+    assert template.render(CHAT) == "system"
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if template.render(CHAT) == "system" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert template.render(CHAT) == "system"
+
+
+def test_special_tokens_are_texts(tmp_path):
+    config = {"chat_template": "x", "eos_token": {"content": "</s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="eos_token is no text"):
+        load_chat_template(tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -227,3 +229,97 @@ def test_tensor_that_is_not_there(model_dir):
 def test_not_a_safetensors_file(model_dir):
     (model_dir / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(1000))
     fails(model_dir, "model.safetensors")
+
+
+HEADER = {
+    "overlap": lambda h: h["model.norm.weight"].update(data_offsets=[4092, 4220]),
+    "hole": lambda h: h["lm_head.weight"].update(data_offsets=[4228, 8324]),
+    "metadata that is no text": lambda h: h.update(__metadata__={"x": [1]}),
+    "offsets that are none": lambda h: h["model.norm.weight"].update(data_offsets="ab"),
+    "a shape of texts": lambda h: h["model.norm.weight"].update(shape=["32"]),
+    "no dtype": lambda h: h["model.norm.weight"].pop("dtype"),
+    "no object": lambda h: h.update({"model.norm.weight": []}),
+}
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_headers_are_read_as_strictly_as_the_reference_does(model_dir, name):
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    rewrite_header(model_dir, HEADER[name])
+    content = (model_dir / "model.safetensors").read_bytes()
+    if name == "hole":
+        content += bytes(8)
+        (model_dir / "model.safetensors").write_bytes(content)
+    with pytest.raises(SafetensorError):
+        load(content)
+    fails(model_dir, "model.safetensors")
+
+
+def test_bytes_of_no_tensor_and_names_that_stand_twice(model_dir):
+    path = model_dir / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(8))
+    fails(model_dir, "8 bytes behind its last tensor")
+    twice = whole.replace(b'"model.norm.weight"', b'"lm_head.weight"   ', 1)
+    path.write_bytes(twice)
+    fails(model_dir, "'lm_head.weight' stands in one object twice")
+
+
+OUT_OF_SENSE = {
+    "rope_theta": (0, -5.0, 1e308, "10000", float("nan"), [1]),
+    "rms_norm_eps": (-1.0, "x"),
+    "head_dim": (100_000, 0),
+    "hidden_size": (1 << 32, 32.5, True, {}),
+    "vocab_size": (1 << 40, "64", -1),
+    "num_hidden_layers": (1 << 40, 1_000_000, "1"),
+    "num_attention_heads": (0, 1 << 20),
+    "max_position_embeddings": (1 << 62, -1),
+    "eos_token_id": ("2", [2, "</s>"], 1 << 70, {}),
+    "architectures": (5, "LlamaForCausalLM", [1], {}),
+    "model_type": ([], 3),
+    "quantization_config": ("x", [1], {"quant_method": 3}, {"weights": []}),
+    "rope_scaling": ("x", {"rope_type": 3}, {"rope_type": "linear", "factor": "2"}),
+    "layer_types": ("full", [1]),
+    "tie_word_embeddings": ("false",),
+}
+
+
+@pytest.mark.parametrize("field", OUT_OF_SENSE)
+def test_values_out_of_sense_are_refused_by_their_field(model_dir, field):
+    for value in OUT_OF_SENSE[field]:
+        edit_config(model_dir, **{field: value})
+        fails(model_dir, "config.json", field)
+
+
+def test_text_among_the_ids_of_the_generation_config(model_dir):
+    (model_dir / "generation_config.json").write_text('{"eos_token_id": [1, "2"]}')
+    with pytest.raises(ModelError, match="generation_config.json.*eos_token_id.*'2'"):
+        _ = open_model(model_dir).generation_config
+
+
+def test_deep_files_and_files_that_are_none(model_dir):
+    for name in ("config.json", "model.safetensors.index.json", "generation_config.json"):
+        shutil.copytree(model_dir, model_dir / "copy", ignore=shutil.ignore_patterns("copy"))
+        copy = model_dir / "copy"
+        if "index" in name:
+            (copy / "model.safetensors").unlink()
+        (copy / "tokenizer.json").write_text("{}")
+        (copy / name).write_text('{"a":' * 100_000)
+        with pytest.raises(ModelError, match=name):
+            _ = open_model(copy).generation_config
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+        with pytest.raises(ModelError):
+            _ = open_model(copy).generation_config
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/../../x", ""])
+def test_an_index_names_files_of_its_directory(model_dir, tensors, name):
+    shard(model_dir, tensors)
+    index = json.loads((model_dir / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = name
+    (model_dir / INDEX).write_text(json.dumps(index))
+    fails(model_dir, INDEX, "weight_map.lm_head.weight", "inside the directory")

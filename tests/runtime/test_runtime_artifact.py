@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -17,8 +18,10 @@ from amx_tvm.artifact import (
     open_parameters,
     verify_artifact,
 )
+from amx_tvm.artifact import manifest as manifest_module
 from amx_tvm.artifact import shards as shards_module
 from amx_tvm.artifact.cpu import cpu_features, missing_features, normalize
+from amx_tvm.artifact.verify import refuse_links_out
 from amx_tvm.errors import ArtifactError
 
 
@@ -131,6 +134,59 @@ def test_damaged_manifest(copy):
     file.unlink()
     assert "not an artifact" in refusal(copy)
     assert "no such artifact" in refusal(copy / "nothing")
+
+
+def forge(path, change):
+    """Change manifest.json and its digest, whatever that makes of it."""
+    file = path / "manifest.json"
+    data = json.loads(file.read_text())
+    change(data)
+    data["digest"] = manifest_module._digest(data)
+    file.write_text(json.dumps(data))
+
+
+FORGED = {
+    "parameters.shards[0].bytes": lambda d: d["parameters"]["shards"][0].update(bytes="1"),
+    "parameters.shards[0].file": lambda d: d["parameters"]["shards"][0].update(file="../x"),
+    "parameters.order": lambda d: d["parameters"].update(order=3),
+    "library.file": lambda d: d["library"].update(file="/bin/sh"),
+    "a key of files": lambda d: d["files"].update({"../secret": "0"}),
+    "model.eos_token_ids[0]": lambda d: d["model"].update(eos_token_ids=["</s>"]),
+    "model.vocab_size": lambda d: d["model"].update(vocab_size=-1),
+    "kv_cache.head_dim": lambda d: d["kv_cache"].update(head_dim=1 << 40),
+    "kv_cache.dtype": lambda d: d["kv_cache"].update(dtype="float31"),
+    "model.config.hidden_size": lambda d: d["model"]["config"].update(hidden_size=None),
+    "quantization.bits_per_weight": lambda d: d["quantization"].update(bits_per_weight="4"),
+    "linears[0].rows": lambda d: d.update(linears=[{"name": "x", "rows": [1]}]),
+    "checksums": lambda d: d["parameters"]["shards"][0].update(crc32=[]),
+    "does not fit": lambda d: next(iter(d["parameters"]["tensors"].values())).update(
+        offset=1 << 50
+    ),
+}
+
+
+@pytest.mark.parametrize("words", FORGED)
+def test_a_forged_manifest_is_refused_by_its_field(copy, words):
+    forge(copy, FORGED[words])
+    assert words in refusal(copy, verify=False)
+
+
+def test_special_files_and_deep_manifests(copy):
+    (copy / "tokenizer.json").unlink()
+    os.mkfifo(copy / "tokenizer.json")
+    assert "no regular file" in refusal(copy)
+    (copy / "manifest.json").write_text("[" * 100_000)
+    assert "nested deeper" in refusal(copy)
+
+
+def test_links_out_of_an_artifact_are_not_passed_on(copy, tmp_path):
+    manifest = Manifest.load(copy)
+    refuse_links_out(copy, manifest)
+    (tmp_path / "secret").write_text("secret")
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match="tokenizer.json is a link to .*secret"):
+        refuse_links_out(copy, manifest)
 
 
 def test_other_schema(copy):

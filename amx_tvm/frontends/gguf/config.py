@@ -11,6 +11,7 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.gguf.architectures import ARCHITECTURES, GgufArchitecture
 from amx_tvm.frontends.gguf.keys import ModelKeys
 from amx_tvm.frontends.gguf.rope import read_rope_scaling
+from amx_tvm.models.fields import check_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -74,9 +75,10 @@ def read_config(
         **architecture.defaults,
     }
     for key, field in architecture.required.items():
-        config[field] = keys.require(key)
+        keys.require(key)
+        config[field] = keys.field(key, field)
     for key, field in architecture.optional.items():
-        value = keys.number(key)
+        value = keys.field(key, field)
         if value is not None:
             config[field] = value
     embedding = shapes.get("model.embed_tokens.weight")
@@ -93,7 +95,12 @@ def read_config(
         )
     config.setdefault("rope_theta", 10000.0)
     keys.equal("attention.value_length", config["head_dim"])
-    rotated = int(keys.number("rope.dimension_count", config["head_dim"]))
+    rotated = keys.number("rope.dimension_count", config["head_dim"])
+    if rotated not in range(2, config["head_dim"] + 1, 2) and architecture.rotates:
+        raise ModelError(
+            f"the key '{name}.rope.dimension_count' in {path} is {rotated}; an even number up to "
+            f"the {config['head_dim']} channels of a head was expected"
+        )
     if rotated != config["head_dim"] and architecture.rotates:
         config["partial_rotary_factor"] = rotated / config["head_dim"]
     config["rope_scaling"] = read_rope_scaling(keys, config, rotated, rope_factors)
@@ -103,6 +110,7 @@ def read_config(
         config[field] = metadata.get(f"tokenizer.ggml.{field}")
     if architecture.finish:
         architecture.finish(config, keys)
+    config = check_fields(config, path)
     keys.equal("attention.scale", _attention_scale(config))
     keys.check_all_read()
     experts = [stored for stored in shapes if ".experts." in stored]
@@ -120,8 +128,13 @@ def _read_layer_types(keys: ModelKeys, config: dict[str, Any]) -> None:
     if pattern is None:
         return
     layers = range(config["num_hidden_layers"])
-    if isinstance(pattern, np.ndarray):
+    if isinstance(pattern, np.ndarray) and len(pattern) >= len(layers):
         slides = [bool(pattern[layer]) for layer in layers]
+    elif not isinstance(pattern, int) or pattern < 0:
+        raise ModelError(
+            f"the key '{keys.name}.attention.sliding_window_pattern' in {keys.path} is neither a "
+            f"period nor a flag for each of the {len(layers)} layers"
+        )
     else:
         slides = [pattern == 0 or layer % pattern < pattern - 1 for layer in layers]
     config["layer_types"] = [SLIDING if slide else FULL for slide in slides]

@@ -28,6 +28,9 @@ from amx_tvm.frontends.mapped_file import MappedFile
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+# Metadata takes several times its bytes as Python's values; a vocabulary of 260 000 tokens with its
+# merges takes 12 MiB.
+MAX_HEADER_BYTES = 96 << 20
 MAX_RANK = 4
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 # GGUF value type -> NumPy type of one scalar; 7 is a bool of one byte.
@@ -87,6 +90,8 @@ class GgufFile:
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()
+            if key in self.metadata:
+                raise ModelError(f"{self.path} holds the key {key!r} twice; it is damaged")
             self.metadata[key] = self._value(self._integer("<u4"))
         self.tensors = self._tensor_table(tensor_count)
 
@@ -103,6 +108,11 @@ class GgufFile:
     def _take(self, nbytes: int) -> memoryview:
         """Return the next bytes of the header."""
         end = self._position + nbytes
+        if end > MAX_HEADER_BYTES:
+            raise ModelError(
+                f"{self.path} has a header that reads on to byte {end}; at most {MAX_HEADER_BYTES} "
+                "are read, the file is damaged"
+            )
         if end > self.file.size:
             raise ModelError(
                 f"{self.path} is truncated or damaged: its header reads on to byte {end}, the file "
@@ -124,7 +134,7 @@ class GgufFile:
         buffer, position, size, unpack = (
             self.file.buffer,
             self._position,
-            self.file.size,
+            min(self.file.size, MAX_HEADER_BYTES),
             _U64.unpack_from,
         )
         strings = []

@@ -6,11 +6,13 @@ converter that changes numbers would then change the model in silence.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.models.fields import check_fields
 
 # Keys that describe and do not change numbers.
 DESCRIPTIVE = frozenset(
@@ -90,12 +92,39 @@ class ModelKeys:
             return default
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ModelError(
                 f"the key '{self.name}.{key}' in {self.path} is {value!r}; one number was expected "
                 "(values that differ between layers are not supported)"
             )
         return value
+
+    def text(self, key: str) -> str | None:
+        """Return a key that is a text, or None.
+
+        Raises
+        ------
+        ModelError
+            For another value, naming the key.
+        """
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ModelError(
+                f"the key '{self.name}.{key}' in {self.path} is no text, which was expected"
+            )
+        return value
+
+    def field(self, key: str, name: str) -> Any:
+        """Return a number under the bounds of a configuration's field, or None.
+
+        Raises
+        ------
+        ModelError
+            For a value that the field ``name`` cannot have, naming the key.
+        """
+        value = self.number(key)
+        source = f"the key '{self.name}.{key}' in {self.path}"
+        return check_fields({name: value}, source)[name]
 
     def require(self, key: str) -> Any:
         """Return a positive number that must be there."""

@@ -46,7 +46,7 @@ def read_rope_scaling(
     if factor is None:
         factor = keys.number("rope.scale_linear")
     factor = float(factor or 1.0)
-    kind = keys.get("rope.scaling.type") or ("linear" if factor != 1.0 else "none")
+    kind = keys.text("rope.scaling.type") or ("linear" if factor != 1.0 else "none")
     original = keys.number("rope.scaling.original_context_length")
     for name, table in factors.items():
         if table.shape != (rotated // 2,):

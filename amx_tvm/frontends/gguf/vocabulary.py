@@ -20,13 +20,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.gguf.pretokenizers import find_kind
 from amx_tvm.frontends.model_tokenizer import END_TEXTS, end_ids
+from amx_tvm.schema import Mismatch, conform
 
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -35,6 +36,10 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 SPECIAL_KEYS = ("bos", "eos", "eot", "eom", "unknown", "padding")
 # Where the file is silent; llama.cpp also says 11 for gpt2's BOS and EOS, which only Falcon has.
 _DEFAULT_IDS = {SENTENCEPIECE: {"bos": 1, "eos": 2, "unknown": 0}}
+
+# Sum of the squares of the tokens' lengths: so much their cuts in two take. 262 144 tokens of ten
+# characters have 2^25.
+MOST_WORK = 1 << 28
 
 # "No token", as an int32 and as a uint32.
 _NULL = (-1, 2**32 - 1)
@@ -48,6 +53,28 @@ _LOOKS_LIKE_TAG = re.compile(r"<.+>|\[.+\]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 Metadata = dict[str, Any]
+
+# What keys of vocabularies hold; ids are checked one by one.
+Keys = TypedDict(
+    "Keys",
+    {
+        "tokenizer.ggml.model": str,
+        "tokenizer.ggml.pre": str,
+        "tokenizer.ggml.merges": list,
+        "tokenizer.ggml.token_type": np.ndarray,
+        "tokenizer.ggml.scores": np.ndarray,
+        "tokenizer.ggml.add_bos_token": bool,
+        "tokenizer.ggml.add_eos_token": bool,
+        "tokenizer.ggml.add_space_prefix": bool,
+        "tokenizer.ggml.bos_token_id": int,
+        "tokenizer.ggml.eos_token_id": int,
+        "tokenizer.ggml.eot_token_id": int,
+        "tokenizer.ggml.eom_token_id": int,
+        "tokenizer.ggml.unknown_token_id": int,
+        "tokenizer.ggml.padding_token_id": int,
+    },
+    total=False,
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,12 @@ class Vocabulary:
         stored = metadata.get("tokenizer.ggml.tokens")
         if not isinstance(stored, list) or not stored:
             raise ModelError(f"{path} has no key 'tokenizer.ggml.tokens': it carries no vocabulary")
+        try:
+            conform(Keys, metadata)
+        except Mismatch as problem:
+            raise ModelError(f"{path}: the key {problem}") from None
+        if sum(len(text) ** 2 for text in stored) > MOST_WORK:
+            raise ModelError(f"{path} has tokens longer than any vocabulary's; the file is damaged")
         texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(stored)]
         kinds = metadata.get("tokenizer.ggml.token_type")
         kinds = np.ones(len(texts), np.int32) if kinds is None else np.array(kinds, np.int32)
@@ -170,7 +203,7 @@ def _special_ids(metadata: Metadata, count: int, path: object) -> dict[str, int]
         if index in _NULL:
             found.pop(key, None)
             continue
-        if not isinstance(index, int) or not 0 <= index < count:
+        if not 0 <= index < count:
             raise ModelError(
                 f"{path} has {index!r} as {name!r}, but its {count} tokens have the ids 0 to "
                 f"{count - 1}; correct the key or convert the model again"

@@ -12,6 +12,7 @@ from typing import Any
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.hf.config import read_json
+from amx_tvm.strict_json import read_text
 
 DEFAULT = "default"
 
@@ -26,9 +27,9 @@ def read_chat_templates(directory: Path, config: Mapping[str, Any]) -> str | lis
     """
     named = {}
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        named[file.stem] = _read(file)
+        named[file.stem] = read_text(file, ModelError)
     if (directory / "chat_template.jinja").is_file():
-        named[DEFAULT] = _read(directory / "chat_template.jinja")
+        named[DEFAULT] = read_text(directory / "chat_template.jinja", ModelError)
     stored = config.get("chat_template")
     if not named and not stored:
         stored = read_json(directory / "chat_template.json", optional=True).get("chat_template")
@@ -54,10 +55,3 @@ def _named(stored: Any, directory: Path) -> dict[str, str]:
             "with 'name' and 'template'"
         )
     return named
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file} cannot be read as text: {error}") from None

@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.hf.quantized_checkpoint import reads
+from amx_tvm.frontends.hf.quantized_layouts import Quantization
+from amx_tvm.models.fields import Token, check_fields, without_nulls
+from amx_tvm.schema import Mismatch, conform
+from amx_tvm.strict_json import read_json as read_value
 
 # What every decoder needs, with the name that GPT-2 type configurations use.
 REQUIRED = (
@@ -23,22 +26,28 @@ REQUIRED = (
 )
 
 
+class Generation(TypedDict, total=False):
+    """The fields of ``generation_config.json`` that are read; every one may be null."""
+
+    bos_token_id: Token | list[Token]
+    eos_token_id: Token | list[Token]
+    pad_token_id: Token
+
+
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     """Return a JSON object from a file; an empty dictionary for an optional file that is missing.
 
     Raises
     ------
     ModelError
-        When the file is missing, no JSON, or no object.
+        When the file is missing, no JSON within bounds, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_value(path, ModelError)
     except FileNotFoundError:
         if optional:
             return {}
         raise ModelError(f"{path} does not exist; it is part of a Hugging Face model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
     return value
@@ -54,7 +63,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         lacks a field; the message names the field.
     """
     path = directory / "config.json"
-    config = read_json(path)
+    config = check_fields(read_json(path), path)
     architectures = config.get("architectures") or []
     if not architectures and not config.get("model_type"):
         raise ModelError(f"{path} has neither 'architectures' nor 'model_type'; expected one")
@@ -65,8 +74,14 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not config.get("quantization_config"):
         # ModelOpt's older exports describe themselves in a file of their own.
         own = read_json(directory / "hf_quant_config.json", optional=True)
-        if own.get("quantization", {}).get("quant_algo"):
-            config["quantization_config"] = {"quant_method": "modelopt", **own["quantization"]}
+        described = own.get("quantization")
+        if isinstance(described, dict) and described.get("quant_algo"):
+            config["quantization_config"] = {"quant_method": "modelopt", **described}
+    quantization = config.get("quantization_config") or {}
+    try:
+        conform(Quantization, without_nulls(conform(dict[str, Any], quantization)))
+    except Mismatch as problem:
+        raise ModelError(f"{path}: quantization_config: {problem}") from None
     if config.get("quantization_config") and not reads(config["quantization_config"]):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
         raise ModelError(
@@ -75,7 +90,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             "compressed-tensors (mxfp4-pack-quantized, nvfp4-pack-quantized), modelopt (NVFP4), "
             "gpt-oss (mxfp4) or torchao (MXTensor, NVFP4Tensor)"
         )
-    return normalize(config)
+    return check_fields(normalize(config), path)
 
 
 def normalize(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +124,12 @@ def read_generation_config(directory: Path, config: dict[str, Any]) -> dict[str,
 
     "eos_token_id" is a list, of what either of the two names: fine-tuned models often change one.
     """
-    generation = read_json(directory / "generation_config.json", optional=True)
+    path = directory / "generation_config.json"
+    generation = read_json(path, optional=True)
+    try:
+        generation |= conform(Generation, without_nulls(generation))
+    except Mismatch as problem:
+        raise ModelError(f"{path}: the field {problem}") from None
     for key in ("bos_token_id", "pad_token_id"):
         if generation.get(key) is None:
             generation[key] = config.get(key)

@@ -53,7 +53,9 @@ class QuantizedCheckpoint(ModelSource):
             raise ModelError(f"{source.name} lacks the tensor {part!r} of a quantized weight")
         unused: tuple[str, ...] = UNUSED
         if quantization.get("quant_method") == METHOD:
-            tied = self.config["tie_word_embeddings"] = bool(quantization["tie_word_embeddings"])
+            tied = self.config["tie_word_embeddings"] = quantization.get(
+                "tie_word_embeddings", False
+            )
             # Older checkpoints keep a tied head beside the quantized embedding.
             unused += (HEAD,) if tied else ()
         plain = [n for n in stored if n not in parts and not n.endswith(unused)]

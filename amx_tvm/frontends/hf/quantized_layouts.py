@@ -22,11 +22,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from amx_tvm import formats
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Format
+from amx_tvm.schema import Mismatch, conform
+from amx_tvm.strict_json import parse_json
 
 METHOD = "amx-tvm"
 CODES, SCALE, TENSOR_SCALE = "_codes", "_scale_", "_tensor_scale"
@@ -54,13 +56,30 @@ class Stored:
         return [self.codes, *self.scales.values(), *([self.tensor] if self.tensor else [])]
 
 
+class Quantization(TypedDict, total=False):
+    """``quantization_config`` of ``config.json``, as far as it is read."""
+
+    quant_method: str
+    quant_algo: str
+    format: str
+    weights: dict[str, str]
+    tie_word_embeddings: bool
+
+
+class _Torchao(TypedDict, total=False):
+    """torchao's description of a weight, in the metadata of its file."""
+
+    _type: str
+    _data: dict[str, Any]
+
+
 Layout = Callable[[Any, dict[str, Any]], dict[str, Stored]]
 
 
 def _own(source: Any, quantization: dict[str, Any]) -> dict[str, Stored]:
     found = {}
     for name in _stems(source, f".weight{CODES}", CODES):
-        chosen = quantization["weights"].get(name)
+        chosen = quantization.get("weights", {}).get(name)
         if chosen not in formats.names():
             raise ModelError(
                 f"the quantization_config of {source.name} gives {name!r} the format {chosen!r}; "
@@ -108,7 +127,12 @@ def _torchao(source: Any, _quantization: dict[str, Any]) -> dict[str, Stored]:
     for stem in _stems(source, "._weight_qdata", "_qdata"):
         module = stem.removesuffix("._weight")
         name = f"{module}.weight"
-        described = json.loads(source.metadata.get(name, "{}"))
+        text = source.metadata.get(name, "{}")
+        described = parse_json(text, f"the description of {name} in {source.name}", ModelError)
+        try:
+            described = conform(_Torchao, described, name)
+        except Mismatch as problem:
+            raise ModelError(f"{source.name}: the description of {problem}") from None
         kind, data = described.get("_type"), described.get("_data", {})
         if kind not in TORCHAO or "float4" not in json.dumps(data.get("elem_dtype", "float4")):
             raise ModelError(

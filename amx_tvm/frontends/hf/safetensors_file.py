@@ -11,17 +11,17 @@ NumPy has no bfloat16: its bits are the upper half of a float32, so a shift wide
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.mapped_file import MappedFile
-
-MAX_HEADER_BYTES = 100_000_000  # the limit of the reference reader
+from amx_tvm.schema import Mismatch, Size, conform
+from amx_tvm.strict_json import MAX_BYTES, parse_json
 
 # Bytes of one element of each type that the format defines.
 ITEM_BYTES = {
@@ -45,8 +45,18 @@ class TensorEntry:
     end: int
 
 
+class _Described(TypedDict):
+    """A tensor in the header."""
+
+    dtype: str
+    shape: list[Size]
+    data_offsets: list[Size]
+
+
 class SafetensorsFile:
-    """One safetensors file, checked completely when it is opened.
+    """One safetensors file, checked completely when it is opened, as the reference reader does.
+
+    The tensors' bytes follow one another: nothing overlaps, and no byte of the file is left over.
 
     Parameters
     ----------
@@ -56,8 +66,8 @@ class SafetensorsFile:
     Raises
     ------
     ModelError
-        When it is missing, no safetensors file, shorter than its header says, or holds a tensor of
-        an unknown type or with offsets that do not fit its shape.
+        When it is missing, no safetensors file, shorter or longer than its header says, names a
+        tensor twice, or holds one with offsets that do not fit its shape or its neighbours.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,10 +81,10 @@ class SafetensorsFile:
         if size < 8:
             raise ModelError(f"{self.path} is truncated: {size} bytes, no safetensors header")
         header_bytes = int.from_bytes(self.file.buffer[:8], "little")
-        if header_bytes > MAX_HEADER_BYTES:
+        if header_bytes > MAX_BYTES:
             raise ModelError(
                 f"{self.path} is not a safetensors file: its first 8 bytes announce a header of "
-                f"{header_bytes} bytes, at most {MAX_HEADER_BYTES} were expected"
+                f"{header_bytes} bytes, at most {MAX_BYTES} were expected"
             )
         start = 8 + header_bytes
         if start > size:
@@ -82,37 +92,52 @@ class SafetensorsFile:
                 f"{self.path} is truncated: its header ends at byte {start}, the file has {size}; "
                 "download or copy it again"
             )
+        what = f"{self.path} is not a safetensors file: its header"
+        header = parse_json(self.file.buffer[8:start].tobytes(), what, ModelError, unique=True)
         try:
-            header = json.loads(bytes(self.file.buffer[8:start]))
-            self.metadata = {k: str(v) for k, v in header.get("__metadata__", {}).items()}
-            entries = {
-                name: self._entry(name, fields, start)
-                for name, fields in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            header = conform(dict[str, Any], header, "header")
+            self.metadata = conform(dict[str, str], header.pop("__metadata__", {}), "__metadata__")
+            described = conform(dict[str, _Described], header)
+        except Mismatch as problem:
+            raise ModelError(f"{what} cannot be read: {problem}") from None
+        entries = {name: self._entry(name, fields, start) for name, fields in described.items()}
+        self._check_places(entries, start)
+        return entries
+
+    def _entry(self, name: str, fields: _Described, start: int) -> TensorEntry:
+        dtype, shape = fields["dtype"], tuple(fields["shape"])
+        begin, end = (*fields["data_offsets"], -1, -1)[:2]
+        # A type that the format got later has no known size; it stops only who needs the tensor.
+        expected = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end - begin
+        if end < begin or end - begin != expected:
             raise ModelError(
-                f"{self.path} is not a safetensors file: its header cannot be read ({error!r})"
-            ) from None
+                f"tensor {name!r} in {self.path} has the bytes {begin}..{end}, but its shape "
+                f"{list(shape)} of {dtype} takes {expected}; the file is damaged"
+            )
+        return TensorEntry(dtype, shape, start + begin, start + end)
+
+    def _check_places(self, entries: dict[str, TensorEntry], start: int) -> None:
+        """Refuse tensors that overlap or leave a hole, and bytes that no tensor has."""
+        size, at = self.file.size, start
         needed = max((entry.end for entry in entries.values()), default=start)
         if needed > size:
             raise ModelError(
                 f"{self.path} is truncated: its header describes {needed} bytes, the file has "
                 f"{size}; download or copy it again"
             )
-        return entries
-
-    def _entry(self, name: str, fields: dict, start: int) -> TensorEntry:
-        dtype, shape = fields["dtype"], tuple(int(size) for size in fields["shape"])
-        begin, end = (int(offset) for offset in fields["data_offsets"])
-        # A type that the format got later has no known size; it stops only who needs the tensor.
-        expected = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end - begin
-        if begin < 0 or end < begin or min(shape, default=0) < 0 or end - begin != expected:
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.begin != at:
+                how = "overlaps the tensor before it" if entry.begin < at else "leaves a hole"
+                raise ModelError(
+                    f"tensor {name!r} in {self.path} begins at byte {entry.begin} and {how}: byte "
+                    f"{at} was expected; the file is damaged"
+                )
+            at = entry.end
+        if at != size:
             raise ModelError(
-                f"tensor {name!r} in {self.path} has the bytes {begin}..{end}, but its shape "
-                f"{list(shape)} of {dtype} takes {expected}; the file is damaged"
+                f"{self.path} has {size - at} bytes behind its last tensor, which no tensor has; "
+                "the file is damaged"
             )
-        return TensorEntry(dtype, shape, start + begin, start + end)
 
     def check(self, name: str) -> None:
         """Refuse a tensor that cannot be loaded as a weight.

@@ -15,6 +15,7 @@ from amx_tvm.frontends.hf.config import read_config, read_generation_config, rea
 from amx_tvm.frontends.hf.safetensors_file import SafetensorsFile
 from amx_tvm.frontends.hf.tokenizer import has_tokenizer, read_tokenizer
 from amx_tvm.frontends.model_tokenizer import ModelTokenizer
+from amx_tvm.schema import FileName, Mismatch, conform
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -67,9 +68,12 @@ class HuggingFaceSource(ModelSource):
             return [self.directory / SINGLE_FILE]
         if (self.directory / INDEX_FILE).is_file():
             weight_map = read_json(self.directory / INDEX_FILE).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
+            if not weight_map:
                 raise ModelError(f"{self.directory / INDEX_FILE} has no 'weight_map' object")
-            self._index = {str(name): str(file) for name, file in weight_map.items()}
+            try:
+                self._index = conform(dict[str, FileName], weight_map, "weight_map")
+            except Mismatch as problem:
+                raise ModelError(f"{self.directory / INDEX_FILE}: {problem}") from None
             files = sorted(set(self._index.values()))
             for file in files:
                 if not (self.directory / file).is_file():

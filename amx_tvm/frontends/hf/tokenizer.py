@@ -32,6 +32,8 @@ from amx_tvm.frontends.model_tokenizer import (
     TOKENIZER_FILE,
     ModelTokenizer,
 )
+from amx_tvm.frontends.tokenizer_limits import MOST_BYTES, guarded, load_tokenizer
+from amx_tvm.strict_json import read_text
 
 NAMED_TOKENS = (*SPECIAL_TOKENS[:3], "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -62,11 +64,7 @@ def read_tokenizer(directory: Path) -> ModelTokenizer:
             f"{directory} has no {TOKENIZER_FILE}; expected the fast tokenizer's file (make it "
             "with AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers)"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path} is no tokenizer that can be read: {reason}") from None
+    tokenizer = load_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = read_json(directory / CONFIG_FILE, optional=True)
@@ -78,17 +76,16 @@ def read_tokenizer(directory: Path) -> ModelTokenizer:
     # Of the model types that ship this class all but llama have a class of their own; byte-level
     # vocabularies under its name are read as they are.
     if name.removesuffix("Fast") == "LlamaTokenizer" and model.get("model_type") == "llama":
-        if '"ByteLevel"' not in path.read_text(encoding="utf-8"):
+        if '"ByteLevel"' not in read_text(path, ModelError, MOST_BYTES):
             _as_llama_tokenizer(tokenizer, config)
-    try:
-        _add_tokens(tokenizer, config, directory, legacy)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise ModelError(
-            f"the added tokens in {directory / CONFIG_FILE} and the files beside it cannot be "
-            f"read: {error}"
-        ) from None
+    guarded(
+        lambda: _add_tokens(tokenizer, config, directory, legacy),
+        f"the added tokens in {directory / CONFIG_FILE} and the files beside it cannot be read",
+    )
     for key in SPECIAL_TOKENS:
         config[key] = _text(config.get(key))
+        if not isinstance(config[key], str | None):
+            raise ModelError(f"{directory / CONFIG_FILE}: {key} is no text")
     _fill_from_ids(config, directory, tokenizer)
     templates = read_chat_templates(directory, config)
     config.pop("chat_template", None)

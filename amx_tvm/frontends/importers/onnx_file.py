@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import ModelError
 from amx_tvm.extras import require
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
+from amx_tvm.schema import INSIDE
+from amx_tvm.strict_json import open_regular
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -30,9 +33,15 @@ def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
     path = Path(path)
     onnx = require("onnx", "onnx", f"reading {path}", ModelError)
     try:
+        with open(path, "rb", opener=open_regular) as file:
+            model = onnx.load(file, load_external_data=False)
+        for tensor in _external(model.graph):
+            _check_place(tensor, path)
         # By path: a model in memory can be checked only up to 2 GB, and its external data not.
         onnx.checker.check_model(str(path))
-        model = onnx.load(str(path))
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except ModelError:
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or ["?"])[0]
         raise ModelError(f"{path} cannot be read as ONNX: {first}") from None
@@ -41,6 +50,46 @@ def from_onnx_file(path: str | os.PathLike[str]) -> RelaxModuleSource:
 
 def from_onnx_model(model: Any, name: str) -> RelaxModuleSource:
     """Import a loaded ``onnx.ModelProto``; see :func:`from_onnx_file`."""
+    try:
+        return _imported(model, name)
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds, from an assertion to TVM's own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} is no ONNX graph that TVM can import: {first}") from error
+
+
+def _external(graph: Any) -> Iterator[Any]:
+    """Yield the tensors of a graph, and of graphs in it, that lie in other files."""
+    from onnx.external_data_helper import uses_external_data
+
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _external(inner)
+    yield from filter(uses_external_data, tensors)
+
+
+def _check_place(tensor: Any, path: Path) -> None:
+    """Refuse a tensor's file that is none beside the model's; a pipe would be waited for."""
+    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+    if not INSIDE(location):
+        raise ModelError(
+            f"{path}: the tensor {tensor.name!r} lies in {location!r}; a file in the model's "
+            "directory was expected"
+        )
+    try:
+        os.close(open_regular(path.parent / location, os.O_RDONLY))
+    except OSError as error:
+        raise ModelError(
+            f"{path}: the tensor {tensor.name!r} lies in {location!r}, which cannot be read: "
+            f"{error}"
+        ) from None
+
+
+def _imported(model: Any, name: str) -> RelaxModuleSource:
     from onnx import inliner
     from tvm.relax.frontend.onnx import from_onnx
 
@@ -54,11 +103,7 @@ def from_onnx_model(model: Any, name: str) -> RelaxModuleSource:
     inputs = [value for value in model.graph.input if value.name not in initializers]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    try:
-        module = from_onnx(model, keep_params_in_input=True)
-    except Exception as error:  # of many kinds, from an assertion to TVM's own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{name} is no ONNX graph that TVM can import: {first}") from error
+    module = from_onnx(model, keep_params_in_input=True)
     function = module["main"]
     count, attrs = int(function.attrs["num_input"]), function.attrs
     weights = list(function.params)[count:]

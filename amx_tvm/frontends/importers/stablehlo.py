@@ -8,6 +8,7 @@ constants of weights.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,16 @@ from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 
 ENTRY = "main"
 LIFTED = 1024  # constants from this many elements on are weights
+# A module of a few bytes can describe tensors of any size, and calls that double its length.
+MOST_ELEMENTS = 1 << 32  # of one tensor
+MOST_SPLAT_BYTES = 1 << 28  # of all constants of one value together
+MOST_OPERATIONS = 1 << 20
+MOST_CALLS, MOST_BRACKETS = 64, 200
+MOST_BYTES = 1 << 31
 # Operations that stand for a function, and their attribute with its name.
 CALLS = {"func.call": "callee", "stablehlo.composite": "decomposition"}
 _BYTECODE = b"ML\xefR"
+_BRACKETS = re.compile(r'"(?:[^"\\\n]|\\.)*"|->|[][(){}<>]')
 _NAME = re.compile(r'^loc\("([^"/]+)"')
 DTYPES = {
     "f16": "float16",
@@ -71,11 +79,31 @@ def from_stablehlo(
     """
     ir, parsed = _parse(module, name)  # the parsed module must outlive its operations
     functions = {
-        ir.StringAttr(op.attributes["sym_name"]).value: op for op in parsed.body.operations
+        ir.StringAttr(op.attributes["sym_name"]).value: op
+        for op in parsed.body.operations
+        if "sym_name" in op.attributes and op.operation.name == "func.func"
     }
     if ENTRY not in functions:
         raise ModelError(f"{name} has no function {ENTRY!r}; it has {', '.join(functions)}")
-    return _Import(ir, functions, dict(params or {}), name).source()
+    try:
+        return _Import(ir, functions, dict(params or {}), name).source()
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds: attributes that MLIR lacks, types that TVM refuses
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} is no StableHLO module that can be imported: {first}") from error
+
+
+def _check_text(text: str, name: str) -> None:
+    """Refuse brackets that are nested too deeply: MLIR's parser would overflow its stack."""
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        if match[0] in "([{<":
+            depth += 1
+            if depth > MOST_BRACKETS:
+                raise ModelError(f"{name} nests brackets deeper than {MOST_BRACKETS} levels")
+        elif match[0] in ")]}>":
+            depth = max(0, depth - 1)
 
 
 def _parse(module: str | bytes, name: str) -> tuple[Any, Any]:
@@ -95,7 +123,10 @@ def _parse(module: str | bytes, name: str) -> tuple[Any, Any]:
             if isinstance(module, bytes) and module.startswith(_BYTECODE):
                 return ir, _stablehlo.deserialize_portable_artifact(context, module)
             text = module.decode() if isinstance(module, bytes) else module
+            _check_text(text, name)
             return ir, ir.Module.parse(text, context)
+    except ModelError:
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or ["?"])[0]
         raise ModelError(f"{name} cannot be parsed as StableHLO: {first}") from None
@@ -111,6 +142,7 @@ class _Import:
         self.relax, self.builder = relax, relax.BlockBuilder()
         self.weights: dict[str, tuple[Any, np.ndarray]] = {}
         self.calls: list[str] = []
+        self.operations = self.splat_bytes = 0
 
     def tensor_type(self, value_type: Any) -> tuple[list[int], str]:
         """Return shape and dtype of a ranked tensor type."""
@@ -124,7 +156,10 @@ class _Import:
             raise ModelError(
                 f"{self.title} holds {element} elements; known are {', '.join(DTYPES)}"
             )
-        return list(shaped.shape), DTYPES[element]
+        shape = list(shaped.shape)
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ModelError(f"{self.title} has the type {value_type}, which no machine can hold")
+        return shape, DTYPES[element]
 
     def source(self) -> RelaxModuleSource:
         """Translate the entry."""
@@ -172,10 +207,19 @@ class _Import:
         for op in block.operations:
             operands = [values[operand] for operand in op.operands]
             kind = op.operation.name
+            self.operations += 1
+            if self.operations > MOST_OPERATIONS:
+                raise ModelError(
+                    f"{self.title} has more than {MOST_OPERATIONS} operations, calls' included"
+                )
             if kind in ("func.return", "stablehlo.return"):
                 return operands
             if kind in CALLS:
                 callee = self.ir.FlatSymbolRefAttr(op.attributes[CALLS[kind]]).value
+                if len(self.calls) == MOST_CALLS or callee not in self.functions:
+                    raise ModelError(
+                        f"{self.title} calls {callee!r}, which is no function of it or calls itself"
+                    )
                 self.calls.append(f", called at {op.location}")
                 results = self.body(self.functions[callee].regions[0].blocks[0], operands)
                 self.calls.pop()
@@ -201,6 +245,12 @@ class _Import:
         if attribute.is_splat:
             element = attribute.get_splat_value()
             value = getattr(element, "value", element)
+            self.splat_bytes += math.prod(shape) * np.dtype(dtype).itemsize
+            if self.splat_bytes > MOST_SPLAT_BYTES:
+                raise ModelError(
+                    f"{self.title} fills more than {MOST_SPLAT_BYTES >> 20} MiB with constants of "
+                    "one value; let a broadcast make them"
+                )
             array = np.full(shape, bool(value) if dtype == "bool" else value, dtype)
         else:
             array = np.array(attribute).astype(dtype).reshape(shape)

@@ -1,0 +1,140 @@
+"""The fields of a model's configuration that anybody here reads: their types and their bounds.
+
+A configuration is written by others. Its numbers are checked before anything is built of them: no
+released model comes near the bounds, and beyond them a tensor's size no longer fits a machine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypedDict
+
+from amx_tvm.errors import ModelError
+from amx_tvm.schema import Count, Mismatch, Range, conform
+
+Width = Annotated[int, Range(1, 1 << 20)]
+Layers = Annotated[int, Range(1, 4096)]
+Heads = Annotated[int, Range(1, 4096)]
+HeadSize = Annotated[int, Range(1, 4096)]
+Vocabulary = Annotated[int, Range(1, 1 << 24)]
+Epsilon = Annotated[float, Range(0, 1)]
+Base = Annotated[float, Range(1.001, 1e15)]
+Positive = Annotated[float, Range(1e-9, 1e9)]
+Share = Annotated[float, Range(1e-3, 1)]
+Cap = Annotated[float, Range(0, 1e9)]
+# Old configurations write -1 for a token that the model lacks.
+Token = Annotated[int, Range(-1, 2**32 - 1)]
+Window = Annotated[int, Range(0, 2**32 - 1)]
+
+
+class Scaling(TypedDict, total=False):
+    """``rope_scaling``."""
+
+    rope_type: str
+    type: str
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Count
+    beta_fast: Positive
+    beta_slow: Positive
+    attention_factor: Positive
+    mscale: Cap
+    mscale_all_dim: Cap
+    truncate: bool
+    short_factor: list[Positive]
+    long_factor: list[Positive]
+    partial_rotary_factor: Share
+    rope_theta: Base
+
+
+class Configuration(TypedDict, total=False):
+    """``config.json``; every field may be missing or null as well."""
+
+    architectures: list[str]
+    model_type: str
+    vocab_size: Vocabulary
+    hidden_size: Width
+    n_embd: Width
+    intermediate_size: Width
+    n_inner: Width
+    moe_intermediate_size: Width
+    num_hidden_layers: Layers
+    n_layer: Layers
+    num_attention_heads: Heads
+    n_head: Heads
+    num_key_value_heads: Heads
+    head_dim: HeadSize
+    query_pre_attn_scalar: Positive
+    max_position_embeddings: Count
+    n_positions: Count
+    n_ctx: Count
+    original_max_position_embeddings: Count
+    rms_norm_eps: Epsilon
+    layer_norm_epsilon: Epsilon
+    rope_theta: Base
+    rope_local_base_freq: Base
+    rope_scaling: Scaling
+    rope_parameters: dict[str, Any]
+    partial_rotary_factor: Share
+    attn_logit_softcapping: Cap
+    final_logit_softcapping: Cap
+    hidden_act: str
+    hidden_activation: str
+    activation_function: str
+    attention_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    use_sliding_window: bool
+    use_bidirectional_attention: bool
+    scale_attn_by_inverse_layer_idx: bool
+    reorder_and_upcast_attn: bool
+    scale_attn_weights: bool
+    add_cross_attention: bool
+    norm_topk_prob: bool
+    sliding_window: Window
+    sliding_window_pattern: Layers
+    max_window_layers: Annotated[int, Range(0, 1 << 20)]
+    layer_types: list[str]
+    no_rope_layers: list[int]
+    no_rope_layer_interval: Layers
+    num_experts: Annotated[int, Range(0, 1 << 16)]
+    num_local_experts: Annotated[int, Range(0, 1 << 16)]
+    num_experts_per_tok: Annotated[int, Range(0, 1 << 16)]
+    decoder_sparse_step: Layers
+    mlp_only_layers: list[int]
+    swiglu_limit: Cap
+    swiglu_alpha: Cap
+    bos_token_id: Token | list[Token]
+    eos_token_id: Token | list[Token]
+    pad_token_id: Token
+    tokenizer_class: str
+
+
+def check_fields(values: dict[str, Any], source: object) -> dict[str, Any]:
+    """Return a configuration whose known fields have the types and bounds of `Configuration`.
+
+    Parameters
+    ----------
+    values : dict
+        The configuration, of any keys.
+    source : object
+        Where it comes from, for messages.
+
+    Raises
+    ------
+    ModelError
+        With the first field that is out of sense, and what was expected.
+    """
+    try:
+        return {**values, **conform(Configuration, without_nulls(values))}
+    except Mismatch as problem:
+        raise ModelError(f"{source}: the configuration field {problem}") from None
+
+
+def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Return an object without its null fields, and without those of objects in it."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
