@@ -35,6 +35,7 @@ from amx_tvm.runtime.vm import Memory, VirtualMachine
 from amx_tvm.runtime.worker import Worker
 
 DEFAULT_CONTEXT = 4096
+_LONG_TEXT = 1 << 14  # characters
 
 Prompt = str | Sequence[int]
 _R = TypeVar("_R")
@@ -131,7 +132,11 @@ class Engine:
         a BOS that is spelled out is not put there twice. A text that is to be continued gets no
         EOS, even if the tokenizer's post-processor adds one (``tokenizer.encode`` does).
         """
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(text) < _LONG_TEXT:
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        else:  # without offsets, and other threads go on meanwhile
+            [found] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+            ids = found.ids
         prefix = self.manifest.prompt_prefix
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 

@@ -232,7 +232,11 @@ class Server:
             raise ApiError(400, "give prompt or messages, one of them", "prompt")
         if body.messages is not None:
             ids = await self._prompts.of_chat(
-                body.messages, body.tools, body.add_generation_prompt, body.chat_template_kwargs
+                body.messages,
+                body.tools,
+                body.add_generation_prompt,
+                body.chat_template_kwargs,
+                fits=False,
             )
         else:
             ids = await self._prompts.encode(body.prompt or "", "prompt") if body.prompt else []

@@ -40,6 +40,9 @@ class Prompts:
         self, given: str | list[int] | list[str] | list[list[int]]
     ) -> list[list[int]]:
         """Return the ids of a completion's prompts: one, or several."""
+        for text in [given] if isinstance(given, str) else given:
+            if isinstance(text, str):
+                self._check_size(len(text), "prompt")
         if isinstance(given, str):
             return [await self.encode(given, "prompt")]
         if not given:
@@ -59,12 +62,18 @@ class Prompts:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: dict[str, Any] | None = None,
+        fits: bool = True,
     ) -> list[int]:
-        """Return the ids of a conversation that goes through the model's chat template."""
+        """Return the ids of a conversation that goes through the model's chat template.
+
+        Where it has to fit into the context, one that surely does not is not tokenized.
+        """
         if isinstance(self._templates, ArtifactError):
             raise ApiError(400, f"{self._templates}; use /v1/completions", "messages")
         plain = [_plain(message) for message in messages]
         size = sum(len(str(m.get("content") or "")) for m in plain)
+        if fits:
+            self._check_size(size, "messages")
         templates = self._templates
 
         def made() -> list[int]:
@@ -135,6 +144,25 @@ class Prompts:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
         return self.engine.decode(ids)
+
+    def _check_size(self, characters: int, param: str) -> None:
+        """Turn a text away that no tokenizer makes fit, before one works on it for seconds."""
+        if characters < _LONG:
+            return
+        least = characters // self._longest
+        if least > self.context:
+            raise ApiError(
+                400,
+                f"this model's context is {self.context} tokens; {param} has {characters} "
+                f"characters, at least {least} tokens: shorten it",
+                param,
+                "context_length_exceeded",
+            )
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the vocabulary's longest token."""
+        return max(map(len, self.engine.tokenizer.get_vocab()))
 
     @cached_property
     def spelling(self) -> Spelling:

@@ -328,3 +328,8 @@ def test_logprobs_and_least_tokens(engine):
     assert short.token_ids == [first]
     longer = engine.generate("the cat", 6, stop_token_ids=[first], min_tokens=3)
     assert len(longer.token_ids) >= 3 and first not in longer.token_ids[:3]
+
+
+def test_long_texts_have_the_same_ids(engine):
+    text = "the quick brown fox 🦊 jumps\n" * 1000
+    assert engine.encode(text) == engine.tokenizer.encode(text, add_special_tokens=False).ids

@@ -167,3 +167,16 @@ def test_unknown_errors_are_answered(served, monkeypatch):
     with httpx.Client(base_url=served.url) as client:
         error = error_of(client.post("/detokenize", json={"tokens": [5]}), 500)
     assert "secret" not in error["message"]
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized(served, monkeypatch):
+    text = "the cat " * 100_000
+    monkeypatch.setattr(served.engine, "encode", None)
+    for route, body in (
+        (COMPLETION, {"prompt": text}),
+        (COMPLETION, {"prompt": ["x", text]}),
+        (CHAT, {"messages": [{"role": "user", "content": text}]}),
+    ):
+        error = served.post(route, **body).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "800000 characters" in error["message"] and "context is 256" in error["message"]
