@@ -1,6 +1,6 @@
 """CUDA functions as tuning sees them: each kernel of a function is tuned by itself.
 
-The function of a linear holds one kernel for each bucket of rows (relax_passes/kernels/cuda/
+The function of a linear holds one kernel for each bucket of rows (relax_passes/kernels/cuda/linear/
 buckets.py). A task is one bucket, its record says "M <= 8", and a function is put together from the
 defaults and the records that there are.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import TargetInfo
-from relax_passes.kernels.cuda.buckets import Bucket, default_buckets
-from relax_passes.kernels.cuda.buffers import format_of
-from relax_passes.kernels.cuda.gemv import GemvKnobs
+from relax_passes.kernels.cuda.linear.buckets import Bucket, default_buckets
+from relax_passes.kernels.cuda.linear.buffers import format_of
+from relax_passes.kernels.cuda.linear.gemv import GemvKnobs
 from relax_passes.spec import LinearSpec
 
 # Values beside the default, for each kind of kernel; what does not fit a shape fails to build.

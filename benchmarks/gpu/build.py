@@ -21,8 +21,8 @@ from .shapes import ROWS, SHAPES, Variant
 def parse_knobs(text: str, arch: str):  # noqa: ANN201
     """Turn a knob text (see Variant) into (schedule knobs or None for the defaults, dependent)."""
     from amx_tvm.targets.cuda.gpus import gpu
-    from relax_passes.kernels.cuda.gemv import GemvKnobs
-    from relax_passes.kernels.cuda.tile import TileKnobs
+    from relax_passes.kernels.cuda.linear.gemv import GemvKnobs
+    from relax_passes.kernels.cuda.linear.tile import TileKnobs
 
     dependent = text.endswith("p")
     kind, _, numbers = text.removesuffix("p").partition(":")
@@ -44,8 +44,8 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
     from amx_tvm.targets import resolve
     from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.activation import FLOAT16
-    from relax_passes.kernels.cuda import linear
-    from relax_passes.kernels.cuda.buckets import Bucket
+    from relax_passes.kernels.cuda.linear import function
+    from relax_passes.kernels.cuda.linear.buckets import Bucket
     from relax_passes.spec import LinearSpec
 
     target = resolve(f"cuda:{arch}").tvm
@@ -56,7 +56,7 @@ def build_variant(variant: Variant, arch: str, out: Path) -> dict:
         buckets = None
     else:
         buckets = [Bucket(variant.rows, knobs)]
-    func = linear.build(spec, gpu(arch), buckets, dependent=dependent)
+    func = function.build(spec, gpu(arch), buckets, dependent=dependent)
     built = tvm.compile(tvm.IRModule({"main": func}), target=target)
     path = out / f"{variant.key}.so"
     built.export_library(str(path))

@@ -134,10 +134,10 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
     from amx_tvm.formats.cuda_layout import shape_of
     from amx_tvm.targets.cuda.gpus import gpu
     from relax_passes.activation import FLOAT16
-    from relax_passes.kernels.cuda import linear
-    from relax_passes.kernels.cuda.buckets import default_buckets
-    from relax_passes.kernels.cuda.buffers import format_of
-    from relax_passes.kernels.cuda.gemv import GemvKnobs
+    from relax_passes.kernels.cuda.linear import function
+    from relax_passes.kernels.cuda.linear.buckets import default_buckets
+    from relax_passes.kernels.cuda.linear.buffers import format_of
+    from relax_passes.kernels.cuda.linear.gemv import GemvKnobs
     from relax_passes.spec import LinearSpec
 
     spec = LinearSpec(
@@ -158,7 +158,7 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
             else b
             for b in default_buckets(spec, shape_of(format_of(spec)), gpu(arch))
         ]
-    return linear.build(spec, gpu(arch), buckets, dependent=case.dependent)
+    return function.build(spec, gpu(arch), buckets, dependent=case.dependent)
 
 
 def build(out: Path, arch: str) -> None:

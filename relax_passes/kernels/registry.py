@@ -15,7 +15,7 @@ from relax_passes.spec import LinearSpec
 from .base import RowRange, Rule, TargetInfo
 from .chain import ChainSpec
 from .cpu.linear.rules import CPU_RULES
-from .cuda.rules import CUDA_RULES
+from .cuda.linear.rules import CUDA_RULES
 
 _RULES: list[Rule] = [*CPU_RULES, *CUDA_RULES]
 

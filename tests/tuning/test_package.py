@@ -18,7 +18,7 @@ from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
 from amx_tvm.targets.cuda.target import target as cuda_target
 from relax_passes.activation import FLOAT16
-from relax_passes.kernels.cuda.buffers import argument_shapes
+from relax_passes.kernels.cuda.linear.buffers import argument_shapes
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 from tuning import package, package_import, package_run

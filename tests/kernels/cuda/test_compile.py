@@ -18,11 +18,11 @@ from amx_tvm.targets.cuda import toolchain  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from amx_tvm.targets.cuda.target import architectures_of, gpu_of, target  # noqa: E402
 from relax_passes.activation import FLOAT16  # noqa: E402
-from relax_passes.kernels.cuda import linear  # noqa: E402
-from relax_passes.kernels.cuda.buckets import Bucket, default_buckets  # noqa: E402
-from relax_passes.kernels.cuda.buffers import format_of  # noqa: E402
-from relax_passes.kernels.cuda.gemv import GemvKnobs  # noqa: E402
-from relax_passes.kernels.cuda.tile import TileKnobs  # noqa: E402
+from relax_passes.kernels.cuda.linear import function  # noqa: E402
+from relax_passes.kernels.cuda.linear.buckets import Bucket, default_buckets  # noqa: E402
+from relax_passes.kernels.cuda.linear.buffers import format_of  # noqa: E402
+from relax_passes.kernels.cuda.linear.gemv import GemvKnobs  # noqa: E402
+from relax_passes.kernels.cuda.linear.tile import TileKnobs  # noqa: E402
 from relax_passes.kernels.registry import linear_kernel  # noqa: E402
 from relax_passes.spec import LinearSpec  # noqa: E402
 
@@ -70,7 +70,7 @@ def some_buckets(arch: str) -> list[Bucket]:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100"])
 def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
     facts = gpu(arch)
-    func = linear.build(spec_of(), facts, some_buckets(arch), dependent=facts.clusters)
+    func = function.build(spec_of(), facts, some_buckets(arch), dependent=facts.clusters)
     code, cubin = cuda_text(func, arch, monkeypatch)
     assert cubin[:4] == b"\x7fELF"
     kernels = "".join(re.split(r'extern "C" __global__', code)[1:])
@@ -92,7 +92,7 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
     shared = TileKnobs(256, 2, 4, share=2, producer=True)
     walking = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
     buckets = [Bucket(16, both), Bucket(64, split), Bucket(512, walking), Bucket(None, shared)]
-    func = linear.build(spec_of(), gpu("sm_90a"), buckets)
+    func = function.build(spec_of(), gpu("sm_90a"), buckets)
     clusters = re.findall(r'thread_binding\((\d+), thread="clusterCtaIdx.(.)"\)', func.script())
     assert clusters == [("8", "x"), ("4", "x"), ("2", "y"), ("2", "y")]
     _, cubin = cuda_text(func, "sm_90a", monkeypatch)
@@ -111,7 +111,7 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
 )
 def test_knobs_that_do_not_work_are_refused(knobs, match):
     with pytest.raises(ValueError, match=match):
-        linear.build(spec_of(), gpu("sm_90a"), [Bucket(knobs.block_m, knobs)])
+        function.build(spec_of(), gpu("sm_90a"), [Bucket(knobs.block_m, knobs)])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
@@ -125,7 +125,7 @@ def test_registers_that_move_fit_the_multiprocessor(groups):
 
 def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
     buckets = [b for b in some_buckets("sm_90a") if b.rows == 64]
-    func = linear.build(spec_of(), gpu("sm_90a"), buckets)
+    func = function.build(spec_of(), gpu("sm_90a"), buckets)
     code, _ = cuda_text(func, "sm_90a", monkeypatch)
     source = tmp_path / "k.cu"
     source.write_text(code)
@@ -164,7 +164,7 @@ def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
     spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
     found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
-    func = linear.build(spec, gpu("sm_90a"), buckets, dependent=True)
+    func = function.build(spec, gpu("sm_90a"), buckets, dependent=True)
     _, cubin = cuda_text(func, "sm_90a", monkeypatch)
     kernels = instructions(cubin)
     assert len(kernels) == len(buckets) >= 4
@@ -189,7 +189,7 @@ def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
     found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if b.rows in rows]
     assert len(buckets) == len(rows)
-    func = linear.build(spec, gpu("sm_90a"), buckets, dependent=True)
+    func = function.build(spec, gpu("sm_90a"), buckets, dependent=True)
     code, _ = cuda_text(func, "sm_90a", monkeypatch)
     report = ptxas_report(code, "sm_90a", tmp_path)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
@@ -204,7 +204,7 @@ def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
 def test_every_format_and_epilogue(name, monkeypatch):
     epilogues = [{}, {"bias": True, "residual": True}, {"silu_mul": True, "bias": True}]
     for more in epilogues[:: 1 if name == "amxfp4" else 2]:
-        func = linear.build(spec_of(name, **more), gpu("sm_90a"), dependent=True)
+        func = function.build(spec_of(name, **more), gpu("sm_90a"), dependent=True)
         _, cubin = cuda_text(func, "sm_90a", monkeypatch)
         assert cubin[:4] == b"\x7fELF"
 
@@ -224,7 +224,7 @@ def test_reasons_are_those_of_the_target():
 def test_blocks_that_persist_are_as_many_as_multiprocessors():
     knobs = TileKnobs(256, 2, 4, share=2, producer=True, persistent=True)
     for name, blocks in (("sm_90a", 132), ("sm_90a/115", 114)):
-        func = linear.build(spec_of(), gpu_of(target(name)), [Bucket(None, knobs)])
+        func = function.build(spec_of(), gpu_of(target(name)), [Bucket(None, knobs)])
         assert f'thread_binding({blocks}, thread="blockIdx.y")' in func.script()
 
 
@@ -237,7 +237,7 @@ def test_unknown_architectures_are_refused():
 
 def test_library_holds_machine_code(tmp_path):
     toolchain.enable()
-    func = linear.build(spec_of(), gpu("sm_90a"), some_buckets("sm_90a")[:1])
+    func = function.build(spec_of(), gpu("sm_90a"), some_buckets("sm_90a")[:1])
     built = tvm.compile(tvm.IRModule({"main": func}), target=target("sm_90a"))
     built.export_library(str(tmp_path / "lib.so"))
     data = (tmp_path / "lib.so").read_bytes()
@@ -248,7 +248,7 @@ def test_library_holds_machine_code(tmp_path):
 def test_several_architectures_in_one_artifact(tmp_path):
     several = target("sm_90a+sm_80+sm_89")
     assert architectures_of(several) == ("sm_89", "sm_90a", "sm_80")  # least memory
-    func = linear.build(spec_of(), gpu("sm_89"), some_buckets("sm_89")[:1])
+    func = function.build(spec_of(), gpu("sm_89"), some_buckets("sm_89")[:1])
     built = tvm.compile(tvm.IRModule({"main": func}), target=several)
     built.export_library(str(tmp_path / "lib.so"))
     data = (tmp_path / "lib.so").read_bytes()

@@ -7,8 +7,8 @@ from tvm.script.ir_builder import tirx as T
 
 from relax_passes.spec import TILE_ROWS
 
+from ..intrinsics.arithmetic import SILU
 from .buffers import Linear
-from .intrinsics.arithmetic import SILU
 
 
 def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> tirx.Expr:

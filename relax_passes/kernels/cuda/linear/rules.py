@@ -11,7 +11,7 @@ from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import RowRange, TargetInfo
 from relax_passes.spec import LinearSpec
 
-from . import linear
+from . import function
 from .buckets import Bucket, default_buckets
 from .buffers import format_of
 from .gemv import GemvKnobs
@@ -51,12 +51,12 @@ class CudaLinear:
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tvm.tirx.PrimFunc | None:
         """Build the function, or return None when it is not this rule's."""
-        if target.gpu is None or not linear.supported(spec):
+        if target.gpu is None or not function.supported(spec):
             return None
         knobs = knobs or {}
         buckets = knobs_to_buckets(knobs) if "buckets" in knobs else None
         dependent = bool(knobs.get("dependent", target.gpu.clusters))
-        return linear.build(spec, target.gpu, buckets, dependent=dependent)
+        return function.build(spec, target.gpu, buckets, dependent=dependent)
 
     def rows(
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ..intrinsics.base import at, local
+from ..intrinsics.finish import Finish, finish
+from ..intrinsics.memory import SHARED_ADDRESS, STORE_SHARED
+from ..intrinsics.sync import BARRIER, BARRIER_OF, CLUSTER_MEET, CLUSTER_SYNC, UNIFORM
+from ..intrinsics.tiles import decode_stage, read_stage, stage_words
 from .buffers import Linear
-from .intrinsics.base import at, local
-from .intrinsics.finish import Finish, finish
-from .intrinsics.memory import SHARED_ADDRESS, STORE_SHARED
-from .intrinsics.sync import BARRIER, BARRIER_OF, CLUSTER_MEET, CLUSTER_SYNC, UNIFORM
-from .intrinsics.tiles import decode_stage, read_stage, stage_words
 from .tile_plan import STAGE_COLUMNS, TileKnobs
 
 

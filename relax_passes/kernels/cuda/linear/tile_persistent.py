@@ -23,11 +23,10 @@ from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.targets.cuda.gpus import Gpu
 
-from .buffers import Linear
-from .intrinsics import hopper
-from .intrinsics.base import at, local
-from .intrinsics.memory import STORE_SHARED
-from .intrinsics.sync import (
+from ..intrinsics import hopper
+from ..intrinsics.base import at, local
+from ..intrinsics.memory import STORE_SHARED
+from ..intrinsics.sync import (
     BARRIER,
     CLUSTER_MEET,
     GROUP_BARRIER,
@@ -35,6 +34,7 @@ from .intrinsics.sync import (
     WAIT_PREREQUISITES,
     WARP_SYNC,
 )
+from .buffers import Linear
 from .tile_plan import TileKnobs
 from .tile_wgmma import WgmmaTile
 

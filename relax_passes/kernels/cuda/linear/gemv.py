@@ -37,12 +37,12 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ..intrinsics.base import at
+from ..intrinsics.sync import SHUFFLE_ADD
 from . import epilogue
 from .buffers import Linear
 from .gemv_plan import GemvKnobs, Plan, plan_of
 from .gemv_warp import Warp
-from .intrinsics.base import at
-from .intrinsics.sync import SHUFFLE_ADD
 
 __all__ = ["GemvKnobs", "emit"]
 

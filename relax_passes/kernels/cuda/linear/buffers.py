@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from relax_passes.spec import LinearSpec
 
-from .intrinsics.decode import FragmentDecode, decode_of
+from ..intrinsics.decode import FragmentDecode, decode_of
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ..intrinsics.base import at, local
+from ..intrinsics.memory import COPY_COMMIT, COPY_WAIT
+from ..intrinsics.sync import BARRIER, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from ..intrinsics.tiles import COPY_W, COPY_X, TILE_MMA, stage_words
 from .buffers import Linear
-from .intrinsics.base import at, local
-from .intrinsics.memory import COPY_COMMIT, COPY_WAIT
-from .intrinsics.sync import BARRIER, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
-from .intrinsics.tiles import COPY_W, COPY_X, TILE_MMA, stage_words
 from .tile_block import TileBlock
 from .tile_plan import STAGE_COLUMNS, TileKnobs
 

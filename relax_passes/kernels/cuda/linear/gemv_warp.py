@@ -5,12 +5,12 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ..intrinsics import products
+from ..intrinsics.base import at, local
+from ..intrinsics.memory import COPY16_L1, COPY_COMMIT, LOAD_WEIGHTS, MATRIX, SHARED_ADDRESS
+from ..intrinsics.sync import FETCH_WAIT, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES, WARP_SYNC
 from .buffers import Linear
 from .gemv_plan import GemvKnobs, Plan
-from .intrinsics import products
-from .intrinsics.base import at, local
-from .intrinsics.memory import COPY16_L1, COPY_COMMIT, LOAD_WEIGHTS, MATRIX, SHARED_ADDRESS
-from .intrinsics.sync import FETCH_WAIT, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES, WARP_SYNC
 
 
 class Warp:

@@ -31,11 +31,11 @@ from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.targets.cuda.gpus import Gpu
 
+from ..intrinsics import hopper
+from ..intrinsics.base import at, local
+from ..intrinsics.sync import BARRIER, CLUSTER_MEET, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from ..intrinsics.tiles import stage_words
 from .buffers import Linear
-from .intrinsics import hopper
-from .intrinsics.base import at, local
-from .intrinsics.sync import BARRIER, CLUSTER_MEET, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
-from .intrinsics.tiles import stage_words
 from .tile_block import TileBlock
 from .tile_plan import STAGE_COLUMNS, TileKnobs
 
