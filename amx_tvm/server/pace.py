@@ -3,8 +3,11 @@
 Between two of their tokens there is a step of their own and a chunk of prompts. The chunk is sized
 by what the last one took, so that both together take a few times the step alone: what a row costs
 depends on how many there are and on how long the prompt is already, and a chunk is much like the
-one before it. Those that decode at their start make way: answers that were asked for together get
-their first tokens soonest, and all of them their last, where all prompts come first.
+one before it. Sizes are rungs of a ladder: kernels compute rows in blocks, so that not every size
+has a time of its own, and fewer than 12 take as long.
+
+Those that decode at their start make way: answers that were asked for together get their first
+tokens soonest, and all of them their last, where all prompts come first.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import time
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.turns import Parts
 
-_SLOWER = 2.4  # times of a plain step that come between two tokens while there are prompts
-_LEAST, _FIRST, _MOST = 8, 32, 512  # rows of a chunk
+_SLOWER = 2.8  # times of a quiet step that come between two tokens while there are prompts
+_LADDER = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows of a chunk
 _START = 16  # tokens of an answer's start
 _WEIGHT = 0.2  # of the newest measurement
 
@@ -26,9 +29,11 @@ class Pace:
     def __init__(self, scheduler: Scheduler):
         self._scheduler, self._turns = scheduler, scheduler.turns
         self._turns.limit = self._limit
-        self._plain: dict[int, float] = {}  # seconds of a step, by how many it continues
-        self._rows = float(_FIRST)
+        self._quiet: dict[int, float] = {}  # seconds of a step behind its like, by its requests
+        self._behind: dict[int, float] = {}  # and of one behind a chunk, which finds cold caches
+        self._rung = 2
         self._decoding = 0  # requests that a chunk holds up, while it is sized
+        self._chunk = False  # whether the last step computed any of a prompt
 
     def step(self) -> bool:
         """Run one step; return whether anything is left to do."""
@@ -38,21 +43,32 @@ class Pace:
         seconds = time.perf_counter() - start
         decoding, rows = self._turns.last
         if decoding and not rows:
-            known = self._plain.get(decoding, seconds)
-            self._plain[decoding] = known + _WEIGHT * (seconds - known)
-        elif rows >= round(self._rows) and self._decoding in self._plain:
-            plain = self._plain[self._decoding]
-            self._learn(rows, seconds - plain if decoding else seconds, (_SLOWER - 1) * plain)
+            times = self._behind if self._chunk else self._quiet
+            known = times.get(decoding, seconds)
+            times[decoding] = known + _WEIGHT * (seconds - known)
+        elif rows >= _LADDER[self._rung] and self._decoding:
+            self._learn(rows, seconds, 0 if decoding else self._decoding)
+        self._chunk = rows > 0
         return more
 
     def _limit(self, decoding: Parts) -> int:
         """Return how many rows of prompts may run for a step of these."""
         if all(len(handle.result.token_ids) <= _START for handle, _ in decoding):
-            return _MOST
+            return _LADDER[-1]
         self._decoding = len(decoding)
-        return round(self._rows)
+        return _LADDER[self._rung]
 
-    def _learn(self, rows: int, seconds: float, wanted: float) -> None:
-        """Size the next chunk by one of ``rows`` that took so long."""
-        fits = rows * wanted / max(seconds, 1e-6)
-        self._rows = min(max(fits, self._rows / 2, _LEAST), 2 * self._rows, _MOST)
+    def _learn(self, rows: int, seconds: float, apart: int) -> None:
+        """Choose the next chunk's rung by one of ``rows`` that took so long.
+
+        ``apart`` requests have a step of their own beside it; 0 where it was theirs too.
+        """
+        behind = self._behind.get(apart, 0.0)
+        quiet = self._quiet.get(self._decoding, behind)
+        if not quiet:
+            return
+        wanted, rung = _SLOWER * quiet - behind, self._rung
+        if seconds > wanted:
+            self._rung = max(rung - 1, 0)
+        elif rung + 1 < len(_LADDER) and seconds * _LADDER[rung + 1] < wanted * rows:
+            self._rung = rung + 1
