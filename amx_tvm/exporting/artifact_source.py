@@ -20,8 +20,8 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ArtifactError, FormatError, ModelError
 from amx_tvm.formats import Quantized, packing
 from amx_tvm.frontends import ModelSource
+from amx_tvm.frontends.fields import check_fields
 from amx_tvm.models import find, moe
-from amx_tvm.models.fields import check_fields
 from amx_tvm.schema import Mismatch, conform
 from relax_passes.recipes import Recipe, from_json
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.fields import check_fields
 from amx_tvm.frontends.gguf.architectures import ARCHITECTURES, GgufArchitecture
 from amx_tvm.frontends.gguf.keys import ModelKeys
 from amx_tvm.frontends.gguf.rope import read_rope_scaling
-from amx_tvm.models.fields import check_fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -98,8 +98,9 @@ def read_config(
     rotated = keys.number("rope.dimension_count", config["head_dim"])
     if rotated not in range(2, config["head_dim"] + 1, 2) and architecture.rotates:
         raise ModelError(
-            f"the key '{name}.rope.dimension_count' in {path} is {rotated}; an even number up to "
-            f"the {config['head_dim']} channels of a head was expected"
+            f"{path} has {heads} heads ('{name}.attention.head_count') of {config['head_dim']} "
+            f"channels ('{name}.embedding_length', '{name}.attention.key_length'), of which "
+            f"{rotated} rotate ('{name}.rope.dimension_count'); an even number of them was expected"
         )
     if rotated != config["head_dim"] and architecture.rotates:
         config["partial_rotary_factor"] = rotated / config["head_dim"]

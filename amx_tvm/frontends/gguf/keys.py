@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import ModelError
-from amx_tvm.models.fields import check_fields
+from amx_tvm.frontends.fields import check_fields
 
 # Keys that describe and do not change numbers.
 DESCRIPTIVE = frozenset(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.fields import Token, check_fields, without_nulls
 from amx_tvm.frontends.hf.quantized_checkpoint import reads
 from amx_tvm.frontends.hf.quantized_layouts import Quantization
-from amx_tvm.models.fields import Token, check_fields, without_nulls
 from amx_tvm.schema import Mismatch, conform
 from amx_tvm.strict_json import read_json as read_value
 
