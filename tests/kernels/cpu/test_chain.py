@@ -44,7 +44,7 @@ class Layer:
     def __init__(self, spec, target=HOST, knobs=None):
         self.spec = spec
         self.kernel = compile_func(chain_kernel(spec, target, knobs or [None] * 4).func, target)
-        self.apart = [kernel_func(replace(s, m_max=None), target=target) for s in spec.stages]
+        self.apart = [kernel_func(s, target=target) for s in spec.stages]
         self.quantize = []
         for i, (s, how) in enumerate(zip(spec.stages, spec.quantized, strict=True)):
             source = "float32" if i else spec.source
