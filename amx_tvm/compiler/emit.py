@@ -19,7 +19,6 @@ from typing import Any
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, TargetError
-from amx_tvm.formats import packing
 from amx_tvm.targets import ResolvedTarget, resolve
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
@@ -125,18 +124,6 @@ def _target(manifest: Manifest) -> Any:
     return Target({**options, "mtriple": kept.triple} if kept.triple else options)
 
 
-Buffers = Iterable[tuple[str, tuple, str]]
-
-
-def _weights(spec: LinearSpec, layout: str) -> Buffers:
-    """List the arrays of the packed weight."""
-    if spec.format == "none":
-        return spec.weight_buffers()
-    rows = spec.n * max(1, spec.experts)
-    shapes = packing.part_shapes(spec.format, (rows, spec.k), layout)
-    return [(name, shape, dtype) for name, (shape, dtype) in shapes.items()]
-
-
 def _relax(spec: LinearSpec, name: str, layout: str) -> str:
     """Print a function that is this one operator."""
     from tvm import relax, tirx
@@ -155,7 +142,7 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
     ]
     weights = [
         add(f"w_{label.removeprefix('w_')}", shape, dtype)
-        for label, shape, dtype in _weights(spec, layout)
+        for label, shape, dtype in spec.weight_buffers("" if spec.format == "none" else layout)
     ]
     experts = max(1, spec.experts)
     bias = add("bias", (spec.n * experts,), spec.out_dtype) if spec.bias else None

@@ -16,6 +16,7 @@ from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from . import emit as e
 from .activations import over_rows
 from .emit import Expr
+from .scale_reader import ScaleReader
 
 VECTOR = 64  # bytes of one packed vector: 16 rows of four
 
@@ -72,15 +73,16 @@ def _value(
         shift = e.cast((k % 8) // 4 * 4, "uint8")
         code = e.let((code >> shift) & e.const(15, "uint8"))
     sub = k // fmt.group_size if fmt.group_size < GROUP else e.const(0)
-    total = None
+    reader, total = ScaleReader(fmt, buffers["w_scales"]), None
     for term in fmt.terms:
         integer = e.cast(code, "float32") if term.table is None else _lookup(term.table, code)
         if isinstance(term.offset, str):
-            offset = _stored(fmt, buffers, tile, group, row, sub, term.offset)
+            offset = reader.element(term.offset, tile, group, sub, row)
             integer = integer - e.cast(offset, "float32")
         elif term.offset:
             integer = integer - e.const(float(term.offset), "float32")
-        scale = _scale(fmt, buffers, tile, group, row, sub, term.scale)
+        stored = e.let(reader.element(term.scale, tile, group, sub, row))
+        scale = fmt.decode_scale_tir(term.scale, stored)
         value = integer * scale * e.const(term.factor, "float32")
         total = value if total is None else total + value
     return total
@@ -94,31 +96,3 @@ def _lookup(table: tuple[int, ...], code: Expr) -> Expr:
             here = code == e.const(index, "uint8")
             value = tirx.Select(here, e.const(float(entry), "float32"), value)
     return value
-
-
-def _place(fmt: Any, name: str) -> tuple[int, int]:
-    """Return where a scale tensor starts in a tile's scale bytes, and its bytes an element."""
-    per_group, start = GROUP // fmt.group_size, 0
-    for tensor in fmt.scale_tensors:
-        if tensor.name == name:
-            return start, tensor.bytes
-        start += TILE_ROWS * tensor.bytes * per_group
-    raise KeyError(name)
-
-
-def _stored(
-    fmt: Any, buffers: Any, tile: Expr, group: Expr, row: Expr, sub: Expr, name: str
-) -> Expr:
-    start, width = _place(fmt, name)
-    at = e.let(start + (sub * TILE_ROWS + row) * width)
-    low = e.load(buffers["w_scales"], tile, group, at)
-    if width == 1:
-        return low
-    high = e.cast(e.load(buffers["w_scales"], tile, group, at + 1), "uint16")
-    return e.cast(low, "uint16") | (high << e.const(8, "uint16"))
-
-
-def _scale(
-    fmt: Any, buffers: Any, tile: Expr, group: Expr, row: Expr, sub: Expr, name: str
-) -> Expr:
-    return fmt.decode_scale_tir(name, e.let(_stored(fmt, buffers, tile, group, row, sub, name)))

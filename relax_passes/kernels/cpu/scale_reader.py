@@ -33,6 +33,16 @@ class ScaleReader:
         raw = e.load(self.buffer, tile, group, at, lanes=lanes * size)
         return raw if dtype == "uint8" else e.bits(raw, dtype, lanes)
 
+    def element(self, name: str, tile: Expr, group: Expr, sub: Expr, row: Expr) -> Expr:
+        """Load the stored element of one row, whose number is known at run time."""
+        start, size, _ = self.offsets[name]
+        at = e.let(start + (sub * TILE_ROWS + row) * size)
+        low = e.load(self.buffer, tile, group, at)
+        if size == 1:
+            return low
+        high = e.cast(e.load(self.buffer, tile, group, at + 1), "uint16")
+        return e.cast(low, "uint16") | (high << e.const(8, "uint16"))
+
     def scale(self, name: str, tile: Expr, group: Expr, sub: int, first: int, lanes: int) -> Expr:
         """Load and decode float32 scales."""
         stored = self.stored(name, tile, group, sub, first, lanes)
