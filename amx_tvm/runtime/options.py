@@ -90,9 +90,10 @@ def biases(name: str, value: Any) -> dict[int, float]:
         raise GenerationError(f"{name} is {value!r}, expected a mapping of token ids to numbers")
     token, bias = number(0, whole=True), number(-100, 100)
     return {
-        token(f"a token of {name}", int(k) if isinstance(k, str) and k.isdecimal() else k): bias(
-            f"{name}[{k}]", v
-        )
+        token(
+            f"a token of {name}",
+            int(k) if isinstance(k, str) and k.isdecimal() and len(k) < 20 else k,
+        ): bias(f"{name}[{k}]", v)
         for k, v in value.items()
     }
 

@@ -14,7 +14,7 @@ from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Matcher
 from amx_tvm.server.objects import DONE, Envelope, event
 from amx_tvm.server.prompts import Prompts
-from amx_tvm.server.protocol import CompletionRequest
+from amx_tvm.server.protocol import MAX_ANSWERS, CompletionRequest
 
 _DEFAULT_TOKENS = 16  # OpenAI's, where a completion says no max_tokens
 
@@ -41,6 +41,13 @@ class Completion:
         if body.best_of not in (None, body.n or 1):
             raise ApiError(
                 400, f"best_of is {body.best_of}, expected n ({body.n or 1}) or nothing", "best_of"
+            )
+        if len(ids) * (body.n or 1) > MAX_ANSWERS:
+            raise ApiError(
+                400,
+                f"prompt has {len(ids)} prompts and n is {body.n or 1}, expected at most "
+                f"{MAX_ANSWERS} answers of one request; send several",
+                "prompt",
             )
         if body.suffix:
             raise ApiError(400, "suffix is not supported; leave it out", "suffix")

@@ -332,7 +332,9 @@ class _Crank:
             self._end(number, result.finish_reason)
 
         def failed(error: Exception) -> None:
-            self._end(number, "error", ApiError(500, f"this answer failed: {error}"))
+            if not isinstance(error, ApiError):  # a form that fails says how itself
+                error = ApiError(500, f"this answer failed: {error}")
+            self._end(number, "error", error)
 
         return replace(request, on_tokens=tokens, on_text=text, on_finish=ended, on_error=failed)
 

@@ -75,19 +75,25 @@ class Forms:
         except ValueError as error:
             raise _refused(form, str(error)) from None
         matcher = make(self._tokenizer, grammar, log_level=0)
+        made = Matcher(matcher, self._vocabulary, form)
+        if not matcher.is_error() and not made.mask()([]).any():
+            raise ApiError(400, f"{form.param} allows no answer at all", form.param)
         if matcher.is_error():
             raise _refused(form, matcher.get_error())
-        return Matcher(matcher, self._vocabulary)
+        return made
 
 
 class Matcher:
     """A compiled form, not begun."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int):
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, form: Form):
+        self._matcher, self._vocabulary, self._form = matcher, vocabulary, form
 
     def mask(self) -> Mask:
-        """Return what the sampler asks before each token of one answer."""
+        """Return what the sampler asks before each token of one answer.
+
+        It raises ApiError 400 where the form asks for more work than llguidance does.
+        """
         matcher = self._matcher.deep_copy()
         words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
         done = 0
@@ -98,7 +104,7 @@ class Matcher:
             done = len(tokens)
             llguidance.numpy.fill_next_token_bitmask(matcher, words)
             if matcher.is_error():
-                raise ApiError(500, f"the answer's form failed: {matcher.get_error()}")
+                raise _refused(self._form, matcher.get_error())
             bits = np.unpackbits(words[0].view(np.uint8), bitorder="little")
             return bits[: self._vocabulary].astype(bool)
 
@@ -112,5 +118,5 @@ def embedded(schema: Any) -> Any:
 
 
 def _refused(form: Form, reason: str) -> ApiError:
-    reason = " ".join(reason.split())[:400]
+    reason = " ".join(reason.partition("<state>")[0].split())[:400]
     return ApiError(400, f"{form.param} cannot be held by an answer: {reason}", form.param)

@@ -15,6 +15,7 @@ from amx_tvm.server.protocol import Message
 from amx_tvm.server.spelling import Spelling
 
 _LONG = 1 << 14  # characters from which encoding leaves the event loop to a thread
+_TAKEN = frozenset({"self", "messages", "tools", "add_generation_prompt"})
 Result = TypeVar("Result")
 
 
@@ -70,6 +71,12 @@ class Prompts:
         """
         if isinstance(self._templates, ArtifactError):
             raise ApiError(400, f"{self._templates}; use /v1/completions", "messages")
+        for name in _TAKEN & (variables or {}).keys():
+            raise ApiError(
+                400,
+                f"chat_template_kwargs holds {name!r}, which it cannot set; leave it out",
+                "chat_template_kwargs",
+            )
         plain = [_plain(message) for message in messages]
         size = sum(len(str(m.get("content") or "")) for m in plain)
         if fits:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from amx_tvm.server.errors import ApiError
 
 MAX_CHOICES = 128
+MAX_ANSWERS = 2048  # choices of all prompts of one request
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 

@@ -159,15 +159,16 @@ def check(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for index, tool in enumerate(tools):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
-        if tool.get("type") != "function" or not isinstance(name, str) or not name:
+        parameters = (function.get("parameters") or {}) if isinstance(function, dict) else None
+        named = tool.get("type") == "function" and isinstance(name, str) and name
+        if not named or not isinstance(parameters, dict):
             raise ApiError(
                 400,
                 f'tools[{index}] is {tool!r:.80}, expected {{"type": "function", "function": '
                 '{"name": ..., "parameters": ...}}',
                 f"tools[{index}]",
             )
-        assert isinstance(function, dict)
-        found[name] = function.get("parameters") or {"type": "object"}
+        found[str(name)] = parameters or {"type": "object"}
     return found
 
 

@@ -6,6 +6,12 @@ from conftest import serving
 
 COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "the cat"}]
+
+
+def schema(given):
+    return {"type": "json_schema", "json_schema": {"schema": given}}
+
+
 WRONG_OPTIONS = [
     ("temperature", [-1, "hot", 1e9, [0.5], True]),
     ("top_p", [0, -0.1, 1.5, "x"]),
@@ -20,14 +26,14 @@ WRONG_OPTIONS = [
     ("seed", [1.5, "x"]),
     ("stop", ["", [""], [1], {}, ["a"] * 17]),
     ("stop_token_ids", [["x"], [-1], "x"]),
-    ("logit_bias", [[1], {"5": 101}, {"x": 1}, {"5": "y"}]),
+    ("logit_bias", [[1], {"5": 101}, {"x": 1}, {"5": "y"}, {"9" * 5000: 1}, {"²": 1}]),
     ("stream", ["yes", 1]),
     ("stream_options", [1, {"include": True}]),
     ("ignore_eos", ["x", 1]),
     ("user", [1]),
     ("model", [1, {}]),
     ("regex", ["(", 1]),
-    ("grammar", ["no grammar", 1]),
+    ("grammar", ["no grammar", 1, "start: start"]),
     ("unheard_of", [1, None]),
 ]
 WRONG_COMPLETIONS = [
@@ -45,7 +51,12 @@ WRONG_CHATS = [
     ),
     ("top_logprobs", [21, -1, 2]),
     ("logprobs", [3]),
-    ("response_format", [{"type": "json"}, {}, "x", {"type": "json_schema"}]),
+    (
+        "response_format",
+        [{"type": "json"}, {}, "x", {"type": "json_schema"}, schema({"$ref": "#"}), schema(False)],
+    ),
+    ("tools", [[{}], [{"type": "function", "function": {"name": "f", "parameters": "x"}}]]),
+    ("chat_template_kwargs", [5, {"self": 1}, {"messages": 5}]),
     ("tool_choice", ["any", {"type": "function", "function": {"name": "g"}}]),
     ("prompt", ["x"]),
 ]
@@ -167,6 +178,12 @@ def test_unknown_errors_are_answered(served, monkeypatch):
     with httpx.Client(base_url=served.url) as client:
         error = error_of(client.post("/detokenize", json={"tokens": [5]}), 500)
     assert "secret" not in error["message"]
+
+
+def test_answers_of_one_request_are_bounded(served):
+    for body in ({"prompt": [[5]] * 3000}, {"prompt": [[5]] * 20, "n": 128}):
+        error = served.post(COMPLETION, max_tokens=1, **body)
+        assert error.status_code == 400 and "at most 2048" in error.json()["error"]["message"]
 
 
 def test_a_text_that_cannot_fit_is_not_tokenized(served, monkeypatch):
