@@ -27,8 +27,8 @@ def _build_module(vocab: int):
     from tvm.relax.frontend.nn import op
     from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 
-    # Its kernels are not under test: LLVM need not optimize them, which takes longer than the rest.
-    target = tvm.target.Target({"kind": "llvm", "num-cores": 2, "opt-level": 0})
+    # Not at opt-level 0: attention behind cached tokens gives NaN there.
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
 
     class Layer(nn.Module):
         def __init__(self, index: int):
