@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,6 @@ import llguidance.numpy
 import numpy as np
 
 from amx_tvm.runtime import Engine
-from amx_tvm.runtime.request import Mask
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.schemas import closed
 
@@ -89,7 +89,7 @@ class Matcher:
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, form: Form):
         self._matcher, self._vocabulary, self._form = matcher, vocabulary, form
 
-    def mask(self) -> Mask:
+    def mask(self) -> Callable[[list[int]], np.ndarray]:
         """Return what the sampler asks before each token of one answer.
 
         It raises ApiError 400 where the form asks for more work than llguidance does.
