@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from amx_tvm.errors import AmxError
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -17,14 +19,15 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "amx-tvm bench dist/smollm2\n\n"
         "amx-tvm bench dist/smollm2 --context 128 --context 4096 --batch 1 --threads 1\n\n"
-        "amx-tvm bench dist/smollm2 --json | jq .decode",
+        "amx-tvm bench dist/smollm2 --json | jq .decode\n\n"
+        "amx-tvm bench --server http://127.0.0.1:8000 --streams 1 --streams 16",
     )(bench)
 
 
 def bench(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="Directory that `compile` made.")
-    ],
+        Path | None, typer.Argument(metavar="ARTIFACT", help="Directory that `compile` made.")
+    ] = None,
     prompt: Annotated[
         list[int] | None, typer.Option(help="Prompt length in tokens; repeatable. [512]")
     ] = None,
@@ -40,10 +43,34 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; by default the physical cores.")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Measure the server at this address instead.")
+    ] = None,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Answers of a server at once; repeatable. [1 8 16]"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens of a server's answer.")] = 128,
+    api_key: Annotated[str, typer.Option(help="Key of the server.", envvar="AMX_TVM_API_KEY")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure prefill and decode speed, bandwidth, time to first token, load time and memory."""
-    from amx_tvm.bench import measure
+    from amx_tvm.bench import measure, serving
+
+    if (artifact is None) == (server is None):
+        raise AmxError("give an ARTIFACT or --server URL, one of them")
+    if server is not None:
+        words = (prompt or [128])[0]
+        loads = [
+            serving.measure(server, count, words, tokens, repeats, api_key)
+            for count in streams or (1, 8, 16)
+        ]
+        if as_json:
+            print(json.dumps({"server": server, "streams": [load.to_dict() for load in loads]}))
+        else:
+            show_loads(loads)
+        return
+    assert artifact is not None
 
     report = measure.bench(
         artifact,
@@ -97,6 +124,23 @@ def show(report: Any) -> None:
             "" if row.share is None else f"{row.share:.0%}",
         )
     console.print(table)
+
+
+def show_loads(loads: list[Any]) -> None:
+    """Print what a server gave as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Server; milliseconds at p50, p95, p99", title_justify="left")
+    for column in ("streams", "tokens/s", "first token", "between tokens"):
+        table.add_column(column, justify="right")
+    for load in loads:
+        times = [
+            ", ".join(f"{1000 * value:.1f}" for value in found.values())
+            for found in (load.first_token_s, load.between_tokens_s)
+        ]
+        table.add_row(str(load.streams), f"{load.tokens_per_s:.1f}", *times)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _spread(row: Any) -> str:

@@ -20,7 +20,7 @@ from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.limits import Limits
 from amx_tvm.server.pace import Pace
-from amx_tvm.server.scoring import Scoring
+from amx_tvm.server.scoring import Score, Scoring
 
 Deliver = Callable[[int, "Piece"], None]
 
@@ -230,11 +230,12 @@ class _Crank:
         places: int,
         post: Callable[[dict[int, Piece], Exception | None], None],
     ):
-        self._engine, self._worker = engine, engine.worker
+        self._worker = engine.worker
         engine.call(lambda: None)  # the thread starts at its first call, and takes posts then
         self._post = post
         self._scheduler: Scheduler = engine.scheduler(places, keep=engine.max_sequences - places)
         self._scheduler.driver = self
+        self._scoring = Scoring(engine, self._scheduler)
         self._pace = Pace(self._scheduler)
         self._handles: dict[int, Handle] = {}
         self._pieces: dict[int, Piece] = {}
@@ -272,10 +273,8 @@ class _Crank:
         """Score a prompt soon, beside everything else."""
 
         def begin() -> None:
-            try:
-                self._worker.attach(Scoring(self._engine, prompt, count, done, cancelled))
-            except Exception as error:
-                done(error)
+            self._scoring.add(Score(prompt, count, done, cancelled))
+            self._worker.attach(self._scoring)
 
         self._worker.post(begin)
 

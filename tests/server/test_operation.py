@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,8 +13,13 @@ import threading
 import time
 
 import httpx
+import pytest
 from conftest import serving
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
+
+from amx_tvm.cli.app import app
+from amx_tvm.errors import AmxError
 
 COMPLETION = "/v1/completions"
 LONG = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True}
@@ -79,6 +85,34 @@ def test_metrics_tell_of_drafts(artifact, engine):
         assert values["amx_tvm_accepted_tokens_total"] > 20
         assert values["amx_tvm_drafted_tokens_total"] >= values["amx_tvm_accepted_tokens_total"]
         assert 0 < values["amx_tvm_drafted_steps_total"] < 60
+
+
+def test_bench_measures_a_server(served):
+    options = ["--server", served.url, "--streams", "2", "--tokens", "8", "--repeats", "2"]
+    done = CliRunner().invoke(app, ["bench", *options, "--prompt", "10", "--json"])
+    assert done.exit_code == 0, done.output
+    [load] = json.loads(done.stdout)["streams"]
+    assert (load["streams"], load["requests"], load["new_tokens"]) == (2, 4, 32)
+    assert load["tokens_per_s"] > 0 and load["prompt_tokens"] >= 4 * 10
+    assert 0 < load["first_token_s"]["p50"] <= load["first_token_s"]["p99"]
+    assert set(load["between_tokens_s"]) == {"p50", "p95", "p99"}
+    table = CliRunner().invoke(app, ["bench", *options, "--prompt", "10"])
+    assert table.exit_code == 0 and "between tokens" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give an ARTIFACT or --server URL"),
+        (["x", "--server", "http://127.0.0.1:1"], "give an ARTIFACT or --server URL"),
+        (["--server", "http://127.0.0.1:1"], "is a server listening there"),
+        (["--server", "ftp://x"], "expected an address"),
+    ],
+)
+def test_bench_of_no_server(arguments, words):
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert done.exit_code != 0 and isinstance(done.exception, AmxError)
+    assert words in str(done.exception)
 
 
 def test_a_broken_scheduler_shows_in_health(artifact):

@@ -86,3 +86,19 @@ def test_kept_sequences_give_way(keeping, engine):
     assert 1 <= kept <= 6
     keeping.engine.call(keeping.server.core._crank._scheduler.prefixes.clear)
     assert keeping.free_pages() == keeping.pages
+
+
+def test_scoring_takes_what_is_kept(keeping, engine):
+    """All places but those of answers are kept ones: scored prompts, many at once, need none."""
+    random = np.random.default_rng(3)
+    for prompt in random.integers(10, 200, (12, 40)).tolist():
+        ask(keeping, prompt)
+    prompts = random.integers(10, 200, (24, 70)).tolist()
+    body = {"prompt": prompts, "echo": True, "logprobs": 0, "max_tokens": 0}
+    headers = {"authorization": "Bearer me"}
+    found = keeping.http.post(COMPLETION, json=body, headers=headers)
+    assert found.status_code == 200, found.text
+    for prompt, choice in zip(prompts, found.json()["choices"], strict=True):
+        rows = engine.logits(prompt).astype(np.float64)[-2]
+        truth = rows[prompt[-1]] - rows.max() - np.log(np.exp(rows - rows.max()).sum())
+        assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(truth, abs=1e-4)
