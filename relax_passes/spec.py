@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from amx_tvm.formats import packing
+from amx_tvm.schema import Count, Size, conform
 from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers
 from relax_passes.terms import Term, kernel_terms
 
@@ -56,16 +57,16 @@ class LinearSpec:
     """
 
     format: str
-    n: int
-    k: int
+    n: Count
+    k: Count
     activation: Activation = FLOAT32
-    m: int | None = None
-    m_max: int | None = None
+    m: Count | None = None
+    m_max: Count | None = None
     bias: bool = False
     residual: bool = False
     silu_mul: bool = False
     out_dtype: str = "float32"
-    experts: int = 0
+    experts: Size = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the one JSON form: fields that are not their defaults, the activation as text."""
@@ -75,9 +76,16 @@ class LinearSpec:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> LinearSpec:
-        """Read what ``to_json`` wrote."""
+        """Read what ``to_json`` wrote, or somebody else.
+
+        Raises
+        ------
+        Mismatch, FormatError
+            For fields and values that no linear has.
+        """
+        rest = {name: value for name, value in data.items() if name != "activation"}
         activation = Activation.parse(str(data.get("activation", FLOAT32)))
-        return LinearSpec(**{**data, "activation": activation})
+        return replace(conform(LinearSpec, rest, "spec"), activation=activation)
 
     @property
     def bucket(self) -> str:

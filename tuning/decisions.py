@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from tuning.spaces import Space
 
 BLOCK = "kernel"
 PREFIX = "amx."
+MOST = 2**31 - 1  # of a knob
 
 
 @cache
@@ -89,23 +91,32 @@ def trace_of(space: Space, knobs: Mapping[str, int]) -> list[Any]:
     return _plain(schedule_of(space, knobs).trace.as_json())
 
 
-def replay(trace: list[Any]) -> dict[str, int]:
-    """Replay a JSON trace onto a fresh carrier and return the knobs that it decides.
+def replay(trace: Any) -> dict[str, int]:
+    """Return the knobs that a JSON trace decides, whoever wrote it.
+
+    TVM takes what it is given: a decision outside its values ends the process. So the values and
+    decisions are read here, and the trace has to be the very one that TVM writes for them.
 
     Raises
     ------
     ValueError
         For anything that is no trace of such a space.
     """
-    from tvm.s_tir import Schedule, Trace
-
-    schedule = Schedule(carrier())
     try:
-        Trace.apply_json_to_schedule(trace, schedule)
-        return knobs_of(schedule)
-    except Exception as error:  # TVM raises several types of its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"its trace does not replay: {reason[-1][:200]}") from error
+        instructions, decisions = trace
+        values = [tuple(i[2][0]) for i in instructions if i[0] == "SampleCategorical"]
+        names = [i[2][0].removeprefix(PREFIX) for i in instructions if i[0] == "Annotate"]
+        spaces = dict(zip(names, values, strict=True))
+        places = [place for _, place in decisions]
+        for number in (*places, *chain(*values)):
+            if type(number) is not int or not 0 <= number <= MOST:
+                raise ValueError(f"{number!r} is no integer from 0 to {MOST}")
+        knobs = {n: spaces[n][place] for n, place in zip(spaces, places, strict=True)}
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"its trace does not replay: {str(error)[:200]}") from error
+    if trace_of(Space(spaces, knobs, ()), knobs) != trace:
+        raise ValueError("its trace does not replay: it does more than to decide for knobs")
+    return knobs
 
 
 def _plain(value: Any) -> Any:

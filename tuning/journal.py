@@ -7,15 +7,19 @@ own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from amx_tvm.artifact.publication import Publication, room, try_lock
 from amx_tvm.errors import TuningError
+from amx_tvm.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ def lock(path: str | os.PathLike[str]) -> IO[bytes]:
         When another session has it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path.with_name(path.name + ".lock"), "wb")
+    with _explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_name(path.name + ".lock"), "wb")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        try_lock(file.fileno())
+    except BlockingIOError as error:
         file.close()
         raise TuningError(
             f"another session is tuning into {path.parent}; wait for it, or give another directory"
@@ -57,21 +62,46 @@ def append(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
     """Append one entry; when this returns, the line is on the disk.
 
     Several processes may append to one file: a lock orders them.
+
+    Raises
+    ------
+    TuningError
+        When the disk does not take the line; nothing of it stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line  # seals off the torn line of a killed process
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)  # no part of the line stays
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Name the file of an OSError, and what there is room for."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # seals off the torn line of a killed process
-        if os.write(descriptor, line) != len(line):
-            raise OSError(f"{path}: the disk took only a part of a line")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        free = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = f", {room(path.parent)}"
+        raise TuningError(
+            f"cannot write {path}: {error.strerror}{free}; make room or choose another directory, "
+            "and the same command continues"
+        ) from error
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[tuple[int, dict[str, Any]]], list[Damage]]:
@@ -83,10 +113,10 @@ def read(path: str | os.PathLike[str]) -> tuple[list[tuple[int, dict[str, Any]]]
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, "the line", TuningError)
             if not isinstance(entry, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
+                raise TuningError("the line is no JSON object")
+        except TuningError as error:
             last = number == text.count(b"\n") + 1
             reason = "torn last line, its writer was killed" if last else f"unreadable: {error}"
             damage.append(Damage(str(path), number, reason))
@@ -96,13 +126,15 @@ def read(path: str | os.PathLike[str]) -> tuple[list[tuple[int, dict[str, Any]]]
 
 
 def replace(path: str | os.PathLike[str], entries: Iterable[dict[str, Any]]) -> None:
-    """Write a whole file anew: readers see the old one or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".new")
-    with open(scratch, "w", encoding="utf-8") as file:
-        for entry in entries:
-            file.write(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    """Write a whole file anew: readers see the old one or the new one, never a part.
+
+    Raises
+    ------
+    ArtifactError
+        When the place cannot be written, or another run is writing it.
+    """
+    with Publication(path) as new:
+        with open(new.path, "w", encoding="utf-8") as file:
+            for entry in entries:
+                file.write(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n")
+        new.publish(replace=True)

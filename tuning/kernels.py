@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from amx_tvm.schema import Count, conform
 from relax_passes.spec import LinearSpec
 
 
@@ -63,14 +64,26 @@ class KernelId:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> KernelId:
-        """Read what ``to_json`` wrote.
+        """Read what ``to_json`` wrote, which may be damaged.
 
         Raises
         ------
-        TypeError, KeyError
-            For missing or unknown fields.
+        ValueError, FormatError
+            For missing or unknown fields, and values that no kernel has.
         """
-        return KernelId(**{**data, "spec": LinearSpec.from_json(data["spec"])})
+        line = conform(_Line, data)
+        return KernelId(**{**vars(line), "spec": LinearSpec.from_json(line.spec)})
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The JSON form of a KernelId."""
+
+    spec: dict[str, Any]
+    layout: str
+    template: str
+    revision: str
+    rows: Count | None = None
 
 
 def bucket(spec: LinearSpec, rows: int | None) -> str:

@@ -25,7 +25,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from amx_tvm.errors import TuningError
 from relax_passes.spec import LinearSpec
 
 START_SECONDS = 120.0
+START_TRIES = 3
 TICK = 0.25  # seconds between looks at the clock
 COMMAND = (sys.executable, "-m", "tuning.worker")
 ROOT = str(Path(__file__).resolve().parents[1])  # workers import this very installation
@@ -169,16 +169,26 @@ class Worker:
         return Measured(answer["times"], errors, answer.get("host", self.host))
 
     def _start(self) -> None:
-        """Start a process and wait until it has imported the compiler."""
+        """Have a process that has imported the compiler; one that dies meanwhile is replaced."""
         if self._process is not None and self._process.poll() is None:
             return
+        for _ in range(START_TRIES):
+            self._launch()
+            answer = self._ask({}, START_SECONDS)
+            if not isinstance(answer, Failure):
+                self.host = answer.get("host")
+                return
+        raise TuningError(f"the measuring process does not start: {answer.detail}")
+
+    def _launch(self) -> None:
         self.close()
         environment = dict(os.environ)
         paths = [ROOT, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         if self.threads is not None:
             environment["TVM_NUM_THREADS"] = str(self.threads)
-        self._errors = tempfile.TemporaryFile()
+        # In memory: a scratch directory may be full or missing.
+        self._errors = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
         self._process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
@@ -188,10 +198,6 @@ class Worker:
             start_new_session=True,  # Ctrl-C reaches the tuner alone, which then ends its worker
         )
         self.starts += 1
-        answer = self._ask({}, START_SECONDS)
-        if isinstance(answer, Failure):
-            raise TuningError(f"the measuring process does not start: {answer.detail}")
-        self.host = answer.get("host")
 
     def _ask(self, request: dict[str, Any], limit: float) -> Any:
         """Send a request; return the answer, or a failure after ending the process."""

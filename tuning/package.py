@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from amx_tvm.artifact.publication import Publication
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import resolve
@@ -73,7 +74,6 @@ def create(
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise TuningError(f"{output} is not empty; give a new directory")
-    output.mkdir(parents=True, exist_ok=True)
     tasks = tasks_of(model, resolved, quantization)
     if rows is not None:
         tasks = [t for t in tasks if t.rows in set(rows)]
@@ -92,15 +92,18 @@ def create(
         ]
     finally:
         session.close()
-    failures = _build(target, entries, output, jobs, tell)
-    for entry in entries:
-        for candidate in entry["candidates"]:
-            candidate["failure"] = failures.get(candidate["library"])
-        if default := entry["candidates"][0]["failure"]:
-            text = Task.from_json(entry).text
-            raise TuningError(f"the default of {text} does not build: {default}")
-    content = {"schema": SCHEMA, "target": resolved.key, "tasks": entries}
-    (output / PACKAGE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with Publication(output) as new:
+        new.path.mkdir()
+        failures = _build(target, entries, new.path, jobs, tell)
+        for entry in entries:
+            for candidate in entry["candidates"]:
+                candidate["failure"] = failures.get(candidate["library"])
+            if default := entry["candidates"][0]["failure"]:
+                text = Task.from_json(entry).text
+                raise TuningError(f"the default of {text} does not build: {default}")
+        content = {"schema": SCHEMA, "target": resolved.key, "tasks": entries}
+        (new.path / PACKAGE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        new.publish()
     return output
 
 

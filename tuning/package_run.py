@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from amx_tvm.artifact.publication import Publication
 from relax_passes.spec import LinearSpec
 from tuning.measure import Failure, Measured, Worker
 
@@ -108,7 +109,9 @@ def main() -> None:
             )
             # after every task: a machine that is taken away leaves what was measured
             content = {"gpu": (worker.host or {}).get("gpu", ""), "tasks": done}
-            (options.directory / RESULTS).write_text(json.dumps(content))
+            with Publication(options.directory / RESULTS) as new:
+                new.path.write_text(json.dumps(content))
+                new.publish(replace=True)
 
 
 if __name__ == "__main__":

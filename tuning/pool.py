@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amx_tvm.errors import TuningError
@@ -14,13 +14,20 @@ from tuning.measure import Failure, Measured, Worker
 
 @dataclass(frozen=True)
 class Job:
-    """Contenders of one kernel to measure, and what to do with the result."""
+    """Contenders of one kernel to measure, and what to do with the result.
+
+    Attributes
+    ----------
+    tries : int
+        How often it is measured where the worker dies under it, as somebody may have killed it.
+    """
 
     spec: LinearSpec
     rows: Sequence[int]
     contenders: list[dict[str, Any]]
     repeats: int
     handle: Callable[[Measured | Failure], None]
+    tries: int = 1
 
 
 class Pool:
@@ -68,6 +75,10 @@ class Pool:
                             self._drop(worker, result)
                             continue
                         idle.append(worker)
+                        died = isinstance(result, Failure) and result.kind == "crashed"
+                        if died and job.tries > 1:
+                            again.append(replace(job, tries=job.tries - 1))
+                            continue
                         job.handle(result)
             except BaseException:  # Ctrl-C too: nobody waits for a kernel that may never return
                 for worker in self.workers:

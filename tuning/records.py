@@ -15,10 +15,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from amx_tvm.errors import TuningError
+from amx_tvm.errors import AmxError, TuningError
+from amx_tvm.schema import Count, conform
 from tuning import journal
+from tuning.entries import Positive, Quartiles, Spread
 from tuning.journal import Damage
 from tuning.kernels import KernelId
 
@@ -87,20 +89,37 @@ class Record:
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema {data.get('schema')!r}, this version reads {SCHEMA}")
         given = {name: value for name, value in data.items() if name != "schema"}
-        known = {f.name for f in fields(Record)}
-        if unknown := set(given) - known:
+        if unknown := set(given) - {f.name for f in fields(Record)}:
             raise ValueError(f"unknown fields {sorted(unknown)}")
+        line = conform(_Line, given)
         try:
-            given["kernel"] = KernelId.from_json(given["kernel"])
-        except (TypeError, KeyError) as error:
-            raise ValueError("its kernel is not described as this version does") from error
-        for name in ("rows", "spread", "ratio"):
-            if name in given:
-                given[name] = tuple(given[name])
-        try:
-            return Record(**given)
-        except TypeError as error:
-            raise ValueError(str(error).replace("Record.__init__() ", "")) from error
+            kernel = KernelId.from_json(line["kernel"])
+        except (ValueError, AmxError) as error:
+            raise ValueError(
+                f"its kernel is not described as this version does: {error}"
+            ) from error
+        return Record(**{**line, "kernel": kernel})
+
+
+class _Optional(TypedDict, total=False):
+    versions: dict[str, str]
+    host: dict[str, Any]
+    time: str
+
+
+class _Line(_Optional):
+    """What a line holds beside its schema's number."""
+
+    target: str
+    kernel: dict[str, Any]
+    knobs: dict[str, Any]
+    trace: list[Any]
+    rows: tuple[Count, ...]
+    seconds: Positive
+    default_seconds: Positive
+    spread: Spread
+    ratio: Quartiles
+    check: dict[str, float]
 
 
 def refusal(record: Record, target: str, kernel: KernelId | None = None) -> str | None:

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import TuningError
+from amx_tvm.schema import Mismatch
 from amx_tvm.targets import ResolvedTarget
 from amx_tvm.version import versions
 from tuning import journal
 from tuning.decisions import trace_of
+from tuning.entries import line_of, require_points
 from tuning.host import host
 from tuning.kernels import KernelId, identity
 from tuning.measure import Failure, Measured, Worker
@@ -37,6 +39,7 @@ from tuning.tasks import Task
 MIN_GAIN = 0.02  # a record has to be this much faster than the default, and so in most turns
 REPEATS = 5
 FINAL_REPEATS = 15
+TRIES = 2  # of a default, and of a winner's last measurement, where a worker dies under them
 TRIALS_A_VISIT = 4  # a task's operands stay in the worker for so many trials
 
 
@@ -110,8 +113,9 @@ class Session:
         repeats: int = REPEATS,
     ):
         self.target, self.pool, self.repeats = target, Pool(workers), repeats
-        self.records = RecordFile.of(directory, target.key)
         self.log = Path(directory) / file_name(target.key).replace(".jsonl", ".trials.jsonl")
+        self._lock = journal.lock(self.log)
+        self.records = RecordFile.of(directory, target.key)
         self.tell = tell or (lambda _progress: None)
         self.trials = 0
         self.states = []
@@ -119,7 +123,6 @@ class Session:
             space = spaces(task.spec, target.tvm, task.rows)
             kernel = identity(task.spec, target.tvm, target.layout, task.rows)
             self.states.append(TaskState(task, kernel, space, Search(space, number)))
-        self._lock = journal.lock(self.log)
         self.damage = self._resume()
 
     def close(self) -> None:
@@ -132,11 +135,16 @@ class Session:
             return []
         entries, damage = journal.read(self.log)
         states = {json.dumps(s.kernel.to_json(), sort_keys=True): s for s in self.states}
-        for _, entry in entries:
-            state = states.get(json.dumps(entry["kernel"], sort_keys=True))
-            if state is not None and entry["target"] == self.target.key:
-                state.learn(entry)
-        return damage
+        for number, entry in entries:
+            try:
+                line = line_of(entry)
+                state = states.get(json.dumps(line["kernel"], sort_keys=True))
+                if state is not None and line["target"] == self.target.key:
+                    require_points(line, state.space)
+                    state.learn(line)
+            except Mismatch as error:
+                damage.append(journal.Damage(str(self.log), number, str(error)))
+        return sorted(damage, key=lambda d: d.line)
 
     def run(self, minutes: float | None = None, trials: int | None = None) -> list[TaskState]:
         """Search until the budget is spent or all points were tried; then write the records.
@@ -201,7 +209,8 @@ class Session:
         def next_final(_worker: Worker) -> Job | None:
             while winners:
                 state = winners.pop(0)
-                if state.final is None or state.final["knobs"] != state.search.incumbent:
+                final = state.final or {"state": "", "knobs": {}}
+                if final["state"] != "ok" or final["knobs"] != state.search.incumbent:
                     return self._final(state)
             return None
 
@@ -216,8 +225,9 @@ class Session:
         contenders: list[dict[str, Any]],
         repeats: int,
         handle: Callable[[Any], None],
+        tries: int = 1,
     ) -> Job:
-        return Job(state.task.spec, state.space.rows, contenders, repeats, handle)
+        return Job(state.task.spec, state.space.rows, contenders, repeats, handle, tries)
 
     def _default(self, state: TaskState, report: Callable[[TaskState, str], None]) -> Job:
         """Measure the default by itself: it must work, and its time sets the task's share."""
@@ -232,7 +242,7 @@ class Session:
             self.note(state, "default", state.space.default, seconds=seconds)
             report(state, "default")
 
-        return self._job(state, [dict(state.space.default)], self.repeats, handle)
+        return self._job(state, [dict(state.space.default)], self.repeats, handle, TRIES)
 
     def _neediest(self) -> TaskState | None:
         """Return the task with the fewest trials for its share of a decode step or a prefill."""
@@ -280,14 +290,16 @@ class Session:
             else:
                 self.note(state, "final", best, **_summary(result))
 
-        return self._job(state, [dict(state.space.default), best], FINAL_REPEATS, handle)
+        return self._job(state, [dict(state.space.default), best], FINAL_REPEATS, handle, TRIES)
 
     def keep(self, state: TaskState) -> None:
         """Write the record of a winner that its last measurement confirmed."""
         best, final = state.search.incumbent, state.final
-        if final is None or final["knobs"] != best or best == state.space.default:
+        if final is None or final["state"] != "ok" or final["knobs"] != best:
             return
-        q1, median, q3 = final.get("ratio", (1.0, 1.0, 1.0))
+        if best == state.space.default:
+            return
+        q1, median, q3 = final["ratio"]
         if median > 1 - MIN_GAIN or q3 >= 1:
             return
         for record in self.records.records:

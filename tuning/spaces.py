@@ -51,6 +51,15 @@ class Space:
             if self.default.get(name) not in values:
                 raise ValueError(f"the default of {name} is no member of its values {values}")
 
+    def __contains__(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point has this space's knobs, each with one of its values."""
+
+        def has(name: str) -> bool:
+            value = point[name]
+            return any(type(v) is type(value) and v == value for v in self.knobs[name])
+
+        return point.keys() == self.knobs.keys() and all(map(has, point))
+
     @property
     def size(self) -> int:
         """Number of points."""

@@ -20,10 +20,11 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from amx_tvm.errors import AmxError, ArtifactError
 
+_SUFFIX = ".partial"
 _AT_FDCWD = -100
 _NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2, linux/fs.h
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -48,8 +49,9 @@ class Publication:
 
     def __init__(self, output: str | os.PathLike[str]) -> None:
         self.output = Path(os.path.abspath(output))
-        self.workspace = self.output.parent / f".{self.output.name}.partial"
+        self.workspace = self.output.parent / f".{self.output.name}{_SUFFIX}"
         self.path = self.workspace / "new"
+        self._asked = _asked_for(self.output)
         self._lock = -1
 
     def __enter__(self) -> Publication:
@@ -62,12 +64,7 @@ class Publication:
             raise self._explain(error) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         full = error is not None and _free(self.output.parent) < 64 << 10
         self._leave()
         if isinstance(error, OSError) and self._is_mine(error):
@@ -86,9 +83,8 @@ class Publication:
         """
         if _free(self.output.parent) < size:
             raise ArtifactError(
-                f"no space left: {self.output} needs {size / 1e6:.0f} MB, and "
-                f"{_free(self.output.parent) / 1e6:.0f} MB are free under {self.output.parent}; "
-                "free some space or choose another --output"
+                f"no space left: {self._asked} needs {bytes_text(size)}, and "
+                f"{room(self._asked.parent)}; free some space or choose another --output"
             )
 
     def publish(self, replace: bool = False) -> None:
@@ -132,7 +128,7 @@ class Publication:
             self.workspace.mkdir(exist_ok=True)
             try:
                 self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-                _flock(self._lock)
+                try_lock(self._lock)
                 if os.path.samestat(os.fstat(self._lock), os.stat(name)):
                     return
             except FileNotFoundError:  # its owner has just removed it
@@ -175,22 +171,38 @@ class Publication:
         return str(error.filename or "").startswith(str(self.workspace))
 
     def _explain(self, error: OSError) -> ArtifactError:
-        place = self.output.parent
         if error.errno in _NO_SPACE:
             return ArtifactError(
-                f"no space left: {self.output} needs more than the {_free(place) / 1e6:.0f} MB "
-                f"that are free under {place}; nothing was kept: free some space or choose another "
-                "--output"
+                f"no space left for {self._asked}: {room(self._asked.parent)}; nothing was kept: "
+                "free some space or choose another --output"
             )
         return ArtifactError(
-            f"cannot write {self.output}: {error.strerror or error}; nothing was kept: choose "
+            f"cannot write {self._asked}: {error.strerror or error}; nothing was kept: choose "
             "another --output"
         )
+
+
+def _asked_for(path: Path) -> Path:
+    """Return what the user named: of something inside a workspace, what that is for."""
+    for parent in path.parents:
+        if parent.name.startswith(".") and parent.name.endswith(_SUFFIX):
+            return _asked_for(parent.with_name(parent.name[1 : -len(_SUFFIX)]))
+    return path
 
 
 def is_empty(path: Path) -> bool:
     """Whether a path is a directory, and no link, without entries."""
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def room(place: Path) -> str:
+    """Say how much is free at a place, for errors."""
+    return f"{bytes_text(_free(place))} are free under {place}"
+
+
+def bytes_text(size: int) -> str:
+    """Return a number of bytes in kB, or in MB where there are many."""
+    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e3:.0f} kB"
 
 
 def _free(place: Path) -> int:
@@ -201,7 +213,7 @@ def _free(place: Path) -> int:
         return 0
 
 
-def _flock(descriptor: int) -> None:
+def try_lock(descriptor: int) -> None:
     """Lock a file, or do nothing where its file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

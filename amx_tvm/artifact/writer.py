@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from amx_tvm.artifact import signature
 from amx_tvm.artifact.manifest import FILE_NAME, LibraryRecord, Manifest
@@ -68,12 +68,7 @@ class ArtifactWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stack.__exit__(kind, error, trace)
         if error is None and not self._finished:
             raise ArtifactError(f"{self.output}: the artifact was left without finish()")

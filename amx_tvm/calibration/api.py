@@ -26,6 +26,7 @@ from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Quantized
 from amx_tvm.frontends import ModelSource
+from amx_tvm.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,6 @@ def tokenizer_of(source: ModelSource) -> Any:
     """Build the model's own tokenizer, a `tokenizers.Tokenizer`."""
     from tokenizers import Tokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("amx-tokenizer-") as folder:
         source.write_tokenizer(folder)
         return Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))

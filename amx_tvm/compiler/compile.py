@@ -159,7 +159,8 @@ def compile(  # noqa: A001 - the verb that users know
             if source.kind == "function":
                 made = calibrated_module(model, config, calibration, recipe)
             else:
-                made = calibrated(source, config, calibration, recipe or "best", tell)
+                folder = writer.publication.workspace / "calibration"
+                made = calibrated(source, config, calibration, recipe or "best", tell, folder)
             config, overrides = made.config, made
         tell("lower", 0, 1, source.name)
         chosen = records_for(records, resolved)
@@ -190,8 +191,9 @@ def calibrated(
     text: Any,
     recipe: Any,
     progress: Progress,
+    folder: Path,
 ) -> Any:
-    """Round a model's weights by a recipe on the text of a file or directory.
+    """Round a model's weights by a recipe on the text of a file or directory, into a folder.
 
     Raises
     ------
@@ -204,7 +206,8 @@ def calibrated(
         )
     from amx_tvm.calibration import calibrate
 
-    return calibrate(source, config, read_documents(text), recipe, progress=progress)
+    documents = read_documents(text)
+    return calibrate(source, config, documents, recipe, directory=folder, progress=progress)
 
 
 def calibrated_module(model: Any, config: QuantizationConfig, batches: Any, recipe: Any) -> Any:

@@ -7,7 +7,6 @@ compiler; a reference may be a torch model, which then brings torch along.
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.measure import Logits, Progress, Result, measure, torch_logits
 from amx_tvm.evaluation.overlap import overlap
 from amx_tvm.evaluation.windows import Protocol, cut
+from amx_tvm.scratch import scratch
 
 PUBLISHED = Protocol(window=2048)
 
@@ -119,10 +119,10 @@ def compare(
 
     order = ([against] if against is not None else []) + [f for f in formats if f != against]
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="amx-compare-") as folder:
+    with scratch("amx-compare-") as folder:
         known = None
         for index, quantization in enumerate(order):
-            place = Path(folder) / str(index)
+            place = folder / str(index)
             if progress is not None:
                 progress(0, 1, f"{quantization}: compile")
             given = dict(options or {})

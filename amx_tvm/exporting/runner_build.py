@@ -12,11 +12,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
+from amx_tvm.artifact.publication import Publication
 from amx_tvm.errors import ArtifactError
 from amx_tvm.exporting.wheels import cache_folder, extract
+from amx_tvm.scratch import scratch
 
 SOURCES = (Path(__file__).parent / "runner").resolve()
 DEBIAN_ARCH = {"aarch64": "arm64", "x86_64": "amd64", "riscv64": "riscv64"}
@@ -58,9 +59,7 @@ def build_runner(arch: str, wheels: Path | None = None) -> Path:
     binary = folder / "amx-run"
     if binary.is_file():
         return binary
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="amx-run-") as scratch:
-        place = Path(scratch)
+    with scratch("amx-run-") as place:
         parts = ("tvm_ffi/include/", "tvm_ffi/lib/")
         extract("apache-tvm-ffi", arch, place, lambda n: n.startswith(parts), wheels=wheels)
         options = [f"-DTVM_FFI_ROOT={place / 'tvm_ffi'}"]
@@ -76,9 +75,9 @@ def build_runner(arch: str, wheels: Path | None = None) -> Path:
         build = place / "build"
         _run(["cmake", "-S", str(SOURCES), "-B", str(build), *options])
         _run(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
-        partial = folder / f".amx-run-{os.getpid()}"
-        shutil.copy2(build / "amx-run", partial)
-        os.replace(partial, binary)
+        with Publication(binary) as new:
+            shutil.copy2(build / "amx-run", new.path)
+            new.publish(replace=True)
     return binary
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from amx_tvm.artifact import verify_artifact
+from amx_tvm.artifact.occupant import one_directory
 from amx_tvm.artifact.verify import Verify
 from amx_tvm.runtime import budget
 from amx_tvm.runtime.engine import Engine
@@ -16,6 +17,7 @@ from amx_tvm.runtime.vm import Memory, VirtualMachine
 DEFAULT_CHUNK = 512
 
 
+@one_directory
 def load(
     path: Path | str,
     device: str | None = None,
@@ -29,7 +31,7 @@ def load(
     max_memory: int | str | None = None,
     speculation: bool = False,
 ) -> Engine | FunctionEngine:
-    """Load an artifact.
+    """Load an artifact; one that is replaced meanwhile is loaded as it is then.
 
     Parameters
     ----------

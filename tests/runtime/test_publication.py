@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -151,6 +152,19 @@ def test_more_than_is_free_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(ArtifactError, match=r"needs 1000000000000 MB, and \d+ MB are free under"):
         with Publication(tmp_path / "out") as new:
             new.require(10**18)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_made_inside_a_workspace_is_named_as_the_whole(tmp_path):
+    """An export compiles there; its user knows the bundle's name only."""
+    for failing in (OSError(errno.ENOSPC, "No space left"), OSError(errno.EROFS, "Read-only")):
+        with pytest.raises(ArtifactError, match=f" {tmp_path}/out: ") as caught:
+            with Publication(tmp_path / "out") as new, Publication(new.workspace / "part"):
+                raise failing
+        assert ".partial" not in str(caught.value)
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/out needs .* free under {tmp_path};"):
+        with Publication(tmp_path / "out") as new, Publication(new.workspace / "part") as part:
+            part.require(10**18)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_line_without_its_newline_that_parses_is_kept_once(tmp_path):
         ({"knobs": {"prefetch": -64}}, "knob prefetch is -64"),
         ({"knobs": {"prefetch": True}}, "knob prefetch is True"),
         ({"knobs": {"prefetch": 512}}, "its trace decides {'prefetch': 1024}"),
-        ({"trace": [[], []]}, "its trace decides {}"),
+        ({"trace": [[], []]}, "its trace does not replay"),
         ({"trace": "none"}, "its trace does not replay"),
         ({"check": {"error": 0.5, "limit": 1e-5}}, "numeric check did not pass"),
         ({"check": {"error": float("nan"), "limit": 1e-5}}, "numeric check did not pass"),
@@ -74,6 +75,87 @@ def test_refusals_name_the_reason(tmp_path, record, target, kernel, spec, change
     path = tmp_path / "r.jsonl"
     RecordFile(path).append(edited)
     assert Lookup(path, target)(spec) is None
+
+
+@pytest.mark.parametrize("decision", [-1, 5, 1 << 70, 0.0, True, None, [0]], ids=str)
+def test_decisions_that_nobody_made_end_no_process(record, target, decision):
+    """TVM reads its values' memory wherever a decision points."""
+    trace = json.loads(json.dumps(record.trace))
+    trace[1][0][1] = decision
+    assert "does not replay" in refusal(replace(record, trace=trace), target.key)
+
+
+@pytest.mark.parametrize("change", ["kind", "more", "value", "weight", "block"])
+def test_traces_of_other_instructions_are_not_given_to_tvm(record, target, change):
+    trace = json.loads(json.dumps(record.trace))
+    instructions = trace[0]
+    if change == "kind":
+        instructions[0][0] = "EnterPostproc"
+    elif change == "more":
+        instructions.append(["ComputeInline", ["b0"], [], []])
+    elif change == "value":
+        instructions[1][2][0][0] = 2**31
+    elif change == "weight":
+        instructions[1][2][1] = []
+    else:
+        instructions[2][1][0] = "b7"
+    assert "does not replay" in refusal(replace(record, trace=trace), target.key)
+
+
+NONSENSE = [None, True, -1, 1 << 70, 0.5, float("nan"), "x", [], [1], {}, {"a": 1}, ["x"] * 3]
+FIELDS = ["rows", "seconds", "spread", "ratio", "check", "trace", "knobs", "kernel", "target"]
+
+
+@pytest.mark.parametrize("name", [*FIELDS, "kernel.spec", "kernel.rows", "spec.k", "spec.format"])
+def test_a_damaged_field_is_named_and_skipped(tmp_path, record, target, spec, name):
+    """Whatever stands in a field, the good line behind it is found."""
+    path = tmp_path / file_name(target.key)
+    *outer, field = name.split(".")
+    for value in NONSENSE:
+        line = record.to_json()
+        place = line
+        for step in {"kernel": ["kernel"], "spec": ["kernel", "spec"]}.get("".join(outer), []):
+            place = place[step]
+        place[field] = value
+        path.write_text(json.dumps(line) + "\n" + json.dumps(record.to_json()) + "\n")
+        file = RecordFile(path)
+        assert [d.line for d in file.damage] in ([], [1]) and record in file.records
+        if file.damage:
+            assert field in str(file.damage[0])
+        if name != "target":  # a file of another target is refused as a whole
+            assert Lookup(path, target)(spec) == record.knobs
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"a":' * 5000 + b"1" + b"}" * 5000, b"\x00" * 4096, b"\xff\x01" * 50, b"7", b'"\\ud800"'],
+    ids=["deep", "nul", "binary", "number", "surrogate"],
+)
+def test_lines_of_nonsense_are_named_and_skipped(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    entries, damage = journal.read(path)
+    assert [entry for _, entry in entries] == [{"a": 1}, {"a": 2}]
+    assert [d.line for d in damage] == [2] and "unreadable" in damage[0].reason
+
+
+def test_a_full_disk_takes_no_part_of_a_line(tmp_path):
+    path = tmp_path / "r.jsonl"
+    journal.append(path, {"a": 1})
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, before[1]))
+    try:
+        with pytest.raises(TuningError, match=f"cannot write {path}: No space.* are free"):
+            journal.append(path, {"a": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TuningError, match="cannot write .*file/r.jsonl: "):
+        journal.append(tmp_path / "file" / "r.jsonl", {"a": 1})
+    with pytest.raises(TuningError, match="cannot write .*file: "):
+        journal.lock(tmp_path / "file" / "r.jsonl")
 
 
 def test_unknown_schema_and_fields_are_no_records(tmp_path, record):

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,116 @@ def test_faulty_candidates_cost_one_candidate_each(tmp_path, spec, target):
     assert state.search.exhausted and state.search.incumbent["prefetch"] in (0, 4096)
     details = {e["state"]: e.get("detail", "") for e in entries(session.log)}
     assert "SIGSEGV" in details["crashed"] and "oracle" in details["wrong"]
+
+
+class Killed:
+    """A worker that is killed under its n-th request; what it measures is made up."""
+
+    host = None
+
+    def __init__(self, deadly):
+        self.deadly, self.requests = deadly, 0
+
+    def measure(self, spec, rows, contenders, repeats):
+        self.requests += 1
+        if self.requests == self.deadly:
+            return Failure("crashed", "SIGKILL")
+        times = [[1.0 if c["prefetch"] == 4096 else 0.5] * max(1, repeats) for c in contenders]
+        return Measured(times, [(0.0, 1.0)] * len(contenders), {"cpu": "none"})
+
+    def kill(self):
+        pass
+
+    close = kill
+
+
+@pytest.mark.parametrize("deadly", [1, 2, 3, 4, 5])
+def test_a_killed_worker_costs_one_trial_at_most(tmp_path, spec, target, deadly):
+    """Under the default, a trial or the winner's last measurement."""
+    worker = Killed(deadly)
+    session = Session([Task(spec, "w", 1, 0)], target, tmp_path, [worker], space((0, 4096, 8192)))
+    (state,) = session.run(trials=2)
+    session.close()
+    assert state.default_seconds == 1.0 and state.record is not None
+    assert sum(state.failures.values()) == (deadly in (2, 3))
+
+
+def test_a_worker_that_is_killed_at_any_moment_is_replaced(tmp_path, spec, target):
+    """Signals from outside, while it starts, builds, measures or waits."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "for line in sys.stdin:\n"
+        "    time.sleep(0.02)\n"
+        "    many = len(json.loads(line).get('contenders', ()))\n"
+        "    print(json.dumps({'state': 'ok', 'errors': [[0, 1]] * many,"
+        " 'times': [[1.0] * 5] * many}), flush=True)\n"
+    )
+    stop, kills = threading.Event(), []
+
+    def hunt(worker):
+        while not stop.wait(random.uniform(0.01, 0.2)):
+            process = worker._process
+            if process is not None:
+                process.kill()
+                kills.append(process.pid)
+
+    with Worker("llvm", 20, (sys.executable, "-S", str(script))) as worker:
+        hunter = threading.Thread(target=hunt, args=(worker,))
+        hunter.start()
+        try:
+            answers = [worker.measure(spec, (1,), [{"prefetch": 0}], 5) for _ in range(60)]
+        except TuningError as error:  # killed three times in a row while it started
+            answers = []
+            assert "does not start" in str(error)
+        finally:
+            stop.set()
+            hunter.join()
+        failures = [a for a in answers if isinstance(a, Failure)]
+        assert all(f.kind == "crashed" for f in failures) and len(failures) <= len(kills)
+        assert isinstance(worker.measure(spec, (1,), [{"prefetch": 0}], 5), Measured)
+
+
+DAMAGE = {
+    "phase": [None, "x", {}],
+    "target": [None, {}],
+    "kernel": [None, [], "x"],
+    "knobs": [None, -1, [], {}, {"prefetch": "x"}, {"prefetch": 7}, {"prefetch": 4096, "a": 1}],
+    "state": [None, {}, [1]],
+    "against": [None, 1, {"prefetch": -1}],
+    "ratio": [None, -1, [], [1], [0.9, 0.0, 1.0], [1, 2, "x"], [float("nan")] * 3, ["x"] * 3],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_line_of_the_log_is_named_and_skipped(tmp_path, spec, target, name):
+    def session():
+        return Session([Task(spec, "w", 1, 0)], target, tmp_path, [], space((0, 4096, 8192)))
+
+    first = session()
+    (state,) = first.states
+    first.note(state, "default", state.space.default, seconds=1.0)
+    for prefetch in (0, 8192):
+        against = dict(state.space.default)
+        first.note(state, "trial", {"prefetch": prefetch}, against=against, ratio=(0.8, 0.9, 0.95))
+    first.note(state, "final", {"prefetch": 0}, "hung", detail="no answer")
+    first.close()
+    lines = first.log.read_text().splitlines()
+    for value in [*DAMAGE[name], ...]:
+        changed = json.loads(lines[1])
+        if value is ...:
+            del changed[name]
+        else:
+            changed[name] = value
+        text = json.dumps(changed)
+        first.log.write_text("\n".join([lines[0], text, *lines[2:]]) + "\n")
+        again = session()
+        again.close()
+        (state,) = again.states
+        assert [d.line for d in again.damage] == [2] and name in again.damage[0].reason
+        assert state.default_seconds == 1.0 and state.search.trials == 1
+        again.keep(state)
+        assert state.record is None
 
 
 def start_and_kill(tmp_path, log, moment):

@@ -10,12 +10,11 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TargetError
+from amx_tvm.scratch import scratch
 
 _DRIVER = "libcuda.so.1"
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
@@ -92,8 +91,8 @@ def _load_stub() -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         raise TargetError("building for CUDA needs a C compiler (cc or gcc); none was found")
-    with tempfile.TemporaryDirectory(prefix="amx-tvm-stub-") as folder:
-        source, library = Path(folder) / "stub.c", Path(folder) / _DRIVER
+    with scratch("amx-tvm-stub-") as folder:
+        source, library = folder / "stub.c", folder / _DRIVER
         source.write_text(_STUB)
         command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{_DRIVER}", "-o", str(library)]
         done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)

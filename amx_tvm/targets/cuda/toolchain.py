@@ -20,11 +20,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from amx_tvm.errors import TargetError
+from amx_tvm.scratch import scratch
 
 from . import driver
 from .gpus import gpu
@@ -120,8 +120,8 @@ def compile_source(
         )
     if nvcc is None:
         return _compile_nvrtc(code, arch, "ptx" if ptx else "cubin")
-    with tempfile.TemporaryDirectory(prefix="amx-tvm-nvcc-") as folder:
-        source, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+    with scratch("amx-tvm-nvcc-") as folder:
+        source, out = folder / "kernels.cu", folder / "kernels.cubin"
         source.write_text(code)
         kind = "compute" if ptx else "sm"
         gencode = [f"-gencode=arch=compute_{n},code={kind}_{n}" for n in numbers]
