@@ -1,0 +1,259 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""TensorIR of the kernels that choose tokens; their work is CUDA text.
+
+    choose       logits [m, vocab], options, tables -> tokens [ROWS] of the first m rows
+    logprobs     logits, options, tokens -> ids and values of the rows that ask for them
+    note_tokens  what a sequence has seen -> its table of counts
+
+All take fixed buffers, allocate nothing, and have a grid that depends on m alone, so a CUDA graph
+can hold them. `amx_tvm.runtime.choices` packs the options and says what the tables hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from amx_tvm.runtime.choices import ROWS, WORDS
+from amx_tvm.runtime.options import MOST_LOGPROBS
+from amx_tvm.targets.cuda.gpus import gpu
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
+
+from .row_text import ROW
+from .team_text import BINS
+
+SPLITS = 8  # blocks of a row where there are clusters
+_DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
+
+
+@dataclass(frozen=True)
+class Tables:
+    """How many there are of what options refer to, in device memory.
+
+    Attributes
+    ----------
+    counts : int
+        Tables of counts, int32 [vocab] each: how often a token was chosen; the sign is set where
+        the prompt has it. For rows with penalties.
+    masks : int
+        Masks, int32 [ceil(vocab / 32)] each: bit token % 32 of word token / 32 allows it.
+    biases : int
+        Entries of all lists of biases, int32 [2] each: a token, and the bits of a float32.
+    """
+
+    counts: int = 64
+    masks: int = ROWS
+    biases: int = 4096
+
+
+def _function(name: str, body: Callable[[], None], dependent: bool = False) -> tirx.PrimFunc:
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            attrs: dict = {"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8}
+            if dependent:
+                attrs["tirx.kernel_launch_params"] = [_DEPENDENT]
+            T.func_attr(attrs)
+            body()
+    return builder.get().without_attr("global_symbol")
+
+
+def _int32(name: str, *shape: int) -> tirx.Buffer:
+    return T.arg(name, T.Buffer(shape, "int32"))
+
+
+def _logits(vocab: int) -> tuple[tirx.Expr, tirx.Buffer]:
+    rows = tirx.Var("m", "int64")
+    return tirx.Cast("int32", rows), T.arg("logits", T.Buffer((rows, vocab), "float32"))
+
+
+def _start(buffer: tirx.Buffer) -> tirx.Expr:
+    return at(buffer, *[tirx.const(0, "int32")] * len(buffer.shape))
+
+
+def _floats(vocab: int, splits: int, threads: int) -> int:
+    """Shared memory of a block: AmxTable and, where there are clusters, its logits."""
+    table = 16 * 2 * splits + 32 * (3 * 8 + 4) + 4 * 4 * BINS + 8 + 8 * MOST_LOGPROBS
+    return table // 4 + (-(-vocab // (splits * threads)) * threads if splits > 1 else 0)
+
+
+def _shared(floats: int) -> tirx.Buffer:
+    """Dynamic shared memory; a store to a last element, used by nobody, keeps its size."""
+    shared = T.sblock_alloc_buffer((floats + 1,), "float32", scope="shared.dyn")
+    T.buffer_store(shared, tirx.const(0.0, "float32"), [floats])
+    return shared
+
+
+def _teams(name: str, rows: tirx.Expr, splits: int, threads: int, emit: Callable) -> None:
+    """Emit a grid of a team for each row."""
+    bindings = [
+        T.thread_binding(rows, thread="blockIdx.y"),
+        T.thread_binding(splits, thread="blockIdx.x"),
+        T.thread_binding(threads, thread="threadIdx.x"),
+    ]
+    if splits > 1:
+        bindings.insert(2, T.thread_binding(splits, thread="clusterCtaIdx.x"))
+    with T.frame_scope(bindings) as bound:
+        with T.sblock(name):
+            T.reads()
+            T.writes()
+            emit(bound[0], bound[1], bound[-1])
+
+
+def _shape(arch: str, threads: int | None) -> tuple[int, int]:
+    """Blocks of a team and threads of a block."""
+    clusters = gpu(arch).clusters
+    return (SPLITS if clusters else 1), threads or (BINS if clusters else 1024)
+
+
+def choose(
+    vocab: int,
+    arch: str,
+    tables: Tables = Tables(),  # noqa: B008 - frozen
+    *,
+    threads: int | None = None,
+    dependent: bool = False,
+) -> tirx.PrimFunc:
+    """Build the kernel that chooses a token for each row.
+
+    Arguments of the kernel, in order:
+
+    ======= ======== =================== ================================================
+    logits  float32  [m, vocab]          of the step; m at most ROWS
+    options int32    [ROWS, WORDS]       `choices.pack`'s, uploaded before it
+    counts  int32    [tables.counts, V]  one is added where a row with penalties chose
+    masks   int32    [tables.masks, V/32]
+    biases  int32    [tables.biases, 2]
+    tokens  int32    [ROWS]              out, the first m: a token, `choices.BROKEN` where logits
+                                         hold NaN or infinity, `choices.NOTHING` where a mask
+                                         leaves nothing; 0 where no request is
+    ======= ======== =================== ================================================
+
+    The last argument is the output, so `call_tir_inplace(choose, (logits, options, counts, masks,
+    biases, tokens), inplace_indices=[5], ...)` writes the fixed buffer that the next step's
+    embedding reads; that one must take max(token, 0). Where there are no clusters, rows with bias,
+    penalties or masks are changed in place in `logits`; elsewhere logits stay.
+
+    Parameters
+    ----------
+    vocab : int
+        Tokens, at most 262144 where there are no clusters.
+    arch : str
+        Architecture, such as "sm_90a".
+    tables : Tables
+        Sizes of what rows refer to.
+    threads : int, optional
+        Of a block, 512 to 1024; the default is the fastest that was measured.
+    dependent : bool
+        Programmatic dependent launch (sm_90 and later).
+    """
+    splits, threads = _shape(arch, threads)
+    floats = _floats(vocab, splits, threads)
+    team = f"{vocab}, {splits}, {threads}"
+    run = Intrinsic(
+        f"amx_choose_{vocab}_{splits}_{threads}_{int(dependent)}",
+        f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
+  amx_choose<{team}, {"true" if dependent else "false"}>(
+      shared, logits, options, counts, masks, biases, tokens, row, rank, tid);""",
+        (ROW,),
+        "void(float* shared, void* logits, const void* options, void* counts, const void* masks, "
+        "const void* biases, void* tokens, int row, int rank, int tid)",
+    )
+
+    def body() -> None:
+        rows, logits = _logits(vocab)
+        given = (
+            logits,
+            _int32("options", ROWS, WORDS),
+            _int32("counts", tables.counts, vocab),
+            _int32("masks", tables.masks, -(-vocab // 32)),
+            _int32("biases", tables.biases, 2),
+            _int32("tokens", ROWS),
+        )
+
+        def emit(row, rank, tid) -> None:  # noqa: ANN001
+            shared = _start(_shared(floats))
+            run(shared, *map(_start, given), row, rank, tid)
+
+        _teams("choose", rows, splits, threads, emit)
+
+    return _function("choose", body, dependent)
+
+
+def logprobs(vocab: int, arch: str, *, threads: int | None = None) -> tirx.PrimFunc:
+    """Build the kernel that notes log-probabilities, of the logits as the model gave them.
+
+    It may run at any time between `choose` and the next step, in the same graph or not. Arguments:
+    logits [m, vocab], options [ROWS, WORDS], tokens [ROWS] as `choose` left them; out ids int32
+    [ROWS, MOST_LOGPROBS], the most likely tokens, best first, as many as the row's options say, and
+    values float32 [ROWS, 1 + MOST_LOGPROBS], the chosen token's log-probability and theirs. Rows
+    that ask for none, or have no token, are not written. Parameters are `choose`'s.
+    """
+    splits, threads = _shape(arch, threads)
+    floats = _floats(vocab, splits, threads)
+    team = f"{vocab}, {splits}, {threads}"
+    run = Intrinsic(
+        f"amx_logprobs_{vocab}_{splits}_{threads}",
+        f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
+  amx_logprobs<{team}>(
+      shared, logits, options, tokens, ids, values, row, rank, tid);""",
+        (ROW,),
+        "void(float* shared, void* logits, const void* options, const void* tokens, void* ids, "
+        "void* values, int row, int rank, int tid)",
+    )
+
+    def body() -> None:
+        rows, logits = _logits(vocab)
+        given = (
+            logits,
+            _int32("options", ROWS, WORDS),
+            _int32("tokens", ROWS),
+            _int32("ids", ROWS, MOST_LOGPROBS),
+            T.arg("values", T.Buffer((ROWS, 1 + MOST_LOGPROBS), "float32")),
+        )
+
+        def emit(row, rank, tid) -> None:  # noqa: ANN001
+            shared = _start(_shared(floats))
+            run(shared, *map(_start, given), row, rank, tid)
+
+        _teams("logprobs", rows, splits, threads, emit)
+
+    return _function("logprobs", body)
+
+
+def note_tokens(vocab: int, tables: Tables = Tables()) -> tirx.PrimFunc:  # noqa: B008 - frozen
+    """Build the kernel that begins a table of counts.
+
+    Arguments: tokens int32 [n], n > 0, what the sequence holds; prompt, int64, how many of them,
+    the first ones, are the prompt; slot, int64, which table; counts int32 [tables.counts, vocab],
+    in place. All tokens must be below vocab.
+    """
+    threads = 1024
+    run = Intrinsic(
+        f"amx_note_tokens_{vocab}",
+        f"  amx_note_tokens<{vocab}, {threads}>(counts, slot, tokens, count, prompt, tid);",
+        (ROW,),
+        "void(void* counts, int slot, const void* tokens, int count, int prompt, int tid)",
+    )
+
+    def body() -> None:
+        count = tirx.Var("n", "int64")
+        tokens = T.arg("tokens", T.Buffer((count,), "int32"))
+        prompt = tirx.Cast("int32", T.arg("prompt", T.int64()))
+        slot = tirx.Cast("int32", T.arg("slot", T.int64()))
+        counts = _int32("counts", tables.counts, vocab)
+        bindings = [
+            T.thread_binding(1, thread="blockIdx.x"),
+            T.thread_binding(threads, thread="threadIdx.x"),
+        ]
+        with T.frame_scope(bindings) as (_, tid):
+            with T.sblock("note_tokens"):
+                T.reads()
+                T.writes()
+                run(_start(counts), slot, _start(tokens), tirx.Cast("int32", count), prompt, tid)
+
+    return _function("note_tokens", body)
