@@ -190,8 +190,9 @@ def on_cpu(text: str, functions: str, folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(out))
 
 
-def team_on_cpu(vocab: int, splits: int, threads: int, folder: Path) -> ctypes.CDLL:
+def team_on_cpu(vocab: int, splits: int, folder: Path) -> ctypes.CDLL:
     """The kernels of a vocabulary on the CPU: choose, logprobs and note_tokens, row by row."""
+    from relax_passes.kernels.cuda.choose.kernels import THREADS as threads  # noqa: N811
     from relax_passes.kernels.cuda.choose.row_text import ROW
 
     team, where = f"{vocab}, {splits}, {threads}", f"i / {threads}, i % {threads}"

@@ -18,6 +18,8 @@
 using std::max;
 using std::min;
 struct int2 { int x, y; };
+struct uint2 { unsigned x, y; };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 
 struct Barrier {
   int count = 0, arrived = 0, generation = 0;
@@ -99,11 +101,15 @@ static void run_team(int count, int threads, std::function<void(int)> each) {
 static float* shared_of(int rank) { return (float*)&shared_memory[rank * SHARED]; }
 
 #define AMX_CLUSTER_SYNC
+#define AMX_CLUSTER_ARRIVE
+#define AMX_CLUSTER_WAIT
 #define AMX_LAUNCH_DEPENDENTS
 #define AMX_WAIT_PREREQUISITES
 #define AMX_PEER_OF
 #define AMX_EXP2
 inline void amx_cluster_sync() { cluster.wait(); }
+inline void amx_cluster_arrive() {}
+inline void amx_cluster_wait() { cluster.wait(); }
 inline void amx_launch_dependents() {}
 inline void amx_wait_prerequisites() {}
 template <class T>

@@ -37,16 +37,16 @@ def test_kernels_compile(arch, vocab):
     assert ("mapa.u64" in text) == ("barrier.cluster.arrive" in text) == clusters
     assert ("griddepcontrol.wait" in text) == clusters
     for name, used in resources(code, arch).items():
-        assert not used.spilled and used.registers <= 64, name
+        assert not used.spilled and used.registers <= (64 if clusters else 128), name
     # two blocks of 64 thousand bytes of logits beside their tables on a multiprocessor
-    floats = kernels._floats(vocab, *kernels._shape(arch, None))
+    floats = kernels._floats(vocab, kernels.SPLITS if clusters else 1)
     assert 2 * (4 * floats + 1024) <= gpu(arch).shared_bytes
 
 
-@pytest.fixture(scope="module", params=[(2, 512), (1, 1024)], ids=["cluster", "block"])
+@pytest.fixture(scope="module", params=[2, 1], ids=["cluster", "block"])
 def library(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("choose")
-    return choosing.team_on_cpu(VOCAB, *request.param, folder)
+    return choosing.team_on_cpu(VOCAB, request.param, folder)
 
 
 def choose(library, rows: list[Row], seed: int) -> tuple[choosing.Step, np.ndarray]:

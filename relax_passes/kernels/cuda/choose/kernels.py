@@ -27,6 +27,7 @@ from .row_text import ROW
 from .team_text import BINS
 
 SPLITS = 8  # blocks of a row where there are clusters
+THREADS = BINS  # of a block
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
 
 
@@ -75,10 +76,11 @@ def _start(buffer: tirx.Buffer) -> tirx.Expr:
     return at(buffer, *[tirx.const(0, "int32")] * len(buffer.shape))
 
 
-def _floats(vocab: int, splits: int, threads: int) -> int:
+def _floats(vocab: int, splits: int) -> int:
     """Shared memory of a block: AmxTable and, where there are clusters, its logits."""
     table = 16 * 2 * splits + 32 * (3 * 8 + 4) + 4 * 4 * BINS + 8 + 8 * MOST_LOGPROBS
-    return table // 4 + (-(-vocab // (splits * threads)) * threads if splits > 1 else 0)
+    chunk = -(-vocab // (4 * splits * THREADS)) * 4 * THREADS
+    return table // 4 + (chunk if splits > 1 else 0)
 
 
 def _shared(floats: int) -> tirx.Buffer:
@@ -88,12 +90,12 @@ def _shared(floats: int) -> tirx.Buffer:
     return shared
 
 
-def _teams(name: str, rows: tirx.Expr, splits: int, threads: int, emit: Callable) -> None:
+def _teams(name: str, rows: tirx.Expr, splits: int, emit: Callable) -> None:
     """Emit a grid of a team for each row."""
     bindings = [
         T.thread_binding(rows, thread="blockIdx.y"),
         T.thread_binding(splits, thread="blockIdx.x"),
-        T.thread_binding(threads, thread="threadIdx.x"),
+        T.thread_binding(THREADS, thread="threadIdx.x"),
     ]
     if splits > 1:
         bindings.insert(2, T.thread_binding(splits, thread="clusterCtaIdx.x"))
@@ -104,18 +106,11 @@ def _teams(name: str, rows: tirx.Expr, splits: int, threads: int, emit: Callable
             emit(bound[0], bound[1], bound[-1])
 
 
-def _shape(arch: str, threads: int | None) -> tuple[int, int]:
-    """Blocks of a team and threads of a block."""
-    clusters = gpu(arch).clusters
-    return (SPLITS if clusters else 1), threads or (BINS if clusters else 1024)
-
-
 def choose(
     vocab: int,
     arch: str,
     tables: Tables = Tables(),  # noqa: B008 - frozen
     *,
-    threads: int | None = None,
     dependent: bool = False,
 ) -> tirx.PrimFunc:
     """Build the kernel that chooses a token for each row.
@@ -146,16 +141,13 @@ def choose(
         Architecture, such as "sm_90a".
     tables : Tables
         Sizes of what rows refer to.
-    threads : int, optional
-        Of a block, 512 to 1024; the default is the fastest that was measured.
     dependent : bool
         Programmatic dependent launch (sm_90 and later).
     """
-    splits, threads = _shape(arch, threads)
-    floats = _floats(vocab, splits, threads)
-    team = f"{vocab}, {splits}, {threads}"
+    splits = SPLITS if gpu(arch).clusters else 1
+    floats, team = _floats(vocab, splits), f"{vocab}, {splits}, {THREADS}"
     run = Intrinsic(
-        f"amx_choose_{vocab}_{splits}_{threads}_{int(dependent)}",
+        f"amx_choose_{vocab}_{splits}_{int(dependent)}",
         f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
   amx_choose<{team}, {"true" if dependent else "false"}>(
       shared, logits, options, counts, masks, biases, tokens, row, rank, tid);""",
@@ -179,12 +171,12 @@ def choose(
             shared = _start(_shared(floats))
             run(shared, *map(_start, given), row, rank, tid)
 
-        _teams("choose", rows, splits, threads, emit)
+        _teams("choose", rows, splits, emit)
 
     return _function("choose", body, dependent)
 
 
-def logprobs(vocab: int, arch: str, *, threads: int | None = None) -> tirx.PrimFunc:
+def logprobs(vocab: int, arch: str) -> tirx.PrimFunc:
     """Build the kernel that notes log-probabilities, of the logits as the model gave them.
 
     It may run at any time between `choose` and the next step, in the same graph or not. Arguments:
@@ -193,11 +185,10 @@ def logprobs(vocab: int, arch: str, *, threads: int | None = None) -> tirx.PrimF
     values float32 [ROWS, 1 + MOST_LOGPROBS], the chosen token's log-probability and theirs. Rows
     that ask for none, or have no token, are not written. Parameters are `choose`'s.
     """
-    splits, threads = _shape(arch, threads)
-    floats = _floats(vocab, splits, threads)
-    team = f"{vocab}, {splits}, {threads}"
+    splits = SPLITS if gpu(arch).clusters else 1
+    floats, team = _floats(vocab, splits), f"{vocab}, {splits}, {THREADS}"
     run = Intrinsic(
-        f"amx_logprobs_{vocab}_{splits}_{threads}",
+        f"amx_logprobs_{vocab}_{splits}",
         f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
   amx_logprobs<{team}>(
       shared, logits, options, tokens, ids, values, row, rank, tid);""",
@@ -220,7 +211,7 @@ def logprobs(vocab: int, arch: str, *, threads: int | None = None) -> tirx.PrimF
             shared = _start(_shared(floats))
             run(shared, *map(_start, given), row, rank, tid)
 
-        _teams("logprobs", rows, splits, threads, emit)
+        _teams("logprobs", rows, splits, emit)
 
     return _function("logprobs", body)
 

@@ -23,16 +23,11 @@ enum {{ {_FLAGS}, AMX_EDITED = AMX_PENALIZES | AMX_BIASED | AMX_MASKED }};
 constexpr int AMX_BROKEN = {choices.BROKEN}, AMX_NOTHING = {choices.NOTHING};
 """
     r"""
-__device__ __forceinline__ unsigned long long amx_key(float v, int token) {
-  return (unsigned long long)amx_order(v) << 32 | (0xffffffffu - (unsigned)token);
-}
-__device__ __forceinline__ int amx_token_of(unsigned long long key) { return (int)(0xffffffffu - (unsigned)key); }
-
-// What the options make of the row: bias, penalties, and what may not be chosen at -inf.
+// Make of the row what the options say, bias, penalties, and -inf for what may not be chosen; returns
+// the largest key.
 template <class Team>
-__device__ __forceinline__ void amx_edit(Team& team, const AmxChoice& o, const float* row, const int* seen,
-                                         const int* mask, const int2* biases) {
-  team.each_of(row, [&](float v, int i) { team.x[i] = v; });
+__device__ __forceinline__ unsigned long long amx_edit(Team& team, const AmxChoice& o, const int* seen,
+                                                       const int* mask, const int2* biases) {
   __syncthreads();
   if (o.flags & AMX_BIASED) {
     for (int n = team.tid; n < o.bias_count; n += Team::WARPS * 32) {
@@ -42,19 +37,33 @@ __device__ __forceinline__ void amx_edit(Team& team, const AmxChoice& o, const f
     }
     __syncthreads();
   }
-  if (!(o.flags & (AMX_PENALIZES | AMX_MASKED))) return;
-  team.each([&](float v, int token) {
-    if (o.flags & AMX_PENALIZES) {
-      const int made = seen[token];  // how often; the sign says that the prompt has it
-      if (made) v = v > 0.f ? __fdiv_rn(v, o.repetition_penalty) : __fmul_rn(v, o.repetition_penalty);
-      if (made & 0x7fffffff) {
-        v = __fsub_rn(v, o.presence_penalty);
-        v = __fsub_rn(v, __fmul_rn(o.frequency_penalty, (float)(made & 0x7fffffff)));
-      }
+  unsigned largest = 0;
+  int best = 0;
+  team.each([&](const float (&values)[4], int from) {
+    int made[4] = {0, 0, 0, 0};  // how often each was chosen; the sign says that the prompt has it
+    bool allowed[4] = {true, true, true, true};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int token = min(from + 32 * j, Team::LAST);
+      if (o.flags & AMX_PENALIZES) made[j] = seen[token];
+      if (o.flags & AMX_MASKED) allowed[j] = (unsigned)mask[token >> 5] >> (token & 31) & 1;
     }
-    if (o.flags & AMX_MASKED && !((unsigned)mask[token >> 5] >> (token & 31) & 1)) v = __uint_as_float(0xff800000u);
-    team.x[token - team.first] = v + 0.f;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float v = values[j];
+      if (made[j]) v = v > 0.f ? __fdiv_rn(v, o.repetition_penalty) : __fmul_rn(v, o.repetition_penalty);
+      if (made[j] & 0x7fffffff) {
+        v = __fsub_rn(v, o.presence_penalty);
+        v = __fsub_rn(v, __fmul_rn(o.frequency_penalty, (float)(made[j] & 0x7fffffff)));
+      }
+      v = allowed[j] ? v + 0.f : __uint_as_float(0xff800000u);
+      const int token = from + 32 * j, i = token - team.first;
+      if (i < team.count) team.x[i] = v;
+      const unsigned order = amx_order(v);
+      if (order > largest) { largest = order; best = token; }
+    }
   });
+  return amx_key(largest, best);
 }
 
 template <int VOCAB, int SPLITS, int THREADS, bool DEPENDENT>
@@ -64,26 +73,21 @@ __device__ __forceinline__ void amx_choose(float* shared, void* logits, const vo
   if (DEPENDENT) amx_launch_dependents();
   float* values = (float*)logits + (long long)row * VOCAB;
   AmxTeam<VOCAB, SPLITS, THREADS> team(shared, values, rank, tid);
+  team.arrive();
   team.clear();
-  team.sync();  // nobody writes to a block that has not begun
   if (DEPENDENT) amx_wait_prerequisites();
   const AmxChoice o = ((const AmxChoice*)options)[row];
   int* seen = (int*)counts + (long long)o.counts * VOCAB;
 
   if (!(o.flags & AMX_LIVE)) {
     if (rank + tid == 0) ((int*)tokens)[row] = 0;
+    team.await();
     return;
   }
-  unsigned long long best = 0;
-  if (o.flags & AMX_EDITED) {
-    amx_edit(team, o, values, seen, (const int*)masks + (long long)o.mask * ((VOCAB + 31) / 32), (const int2*)biases);
-    team.each([&](float v, int token) { best = max(best, amx_key(v, token)); });
-  } else {
-    team.each_of(values, [&](float v, int i) {
-      if (SPLITS > 1 && o.flags & AMX_DRAWS) team.x[i] = v;
-      best = max(best, amx_key(v, team.first + i));
-    });
-  }
+  unsigned long long best = o.flags & (AMX_EDITED | AMX_DRAWS) ? team.template read<true>(values) : team.template read<false>(values);
+  if (o.flags & AMX_EDITED)
+    best = amx_edit(team, o, seen, (const int*)masks + (long long)o.mask * ((VOCAB + 31) / 32), (const int2*)biases);
+  team.await();
   best = team.largest(best);
   const unsigned order = (unsigned)(best >> 32);
   int token = amx_token_of(best), chooser = 0;  // the thread that tells it
@@ -100,7 +104,7 @@ __device__ __forceinline__ void amx_choose(float* shared, void* logits, const vo
         bound = find.search(bound, by_mass, by_mass ? o.top_p : (double)o.top_k);
     token = find.locate([&](float v, int t) {
       const float w = find.weight(find.depth(v));
-      return find.keeps(bound, v, t) && w >= o.min_p ? w : 0.f;
+      return find.keeps(bound, v, t) & (w >= o.min_p) ? w : 0.f;
     }, true, o.uniform);
     chooser = token >= 0 ? rank << 10 | tid : -1;
   }
@@ -119,17 +123,17 @@ __device__ __forceinline__ void amx_logprobs(float* shared, void* logits, const 
   if (o.logprobs < 0 || chosen < 0 || !(o.flags & AMX_LIVE)) return;  // the whole team
   float* raw = (float*)logits + (long long)row * VOCAB;
   AmxTeam<VOCAB, SPLITS, THREADS> team(shared, raw, rank, tid);
+  team.arrive();
   team.clear();
-  team.sync();
-  unsigned long long best = 0;
-  team.each_of(raw, [&](float v, int i) {
-    if (SPLITS > 1) team.x[i] = v;
-    best = max(best, amx_key(v, team.first + i));
-  });
+  const unsigned long long best = team.template read<true>(raw);
+  team.await();
   const float top = amx_ordered((unsigned)(team.largest(best) >> 32));
   AmxSearch<VOCAB, SPLITS, THREADS> find = {team, top, AMX_STEPS};
   float part = 0.f;
-  team.each([&](float v, int) { part += find.weight(find.depth(v)); });
+  team.each([&](const float (&v)[4], int) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) part += find.weight(find.depth(v[j]));
+  });
   const double total = log(team.over_team((double)part));
 
   AmxTable<SPLITS>* table = team.table;
@@ -137,8 +141,11 @@ __device__ __forceinline__ void amx_logprobs(float* shared, void* logits, const 
   if (count > 0) {
     const AmxBound bound = count < VOCAB ? find.search(find.everything(), false, (double)count) : find.everything();
     AmxTable<SPLITS>* first = SPLITS > 1 ? amx_peer_of(table, 0) : table;
-    team.each([&](float v, int token) {
-      if (find.keeps(bound, v, token)) first->list[atomicAdd(&first->listed, 1)] = amx_key(v, token);
+    team.each([&](const float (&v)[4], int token) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (find.keeps(bound, v[j], token + 32 * j))
+          first->list[atomicAdd(&first->listed, 1)] = amx_key(amx_order(v[j]), token + 32 * j);
     });
   }
   team.sync();

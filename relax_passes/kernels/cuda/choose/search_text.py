@@ -42,7 +42,7 @@ struct AmxSearch {
     return AmxBound{AMX_REST, __uint_as_float(0xff800000u), 0x7fffffff};
   }
   __device__ __forceinline__ bool keeps(const AmxBound& b, float v, int token) const {
-    return v >= b.floor && bin(depth(v)) <= b.bin && (v > b.floor || token <= b.index);
+    return (v >= b.floor) & (bin(depth(v)) <= b.bin) & ((v > b.floor) | (token <= b.index));
   }
   __device__ __forceinline__ static AmxBound stricter(const AmxBound& a, const AmxBound& b) {
     if (a.bin != b.bin) return a.bin < b.bin ? a : b;
@@ -59,62 +59,51 @@ struct AmxSearch {
     return amx_order((float)((double)top - b / (double)scale * (1 - 1e-6))) + 1;
   }
 
+  // Where in a running sum over the lanes, behind `base`, `point` lies, or that share of the whole
+  // sum: a lane, the last one with something if rounding puts the point behind it; the sum before it.
+  struct Place { int lane; double before, point; bool some, passed; double after; };
+  __device__ __forceinline__ Place place(double part, double base, double point, bool share = false) const {
+    const double upto = amx_sum_up_to(part, team.lane), all = __shfl_sync(AMX_ALL, upto, 31);
+    if (share) point *= all;
+    const unsigned some = __ballot_sync(AMX_ALL, part > 0);
+    const unsigned passed = __ballot_sync(AMX_ALL, part > 0 && base + upto > point);
+    const int lane = passed ? __ffs(passed) - 1 : 31 - __clz(some | 1u);
+    return Place{lane, base + __shfl_sync(AMX_ALL, upto - part, lane), point, some != 0, passed != 0, base + all};
+  }
   // The token at which the running sum of amount(logit, token) passes `point`, or that share of the
   // whole sum; never one without an amount. The lane that has it gets it, all others -1.
   template <class Amount>
   __device__ __forceinline__ int locate(Amount amount, bool share, double point) {
-    constexpr int SEGMENT = Team::SEGMENT, WARPS = Team::WARPS, TILES = SEGMENT / 32;
+    const int lane = team.lane, from = team.warp * Team::SEGMENT;
     float part = 0.f;
-    team.each([&](float v, int token) { part += amount(v, token); });
+    team.each([&](const float (&v)[4], int token) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) part += amount(v[j], token + 32 * j);
+    });
     const double mine = team.over_block((double)part);
     team.meet(amx_as_word(mine), 0);
-    if (share) {
-      double all = 0;
-      for (int r = 0; r < SPLITS; ++r) all += amx_as_double(team.mail(r).a);
-      point *= all;
-    }
-    double base = 0;
-    if (select([&](int r) { return amx_as_double(team.mail(r).a); }, SPLITS, point, base) != team.rank) return -1;
-    const int warp = select([&](int w) { return team.table->warps[w]; }, WARPS, point, base);
-    if (warp != team.warp) return -1;
+    Place found = place(lane < SPLITS ? amx_as_double(team.mail(min(lane, SPLITS - 1)).a) : 0.0, 0.0, point, share);
+    if (found.lane != team.rank) return -1;
+    found = place(lane < Team::WARPS ? team.table->warps[lane] : 0.0, found.before, found.point);
+    if (found.lane != team.warp) return -1;
 
-    const int lane = team.lane, from = warp * SEGMENT;
-    auto amount_at = [&](int i) { return from + i < team.count ? amount(team.x[from + i], team.first + from + i) : 0.f; };
+    auto amount_at = [&](int i) { return amount(team.at(from + i), team.first + from + i); };
     int tile = 0;
-    double before = base, upto = base;
-    for (int group = 0; group < TILES; group += 32) {  // a lane has 32 tokens, in an order that spreads over banks
+    double before = found.before, upto = found.before;
+    point = found.point;
+    for (int group = 0; group < Team::TILES; group += 32) {  // a tile a lane, begun anywhere to spread over banks
       float sum = 0.f;
-      if (group + lane < TILES)
+      if (group + lane < Team::TILES) {
+#pragma unroll 4
         for (int k = 0; k < 32; ++k) sum += amount_at((group + lane) * 32 + ((k + lane) & 31));
-      const double reached = amx_sum_up_to((double)sum, lane);
-      const unsigned some = __ballot_sync(AMX_ALL, sum > 0.f);
-      const unsigned passed = __ballot_sync(AMX_ALL, sum > 0.f && upto + reached > point);
-      const int found = passed ? __ffs(passed) - 1 : 31 - __clz(some | 1u);
-      const double at_found = __shfl_sync(AMX_ALL, reached - (double)sum, found);
-      if (some) { tile = group + found; before = upto + at_found; }
-      if (passed) break;
-      upto += __shfl_sync(AMX_ALL, reached, 31);
+      }
+      found = place(sum, upto, point);
+      if (found.some) { tile = group + found.lane; before = found.before; }
+      if (found.passed) break;
+      upto = found.after;
     }
-    const float one = amount_at(tile * 32 + lane);
-    const double reached = amx_sum_up_to((double)one, lane);
-    const unsigned some = __ballot_sync(AMX_ALL, one > 0.f);
-    const unsigned passed = __ballot_sync(AMX_ALL, one > 0.f && before + reached > point);
-    const int found = passed ? __ffs(passed) - 1 : 31 - __clz(some | 1u);
-    return lane == found ? team.first + from + tile * 32 + lane : -1;
-  }
-  // Which of some sums the point lies in, the last one that is not 0 if rounding puts it behind;
-  // `base` becomes the sum of those before.
-  template <class Sum>
-  __device__ __forceinline__ static int select(Sum sum, int count, double point, double& base) {
-    int found = -1;
-    double upto = base, before = base;
-    for (int i = 0; i < count; ++i) {
-      const double s = sum(i);
-      if (s > 0) { found = i; before = upto; upto += s; }
-      if (s > 0 && upto > point) break;
-    }
-    base = before;
-    return found;
+    found = place(amount_at(tile * 32 + lane), before, point);
+    return lane == found.lane ? team.first + from + tile * 32 + lane : -1;
   }
 
   // Keep the first `goal` tokens, or (by mass) the fewest first ones with that share of the mass.
@@ -131,27 +120,31 @@ struct AmxSearch {
       team.turn ^= 1;
       float part = 0.f;
       const float lowest_ = level ? amx_ordered(base) : inside.floor;
-      team.each([&](float v, int token) {
-        if (!(v >= lowest_)) return;
-        const float d = depth(v);
-        const int b = bin(d);
-        int digit = b;
-        if (level) {
-          const unsigned k = (amx_order(v) - base) >> shift;
-          if (b != bin_ || k >= AMX_BINS) return;
-          digit = AMX_BINS - 1 - (int)k;
+      team.each([&](const float (&v)[4], int token) {
+        if (level && fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])) < lowest_) return;
+        int digit[4];
+        float scaled[4];  // so that octaves are alike
+        bool counts[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float d = depth(v[j]), w = weight(d);
+          const int b = bin(d);
+          const bool kept = keeps(inside, v[j], token + 32 * j);
+          const unsigned k = (amx_order(v[j]) - base) >> shift;
+          digit[j] = level ? AMX_BINS - 1 - (int)k : b;
+          counts[j] = kept & (level ? (b == bin_) & (k < AMX_BINS) : (b < AMX_REST) & (w >= least));
+          scaled[j] = w * __int_as_float((127 + 27 + (b >> 4)) << 23);
+          part += kept ? w : 0.f;
         }
-        if (!keeps(inside, v, token)) return;
-        unsigned q = 1;
-        if (by_mass) {
-          const float w = weight(d);
-          part += w;
-          if (!level && w < least) return;
-          q = (unsigned)__float2int_rn(w * __int_as_float((127 + 27 + (b >> 4)) << 23));
+        if (!(counts[0] | counts[1] | counts[2] | counts[3])) return;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (!counts[j]) continue;
+          const unsigned q = by_mass ? (unsigned)__float2int_rn(scaled[j]) : 1;
+          uint2* to = &table->bins[turn][digit[j]];
+          atomicAdd(&to->x, q & 0x3fffu);
+          if (q >> 14) atomicAdd(&to->y, q >> 14);
         }
-        if (!level && b == AMX_REST) return;
-        if (q & 0x3fffu) atomicAdd(&table->low[turn][digit], q & 0x3fffu);
-        if (q >> 14) atomicAdd(&table->high[turn][digit], q >> 14);
       });
       if (level || !by_mass) team.sync(); else goal *= team.over_team((double)part);
 
@@ -159,11 +152,11 @@ struct AmxSearch {
       if (tid < AMX_BINS) {
 #pragma unroll
         for (int r = 0; r < SPLITS; ++r) {
-          const unsigned *low = &table->low[turn][tid], *high = &table->high[turn][tid];
-          if (SPLITS > 1) { low = amx_peer_of(low, r); high = amx_peer_of(high, r); }
-          amount_ += *low + ((unsigned long long)*high << 14);
+          const uint2* from = &table->bins[turn][tid];
+          const uint2 bin = SPLITS > 1 ? *amx_peer_of(from, r) : *from;
+          amount_ += bin.x + ((unsigned long long)bin.y << 14);
         }
-        table->low[turn ^ 1][tid] = table->high[turn ^ 1][tid] = 0;
+        table->bins[turn ^ 1][tid] = make_uint2(0, 0);
       }
       const int octave = (level ? bin_ : tid) >> 4;
       double amount = (double)amount_;
@@ -183,9 +176,9 @@ struct AmxSearch {
         table->amount[team.warp] = amount;
       }
       __syncthreads();
-      int warp = 0;
-      while (warp < AMX_BINS / 32 && table->first[warp] == AMX_BINS) ++warp;
-      if (warp == AMX_BINS / 32) {  // the rest, or rounding
+      const unsigned warps = __ballot_sync(AMX_ALL, lane < AMX_BINS / 32 && table->first[lane] < AMX_BINS);
+      const int warp = __ffs(warps) - 1;
+      if (warp < 0) {  // the rest, or rounding
         if (level) return stricter(inside, AmxBound{bin_, amx_ordered(base), 0x7fffffff});
         bin_ = AMX_REST;
         above = all;

@@ -2,9 +2,9 @@
 """CUDA text of a team: the blocks of a cluster that work on one row of logits together.
 
 Block `rank` has the tokens [rank * CHUNK, (rank + 1) * CHUNK) of the vocabulary, warp w of it the
-SEGMENT tokens from w * SEGMENT on, 32 neighbours at a time: vocabulary order is that of ranks, of
-warps, of turns and of lanes. The block keeps its logits in shared memory. Where there are no
-clusters a team is one block and its logits stay where they are.
+SEGMENT tokens from w * SEGMENT on, tiles of 32 neighbours: vocabulary order is that of ranks, of
+warps, of tiles and of lanes. The block keeps its logits in shared memory, -inf beyond the end of the
+vocabulary. Where there are no clusters a team is one block and its logits stay where they are.
 
 Blocks meet: each writes two words into a mailbox of all others, then all wait for all. Mailboxes
 come in pairs that are used in turns, so a word is not written over before all have read it. What a
@@ -17,7 +17,9 @@ from __future__ import annotations
 from amx_tvm.runtime.options import MOST_LOGPROBS
 from relax_passes.kernels.cuda.intrinsics.base import Source
 from relax_passes.kernels.cuda.intrinsics.sync import (
+    CLUSTER_ARRIVE,
     CLUSTER_SYNC,
+    CLUSTER_WAIT,
     LAUNCH_DEPENDENTS,
     WAIT_PREREQUISITES,
 )
@@ -67,6 +69,11 @@ __device__ __forceinline__ unsigned amx_order(float v) {
 __device__ __forceinline__ float amx_ordered(unsigned order) {
   return __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
 }
+// A key orders by logit and, of equals, puts the lower token first.
+__device__ __forceinline__ unsigned long long amx_key(unsigned order, int token) {
+  return (unsigned long long)order << 32 | (0xffffffffu - (unsigned)token);
+}
+__device__ __forceinline__ int amx_token_of(unsigned long long key) { return (int)(0xffffffffu - (unsigned)key); }
 __device__ __forceinline__ double amx_sum_of_warp(double v) {
 #pragma unroll
   for (int mask = 16; mask; mask >>= 1) v += __shfl_xor_sync(AMX_ALL, v, mask);
@@ -91,7 +98,7 @@ struct AmxTable {
   double warps[32];            // a value of every warp
   double above[32], amount[32];  // of the bin that a warp has found
   int first[32];
-  unsigned low[2][AMX_BINS], high[2][AMX_BINS];  // histograms, used in turns
+  uint2 bins[2][AMX_BINS];     // histograms, used in turns: low and high part
   int index;                   // what one lane of the team has found
   int listed;
   unsigned long long list[AMX_MOST_LOGPROBS];
@@ -100,8 +107,9 @@ struct AmxTable {
 template <int VOCAB, int SPLITS, int THREADS>
 struct AmxTeam {
   static constexpr int WARPS = THREADS / 32;
-  static constexpr int SEGMENT = (VOCAB + SPLITS * THREADS - 1) / (SPLITS * THREADS) * 32;
-  static constexpr int CHUNK = SEGMENT * WARPS;
+  static constexpr int TILES = (VOCAB + 4 * SPLITS * THREADS - 1) / (4 * SPLITS * THREADS) * 4;
+  static constexpr int SEGMENT = 32 * TILES;
+  static constexpr int CHUNK = SEGMENT * WARPS, LAST = VOCAB - 1;
   static_assert(THREADS >= AMX_BINS && (long long)CHUNK <= 1 << 18, "sums of a histogram do not fit");
 
   AmxTable<SPLITS>* table;
@@ -166,31 +174,59 @@ struct AmxTeam {
     for (int r = 0; r < SPLITS; ++r) key = max(key, mail(r).a);
     return key;
   }
-  // Call f(logit, its token) for all that are this thread's.
+  // The logit at a place of x, also of one beyond the end.
+  __device__ __forceinline__ float at(int i) const {
+    if (SPLITS > 1) return x[i];
+    return i < count ? x[i] + 0.f : __uint_as_float(0xff800000u);
+  }
+  // Call f(v, token) for all that are this thread's, four at a time: v[j] is the logit of
+  // token + 32 j. What f computes of the four is to be without branches.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
-    const int from = warp * SEGMENT + lane, end = min(count, (warp + 1) * SEGMENT);
-#pragma unroll 4
-    for (int i = from; i < end; i += 32) f(x[i], first + i);
-  }
-  // Call f(logit, its place in x) for all that are this thread's, read from the row in device memory.
-  template <class F>
-  __device__ __forceinline__ void each_of(const float* row, F f) const {
-    const int from = warp * SEGMENT + lane, end = min(count, (warp + 1) * SEGMENT);
-    for (int i = from; i < end; i += 256) {
-      float v[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = i + 32 * j < end ? row[first + i + 32 * j] : 0.f;
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        if (i + 32 * j < end) f(v[j] + 0.f, i + 32 * j);  // -0 becomes 0, so equals are alike
+#pragma unroll 2
+    for (int tile = 0; tile < TILES; tile += 4) {
+      const int i = warp * SEGMENT + tile * 32 + lane;
+      const float v[4] = {at(i), at(i + 32), at(i + 64), at(i + 96)};
+      f(v, first + i);
     }
   }
+  // Read the row; equals become alike (0 and -0). Returns the largest key.
+  template <bool KEEP>
+  __device__ __forceinline__ unsigned long long read(const float* row) {
+    unsigned largest = 0;
+    int token = 0;
+#pragma unroll 4
+    for (int tile = 0; tile < TILES; tile += 4) {
+      const int i = warp * SEGMENT + tile * 32 + lane;
+      float v[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[j] = i + 32 * j < count ? row[first + i + 32 * j] : __uint_as_float(0xff800000u);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float value = v[j] + 0.f;
+        if (KEEP && SPLITS > 1) x[i + 32 * j] = value;
+        const unsigned order = amx_order(value);
+        if (order > largest) { largest = order; token = first + i + 32 * j; }
+      }
+    }
+    return amx_key(largest, token);
+  }
   __device__ __forceinline__ void clear() {
-    for (int i = tid; i < 2 * AMX_BINS; i += THREADS) table->low[0][i] = table->high[0][i] = 0;
+    for (int i = tid; i < 2 * AMX_BINS; i += THREADS) table->bins[0][i] = make_uint2(0, 0);
     if (tid == 0) table->listed = 0;
   }
+  // Nobody writes to the shared memory of a block that has not begun.
+  __device__ __forceinline__ void arrive() const { if (SPLITS > 1) amx_cluster_arrive(); }
+  __device__ __forceinline__ void await() const { if (SPLITS > 1) amx_cluster_wait(); else __syncthreads(); }
 };
 """,
-    (CLUSTER_SYNC, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES, PEER_OF, EXP2),
+    (
+        CLUSTER_ARRIVE,
+        CLUSTER_WAIT,
+        CLUSTER_SYNC,
+        LAUNCH_DEPENDENTS,
+        WAIT_PREREQUISITES,
+        PEER_OF,
+        EXP2,
+    ),
 )

@@ -52,6 +52,21 @@ CLUSTER_SYNC = Intrinsic(
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif""",
 )
+# The same in two halves, for what does not depend on the others.
+CLUSTER_ARRIVE = Intrinsic(
+    "amx_cluster_arrive",
+    r"""
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif""",
+)
+CLUSTER_WAIT = Intrinsic(
+    "amx_cluster_wait",
+    r"""
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif""",
+)
 # All are there; says nothing of what they wrote.
 CLUSTER_MEET = Intrinsic(
     "amx_cluster_meet",
