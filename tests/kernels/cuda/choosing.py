@@ -153,13 +153,13 @@ def samplings(rng: np.random.Generator, vocab: int) -> Sampling:
         temperature=float(pick([0.0, 1e-3, 0.3, 0.7, 1.0, 1.5, 40.0])),
         top_k=int(pick([0, 0, 1, 2, 7, 50, 1000, vocab - 1, vocab + 5])),
         top_p=float(pick([1.0, 1.0, 1e-4, 0.1, 0.5, 0.9, 0.95, 0.9999])),
-        min_p=float(pick([0.0, 0.0, 0.0, 0.01, 0.3, 1.0])),
+        min_p=float(pick([0.0, 0.0, 0.0, 0.01, 0.3, 0.9])),
     )
 
 
 def some_logits(rng: np.random.Generator, vocab: int, kind: int | None = None) -> np.ndarray:
-    """Logits of one of 8 kinds: like a model's, flat, peaked, with ties, masked, huge."""
-    kind = int(rng.integers(8)) if kind is None else kind
+    """Logits of one of 9 kinds: like a model's, flat, peaked, with ties, masked, huge."""
+    kind = int(rng.integers(9)) if kind is None else kind
     x = rng.standard_normal(vocab).astype(np.float32) * np.float32(2)
     if kind == 1:  # a few stand out
         x[rng.integers(0, vocab, 20)] += rng.exponential(8, 20).astype(np.float32)
@@ -175,6 +175,8 @@ def some_logits(rng: np.random.Generator, vocab: int, kind: int | None = None) -
         x *= np.float32(1e4)
     elif kind == 7:  # equals at the top
         x[rng.integers(0, vocab, 9)] = np.float32(12)
+    elif kind == 8:  # neighbours among floats
+        x = 16 + rng.integers(0, 3000, vocab) * 2.0**-19
     return x.astype(np.float32)
 
 

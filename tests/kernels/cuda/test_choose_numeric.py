@@ -75,7 +75,7 @@ def run(module, step: Step) -> list:
 def test_tokens_are_the_samplers(library):
     vocab, module = library
     rng = np.random.default_rng(vocab)
-    rows = [Row(some_logits(rng, vocab, i % 8), choosing.samplings(rng, vocab)) for i in range(96)]
+    rows = [Row(some_logits(rng, vocab, i % 9), choosing.samplings(rng, vocab)) for i in range(99)]
     rows += choosing.edited_rows(rng, vocab)
     step = choosing.pack(rows, vocab, 50)
     step.logits = np.concatenate([step.logits, np.full((5, vocab), np.nan, np.float32)])

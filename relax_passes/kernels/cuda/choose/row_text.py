@@ -102,7 +102,7 @@ __device__ __forceinline__ void amx_choose(float* shared, void* logits, const vo
     for (int by_mass = 0; by_mass < 2; ++by_mass)
       if (by_mass ? o.top_p < 1.0 : o.top_k > 0 && o.top_k < VOCAB)
         bound = find.search(bound, by_mass, by_mass ? o.top_p : (double)o.top_k);
-    token = find.locate([&](float v, int t) {
+    token = find.locate(bound.floor, [&](float v, int t) {
       const float w = find.weight(find.depth(v));
       return find.keeps(bound, v, t) & (w >= o.min_p) ? w : 0.f;
     }, true, o.uniform);

@@ -24,8 +24,8 @@ SEARCH = Source(
 constexpr int AMX_REST = AMX_BINS - 1;       // the bin of level 0 without an end
 constexpr float AMX_STEPS = 23.083120654f;   // 16 log2 e: bins of level 0 a nat
 
-// Kept are tokens of bins up to `bin` above `floor`, and those at it up to the token `index`.
-struct AmxBound { int bin; float floor; int index; };
+// Kept are logits above `floor`, and those at it up to the token `index`.
+struct AmxBound { float floor; int index; };
 
 template <int VOCAB, int SPLITS, int THREADS>
 struct AmxSearch {
@@ -38,25 +38,34 @@ struct AmxSearch {
   __device__ __forceinline__ static int bin(float depth) { return (int)fminf(depth, (float)AMX_REST); }
   __device__ __forceinline__ static float weight(float depth) { return amx_exp2(depth * -0.0625f); }
 
-  __device__ __forceinline__ static AmxBound everything() {
-    return AmxBound{AMX_REST, __uint_as_float(0xff800000u), 0x7fffffff};
-  }
-  __device__ __forceinline__ bool keeps(const AmxBound& b, float v, int token) const {
-    return (v >= b.floor) & (bin(depth(v)) <= b.bin) & ((v > b.floor) | (token <= b.index));
+  __device__ __forceinline__ static AmxBound everything() { return AmxBound{__uint_as_float(0xff800000u), 0x7fffffff}; }
+  __device__ __forceinline__ static bool keeps(const AmxBound& b, float v, int token) {
+    return (v > b.floor) | ((v == b.floor) & (token <= b.index));
   }
   __device__ __forceinline__ static AmxBound stricter(const AmxBound& a, const AmxBound& b) {
-    if (a.bin != b.bin) return a.bin < b.bin ? a : b;
     if (a.floor != b.floor) return a.floor > b.floor ? a : b;
     return a.index < b.index ? a : b;
   }
-  // Order of the ends of a bin of level 0, rounding of `depth` allowed for.
-  __device__ __forceinline__ unsigned lowest(int b) const {
+  // Order of the smallest logit of the bins up to b of level 0: what `depth` rounds to decides, so
+  // the quotient says only where to look, 32 places at a time.
+  __device__ __forceinline__ unsigned end_of(int b) const {
     const unsigned none = amx_order(__uint_as_float(0xff800000u));
+    if (b < 0) return amx_order(top) + 1;
     if (b == AMX_REST) return none;
-    return max(none, amx_order((float)((double)top - (b + 1) / (double)scale * (1 + 1e-6))) - 1);
+    const double far = (b + 1) / (double)scale;
+    unsigned outside = max(none, amx_order((float)((double)top - far * (1 + 1e-6))) - 1) - 1;
+    unsigned inside = min(amx_order(top), amx_order((float)((double)top - far * (1 - 1e-6))) + 1);
+    while (inside - outside > 1) {
+      const unsigned step = (inside - outside + 31) / 32, place = min(outside + (team.lane + 1) * step, inside);
+      const unsigned in = __ballot_sync(AMX_ALL, place == inside || bin(depth(amx_ordered(place))) <= b);
+      const unsigned first = __ffs(in) - 1;
+      inside = min(outside + (first + 1) * step, inside);
+      outside += first * step;
+    }
+    return inside;
   }
-  __device__ __forceinline__ unsigned highest(int b) const {
-    return amx_order((float)((double)top - b / (double)scale * (1 - 1e-6))) + 1;
+  __device__ __forceinline__ static bool all_below(const float (&v)[4], float floor) {
+    return fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])) < floor;
   }
 
   // Where in a running sum over the lanes, behind `base`, `point` lies, or that share of the whole
@@ -71,12 +80,14 @@ struct AmxSearch {
     return Place{lane, base + __shfl_sync(AMX_ALL, upto - part, lane), point, some != 0, passed != 0, base + all};
   }
   // The token at which the running sum of amount(logit, token) passes `point`, or that share of the
-  // whole sum; never one without an amount. The lane that has it gets it, all others -1.
+  // whole sum; never one without an amount, such as all below `floor`. The lane that has it gets it,
+  // all others -1.
   template <class Amount>
-  __device__ __forceinline__ int locate(Amount amount, bool share, double point) {
+  __device__ __forceinline__ int locate(float floor, Amount amount, bool share, double point) {
     const int lane = team.lane, from = team.warp * Team::SEGMENT;
     float part = 0.f;
     team.each([&](const float (&v)[4], int token) {
+      if (all_below(v, floor)) return;
 #pragma unroll
       for (int j = 0; j < 4; ++j) part += amount(v[j], token + 32 * j);
     });
@@ -110,42 +121,50 @@ struct AmxSearch {
   __device__ __forceinline__ AmxBound search(const AmxBound inside, bool by_mass, double goal) {
     AmxTable<SPLITS>* table = team.table;
     const int tid = team.tid, lane = team.lane;
-    // All that is lighter misses the mass that may be missing, together.
-    const float least = by_mass ? (float)(0.999 * (1 - goal) / VOCAB) : 0.f;
-    int bin_ = -1, shift = 0;  // of level 0; of the digit
-    unsigned base = 0;         // where the digits begin
-    double above = 0;          // what lies above them
+    // All that is deeper misses the mass that may be missing, together.
+    const float deepest = by_mass ? fminf((float)AMX_REST, 0.1f - 16.f * log2f((float)(0.999 * (1 - goal) / VOCAB))) : (float)AMX_REST;
+    int bin_ = -1, shift = 0;       // of level 0; of the digit
+    unsigned base = 0, limit = 0;   // the orders that the digits span
+    double above = 0;               // what lies above them
     for (int level = 0;; ++level) {
       const int turn = team.turn;
       team.turn ^= 1;
+      uint2* bins = table->bins[turn];
+      auto add = [&](int digit, float depth, int octave) {
+        const float scaled = by_mass ? weight(depth) * __int_as_float((127 + 27 + octave) << 23) : 1.f;
+        const unsigned q = (unsigned)__float2int_rn(scaled);
+        atomicAdd(&bins[digit].x, q & 0x3fffu);
+        if (q >> 14) atomicAdd(&bins[digit].y, q >> 14);
+      };
       float part = 0.f;
-      const float lowest_ = level ? amx_ordered(base) : inside.floor;
-      team.each([&](const float (&v)[4], int token) {
-        if (level && fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])) < lowest_) return;
-        int digit[4];
-        float scaled[4];  // so that octaves are alike
-        bool counts[4];
+      if (level == 0) {
+        team.each([&](const float (&v)[4], int token) {
+          if (all_below(v, inside.floor)) return;
+          float d[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float d = depth(v[j]), w = weight(d);
-          const int b = bin(d);
-          const bool kept = keeps(inside, v[j], token + 32 * j);
-          const unsigned k = (amx_order(v[j]) - base) >> shift;
-          digit[j] = level ? AMX_BINS - 1 - (int)k : b;
-          counts[j] = kept & (level ? (b == bin_) & (k < AMX_BINS) : (b < AMX_REST) & (w >= least));
-          scaled[j] = w * __int_as_float((127 + 27 + (b >> 4)) << 23);
-          part += kept ? w : 0.f;
-        }
-        if (!(counts[0] | counts[1] | counts[2] | counts[3])) return;
+          for (int j = 0; j < 4; ++j) {
+            const bool kept = keeps(inside, v[j], token + 32 * j);
+            d[j] = depth(v[j]);
+            if (by_mass) part += kept ? weight(d[j]) : 0.f;
+            if (!kept) d[j] = (float)AMX_REST;
+          }
+          if (fminf(fminf(d[0], d[1]), fminf(d[2], d[3])) >= deepest) return;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (!counts[j]) continue;
-          const unsigned q = by_mass ? (unsigned)__float2int_rn(scaled[j]) : 1;
-          uint2* to = &table->bins[turn][digit[j]];
-          atomicAdd(&to->x, q & 0x3fffu);
-          if (q >> 14) atomicAdd(&to->y, q >> 14);
-        }
-      });
+          for (int j = 0; j < 4; ++j)
+            if (d[j] < deepest) add(bin(d[j]), d[j], bin(d[j]) >> 4);
+        });
+      } else {
+        const float floor = amx_ordered(base);
+        const unsigned span = limit - base;
+        team.each([&](const float (&v)[4], int token) {
+          if (all_below(v, floor)) return;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const unsigned k = amx_order(v[j]) - base;
+            if ((k < span) & keeps(inside, v[j], token + 32 * j)) add(AMX_BINS - 1 - (int)(k >> shift), depth(v[j]), bin_ >> 4);
+          }
+        });
+      }
       if (level || !by_mass) team.sync(); else goal *= team.over_team((double)part);
 
       unsigned long long amount_ = 0;
@@ -179,11 +198,12 @@ struct AmxSearch {
       const unsigned warps = __ballot_sync(AMX_ALL, lane < AMX_BINS / 32 && table->first[lane] < AMX_BINS);
       const int warp = __ffs(warps) - 1;
       if (warp < 0) {  // the rest, or rounding
-        if (level) return stricter(inside, AmxBound{bin_, amx_ordered(base), 0x7fffffff});
+        if (level) return stricter(inside, AmxBound{amx_ordered(base), 0x7fffffff});
         bin_ = AMX_REST;
         above = all;
-        base = lowest(bin_);
-        shift = digits(highest(bin_) - base);
+        base = end_of(bin_);
+        limit = end_of(bin_ - 1);
+        shift = digits(limit - base);
         continue;
       }
       const int digit = table->first[warp];
@@ -192,21 +212,23 @@ struct AmxSearch {
       float lightest;  // of the bin
       if (level) {
         base += (unsigned)(AMX_BINS - 1 - digit) << shift;
+        limit = min(limit, base + (1u << shift));
         lightest = weight(depth(amx_ordered(base)));
       } else {
         bin_ = digit;
-        base = lowest(bin_);
+        base = end_of(bin_);
+        limit = end_of(bin_ - 1);
         lightest = weight((float)(bin_ + 1));
       }
       // A bin with one token, or of which all are kept, needs no further level.
-      AmxBound found = {bin_, amx_ordered(base), 0x7fffffff};
+      AmxBound found = {amx_ordered(base), 0x7fffffff};
       if (by_mass ? amount < 1.5 * lightest : above + amount == goal) return stricter(inside, found);
       if (level && shift == 0) {
         const double each = by_mass ? (double)lightest : 1.0, equal = rint(amount / each);
         const double kept = fmax(ceil((goal - above) / each), 1.0);
         if (kept < equal) {
           const float value = found.floor;
-          const int token = locate([&](float v, int t) { return v == value && keeps(inside, v, t) ? 1.f : 0.f; }, false, kept - 0.5);
+          const int token = locate(value, [&](float v, int t) { return (v == value) & keeps(inside, v, t) ? 1.f : 0.f; }, false, kept - 0.5);
           if (token >= 0)
             for (int r = 0; r < SPLITS; ++r) *(SPLITS > 1 ? amx_peer_of(&table->index, r) : &table->index) = token;
           team.sync();
@@ -214,7 +236,7 @@ struct AmxSearch {
         }
         return stricter(inside, found);
       }
-      shift = level ? max(0, shift - 9) : digits(highest(bin_) - base);
+      shift = level ? max(0, shift - 9) : digits(limit - base);
     }
   }
   // How far to shift a span so that nine bits are left.
