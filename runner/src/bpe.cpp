@@ -5,6 +5,7 @@
 #include <queue>
 
 #include "common.h"
+#include "json_file.h"
 #include "text.h"
 
 namespace amx {
@@ -42,8 +43,7 @@ Bpe::Bpe(const nlohmann::json& model) {
   vocabulary_.reserve(vocabulary.size());
   tokens_.resize(vocabulary.size());
   for (auto& [token, value] : vocabulary.items()) {
-    int id = value;
-    if (id < 0) throw UserError("the tokenizer has a negative token id");
+    int id = int(whole_number(value, "vocab of the tokenizer", 0, kMostTokens));
     vocabulary_.emplace(token, id);
     if (size_t(id) >= tokens_.size()) tokens_.resize(id + 1);
     tokens_[id] = token;
@@ -59,6 +59,10 @@ Bpe::Bpe(const nlohmann::json& model) {
     } else {
       std::string both = merge;
       size_t space = both.find(' ');
+      if (space == std::string::npos) {
+        throw UserError("the tokenizer has the merge '" + both + "'; two tokens and a space are "
+                        "expected");
+      }
       left = both.substr(0, space);
       right = both.substr(space + 1);
     }

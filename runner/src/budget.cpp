@@ -34,7 +34,7 @@ int64_t parse_size(const std::string& text) {
   if (unit.size() > 1 && unit.back() == 'I') unit.pop_back();
   double scale = unit.empty() ? 1 : unit == "K" ? 1 << 10 : unit == "M" ? 1 << 20
                  : unit == "G" ? 1 << 30 : -1;
-  if (number < 0 || scale < 0) {
+  if (!(number >= 0) || scale < 0 || number * scale > 1e18) {
     throw UserError("memory size '" + text + "' is none; expected a number with K, M or G: 300M");
   }
   return static_cast<int64_t>(number * scale);
@@ -50,6 +50,7 @@ Plan fit(const Manifest& m, int64_t limit, int64_t context) {
   }
   int64_t used = resident_memory();
   int64_t fixed = used + kRuntimeBytes + m.weight_bytes() + m.library_bytes;
+  // Below 2^43 and 2^62: the manifest's numbers are bounded.
   int64_t token = 2 * m.layers * m.kv_heads * m.head_dim * (m.kv_dtype == "float16" ? 2 : 4);
   int64_t wanted = context ? context : std::min(kSmallestContext, m.context_length);
   for (int64_t chunk : kChunks) {
@@ -67,8 +68,8 @@ Plan fit(const Manifest& m, int64_t limit, int64_t context) {
       ", the runtime takes " + mebibytes(kRuntimeBytes) + ", weights " +
       mebibytes(m.weight_bytes()) + ", the library " + mebibytes(m.library_bytes) +
       ", working memory " + mebibytes(work) + " and " + std::to_string(wanted) +
-      " tokens of context " + mebibytes(wanted * token) + ": " +
-      mebibytes(fixed + work + wanted * token) +
+      " tokens of context " + mebibytes(double(wanted) * token) + ": " +
+      mebibytes(double(fixed + work) + double(wanted) * token) +
       " together; raise the limit, shorten the context or take a smaller model");
 }
 

@@ -14,6 +14,7 @@
 #include "common.h"
 #include "cpu.h"
 #include "generate.h"
+#include "json_file.h"
 #include "model.h"
 
 namespace {
@@ -118,11 +119,18 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 int convert(const Options& o) {
   Tokenizer tokenizer(o.root + "/tokenizer.json");
   for (std::string line; std::getline(std::cin, line);) {
-    auto json = nlohmann::json::parse(line);
+    auto json = parse_json(line, "a line of standard input");
     nlohmann::json out;
-    if (o.mode == "encode") out = tokenizer.encode(json.get<std::string>());
-    else out = tokenizer.decode(json.get<std::vector<int>>());
-    std::cout << out.dump() << '\n';
+    if (o.mode == "encode") {
+      if (!json.is_string()) throw UserError("a line of standard input is no JSON text");
+      out = tokenizer.encode(json.get<std::string>());
+    } else {
+      std::vector<int> ids;
+      for (const auto& id : json) ids.push_back(int(whole_number(id, "token id", 0, kMostTokens)));
+      out = tokenizer.decode(ids);
+    }
+    // A tokenizer may decode to bytes that are no text; JSON has none of them.
+    std::cout << out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
   }
   return 0;
 }

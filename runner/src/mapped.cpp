@@ -13,11 +13,16 @@
 namespace amx {
 
 MappedFile::MappedFile(const std::string& path, bool huge) {
-  int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK opening a named pipe waits for somebody who writes to it.
+  int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat info;
   if (file < 0 || fstat(file, &info) != 0) {
     if (file >= 0) close(file);
     throw UserError(path + " cannot be opened: " + std::strerror(errno));
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(file);
+    throw UserError(path + " is no regular file; one was expected");
   }
   size_ = static_cast<size_t>(info.st_size);
   constexpr size_t kHuge = 2u << 20;
@@ -48,6 +53,15 @@ MappedFile::MappedFile(const std::string& path, bool huge) {
     }
   }
   close(file);
+}
+
+std::string read_text(const std::string& path, size_t most) {
+  MappedFile file(path);
+  if (file.size() > most) {
+    throw UserError(path + " has " + std::to_string(file.size()) + " bytes; at most " +
+                    std::to_string(most) + " are read of such a file");
+  }
+  return std::string(reinterpret_cast<const char*>(file.data()), file.size());
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

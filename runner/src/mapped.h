@@ -26,4 +26,7 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// The content of a regular file of at most `most` bytes; throws UserError.
+std::string read_text(const std::string& path, size_t most = 128u << 20);
+
 }  // namespace amx

@@ -82,7 +82,12 @@ Model::Model(const Manifest& m, Plan plan, const std::string& runtime, Weights w
   int64_t bytes = m.weight_bytes();
   bool huge = weights == Weights::kHuge ||
               (weights == Weights::kAuto && huge_pages_granted() && 2 * bytes <= available_memory());
-  for (const Shard& shard : m.shards) impl_->shards.emplace_back(m.root + "/" + shard.file, huge);
+  for (const Shard& shard : m.shards) {
+    impl_->shards.emplace_back(m.root + "/" + shard.file, huge);
+    if (int64_t(impl_->shards.back().size()) != shard.bytes) {
+      throw UserError(m.root + ": " + shard.file + " has changed since it was checked");
+    }
+  }
   ffi::Module executable = ffi::Module::LoadFromFile(m.root + "/" + m.library);
   auto load = executable->GetFunction("vm_load_executable");
   if (!load.has_value()) throw UserError(m.root + "/" + m.library + " is no TVM executable");

@@ -119,7 +119,7 @@ Regex::Regex(const std::string& pattern) {
   int error;
   PCRE2_SIZE offset;
   auto* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                             PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+                             PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (!code) {
     PCRE2_UCHAR message[256];
     pcre2_get_error_message(error, message, sizeof message);
@@ -137,11 +137,15 @@ std::vector<Range> Regex::find_all(std::string_view text) const {
   auto* match = static_cast<pcre2_match_data*>(match_.get());
   auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   std::vector<Range> found;
-  for (size_t at = 0; at <= text.size();) {
-    int count = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK, match, nullptr);
+  uint32_t options = 0;  // the first match checks the whole text's UTF-8
+  for (size_t at = 0; at <= text.size(); options = PCRE2_NO_UTF_CHECK) {
+    int count = pcre2_match(code, subject, text.size(), at, options, match, nullptr);
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) throw UserError("a regular expression of the tokenizer failed on this text");
     const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(match);
+    if (bounds[0] < at || bounds[1] < bounds[0]) {  // \K in a lookahead can do both
+      throw UserError("a regular expression of the tokenizer matches backwards");
+    }
     if (bounds[1] > bounds[0]) found.push_back({bounds[0], bounds[1]});
     at = bounds[1];
     if (bounds[1] == bounds[0]) {

@@ -1,27 +1,45 @@
 #include "tokenizer.h"
 
 #include <algorithm>
-#include <fstream>
 
 #include "byte_level.h"
 #include "common.h"
+#include "json_file.h"
+#include "mapped.h"
 
 namespace amx {
 namespace {
 
 using Json = nlohmann::json;
+constexpr size_t kMostText = 256 << 20;  // of one text while it is normalized or decoded
+constexpr double kMostGrowth = 256;
+constexpr size_t kMostSteps = 64;
 
 [[noreturn]] void refuse(const std::string& what, const std::string& type) {
   throw UserError("the tokenizer has a " + what + " of type " + type +
                   ", which this runner does not know; use the Python runtime or token ids");
 }
 
+void check_growth(size_t bytes) {
+  if (bytes > kMostText) {
+    throw UserError("the tokenizer makes more than " + std::to_string(kMostText) +
+                    " bytes of this text");
+  }
+}
+
+// A text of the tokenizer that is looked for: an empty one is everywhere.
+std::string literal(const Json& json) {
+  std::string text = json;
+  if (text.empty()) throw UserError("the tokenizer looks for an empty text, which is everywhere");
+  return text;
+}
+
 std::string replaced(const std::string& text, const std::string& from, const std::string& to) {
-  if (from.empty()) return text;
   std::string out;
   size_t at = 0;
   for (size_t hit; (hit = text.find(from, at)) != std::string::npos; at = hit + from.size()) {
     out.append(text, at, hit - at).append(to);
+    check_growth(out.size());
   }
   return out.append(text, at, std::string::npos);
 }
@@ -32,6 +50,7 @@ std::string replaced(const std::string& text, const std::vector<Range>& hits,
   size_t at = 0;
   for (const Range& hit : hits) {
     out.append(text, at, hit.start - at).append(to);
+    check_growth(out.size());
     at = hit.end;
   }
   return out.append(text, at, std::string::npos);
@@ -43,11 +62,11 @@ std::function<std::vector<Range>(const std::string&)> finder(const Json& pattern
     Regex regex(pattern.at("Regex").get<std::string>());
     return [regex](const std::string& text) { return regex.find_all(text); };
   }
-  std::string literal = pattern.at("String");
-  return [literal](const std::string& text) {
+  std::string wanted = literal(pattern.at("String"));
+  return [wanted](const std::string& text) {
     std::vector<Range> hits;
-    for (size_t at = 0; (at = text.find(literal, at)) != std::string::npos; at += literal.size()) {
-      hits.push_back({at, at + literal.size()});
+    for (size_t at = 0; (at = text.find(wanted, at)) != std::string::npos; at += wanted.size()) {
+      hits.push_back({at, at + wanted.size()});
     }
     return hits;
   };
@@ -110,15 +129,12 @@ size_t previous_character(const std::string& text, size_t at) {
 }  // namespace
 
 Tokenizer::Tokenizer(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw UserError(path + " cannot be opened; give token ids instead of text");
-  Json json = Json::parse(file, nullptr, false);
-  if (json.is_discarded()) throw UserError(path + " is no JSON; copy the artifact anew");
+  Json json = parse_json(read_text(path), path);
   try {
     bpe_ = std::make_unique<Bpe>(json.at("model"));
     for (const Json& entry : json.value("added_tokens", Json::array())) {
       Added token{entry.at("content"),
-                  entry.at("id"),
+                  int(whole(entry, "id", 0, kMostTokens)),
                   entry.value("special", false),
                   entry.value("normalized", false),
                   entry.value("single_word", false),
@@ -130,6 +146,9 @@ Tokenizer::Tokenizer(const std::string& path) {
     add_normalizer(json.value("normalizer", Json()));
     add_pre_tokenizer(json.value("pre_tokenizer", Json()));
     add_decoder(json.value("decoder", Json()));
+    if (std::max({normalizers_.size(), pre_tokenizers_.size(), decoders_.size()}) > kMostSteps) {
+      throw UserError(path + " has more than " + std::to_string(kMostSteps) + " steps");
+    }
   } catch (const Json::exception& error) {
     throw UserError(path + " is no tokenizer that can be read: " + error.what());
   }
@@ -141,6 +160,17 @@ void Tokenizer::AddedSet::add(const Added& token) {
   auto longer = [&](const Added& other) { return other.content.size() < token.content.size(); };
   list.insert(std::find_if(list.begin(), list.end(), longer), token);
   empty = false;
+}
+
+// Forty replacements of "a" by "aa" would make 2^40 times the text.
+void Tokenizer::count_growth(const Json& step) {
+  const Json& pattern = step.at("pattern");
+  std::string content = step.at("content");
+  size_t shortest = pattern.contains("Regex") ? 1 : literal(pattern.at("String")).size();
+  growth_ *= std::max(1.0, double(content.size()) / double(shortest));
+  if (growth_ > kMostGrowth) {
+    throw UserError("the tokenizer's replacements may make a text more than 256 times as long");
+  }
 }
 
 void Tokenizer::add_normalizer(const Json& json) {
@@ -155,6 +185,7 @@ void Tokenizer::add_normalizer(const Json& json) {
     normalizers_.push_back(
         [prefix](const std::string& text) { return text.empty() ? text : prefix + text; });
   } else if (type == "Replace") {
+    count_growth(json);
     auto find = finder(json.at("pattern"));
     std::string content = json.at("content");
     normalizers_.push_back([find, content](const std::string& text) {
@@ -194,7 +225,7 @@ void Tokenizer::add_pre_tokenizer(const Json& json) {
       for (const std::string& part : parts) out.push_back(bytes_to_alphabet(part));
     });
   } else if (type == "Metaspace") {
-    std::string mark = json.at("replacement"), scheme = json.value("prepend_scheme", "always");
+    std::string mark = literal(json.at("replacement")), scheme = json.value("prepend_scheme", "always");
     bool cut = json.value("split", true);
     pre_tokenizers_.push_back([=](const std::string& piece, bool first, Pieces& out) {
       std::string text = replaced(piece, " ", mark);
@@ -227,6 +258,7 @@ void Tokenizer::add_decoder(const Json& json) {
       return Pieces{lossy_utf8(bytes)};
     });
   } else if (type == "Replace") {
+    count_growth(json);
     auto find = finder(json.at("pattern"));
     std::string content = json.at("content");
     decoders_.push_back([=](Pieces tokens) {
@@ -242,14 +274,14 @@ void Tokenizer::add_decoder(const Json& json) {
       return Pieces{all};
     });
   } else if (type == "Strip") {
-    std::string content = json.at("content");
-    int start = json.value("start", 0), stop = json.value("stop", 0);
+    std::string content = literal(json.at("content"));
+    int64_t start = whole(json, "start", 0, INT32_MAX), stop = whole(json, "stop", 0, INT32_MAX);
     decoders_.push_back([=](Pieces tokens) {
       for (std::string& token : tokens) {
-        for (int i = 0; i < start && token.rfind(content, 0) == 0; ++i) {
+        for (int64_t i = 0; i < start && token.rfind(content, 0) == 0; ++i) {
           token.erase(0, content.size());
         }
-        for (int i = 0; i < stop && token.size() >= content.size() &&
+        for (int64_t i = 0; i < stop && token.size() >= content.size() &&
                         token.compare(token.size() - content.size(), std::string::npos,
                                       content) == 0;
              ++i) {
@@ -259,7 +291,7 @@ void Tokenizer::add_decoder(const Json& json) {
       return tokens;
     });
   } else if (type == "Metaspace") {
-    std::string mark = json.at("replacement");
+    std::string mark = literal(json.at("replacement"));
     bool prefix = json.value("prepend_scheme", "always") != "never";
     decoders_.push_back([=](Pieces tokens) {
       for (size_t i = 0; i < tokens.size(); ++i) {
@@ -324,7 +356,10 @@ std::vector<int> Tokenizer::encode(const std::string& text) const {
       continue;
     }
     std::string plain = outer.text;
-    for (const auto& step : normalizers_) plain = step(plain);
+    for (const auto& step : normalizers_) {
+      plain = step(plain);
+      check_growth(plain.size());
+    }
     for (const Section& inner : cut(normalized_, plain)) {
       if (inner.id >= 0) {
         ids.push_back(inner.id);
@@ -356,7 +391,12 @@ std::string Tokenizer::decode(const std::vector<int>& ids) const {
       tokens.push_back(*token);
     }
   }
-  for (const auto& step : decoders_) tokens = step(std::move(tokens));
+  for (const auto& step : decoders_) {
+    tokens = step(std::move(tokens));
+    size_t size = 0;
+    for (const std::string& token : tokens) size += token.size();
+    check_growth(size);
+  }
   std::string text;
   for (const std::string& token : tokens) text += token;
   return text;

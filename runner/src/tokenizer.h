@@ -50,7 +50,10 @@ class Tokenizer {
   void add_decoder(const Json& json);
   static std::vector<Section> cut(const AddedSet& tokens, const std::string& text);
 
+  void count_growth(const Json& step);
+
   std::unique_ptr<Bpe> bpe_;
+  double growth_ = 1;  // how many times longer all replacements together may make a text
   AddedSet raw_, normalized_;
   std::unordered_map<int, Added> added_;
   std::vector<std::function<std::string(const std::string&)>> normalizers_;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 
 import pytest
@@ -110,3 +112,76 @@ def test_refusals(bundle, tiny_bundle):
     assert done.returncode == 2 and "this machine is x86_64" in done.stderr
     done = run(bundle, "--ids", "300")
     assert done.returncode == 2 and "outside the vocabulary of 300" in done.stderr
+
+
+def encode(bundle, folder, text="aaaa b"):
+    return run(bundle, "--encode", folder=folder, text=json.dumps(text) + "\n")
+
+
+STEPS = {
+    "a replacement of nothing": {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+    "a growing text": {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+    },
+    "many steps": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100},
+    "a kind that is none": {"type": ["NFC"]},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_tokenizers_without_end(bundle, tmp_path, name):
+    from tokenizers import Tokenizer, models
+
+    value = json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**value, "normalizer": STEPS[name]}))
+    done = encode(bundle, tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+
+
+FILES = {
+    "deep": '{"model":' + "[" * 100_000,
+    "an id beyond": '{"model": {"vocab": {"a": 1e30}, "merges": []}}',
+    "a large id": '{"model": {"vocab": {"a": 2147483647}, "merges": []}}',
+    "a merge without a space": '{"model": {"vocab": {"a": 0}, "merges": ["a"]}}',
+    "no object": "[1]",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tokenizer_files_that_are_none(bundle, tmp_path, name):
+    (tmp_path / "tokenizer.json").write_text(FILES[name])
+    done = encode(bundle, tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+
+
+def test_a_pipe_is_not_waited_for(bundle, tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    done = encode(bundle, tmp_path)
+    assert done.returncode == 2 and "no regular file" in done.stderr
+
+
+FORGED = {
+    "shape": lambda d: next(iter(d["parameters"]["tensors"].values())).update(shape=[1 << 62, 4]),
+    "bytes": lambda d: next(iter(d["parameters"]["tensors"].values())).update(bytes=-64),
+    "offset": lambda d: next(iter(d["parameters"]["tensors"].values())).update(offset=2**63 - 64),
+    "block_bytes": lambda d: d["parameters"]["shards"][0].update(block_bytes=0),
+    "crc32": lambda d: d["parameters"]["shards"][0].update(crc32=[]),
+    "file": lambda d: d["library"].update(file="../../lib.so"),
+    "head_dim": lambda d: d["kv_cache"].update(head_dim=1e30),
+    "eos": lambda d: d["model"].update(eos_token_ids=["x"]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_manifests(bundle, tmp_path, name):
+    from amx_tvm.artifact.manifest import _digest
+
+    shutil.copytree(bundle.path, tmp_path / "b", ignore=shutil.ignore_patterns("runtime", "bin"))
+    file = tmp_path / "b" / "manifest.json"
+    data = json.loads(file.read_text())
+    FORGED[name](data)
+    data["digest"] = _digest(data)
+    file.write_text(json.dumps(data, sort_keys=True))
+    done = run(bundle, "--ids", "1", "--no-verify", folder=tmp_path / "b")
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr

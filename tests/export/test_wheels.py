@@ -26,9 +26,9 @@ def unpack(tmp_path):
 def test_a_wheel_that_leads_out(tmp_path, name):
     with zipfile.ZipFile(tmp_path / NAME, "w") as archive:
         archive.writestr(name, "x")
-    with pytest.raises(ArtifactError, match="leads out of the folder"):
-        unpack(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [NAME]
+        archive.writestr("tvm_ffi/good", "x")
+    unpack(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {NAME, "good"}
 
 
 def test_a_wheel_that_is_none_or_grows(tmp_path, monkeypatch):

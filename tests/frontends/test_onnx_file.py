@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -163,3 +165,40 @@ def test_operators_inside_branches_are_checked(tmp_path):
     with pytest.raises(ModelError) as raised:
         open_model(tmp_path / "m.onnx")
     assert "If" in one_line(raised.value) or "com.example.Relu" in str(raised.value)
+
+
+@pytest.mark.parametrize("place", ["../w.bin", "/dev/zero", "pipe", "sub/../../w.bin", "nothing"])
+def test_weights_beside_the_model_are_files_beside_it(tmp_path, place):
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(512))
+    os.mkfifo(tmp_path / "dir" / "pipe")
+    weight = onnx.numpy_helper.from_array(np.zeros((16, 8), np.float32), "w")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=place)
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", kind, [1, 16])],
+        [onnx.helper.make_tensor_value_info("y", kind, [1, 8])],
+        [weight],
+    )
+    path = tmp_path / "dir" / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ModelError, match="the tensor 'w' lies in"):
+        open_model(path)
+
+
+def test_errors_of_the_importer_are_refusals(tmp_path):
+    kind, path = onnx.TensorProto.FLOAT, tmp_path / "m.onnx"
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Reshape", ["x", "s"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", kind, [2, 3])],
+        [onnx.helper.make_tensor_value_info("y", kind, [7])],
+        [onnx.numpy_helper.from_array(np.array([7], np.int64), "s")],
+    )
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ModelError, match="m is no ONNX graph that TVM can import|cannot be read"):
+        open_model(path)

@@ -8,6 +8,7 @@ import pytest
 import amx_tvm
 from amx_tvm import formats
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.importers import stablehlo
 from amx_tvm.frontends.importers.stablehlo import from_stablehlo
 from tests.models.tiny import relative_error
 
@@ -89,3 +90,37 @@ def test_errors_name_operation_and_argument():
         from_stablehlo(text, {"w": random(2)})
     with pytest.raises(ModelError, match="cannot be parsed"):
         from_stablehlo("module {")
+
+
+def module(body, more=""):
+    return (
+        "module @m {\n  func.func public @main(%arg0: tensor<2xf32>) -> tensor<2xf32> {\n"
+        f"{body}\n  }}\n{more}}}\n"
+    )
+
+
+def function(name, calls):
+    lines = [f"    %{i} = call @{c}(%arg0) : (tensor<2xf32>) -> tensor<2xf32>" for i, c in calls]
+    head = f"  func.func private @{name}(%arg0: tensor<2xf32>) -> tensor<2xf32> {{\n"
+    return head + "\n".join(lines) + "\n    return %arg0 : tensor<2xf32>\n  }\n"
+
+
+CALL = "    %0 = call @f0(%arg0) : (tensor<2xf32>) -> tensor<2xf32>\n    return %0 : tensor<2xf32>"
+SPLAT = "    %c = stablehlo.constant dense<1.0> : tensor<{}xf32>\n    return %arg0 : tensor<2xf32>"
+DOUBLING = [function(f"f{n}", [(0, f"f{n + 1}"), (1, f"f{n + 1}")]) for n in range(40)]
+AMPLIFIED = {
+    "itself": (module(CALL, function("f0", [(0, "f0")])), "'f0', which .* calls itself"),
+    "doubling": (module(CALL, "".join(DOUBLING) + function("f40", [])), "operations, calls' incl"),
+    "splat": (module(SPLAT.format("99999x9999")), "constants of one value"),
+    "type": (module(SPLAT.format("99999x99999x99999")), "which no machine can hold"),
+    "brackets": (module("    %0 = " + "(" * 100_000), "nests brackets deeper"),
+    "nothing": (module(CALL), "cannot be parsed|no function of it"),
+}
+
+
+@pytest.mark.parametrize("name", AMPLIFIED)
+def test_small_modules_that_stand_for_large_ones(name, monkeypatch):
+    monkeypatch.setattr(stablehlo, "MOST_OPERATIONS", 2000)
+    text, words = AMPLIFIED[name]
+    with pytest.raises(ModelError, match=words):
+        from_stablehlo(text)

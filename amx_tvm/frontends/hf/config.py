@@ -29,7 +29,7 @@ REQUIRED = (
 class Generation(TypedDict, total=False):
     """The fields of ``generation_config.json`` that are read; every one may be null."""
 
-    bos_token_id: Token | list[Token]
+    bos_token_id: Token
     eos_token_id: Token | list[Token]
     pad_token_id: Token
 

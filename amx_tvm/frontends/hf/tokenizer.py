@@ -167,5 +167,5 @@ def _fill_from_ids(config: dict[str, Any], directory: Path, tokenizer: Tokenizer
         ("bos", ids["bos_token_id"]),
         ("eos", next(iter(ids["eos_token_id"]), None)),
     ):
-        if config[f"{key}_token"] is None and index is not None:
-            config[f"{key}_token"] = tokenizer.id_to_token(int(index))
+        if config[f"{key}_token"] is None and index is not None and 0 <= index < 2**32:
+            config[f"{key}_token"] = tokenizer.id_to_token(index)
