@@ -21,6 +21,8 @@ class KVCache:
 
     Attributes
     ----------
+    pages : int
+        How many pages there are.
     arguments : tuple
         What every function of the model takes of the cache: TVM's object, and on GPUs the memory
         in which the object notes for the kernels where a pass's pages are.
@@ -54,6 +56,7 @@ class KVCache:
             )
         }
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
+        self.pages = self.available_pages()
         self._lengths: dict[int, int] = {}
         self._ahead: tuple[int, Callable[[], Any]] | None = None
         self._shapes: tuple[Any, list[Any]] = (None, [])  # of the last forward pass

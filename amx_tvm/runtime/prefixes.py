@@ -16,6 +16,7 @@ from amx_tvm.runtime.request import Handle
 from amx_tvm.runtime.session import Sequence, common_prefix
 
 _WORTH_WAITING = 16  # tokens of a common beginning for which a request waits for another's prompt
+_WORTH_SHARING = 16  # and for which it is a fork: that takes a page of its own, and a copy
 
 
 class Prefixes:
@@ -117,7 +118,7 @@ class Prefixes:
                 best, parent = common, other.sequence
         if coming >= best + _WORTH_WAITING:
             return None, -1
-        return parent, best
+        return (parent, best) if best >= _WORTH_SHARING else (None, 0)
 
     def _drop(self, key: int) -> None:
         self._kept.pop(key)[2].close()

@@ -101,8 +101,7 @@ class Scheduler:
         cache = self._cache
         if cache is None:
             return 0, 0, 0
-        size = cache.page_size
-        return cache.max_tokens // size, cache.available_pages(), self.prefixes.pages(size)
+        return cache.pages, cache.available_pages(), self.prefixes.pages(cache.page_size)
 
     @on_thread
     def add(self, request: Request) -> Handle:

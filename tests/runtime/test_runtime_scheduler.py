@@ -117,6 +117,16 @@ def test_a_common_beginning_is_computed_and_stored_once(engine):
     assert free_pages(engine) == before
 
 
+def test_a_few_common_tokens_are_no_fork(engine):
+    with engine.scheduler() as scheduler:
+        handles = [
+            scheduler.add(engine.request([1, 2, 3, *range(9 + i, 40)], max_new_tokens=2))
+            for i in range(3)
+        ]
+        turn(scheduler)
+    assert [h.result.timings.prefill_tokens for h in handles] == [34, 33, 32]
+
+
 def test_who_started_last_gives_way_and_comes_back(artifact, engine):
     """Six requests of up to five pages each in a cache of nine: nothing fails, nothing changes."""
     small = amx_tvm.runtime.load(artifact, kv_tokens=8 * PAGE)

@@ -46,7 +46,7 @@ def test_clients_that_leave_free_their_pages(artifact):
 
         threads = [
             threading.Thread(target=visit, args=(draw.uniform(0.001, 0.05), i % 2 == 0))
-            for i in range(40)
+            for i in range(200)
         ]
         for thread in threads:
             thread.start()
@@ -130,11 +130,35 @@ def test_a_broken_scheduler_shows_in_health(artifact):
         assert [str(error) for error in broken.failed] == ["broken"]
 
 
-def start(artifact, *options):
+DYING = """
+import sys
+from amx_tvm.runtime.scheduler import Scheduler
+def step(self):
+    raise RuntimeError("broken")
+Scheduler.step = step
+from amx_tvm.cli import main
+sys.argv = ["amx-tvm", "serve", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_core_that_dies_ends_the_process(artifact):
+    process, url = start(artifact, "--no-speculation", program=["-c", DYING])
+    began = time.monotonic()
+    answer = httpx.post(url + COMPLETION, json={"prompt": "the cat", "max_tokens": 3}, timeout=60)
+    assert answer.status_code == 503
+    try:
+        assert httpx.get(f"{url}/health").status_code == 503
+    except httpx.HTTPError:
+        pass  # it has ended already
+    assert process.wait(5) == 1 and time.monotonic() - began < 5
+
+
+def start(artifact, *options, program=("-m", "amx_tvm", "serve")):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "amx_tvm", "serve", str(artifact), "--port", str(port)]
+    command = [sys.executable, *program, str(artifact), "--port", str(port)]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     for _ in range(600):
