@@ -36,6 +36,8 @@ def read_documents(path: str | os.PathLike[str], field: str = FIELD) -> Iterator
         When nothing is there, a file cannot be read as its suffix says, or a field is missing.
     """
     place = Path(path)
+    if not os.fspath(path):
+        raise EvaluationError("the path of the text is empty; expected a text file or a directory")
     if place.is_dir():
         readable = (*PLAIN, *_STRUCTURED)
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in readable and p.is_file())

@@ -51,8 +51,10 @@ def plotting(path: str | os.PathLike[str], error: type[AmxError] = AmxError) -> 
     Raises
     ------
     AmxError
-        When matplotlib is missing, or the path ends in nothing that is drawn.
+        When matplotlib is missing, the path ends in nothing that is drawn, or its folder is none.
     """
+    if not Path(path).absolute().parent.is_dir():
+        raise error(f"the folder of {path} does not exist; make it first")
     if Path(path).suffix not in PLOTS:
         raise error(f"{path} should end in {', '.join(PLOTS)}")
     return require("matplotlib.figure", "plot", "a plot", error)

@@ -121,7 +121,7 @@ def check_target(root: Path, manifest: Manifest, device: str | None = None) -> N
     A library that uses an instruction this CPU lacks would end the process with a bare SIGILL.
     """
     target = manifest.target
-    if device is not None and device.split(":")[0] != target.device:
+    if device is not None and str(device).split(":")[0] != target.device:
         raise ArtifactError(
             f"{root} was compiled for device {target.device!r} ({target.key}), asked for "
             f"{device!r}; load it without `device`, or compile with another --target"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.cli import interrupt
-from amx_tvm.cli.generate_command import checked, load_engine, summary
+from amx_tvm.cli.generate_command import load_engine, summary
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.chat import load_chat_template
+from amx_tvm.runtime.options import read_options, text
 
 _HELP = (
     "/reset forgets the conversation, /exit or /quit leaves, /help shows this, Ctrl-C cuts an "
@@ -25,7 +26,8 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Read turns from stdin and stream the answers to stdout until /exit or the end of input."""
-    checked(system or "", "--system")
+    text("--system", system or "")
+    read_options(options)
     engine = load_engine(artifact, load)
     template = load_chat_template(artifact)
     interactive = sys.stdin.isatty()
@@ -41,7 +43,7 @@ def run(
     with engine.sequence() as sequence:
         while True:
             try:
-                line = checked(input("> " if interactive else ""), "the line")
+                line = text("the line", input("> " if interactive else ""))
             except EOFError:
                 return
             except (UnicodeError, GenerationError) as error:

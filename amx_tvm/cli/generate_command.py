@@ -10,6 +10,7 @@ from typing import Any
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import Engine, GenerationResult
 from amx_tvm.runtime import load as load_artifact
+from amx_tvm.runtime.options import read_options, text
 
 
 def run(
@@ -22,9 +23,8 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Load the artifact and print the continuation of ``prompt``."""
-    prompt = checked(sys.stdin.read() if prompt == "-" else prompt, "the prompt")
-    for text in options.get("stop", ()):
-        checked(text, "--stop")
+    prompt = text("the prompt", sys.stdin.read() if prompt == "-" else prompt)
+    read_options(options)
     engine = load_engine(artifact, load)
     if chat:
         from amx_tvm.runtime.chat import load_chat_template
@@ -41,21 +41,6 @@ def run(
     print()
     if not quiet:
         print(summary(result), file=sys.stderr)
-
-
-def checked(text: str, what: str) -> str:
-    """Return a text from the command line or standard input; GenerationError if it is no UTF-8.
-
-    Python hands bytes that it cannot decode on as lone surrogates, which are no characters.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise GenerationError(
-            f"{what} holds a byte that is no UTF-8 behind {error.start} characters; convert it, "
-            "for example with iconv"
-        ) from None
-    return text
 
 
 def load_engine(artifact: Path, options: dict[str, Any]) -> Engine:

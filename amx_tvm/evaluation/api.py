@@ -13,11 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amx_tvm.documents import read_text
 from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.measure import Logits, Progress, Result, measure, torch_logits
 from amx_tvm.evaluation.overlap import overlap
 from amx_tvm.evaluation.windows import Protocol, cut
+from amx_tvm.runtime.options import number
 from amx_tvm.scratch import scratch
 
 PUBLISHED = Protocol(window=2048)
@@ -69,6 +72,7 @@ def evaluate(
     EvaluationError
         Too little text, a vocabulary that does not fit, a context shorter than the window.
     """
+    start = number(0, whole=True, error=EvaluationError)("start", start or 0)
     engine = _engine(artifact, protocol, device, threads)
     vocab = int(engine.manifest.model["vocab_size"])
     ids = _ids(engine, text, start)
@@ -178,6 +182,8 @@ def _engine(artifact: Any, protocol: Protocol, device: str | None, threads: int 
 
 def _ids(engine: Any, text: str | os.PathLike[str] | Sequence[int], start: int) -> Sequence[int]:
     if not isinstance(text, str | os.PathLike):
+        if isinstance(text, bytes) or not isinstance(text, Sequence | np.ndarray):
+            raise EvaluationError(f"the text is {text!r}, expected a path or token ids")
         return text
     return engine.encode(read_text(text)[start:])
 

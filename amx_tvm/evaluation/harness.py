@@ -21,8 +21,10 @@ from amx_tvm.errors import EvaluationError
 from amx_tvm.evaluation.metrics import log_softmax
 from amx_tvm.evaluation.windows import Protocol, Window, cut
 from amx_tvm.extras import require
+from amx_tvm.runtime.options import number
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names that tasks use
+_COUNT = number(1, whole=True, error=EvaluationError)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -161,12 +163,16 @@ def generation_options(given: Mapping[str, Any], max_new_tokens: int) -> dict[st
     Raises
     ------
     EvaluationError
-        For an option that engines do not have.
+        For an option that engines do not have, or a value of the wrong type.
     """
+    if not isinstance(given, Mapping):
+        raise EvaluationError(f"the task's options are {given!r}, expected a mapping")
     options = {name: value for name, value in given.items() if value is not None}
     until = options.pop("until", ())
-    limits = [options.pop(name) for name in _LIMITS if name in options]
+    limits = [_COUNT(name, options.pop(name)) for name in _LIMITS if name in options]
     sample = options.pop("do_sample", "temperature" in options)
+    if not isinstance(sample, bool):
+        raise EvaluationError(f"do_sample is {sample!r}, expected true or false")
     unknown = sorted(set(options) - {*_SAMPLING, "num_beams"})
     if options.pop("num_beams", 1) != 1 or unknown:
         raise EvaluationError(
@@ -177,10 +183,12 @@ def generation_options(given: Mapping[str, Any], max_new_tokens: int) -> dict[st
         options = {n: v for n, v in options.items() if n == "repetition_penalty"}
     else:
         options.setdefault("temperature", 1.0)
-    stop = (until,) if isinstance(until, str) else tuple(until)
+    stop = (until,) if isinstance(until, str) else until
+    if not isinstance(stop, list | tuple) or not all(isinstance(t, str | type(None)) for t in stop):
+        raise EvaluationError(f"until is {until!r}, expected a text or a list of texts")
     return {
         **options,
-        "max_new_tokens": int(limits[0]) if limits else max_new_tokens,
+        "max_new_tokens": limits[0] if limits else max_new_tokens,
         "stop": tuple(text for text in stop if text),
     }
 

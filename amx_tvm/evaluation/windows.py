@@ -11,11 +11,14 @@ scored once, with at least window - stride tokens of context:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from amx_tvm.errors import EvaluationError
+from amx_tvm.runtime.options import number
+
+_COUNT = number(whole=True, error=EvaluationError)
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,20 @@ class Window:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text is cut: window and stride in tokens, and at most `limit` windows (0: all)."""
+    """How a text is cut: window and stride in tokens, and at most `limit` windows (0: all).
+
+    None is the default of each.
+    """
 
     window: int = 2048
     stride: int = 0
     limit: int = 0
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            value = entry.default if given is None else _COUNT(entry.name, given)
+            object.__setattr__(self, entry.name, value)
         if self.window < 2 or not 0 <= self.stride <= self.window or self.limit < 0:
             raise EvaluationError(
                 f"window {self.window}, stride {self.stride}, limit {self.limit} given; expected a "
@@ -60,9 +70,15 @@ def cut(ids: Sequence[int], protocol: Protocol, vocab_size: int | None = None) -
     Raises
     ------
     EvaluationError
-        When the text is shorter than one window, or has an id outside the vocabulary.
+        When the text is no list of token ids, is shorter than one window, or has an id outside the
+        vocabulary.
     """
-    tokens = np.asarray(ids, np.int64)
+    tokens = np.asarray(ids if len(ids) else [], None if len(ids) else np.int64)
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise EvaluationError(
+            f"the text's token ids are of type {tokens.dtype}, expected integers, or a path"
+        )
+    tokens = tokens.astype(np.int64)
     if tokens.ndim != 1 or len(tokens) < protocol.window:
         raise EvaluationError(
             f"the text has {tokens.size} tokens, less than one window of {protocol.window}; give "

@@ -18,6 +18,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import GenerationError, TargetError
+from amx_tvm.runtime.options import number
 
 CHUNKS = (512, 256, 128, 64, 32)
 SMALLEST_CONTEXT = 128  # tokens below which nobody is served
@@ -26,16 +27,16 @@ _POOLED = 2  # a chunk of full size and a last, shorter one
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def parse_size(text: str | int) -> int:
-    """Return a size in bytes of text such as "300M" or "1.5G" (powers of 1024).
+def parse_size(text: str | float) -> int:
+    """Return a size in bytes, of a number or of text such as "300M" or "1.5G" (powers of 1024).
 
     Raises
     ------
     TargetError
         For anything else.
     """
-    if isinstance(text, int):
-        return text
+    if not isinstance(text, str):
+        return int(number(1, whole=True, error=TargetError)("memory size", text))
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise TargetError(f"memory size {text!r} is none; expected a number with K, M or G: 300M")

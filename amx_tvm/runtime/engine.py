@@ -18,6 +18,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime import options as checks
 from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
@@ -131,7 +132,13 @@ class Engine:
         Special tokens that are spelled out in the text, as chat templates do, are recognised, and
         a BOS that is spelled out is not put there twice. A text that is to be continued gets no
         EOS, even if the tokenizer's post-processor adds one (``tokenizer.encode`` does).
+
+        Raises
+        ------
+        GenerationError
+            The text holds bytes that are no characters.
         """
+        checks.text("the prompt", text)
         if len(text) < _LONG_TEXT:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         else:  # without offsets, and other threads go on meanwhile
@@ -201,6 +208,8 @@ class Engine:
         """
         if options.get("sequence") is not None:
             raise GenerationError("generate_batch makes its own sequences; leave out `sequence`")
+        if isinstance(prompts, str | bytes | dict) or not isinstance(prompts, Iterable):
+            raise GenerationError(f"prompts are {prompts!r}, expected a list of texts or token ids")
         requests = [
             self.request(prompt, stream=stream, max_new_tokens=max_new_tokens, **options)
             for stream, prompt in enumerate(prompts)

@@ -8,7 +8,7 @@ Templates know one or the other; which one, :class:`Expectation` says.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 # How a message can say that it has no content, what transformers does first.
 _NO_CONTENT: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": ""})
 
-_WORD = "nonesuch"
+_WORD, _KEY = "nonesuch", "nosuchkey"
 _TOOL = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
 
 Message = Mapping[str, Any]
@@ -56,11 +56,11 @@ class Expectation:
         """Try a template; ``render`` returns a conversation's text, None where it refuses."""
 
         def shows(content: Any) -> bool:
-            # A part that is printed as it is, in JSON or in Python, was not understood.
+            # A part that is printed as it is was not understood.
             text = render([{"role": "user", "content": content}], None) or ""
-            return _WORD in text and '"type"' not in text and "'type'" not in text
+            return _WORD in text and _KEY not in text
 
-        parts = shows([{"type": "text", "text": _WORD}])
+        parts = shows([{"type": "text", "text": _WORD, _KEY: ""}])
         # The first way in which a call is shown; else the first that the template does not refuse.
         ways = list(product(_NO_CONTENT, ({"a": 1}, '{"a": 1}')))
         texts = [_try_call(render, *way) for way in ways]
@@ -95,6 +95,8 @@ def adapted(messages: Sequence[Message], expects: Expectation) -> list[dict[str,
     GenerationError
         For a message that is malformed, or that holds something else than text.
     """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise GenerationError(f"the chat is {messages!r}, expected a list of messages")
     names: dict[str, str] = {}
     result = []
     for index, message in enumerate(messages):
@@ -104,7 +106,7 @@ def adapted(messages: Sequence[Message], expects: Expectation) -> list[dict[str,
                 "and 'content'"
             )
         # Null is what clients write into fields that they don't use; transformers drops it too.
-        kept = {key: value for key, value in message.items() if value is not None}
+        kept = _without_null(message)
         if "content" in kept:
             kept["content"] = _content(kept["content"], expects, index)
         elif kept["role"] in ("user", "system"):
@@ -136,7 +138,15 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
         raise GenerationError(
             f"tools are {tools!r}; expected a list of objects, each the JSON schema of a function"
         )
-    return [dict(tool) for tool in tools] or None
+    result = [_without_null(tool) for tool in tools]
+    for tool in result:
+        if isinstance(tool.get("function"), Mapping):
+            tool["function"] = _without_null(tool["function"])
+    return result or None
+
+
+def _without_null(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _content(content: Any, expects: Expectation, index: int) -> Any:
@@ -178,15 +188,19 @@ def _calls(calls: Any, expects: Expectation, index: int, names: dict[str, str]) 
         )
     result = []
     for given in calls:
-        call = {key: value for key, value in given.items() if value is not None}
+        call = _without_null(given)
         # Older clients leave out the object around the name and the arguments.
         function = call.get("function", call)
-        if isinstance(function, Mapping):
-            function = {key: value for key, value in function.items() if value is not None}
-            function["arguments"] = _arguments(function.get("arguments", {}), expects)
-            call = {**call, "function": function} if "function" in call else function
-            if isinstance(call.get("id"), str):
-                names[call["id"]] = str(function.get("name", ""))
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise GenerationError(
+                f"message {index} of the chat calls {function!r}; expected an object with 'name' "
+                "and 'arguments'"
+            )
+        function = _without_null(function)
+        function["arguments"] = _arguments(function.get("arguments", {}), expects)
+        call = {**call, "function": function} if "function" in call else function
+        if isinstance(call.get("id"), str):
+            names[call["id"]] = function["name"]
         result.append(call)
     return result
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
-from amx_tvm.errors import GenerationError
+from amx_tvm.errors import AmxError, GenerationError
 
 DEFAULT_NEW_TOKENS = 128
 MOST_LOGPROBS = 128
@@ -27,8 +27,13 @@ def number(
     whole: bool = False,
     above: bool = False,
     note: str = "",
+    error: type[AmxError] = GenerationError,
 ) -> Callable[[str, Any], Any]:
-    """Return a check of numbers in [low, high], or (low, high] where ``above`` is set."""
+    """Return a check of numbers in [low, high], or (low, high] where ``above`` is set.
+
+    The check takes an option's name and value and returns the number; it raises ``error`` for
+    anything else.
+    """
     kind = "an integer" if whole else "a number"
     if high is not None:
         bounds = f" above {low} and at most {high}" if above else f" from {low} to {high}"
@@ -41,14 +46,13 @@ def number(
     def check(name: str, value: Any) -> Any:
         found: Any = None
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            found = _whole(value) if whole else float(value)
+            found = _whole(value) if whole else _finite(value)
         if (
             found is None
-            or not math.isfinite(found)
             or (low is not None and (found < low or (above and found == low)))
             or (high is not None and found > high)
         ):
-            raise GenerationError(f"{name} is {value!r}, {expected}")
+            raise error(f"{name} is {value!r}, {expected}")
         return found
 
     return check
@@ -62,6 +66,15 @@ def _whole(value: Any) -> int | None:
         return int(value) if math.isfinite(value) and value == int(value) else None
 
 
+def _finite(value: Any) -> float | None:
+    """Return a real number as a float, None where there is none of its size."""
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
 def flag(name: str, value: Any) -> bool:
     """Check an option that is true or false."""
     if not isinstance(value, bool):
@@ -69,12 +82,31 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def text(name: str, value: Any) -> str:
+    """Check a text: of characters only.
+
+    Python and JSON hand bytes and halves of characters that they cannot decode on as lone
+    surrogates, which no tokenizer takes.
+    """
+    if not isinstance(value, str):
+        raise GenerationError(f"{name} is {value!r}, expected a text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"{name} holds a byte that is no UTF-8, or half a character, behind {error.start} "
+            "characters; convert it, for example with iconv"
+        ) from None
+    return value
+
+
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """Check a text or several; none may be empty."""
     found = (value,) if isinstance(value, str) else tuple(_items(name, value, "texts"))
-    for text in found:
-        if not isinstance(text, str) or not text:
-            raise GenerationError(f"{name} holds {text!r}, expected texts of at least a character")
+    for one in found:
+        if not isinstance(one, str) or not one:
+            raise GenerationError(f"{name} holds {one!r}, expected texts of at least a character")
+        text(name, one)
     return found
 
 

@@ -1,8 +1,9 @@
 """Jinja's sandbox with the names and settings of Hugging Face's ``apply_chat_template``.
 
 ``raise_exception``, ``strftime_now``, a ``tojson`` that does not escape HTML, ``{% generation %}``
-blocks, loop controls, and trimmed blocks. Where a template prints a list, an object or null as it
-is, transformers shows Python's spelling, and here it is JSON and nothing. Needs jinja2 only.
+blocks, loop controls, and trimmed blocks. Where a template makes text of a list, an object, a truth
+value or null, transformers shows Python's spelling, and here it is JSON's. Null is printed as
+nothing; ``| string`` spells it out. Needs jinja2 only.
 """
 
 from __future__ import annotations
@@ -35,8 +36,29 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+class Array(list[Any]):
+    """A list that is JSON wherever it becomes text."""
+
+    __module__ = "builtins"  # jinja2's errors name it without where it comes from
+
+    def __repr__(self) -> str:
+        return _tojson(self)
+
+
+class Object(dict[str, Any]):
+    """An object that is JSON wherever it becomes text."""
+
+    __module__ = "builtins"
+
+    def __repr__(self) -> str:
+        return _tojson(self)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    """Counts the turns of all ``for`` loops of a rendering in ``turns``."""
+    """Counts the turns of all ``for`` loops of a rendering in ``turns``.
+
+    What ``~`` joins is what printing it would show.
+    """
 
     turns = 0
 
@@ -45,6 +67,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             counted = nodes.Filter(loop.iter, "counted", [], [], None, None)
             loop.iter = counted.set_lineno(loop.lineno).set_environment(self)
+        for joined in tree.find_all(nodes.Concat):
+            shown = [nodes.Filter(n, "printed", [], [], None, None) for n in joined.nodes]
+            joined.nodes = [n.set_lineno(joined.lineno).set_environment(self) for n in shown]
         return tree
 
     def count(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -68,14 +93,25 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def _printed(value: Any) -> Any:
+    if isinstance(value, bool | dict | list | tuple):
+        return _tojson(value)
     if isinstance(value, str | int | float | Undefined):
         return value
-    if isinstance(value, dict | list | tuple):
-        return _tojson(value)
     if value is None:
         return ""
     # Python would print a function's or a generator's address.
     raise TemplateError(f"it prints a {type(value).__name__}, which is no text")
+
+
+def _string(value: Any) -> str:
+    return "null" if value is None else str(_printed(value))
+
+
+def _spelled(value: Any) -> Any:
+    """Return a value whose lists and objects are JSON where they become text."""
+    if isinstance(value, dict):
+        return Object({key: _spelled(item) for key, item in value.items()})
+    return Array(map(_spelled, value)) if isinstance(value, list) else value
 
 
 @pass_context  # otherwise Jinja would run it once, when it compiles a loop over constants
@@ -92,7 +128,7 @@ def environment() -> _Environment:
         extensions=[_Generation, loopcontrols],
         finalize=_printed,
     )
-    made.filters.update(tojson=_tojson, counted=_counted)
+    made.filters.update(tojson=_tojson, counted=_counted, printed=_printed, string=_string)
     made.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return made
 
@@ -117,7 +153,7 @@ def rendered(source: str, names: dict[str, Any]) -> str:
     """Return what a template makes of ``names``; errors as `compiled`'s, and the program's own."""
     template, pieces, length = compiled(source), [], 0
     environment().turns = 0
-    for piece in template.generate(names):
+    for piece in template.generate(_spelled(names)):
         pieces.append(piece)
         length += len(piece)
         if length > limits.OUTPUT_CHARACTERS:

@@ -27,6 +27,7 @@ from amx_tvm.evaluation import (
 )
 from amx_tvm.evaluation.harness import EngineModel, run_tasks
 from amx_tvm.evaluation.report import rows
+from amx_tvm.extras import plotting
 
 VOCAB = 128
 
@@ -107,6 +108,27 @@ def test_bad_input(story, tmp_path):
         evaluate(SimpleNamespace(), story)
 
 
+@pytest.mark.parametrize("name", ["window", "stride", "limit"])
+def test_wrong_numbers_of_a_protocol_are_named(name):
+    assert Protocol(**{name: None}) == Protocol()
+    assert Protocol(**{name: 2.0}) == Protocol(**{name: 2})
+    for value in (float("nan"), "2", 1.5, True, [2]):
+        with pytest.raises(EvaluationError, match=f"{name} is .*, expected an integer"):
+            Protocol(**{name: value})
+
+
+@pytest.mark.parametrize("text", [None, 5, b"x", [float("nan")] * 99, ["a"] * 99, ""])
+def test_texts_that_are_no_texts_are_named(text):
+    with pytest.raises(EvaluationError, match="expected"):
+        evaluate(LetterEngine(), text, protocol=Protocol(64))
+
+
+@pytest.mark.parametrize("start", [-1, float("nan"), "x", 1.5])
+def test_wrong_starts_are_named(story, start):
+    with pytest.raises(EvaluationError, match="start is"):
+        evaluate(LetterEngine(), story, protocol=Protocol(64), start=start)
+
+
 def test_texts_of_every_kind(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.jsonl").write_text('{"text": "two"}\n\n{"text": "three"}\n')
@@ -153,6 +175,8 @@ def test_table_json_and_plot(story, tmp_path):
         plot(results[:1], path)
     with pytest.raises(EvaluationError, match="end in"):
         plot(results, tmp_path / "plot.xyz")
+    with pytest.raises(EvaluationError, match="folder of .* does not exist"):
+        plotting(tmp_path / "absent" / "plot.png", EvaluationError)
 
 
 def test_weight_errors_by_layer():
@@ -235,6 +259,17 @@ def test_options_that_engines_lack_are_named():
     for options, word in (({"num_beams": 4}, "beam search"), ({"typical_p": 0.5}, "typical_p")):
         with pytest.raises(EvaluationError, match=word):
             model.generate_until([request("p", {**GREEDY, **options})])
+    for options, word in (
+        ({"max_gen_toks": "abc"}, "max_gen_toks is 'abc'"),
+        ({"max_tokens": float("nan")}, "max_tokens is nan"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"until": 5}, "until is 5"),
+        ({"until": ["a", 5]}, "until is"),
+        ({"do_sample": "false"}, "do_sample is 'false'"),
+        (None, "options are None"),
+    ):
+        with pytest.raises(EvaluationError, match=word):
+            model.generate_until([request("p", options)])
     with pytest.raises(EvaluationError, match="64 new tokens and the context is 64"):
         model.generate_until([request("p", {"max_gen_toks": 64})])
 

@@ -18,7 +18,8 @@ def test_parse_size():
     assert budget.parse_size("300M") == budget.parse_size("300 MiB") == 300 * MIB
     assert budget.parse_size("1.5g") == 1536 * MIB
     assert budget.parse_size("1024") == budget.parse_size("1k") == budget.parse_size(1024) == 1024
-    for wrong in ("", "M", "12X", "-1M", "1 2"):
+    assert budget.parse_size(1024.0) == 1024
+    for wrong in ("", "M", "12X", "-1M", "1 2", 0, -1, float("nan"), 1.5, True, [1]):
         with pytest.raises(TargetError, match="memory size"):
             budget.parse_size(wrong)
 

@@ -17,7 +17,10 @@ TEMPLATES = {
     "adds text": LOOP + "{{ '<' + m['role'] + '>' + m['content'] }}" + END,
     "trims text": LOOP + "<{{ m.role }}>{{ m.content | trim }}" + END,
     "joins text": LOOP + "{{ '<' ~ m.role ~ '>' ~ m.content }}" + END,
+    "indents text": LOOP + "<{{ m.role }}>{{ m.content | indent(2) }}" + END,
+    "escapes text": LOOP + "<{{ m.role }}>{{ m.content | e }}" + END,
     "prints messages": LOOP + "{{ m }}" + END,
+    "messages as text": LOOP + "{{ m | string }}{{ '%s' % m }}{{ m ~ '' }}{{ [m] | join }}" + END,
     "messages as JSON": LOOP + "{{ m | tojson }}" + END,
     "parts": LOOP + "<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}" + END,
     "text or parts": LOOP
@@ -51,6 +54,13 @@ TEMPLATES = {
     + "{% for k, v in f.arguments.items() %}{{ k }}={{ v }};{% endfor %}"
     + END
     + END,
+    # As Qwen3-Coder's: values that are no objects or lists are spelled out.
+    "calls spelled out": LOOP
+    + "<{{ m.role }}>{{ m.content }}"
+    + CALLS
+    + "{% for k, v in f.arguments | items %}{{ k ~ ': ' ~ v }}, {{ v | string }};{% endfor %}"
+    + END
+    + END,
     # As DeepSeek's: calls are looked for only where the content is null.
     "calls beside null": LOOP
     + "<{{ m.role }}>{% if m.role == 'assistant' and m['content'] is none %}"
@@ -58,6 +68,11 @@ TEMPLATES = {
     + "{{ f['name'] + f['arguments'] }}"
     + END
     + "{% else %}{{ m['content'] + '</s>' }}{% endif %}"
+    + END,
+    "tools as text": "{{ tools | string }}{{ tools ~ '' }}"
+    + "{% for t in tools or [] %}{{ t.function.description | trim }}{% endfor %}"
+    + LOOP
+    + "<{{ m.role }}>{{ m.content }}"
     + END,
     "tools": "{% if tools is not none %}{{ tools }}{% endif %}"
     + LOOP
@@ -96,7 +111,8 @@ CONVERSATIONS = {
         {"role": "assistant", "content": None},
     ],
 }
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"default": None}}}]
+WEATHER = {"name": "weather", "description": None, "parameters": {"default": None}}
+TOOLS = [{"type": "function", "function": WEATHER}]
 
 
 @pytest.mark.parametrize("tools", [None, [], TOOLS], ids=["none", "empty", "one"])
@@ -139,6 +155,11 @@ def test_arguments_become_what_a_template_wants():
     assert 'weather({"city": "Rome"})' in render("calls as text", as_object)
     assert 'weather({"city": "Rome"})' in render("calls printed", as_object)
     assert "city=Rome;day=;" in render("calls by name", as_text)
+    assert "city: Rome, Rome;day: , null;" in render("calls spelled out", as_text)
+    for value, shown in ((True, "true"), ([None, False], "[null, false]"), ({"a": 1}, '{"a": 1}')):
+        calls = [as_object[0], {"role": "assistant", "tool_calls": call({"x": value})}]
+        assert f"x: {shown}, {shown};" in render("calls spelled out", calls)
+        assert f"x={shown};" in render("calls by name", calls)
     assert 'weather{"city": "Rome"}' in render("calls beside null", as_object)
     broken = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": call("{oh")}]
     assert '"{oh"' in render("calls as JSON", broken)
@@ -168,6 +189,8 @@ def test_reasoning_under_its_names():
         ({"role": "user", "content": [None]}, "'NoneType'"),
         ({"role": "assistant", "tool_calls": "f()"}, "tool_calls"),
         ({"role": "assistant", "tool_calls": ["f()"]}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": [{"function": "f()"}]}, "calls 'f"),
+        ({"role": "assistant", "tool_calls": [{"function": None}]}, "calls {}"),
     ],
 )
 def test_messages_that_are_refused(message, word):
@@ -180,6 +203,22 @@ def test_messages_that_are_refused(message, word):
 def test_tools_that_are_refused(tools):
     with pytest.raises(GenerationError, match="tools are"):
         render("tools", CONVERSATIONS["text"], tools=tools)
+
+
+@pytest.mark.parametrize("messages", [None, "Hi", {"role": "user", "content": "Hi"}, 5])
+def test_chats_that_are_no_lists(messages):
+    with pytest.raises(GenerationError, match="the chat is .*, expected a list of messages"):
+        render("prints text", messages)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["{{ 1 / 0 }}", "{{ [][0].x }}", "{{ '{}'.format() }}", "{{ 5 | indent }}", "{{ 'a' + 1 }}"]
+    + ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],
+)
+def test_templates_that_fail_in_any_way_refuse(program):
+    with pytest.raises(GenerationError, match="template refuses this conversation: .+"):
+        ChatTemplate(program).render(CONVERSATIONS["text"])
 
 
 # ---- several templates

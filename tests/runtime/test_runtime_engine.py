@@ -7,7 +7,7 @@ import pytest
 import toy_artifact as toy
 
 import amx_tvm.runtime
-from amx_tvm.errors import GenerationError
+from amx_tvm.errors import ArtifactError, GenerationError, TargetError
 from amx_tvm.runtime.request import Run
 
 # Logits are about 30 in size; TVM's attention sums in another order where the chunks differ.
@@ -298,6 +298,9 @@ def test_context_length_out_of_range(artifact, context):
     [
         (lambda e: e.generate(None), "the prompt is None, expected a text or token ids"),
         (lambda e: e.generate([[1, 2]]), "expected a flat list"),
+        (lambda e: e.generate("a\udcff"), "the prompt holds a byte that is no UTF-8.* behind 1 "),
+        (lambda e: e.generate_batch("the"), "prompts are 'the', expected a list"),
+        (lambda e: e.generate_batch(None), "prompts are None, expected a list"),
         (lambda e: e.generate([1], logit_bias={300: 1}), "token id 300"),
         (lambda e: e.generate([1], stop_token_ids=[999]), "token id 999"),
         (lambda e: e.scheduler(max_sequences=0), "max_sequences is 0"),
@@ -307,6 +310,16 @@ def test_context_length_out_of_range(artifact, context):
 def test_wrong_calls(engine, call, words):
     with pytest.raises(GenerationError, match=words):
         call(engine)
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [({"device": 5}, ArtifactError), ({"max_memory": float("nan")}, TargetError)],
+    ids=["device", "max_memory"],
+)
+def test_wrong_places_and_memories_are_named(artifact, option, error):
+    with pytest.raises(error, match=str(next(iter(option.values())))):
+        amx_tvm.runtime.load(artifact, **option)
 
 
 @pytest.mark.parametrize(

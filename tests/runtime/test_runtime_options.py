@@ -12,6 +12,7 @@ from amx_tvm.runtime.options import Limits, Sampling, read_options
 
 NAMES = [entry.name for kind in (Sampling, Limits) for entry in fields(kind)]
 WRONG = [float("nan"), float("inf"), "x", b"x", object(), [[1]], -1e9, 1j]
+HUGE = 10**400  # no float is as large
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -27,6 +28,25 @@ def test_wrong_values_are_named(name, value):
     with pytest.raises(GenerationError) as caught:
         read_options({name: value})
     assert name in str(caught.value) and "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+def test_numbers_that_are_too_large_for_their_type_are_named(name):
+    with pytest.raises(GenerationError, match=f"{name} is 1000"):
+        read_options({name: HUGE})
+    assert read_options({"seed": HUGE})[0].seed == HUGE
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e300, 0.009, 101])
+def test_penalties_that_overflow_float32_are_named(value):
+    with pytest.raises(GenerationError, match="repetition_penalty is .* from 0.01 to 100"):
+        read_options({"repetition_penalty": value})
+
+
+@pytest.mark.parametrize("value", ["\udcff", ["end", "a\ud83d"]])
+def test_stops_of_halves_of_characters_are_named(value):
+    with pytest.raises(GenerationError, match="stop holds a byte that is no UTF-8"):
+        read_options({"stop": value})
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("ignore_eos",)])
