@@ -24,6 +24,7 @@ from amx_tvm.exporting.readme import readme
 from amx_tvm.exporting.records import UsedRecords
 from amx_tvm.exporting.runner_build import build_runner
 from amx_tvm.exporting.wheels import PYTHONS
+from amx_tvm.frontends import open_model
 
 RUNTIMES = ("python", "runner")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -191,11 +192,13 @@ def _check_output(final: Path, archive: bool, overwrite: bool) -> None:
 def _source(
     model: Any, quantization: str | QuantizationConfig | None, strict: bool
 ) -> tuple[Any, QuantizationConfig | str]:
-    """Return what to compile and its settings."""
+    """Return what to compile, opened, and its settings."""
     path = model.path if isinstance(model, Artifact) else model
-    is_path = isinstance(path, (str, os.PathLike))
-    if not is_path or not (Path(path) / "manifest.json").is_file():
+    if not isinstance(path, str | os.PathLike):
         return model, "amxfp4" if quantization is None else quantization
+    if not (Path(path) / "manifest.json").is_file():
+        wanted = QuantizationConfig.parse("amxfp4" if quantization is None else quantization)
+        return open_model(path), wanted
     if quantization is not None or strict:
         raise ArtifactError(
             f"{path} is an artifact and keeps its quantization "

@@ -57,11 +57,27 @@ def test_a_full_disk_behind_stdout_is_one_line(artifact):
 
 
 @pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        ("inspect ARTIFACT", ">&-"),
+        ("chat ARTIFACT", "<&-"),
+        ("generate ARTIFACT a -n 2", "2>&-"),
+        ("generate ARTIFACT a -n 2", "<&- >&- 2>&-"),
+    ],
+)
+def test_closed_streams_are_empty_ones(artifact, command, closed):
+    """As under cron: Python has no sys.stdin, stdout or stderr then."""
+    line = f"{sys.executable} -m amx_tvm {command.replace('ARTIFACT', str(artifact))} {closed}"
+    done = process("sh", "-c", line, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
         ([b"generate", b"ARTIFACT", b"caf\xe9"], b"", "the prompt holds a byte that is no UTF-8"),
         ([b"generate", b"ARTIFACT", b"-"], b"caf\xe9", "no utf-8"),
-        ([b"generate", b"ARTIFACT", b"a", b"--stop", b"\xff"], b"", "--stop holds a byte"),
+        ([b"generate", b"ARTIFACT", b"a", b"--stop", b"\xff"], b"", "stop holds a byte"),
         ([b"chat", b"ARTIFACT"], b"caf\xe9\n", "no utf-8"),
         ([b"chat", b"ARTIFACT", b"--system", b"\xff"], b"hi\n", "--system holds a byte"),
         ([b"generate", b"no\xffwhere", b"a"], b"", "no such artifact"),

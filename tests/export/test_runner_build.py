@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import amx_tvm
-from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.errors import ArtifactError, FormatError, ModelError, TargetError
 from amx_tvm.exporting.runner_build import SOURCES
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,23 @@ def test_missing_tools_are_found_first(
             tiny_artifact, target, output, progress=lambda *s: stages.append(s[0]), **options
         )
     assert set(stages) <= {"bundle"} and os.listdir(tmp_path) == ["bin"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error"),
+    [("absent", {}, ModelError), (".", {}, ModelError), (".", {"quantization": "x"}, FormatError)],
+    ids=str,
+)
+def test_a_model_that_is_none_is_found_before_what_runs_it(
+    tmp_path, monkeypatch, model, options, error
+):
+    stages = []
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error):
+        amx_tvm.export(
+            model, "x86-64-v2", "out", progress=lambda *s: stages.append(s[0]), **options
+        )
+    assert stages == [] and os.listdir(tmp_path) == []
 
 
 def test_the_tool_of_an_archive_is_looked_for_first(tiny_artifact, tmp_path, monkeypatch):
