@@ -194,7 +194,8 @@ def _source(
 ) -> tuple[Any, QuantizationConfig | str]:
     """Return what to compile, opened, and its settings."""
     path = model.path if isinstance(model, Artifact) else model
-    if not isinstance(path, str | os.PathLike):
+    is_path = isinstance(path, str | os.PathLike)
+    if not is_path:
         return model, "amxfp4" if quantization is None else quantization
     if not (Path(path) / "manifest.json").is_file():
         wanted = QuantizationConfig.parse("amxfp4" if quantization is None else quantization)

@@ -68,8 +68,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             counted = nodes.Filter(loop.iter, "counted", [], [], None, None)
             loop.iter = counted.set_lineno(loop.lineno).set_environment(self)
         for joined in tree.find_all(nodes.Concat):
-            shown = [nodes.Filter(n, "printed", [], [], None, None) for n in joined.nodes]
-            joined.nodes = [n.set_lineno(joined.lineno).set_environment(self) for n in shown]
+            joined.nodes = [nodes.Filter(n, "printed", [], [], None, None) for n in joined.nodes]
+            joined.set_lineno(joined.lineno).set_environment(self)
         return tree
 
     def count(self, items: Iterable[Any]) -> Iterator[Any]:
