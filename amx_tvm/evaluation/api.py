@@ -181,11 +181,12 @@ def _engine(artifact: Any, protocol: Protocol, device: str | None, threads: int 
 
 
 def _ids(engine: Any, text: str | os.PathLike[str] | Sequence[int], start: int) -> Sequence[int]:
-    if isinstance(text, str | os.PathLike):
-        return engine.encode(read_text(text)[start:])
-    if isinstance(text, bytes) or not isinstance(text, Sequence | np.ndarray):
-        raise EvaluationError(f"the text is {text!r}, expected a path or token ids")
-    return text
+    given: Any = text
+    if isinstance(given, str | os.PathLike):
+        return engine.encode(read_text(given)[start:])
+    if isinstance(given, bytes) or not isinstance(given, Sequence | np.ndarray):
+        raise EvaluationError(f"the text is {given!r}, expected a path or token ids")
+    return given
 
 
 def _reference(
