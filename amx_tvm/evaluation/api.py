@@ -186,7 +186,7 @@ def _ids(engine: Any, text: str | os.PathLike[str] | Sequence[int], start: int) 
         return engine.encode(read_text(given)[start:])
     if isinstance(given, bytes) or not isinstance(given, Sequence | np.ndarray):
         raise EvaluationError(f"the text is {given!r}, expected a path or token ids")
-    return given
+    return list(given)
 
 
 def _reference(
