@@ -28,8 +28,8 @@ from relax_passes.attention_spec import PLAIN, CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
+from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
-from relax_passes.passes.greedy_steps import greedy_steps
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_experts import lower_experts
@@ -81,7 +81,7 @@ def phases(
             [
                 make_buckets(target),
                 lower_attention(target, storage),
-                greedy_steps,
+                device_steps,
                 lower_experts,
                 legalize(target, records),
             ],

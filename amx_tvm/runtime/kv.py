@@ -58,7 +58,8 @@ class KVCache:
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
         self.pages = self.available_pages()
         self._lengths: dict[int, int] = {}
-        self._ahead: tuple[int, Callable[[], Any]] | None = None
+        self._ahead: list[int] = []  # sequences of a step that may turn out not to be wanted
+        self._finish: Callable[[], Any] | None = None
         self._shapes: tuple[Any, list[Any]] = (None, [])  # of the last forward pass
         self._free = list(range(max_sequences - 1, -1, -1))
 
@@ -76,41 +77,57 @@ class KVCache:
         return int(self._available(self._object))
 
     def available_tokens(self) -> int:
-        """Return how many tokens the free pages hold."""
-        self.settle()
-        return int(self._available(self._object)) * self.page_size
+        """Return how many tokens the free pages hold, those of a step ahead counted in."""
+        opened = sum(self._lengths[s] % self.page_size == 0 for s in self._ahead)
+        return (int(self._available(self._object)) + opened) * self.page_size
 
     @contextmanager
-    def ahead(self, sequence: int, finish: Callable[[], Any]) -> Iterator[tuple]:
-        """Reserve a position for a step that may turn out not to be wanted.
+    def ahead(self, sequences: Sequence[int], finish: Callable[[], Any]) -> Iterator[tuple]:
+        """Reserve a position of each sequence for a step that may turn out not to be wanted.
 
-        `adopt` makes it a position of the sequence. Whatever else comes next takes it back, after
+        `adopt` makes them positions of the sequences. Another step takes them back, after
         ``finish`` has waited for the device.
         """
-        self.check_room([sequence], [1])
-        self._call["begin_forward"](self._object, self._shape([sequence]), self._shape([1]))
-        self._ahead = (sequence, finish)
+        counts = [1] * len(sequences)
+        self.check_room(sequences, counts)
+        self._call["begin_forward"](self._object, *self._pair(sequences, counts))
+        self._ahead, self._finish = list(sequences), finish
         yield self.arguments
         self._call["end_forward"](self._object)
 
-    def adopt(self, sequence: int) -> bool:
-        """Keep the step ahead of a sequence; False where there is none."""
-        if self._ahead is None or self._ahead[0] != sequence:
+    def is_ahead(self, sequence: int) -> bool:
+        """Whether a step ahead has a position of a sequence."""
+        return sequence in self._ahead
+
+    def adopt(self, sequences: Sequence[int]) -> bool:
+        """Keep the step ahead of these sequences; False where one of them has none.
+
+        What the step did for other sequences is taken back.
+        """
+        if not self._ahead or not set(sequences) <= set(self._ahead):
             return False
-        self._ahead = None
-        self._lengths[sequence] += 1
+        others, self._ahead = set(self._ahead).difference(sequences), []
+        for sequence in others:
+            self._call["popn"](self._object, sequence, 1)
+        for sequence in sequences:
+            self._lengths[sequence] += 1
         return True
 
     def settle(self) -> None:
         """Take back the step ahead, if there is one."""
-        if self._ahead is not None:
-            (sequence, finish), self._ahead = self._ahead, None
-            finish()
-            self._call["popn"](self._object, sequence, 1)
+        if self._ahead and self._finish is not None:
+            ahead, self._ahead = self._ahead, []
+            self._finish()
+            for sequence in ahead:
+                self._call["popn"](self._object, sequence, 1)
+
+    def _settle(self, sequence: int) -> None:
+        """Take back the step ahead if it is one of a sequence."""
+        if sequence in self._ahead:
+            self.settle()
 
     def add(self) -> int:
         """Start an empty sequence and return its id."""
-        self.settle()
         sequence = self._take()
         self._call["add_sequence"](self._object, sequence)
         self._lengths[sequence] = 0
@@ -118,7 +135,7 @@ class KVCache:
 
     def fork(self, parent: int, position: int | None = None) -> int:
         """Start a sequence that shares a parent's first ``position`` tokens (default: all)."""
-        self.settle()
+        self._settle(parent)
         length = self._lengths[parent]
         position = length if position is None else position
         if not 0 <= position <= length:
@@ -132,7 +149,7 @@ class KVCache:
 
     def rollback(self, sequence: int, count: int) -> None:
         """Forget the last ``count`` tokens of a sequence."""
-        self.settle()
+        self._settle(sequence)
         length = self._lengths[sequence]
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
@@ -141,8 +158,13 @@ class KVCache:
         self._lengths[sequence] = length - count
 
     def remove(self, sequence: int) -> None:
-        """Forget a sequence and free its pages."""
-        self.settle()
+        """Forget a sequence and free its pages.
+
+        Of a step ahead of several it may be one: their kernels have noted what they need.
+        """
+        if len(self._ahead) > 1 and sequence in self._ahead:
+            self._ahead.remove(sequence)
+        self._settle(sequence)
         self._call["remove_sequence"](self._object, sequence)
         del self._lengths[sequence]
         self._free.append(sequence)
@@ -173,10 +195,7 @@ class KVCache:
         """
         self.settle()
         self.check_room(sequences, counts)
-        key = (tuple(sequences), tuple(counts))
-        if self._shapes[0] != key:  # steps of the same sequences follow each other
-            self._shapes = (key, [self._shape(values) for values in key])
-        self._call["begin_forward"](self._object, *self._shapes[1])
+        self._call["begin_forward"](self._object, *self._pair(sequences, counts))
         try:
             yield self.arguments
         except BaseException:
@@ -189,6 +208,13 @@ class KVCache:
         self._call["end_forward"](self._object)
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
+
+    def _pair(self, sequences: Sequence[int], counts: Sequence[int]) -> list[Any]:
+        """Return both as TVM takes them; steps of the same sequences follow each other."""
+        key = (tuple(sequences), tuple(counts))
+        if self._shapes[0] != key:
+            self._shapes = (key, [self._shape(values) for values in key])
+        return self._shapes[1]
 
     def _take(self) -> int:
         if not self._free:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.greedy import GreedySteps
+from amx_tvm.runtime.device_steps import MOST, DeviceSteps, padded
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.vm import VirtualMachine, aligned
 
@@ -106,13 +106,36 @@ class Model:
             name = "forward_one"
         elif count <= FEW and (each or count == sum(wanted)) and "forward_few" in self._names:
             name = "forward_few"
-        elif each and "forward_each" in self._names:
+        elif each and "begin_each" in self._names and count <= MOST:
+            return self._padded(cache, sequences, lengths, tokens, wanted)
+        elif each and "forward_each" in self._names and "begin_each" not in self._names:
             name = "forward_each"
         else:
             return self._picked(cache, sequences, lengths, tokens, wanted)
         with cache.forward(sequences, lengths) as arguments:
             logits = self._run(name, self._on_device(tokens), arguments)
         return logits if count == sum(wanted) else logits[np.flatnonzero(wanted)]
+
+    def _padded(
+        self,
+        cache: KVCache,
+        sequences: Sequence[int],
+        lengths: Sequence[int],
+        tokens: Sequence[int] | np.ndarray,
+        wanted: Sequence[int],
+    ) -> np.ndarray:
+        """Run the next token of each sequence, in one of the sizes that have a graph."""
+        count = len(tokens)
+        ids = np.zeros(padded(count), np.int32)
+        ids[:count] = tokens
+        key = f"forward_each {ids.size}"
+        if key not in self._functions:
+            self._functions[key] = self._machine.function("forward_each")
+        with cache.forward(sequences, lengths) as arguments:
+            given = self._machine.to_device(ids)
+            logits = self._functions[key](given, *arguments, self._parameters)
+            found = self._machine.to_host(logits, count)
+        return found if count == sum(wanted) else found[np.flatnonzero(wanted)]
 
     def _picked(
         self,
@@ -150,9 +173,9 @@ class Model:
         return self._machine.to_host(function(tokens, *arguments, self._parameters))
 
     @cached_property
-    def greedy(self) -> GreedySteps:
+    def steps(self) -> DeviceSteps:
         """Steps whose tokens the device chooses."""
-        return GreedySteps(self._machine, self._parameters)
+        return DeviceSteps(self._machine, self._parameters)
 
     @property
     def mixes(self) -> bool:
@@ -163,10 +186,10 @@ class Model:
         """
         return not self._machine.is_cpu
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the device can take the most likely token itself."""
-        return "begin_greedy" in self._names
+    @cached_property
+    def chooses(self) -> int:
+        """Of how many sequences the device can take the most likely tokens itself, in a step."""
+        return MOST if "begin_each" in self._names else int("begin_greedy" in self._names)
 
     def check_tokens(self, tokens: Iterable[int]) -> np.ndarray:
         """Return token ids as int32 [n]; GenerationError names the first that is out of range."""

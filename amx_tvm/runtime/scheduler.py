@@ -29,7 +29,8 @@ from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
-from amx_tvm.runtime.session import Sequence
+from amx_tvm.runtime.sampler import BROKEN_LOGITS
+from amx_tvm.runtime.session import Sequence, choose_batch
 from amx_tvm.runtime.turns import Turns
 from amx_tvm.runtime.worker import Worker, on_thread
 
@@ -152,10 +153,9 @@ class Scheduler:
         """
         if self._waiting:
             self._admit()
-        active = self._active
-        if len(active) == 1 and self._choose(active[0]):
+        if self._model.chooses and self._choose():
             return True
-        parts = self.turns.parts(active)
+        parts = self.turns.parts(self._active)
         if parts:
             try:
                 self._forward(parts)
@@ -207,22 +207,33 @@ class Scheduler:
             given += handle.sequence.given(ids).tolist()
         return given
 
-    def _choose(self, handle: Handle) -> bool:
-        """Let the device choose the token of a request that decodes alone, where it can."""
-        sequence = handle.sequence
-        if not (
-            self._model.chooses
-            and handle.run.greedy
-            and len(handle.tokens) == len(sequence.tokens) + 1
-        ):
+    def _choose(self) -> bool:
+        """Let the device choose the tokens of the requests that decode, where it can.
+
+        Beside prompts it only ends the step that it has started already.
+        """
+        ready = [
+            h for h in self._active if h.run.greedy and len(h.tokens) == len(h.sequence.tokens) + 1
+        ]
+        all_ready = len(ready) == len(self._active)
+        if not all_ready:
+            ready = [handle for handle in ready if handle.sequence.is_ahead]
+        if not ready or len(ready) > self._model.chooses:
             return False
+        going = [i for i, h in enumerate(ready) if all_ready and h.run.left > 1]
+        sequences = [handle.sequence for handle in ready]
         try:
-            token = sequence.choose(handle.tokens[-1])
+            tokens = choose_batch(sequences, [handle.tokens[-1] for handle in ready], going)
         except Exception as error:
-            self._recover([(handle, 1)], error)
-        else:
-            self._take(handle, token)
-        return True
+            self._recover([(handle, 1) for handle in ready], error)
+            return True
+        for handle, token in zip(ready, tokens, strict=True):
+            if token < 0:
+                self._fail(handle, GenerationError(BROKEN_LOGITS))
+            elif handle.sequence is not None:  # no callback of this step has cancelled it
+                self._take(handle, token)
+        self.turns.last = (len(ready), 0)
+        return bool(self._active or self._waiting)
 
     def _take(self, handle: Handle, given: np.ndarray | int) -> None:
         """Give a request its logits [vocab], or the token that the device chose."""

@@ -59,7 +59,8 @@ class Sequence:
         self._worker = worker
         self._reserved = False
         self.tokens = tokens
-        self._promised = -1  # the token that a step ahead started from
+        self._promised = -1  # the token that a step ahead started from, which the device chose
+        self._row = 0  # of the sequence in that step
         self._long = model.long_after > 0 and len(tokens) > model.long_after
 
     def __del__(self) -> None:
@@ -120,7 +121,12 @@ class Sequence:
     @property
     def chooses(self) -> bool:
         """Whether `choose` is there: the device can take the most likely token itself."""
-        return self._model.chooses
+        return self._model.chooses > 0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a step behind the last one has been started for the sequence."""
+        return self._cache.is_ahead(self.handle)
 
     @_on_thread
     def choose(self, token: int) -> int:
@@ -128,20 +134,7 @@ class Sequence:
 
         The step behind is started too, as if the token returned here came next.
         """
-        self._model.check_tokens([token])
-        cache, greedy = self._cache, self._model.greedy
-        if token != self._promised or not cache.adopt(self.handle):
-            self._check_length(1)
-            with cache.forward([self.handle], [1]) as arguments:
-                greedy.start(token, arguments)
-        self.tokens.append(token)
-        if len(self) < self._model.context_length and cache.available_pages():
-            with cache.ahead(self.handle, greedy.finish) as arguments:
-                greedy.follow(arguments)
-            chosen = greedy.wait()
-        else:
-            chosen = greedy.finish()
-        self._promised = chosen
+        chosen = choose_batch([self], [token], [0])[0]
         if chosen < 0:
             raise GenerationError(BROKEN_LOGITS)
         return chosen
@@ -263,6 +256,55 @@ def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
     for sequence, token in zip(sequences, ids, strict=True):
         sequence.tokens.append(token)
     return logits
+
+
+def choose_batch(
+    sequences: list[Sequence], tokens: list[int], going: list[int] | None = None
+) -> list[int]:
+    """Add one token to each sequence and return the most likely next ones; logits stay there.
+
+    Parameters
+    ----------
+    sequences : list of Sequence
+        At most `Model.chooses`.
+    tokens : list of int
+        A token of each.
+    going : list of int, optional
+        Which of them go on, as indices; by default all. The step behind is started for these too,
+        as if the tokens returned here came next.
+
+    Returns
+    -------
+    list of int
+        -1 where the logits are broken.
+    """
+    first = sequences[0]
+    model, cache, steps = first._model, first._cache, first._model.steps
+    model.check_step(tokens)
+    handles = [sequence.handle for sequence in sequences]
+    promised = all(s._promised == t for s, t in zip(sequences, tokens, strict=True))
+    if promised and cache.adopt(handles):
+        rows = [sequence._row for sequence in sequences]
+    else:
+        for sequence in sequences:
+            sequence._check_length(1)
+        with cache.forward(handles, [1] * len(handles)) as arguments:
+            steps.start(tokens, arguments)
+        rows = list(range(len(handles)))
+    for sequence, token in zip(sequences, tokens, strict=True):
+        sequence.tokens.append(token)
+        sequence._promised = -1
+    going = list(range(len(handles))) if going is None else going
+    going = [i for i in going if len(sequences[i].tokens) < model.context_length]
+    if steps.can_follow(len(going)) and cache.available_pages() >= len(going):
+        with cache.ahead([handles[i] for i in going], steps.finish) as arguments:
+            steps.follow(arguments, [rows[i] for i in going])
+        found = steps.wait()
+        for row, i in enumerate(going):
+            sequences[i]._row, sequences[i]._promised = row, found[rows[i]]
+    else:
+        found = steps.finish()
+    return [found[row] for row in rows]
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:

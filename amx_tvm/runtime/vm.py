@@ -70,6 +70,7 @@ class VirtualMachine:
                 f"{library} cannot be loaded ({reason}); compile the model again"
             ) from error
         self._allocate = self.builtin("runtime.TVMTensorAllocWithScope")
+        self._view = self.builtin("runtime.TVMTensorCreateView")
         self._from_bytes = self.builtin("runtime.TVMTensorCopyFromBytes")
         self._to_bytes = self.builtin("runtime.TVMTensorCopyToBytes")
 
@@ -102,19 +103,26 @@ class VirtualMachine:
         self._from_bytes(tensor, self._pointer(array), array.nbytes)
         return tensor
 
-    def to_host(self, tensor: Any) -> np.ndarray:
-        """Return a result as a NumPy array: a view on the CPU, a copy elsewhere."""
+    def view(self, tensor: Any, shape: Sequence[int]) -> Any:
+        """Return the first elements of a tensor of the device in a shape."""
+        dtype = self._ffi.dtype(str(tensor.dtype))
+        return self._view(tensor, self.shape(shape), dtype, 0)
+
+    def to_host(self, tensor: Any, rows: int | None = None) -> np.ndarray:
+        """Return a result, or its first rows: a view on the CPU, a copy elsewhere."""
         if self.is_cpu:
-            return np.from_dlpack(tensor)
+            return np.from_dlpack(tensor)[:rows]
+        if rows is not None and rows != tensor.shape[0]:
+            tensor = self.view(tensor, [rows, *tensor.shape[1:]])
         array = np.empty(tuple(tensor.shape), str(tensor.dtype))
         self._to_bytes(tensor, self._pointer(array), array.nbytes)
         return array
 
-    def mailbox(self) -> tuple[Any, np.ndarray]:
-        """Return an int32 [1] that the device can copy to at any time, and the host's view."""
+    def mailbox(self, count: int) -> tuple[Any, np.ndarray]:
+        """Return an int32 [count] that the device can copy from and to at any time, and a view."""
         host = self._ffi.Device(_PINNED, 0)
-        tensor = self._allocate(self.shape([1]), self._ffi.dtype("int32"), host, None)
-        memory = (ctypes.c_int32 * 1).from_address(tensor.data_ptr())
+        tensor = self._allocate(self.shape([count]), self._ffi.dtype("int32"), host, None)
+        memory = (ctypes.c_int32 * count).from_address(tensor.data_ptr())
         return tensor, np.ctypeslib.as_array(memory)
 
     @staticmethod

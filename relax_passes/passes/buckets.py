@@ -7,8 +7,8 @@ of all rows:
 
     forward_one    one row
     forward_few    at most 16 rows, of any sequences     CPUs: chains of linears are one kernel
-    forward_each   the next token of each of any number  GPUs: one attention kernel a layer
-                   of sequences
+    forward_each   the next token of each of at most     GPUs: one attention kernel a layer
+                   256 sequences
 
 The attribute `ROWS` says the most rows of a function that has a bound, `EACH` that every row is the
 next token of a sequence of its own.
@@ -24,6 +24,7 @@ from tvm import relax, tirx
 from tvm.relax.utils import copy_with_new_vars
 
 from relax_passes.kernels.chain import MOST_ROWS
+from relax_passes.kernels.cuda.attention.config import MOST_SEQUENCES
 from relax_passes.ops import is_op
 from relax_passes.rewriting import EACH, ROWS, Context, drop_dead, num_inputs
 
@@ -32,17 +33,17 @@ FORWARD, POSITIONS = "forward", "logit_positions"
 
 @dataclass(frozen=True)
 class Bucket:
-    """A function for some numbers of rows: a bound or None, and whose the rows are."""
+    """A function for some numbers of rows: the most, and whether each is a sequence's next."""
 
     name: str
-    rows: int | None
+    rows: int
     each: bool
 
 
-ONE = Bucket("forward_one", 1, True)
+ONE, EACH_NAME = Bucket("forward_one", 1, True), "forward_each"
 BUCKETS = {
     "llvm": (ONE, Bucket("forward_few", MOST_ROWS, False)),
-    "cuda": (ONE, Bucket("forward_each", None, True)),
+    "cuda": (ONE, Bucket(EACH_NAME, MOST_SEQUENCES, True)),
 }
 
 
@@ -89,6 +90,5 @@ def narrowed(function: relax.Function, bucket: Bucket) -> relax.Function:
         function = function.bind_symbolic_vars({rows: tirx.const(1, "int64")})
     function = copy_with_new_vars(function).with_attr("num_input", inputs - 1)
     function = function.with_attr("global_symbol", bucket.name)
-    if bucket.rows is not None:
-        function = function.with_attr(ROWS, bucket.rows)
+    function = function.with_attr(ROWS, bucket.rows)
     return function.with_attr(EACH, 1) if bucket.each else function

@@ -79,7 +79,7 @@ def lowering(specs: tuple[AttentionSpec, ...], target: Any, storage: CacheStorag
         config = KVCacheConfig(specs, storage.dtype or "float32", storage.format)
         return CpuAttention(config, target)
     if target.kind.name == "cuda" and fits(specs[0]):
-        return CudaAttention(specs, str(target.attrs["arch"]))
+        return CudaAttention(specs, target)
     return StockAttention(specs, target)
 
 

@@ -24,8 +24,8 @@ from relax_passes.attention_spec import CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
+from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
-from relax_passes.passes.greedy_steps import greedy_steps
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_experts import lower_experts
@@ -67,7 +67,7 @@ CASES = {
     "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
     "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
     "lower_attention-cuda": (decoder(window=8), (make_buckets(CUDA),), lower_attention(CUDA, HALF)),
-    "greedy_steps": (decoder(1), BEGUN, greedy_steps),
+    "device_steps": (decoder(1), BEGUN, device_steps),
     "lower_experts": (routed(), (), lower_experts),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),

@@ -15,6 +15,7 @@ from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda import argmax  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
+from relax_passes.kernels.cuda.attention.batch_text import Batches  # noqa: E402
 from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
 
 pytestmark = needs_nvcc
@@ -23,9 +24,11 @@ pytestmark = needs_nvcc
 def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
     rotation = Rotation(tuple(1e4 ** (-2 * i / head_dim) for i in range(head_dim // 2)))
     spec = AttentionSpec(0, heads, 2, head_dim, 0.1, rotation=rotation, **more)
+    batches = Batches(spec, (0, 64), gpu(arch))
     return {
-        "decode_one": kernels.decode(spec, 2, arch, 1),
-        "decode_any": kernels.decode(spec, 2, arch, None),
+        "decode_one": kernels.decode(spec, 2, arch),
+        "plan": kernels.plan(batches),
+        "batch": kernels.batch(spec, 2, batches),
         "store": kernels.store(spec, 2),
         "prefill": kernels.prefill(spec, 2, arch),
     }
@@ -35,8 +38,9 @@ def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
 def test_kernels_compile_with_their_instructions(arch):
     functions = attention(arch) | {
         "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=gpu(arch).clusters),
-        "best": argmax.best(32000),
-        "choose": argmax.choose(),
+        "best": argmax.best(32000, None),
+        "choose": argmax.choose(None, 256),
+        "ids": argmax.ids(256),
     }
     code, cubin = compile_functions(functions, arch)
     assert cubin[:4] == b"\x7fELF"
@@ -53,8 +57,9 @@ def test_kernels_compile_with_their_instructions(arch):
 
 def test_state_is_an_argument_of_every_kernel_and_no_global():
     """Two engines of one library share its globals: none may be written."""
+    store = cache.Store(4096, 100, 1024)
     functions = attention("sm_90a", 64) | {
-        "begin": cache.first(4096),
+        "begin": cache.first(store),
         "slots": cache.slots(),
         "rows": cache.sequences(),
         "list_prefill": cache.page_list(prefill=True),
@@ -64,7 +69,7 @@ def test_state_is_an_argument_of_every_kernel_and_no_global():
     code, _ = compile_functions(functions, "sm_90a")
     variables = re.findall(r"^\s*(?:\.visible )?\.(?:global|const) .*$", ptx(code, "sm_90a"), re.M)
     assert variables and all(" amx_frequencies_" in line for line in variables)
-    for name in ("decode_one", "decode_any", "store", "prefill"):
+    for name in ("decode_one", "plan", "batch", "store", "prefill"):
         assert "state" in {p.name for p in functions[name].params}
 
 

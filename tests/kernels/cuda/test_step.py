@@ -16,8 +16,10 @@ from tests.passes.modules import decoder  # noqa: E402
 
 LAYERS = 3
 PARAMETERS = {
+    "begin_each": ["rows", "cache", "state"],
     "begin_greedy": ["cache", "state"],
     "create_kv_cache": ["max_batch_size", "max_total_seq_len", "prefill_chunk_size"],
+    "decode_each": ["given", "previous", "cache", "state", "params"],
     "decode_greedy": ["input_ids", "cache", "state", "params"],
     "forward": ["input_ids", "logit_positions", "cache", "state", "params"],
     "forward_each": ["input_ids", "cache", "state", "params"],
@@ -55,11 +57,21 @@ def test_functions_take_what_the_runtime_gives(lowered):
     assert isinstance(state, relax.TensorType) and str(state.dtype) == "int32"
 
 
-@pytest.mark.parametrize("name", ["forward_one", "decode_greedy"])
+@pytest.mark.parametrize("name", ["forward_one", "decode_greedy", "forward_each", "decode_each"])
 def test_all_layers_of_a_step_are_one_graph(planned, name):
-    step, captured = planned[name], planned[f"{name}_cuda_graph_capture"]
-    assert step.count("run_or_capture") == 1
-    assert captured.count("attention_decode") == LAYERS and "attention_decode" not in step
-    assert "attention_with_fused_qkv" not in captured
-    assert ("attention_with_fused_qkv" in step) == (name == "forward_one")
-    assert ("argmax_best" in captured) == (name == "decode_greedy")
+    step = planned[name]
+    regions = [planned[n] for n in planned if n.startswith(f"{name}_cuda_graph_capture")]
+    kernel = "attention_batch" if "each" in name else "attention_decode"
+    (captured,) = [text for text in regions if kernel in text]
+    assert captured.count(kernel) == LAYERS and kernel not in step
+    assert not any("attention_with_fused_qkv" in text for text in regions)
+    assert ("attention_with_fused_qkv" in step) == name.startswith("forward")
+    assert ("argmax_best" in captured) == name.startswith("decode")
+    assert len(regions) == (2 if name == "forward_each" else 1)  # its plan, behind the beginning
+
+
+def test_a_step_of_many_begins_with_a_plan(planned):
+    begun = planned["begin_each"]
+    assert begun.count("attention_plan") == 1 and "run_or_capture" not in begun
+    assert "attention_plan" not in planned["decode_each"]
+    assert "attention_plan" in planned["forward_each_cuda_graph_capture"]

@@ -14,6 +14,7 @@ Not supported, and refused by the callbacks: token trees, reading the cache back
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -37,7 +38,6 @@ from .state_text import (
 )
 
 BEGIN = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"  # here: runs the callbacks
-TOKEN_TYPE = rx.TensorType((1, 1, TOKEN), "float16")
 _SCALARS = (
     ("rotary_mode", "int32"),
     ("rope_scale", "float32"),
@@ -46,15 +46,42 @@ _SCALARS = (
 )
 
 
-def create(ctx: Context, elements: int, sizes: rx.ShapeExpr) -> tuple[rx.Expr, rx.Expr]:
+@dataclass(frozen=True)
+class Store:
+    """The tensor of the pages: a row with the state, the pages, and tables that begin a row.
+
+    Parameters
+    ----------
+    elements : int
+        float16 numbers of a page of all layers, which is a row.
+    fixed, each : int
+        Bytes of the tables: of their own, and for each page.
+    """
+
+    elements: int
+    fixed: int
+    each: int
+
+    def rows(self, pages: Any) -> Any:
+        """Return rows for so many pages; the tables have room for as many as there are rows."""
+        row = 2 * self.elements
+        return ((pages + 2) * row + self.fixed) // (row - self.each) + 1
+
+    def tables(self, rows: Any) -> Any:
+        """Return where the tables of a tensor of so many rows begin, in bytes."""
+        row = 2 * self.elements
+        return (rows - (rows * self.each + self.fixed + row - 1) // row) * row
+
+
+def create(ctx: Context, layout: Store, sizes: rx.ShapeExpr) -> tuple[rx.Expr, rx.Expr]:
     """Create a paged KV cache for the kernels of this package.
 
     Parameters
     ----------
     ctx : Context
         The function that creates it, and its module, which gets the callbacks.
-    elements : int
-        float16 numbers of a page of all layers.
+    layout : Store
+        The tensor of the pages.
     sizes : ShapeExpr
         Most sequences, tokens of all sequences, tokens of one forward pass.
 
@@ -63,15 +90,15 @@ def create(ctx: Context, elements: int, sizes: rx.ShapeExpr) -> tuple[rx.Expr, r
     (Expr, Expr)
         The object, and what the kernels take as `state`: int32 [STATE_WORDS].
     """
-    # TVM's object counts one page more than the tokens need; the row in front is the state's
+    # TVM's object counts one page more than the tokens need
     pages = (sizes.values[1] + (PAGE_TOKENS - 1)) // PAGE_TOKENS + 1
-    shape = rx.ShapeExpr([pages + 1, elements])
+    shape = rx.ShapeExpr([layout.rows(pages), layout.elements])
     store = ctx.emit(_allocate(shape), "pages")
     start = rx.prim_value(tirx.const(0, "int64"))
     state = ctx.emit(rx.op.memory.view(store, [STATE_WORDS], "int32", start), "state")
     made = rx.call_pure_packed(
         "vm.builtin.paged_attention_kv_cache_create",
-        *_arguments(ctx, elements, sizes, store),
+        *_arguments(ctx, layout, sizes, store),
         ty_args=rx.AnyType(),
     )
     return ctx.emit(made, "paged_kv_cache"), state
@@ -96,20 +123,24 @@ def begin(ctx: Context, cache: rx.Expr, rows: tirx.PrimExpr | int) -> rx.Var:
     """
     nothing = ctx.emit(_allocate(rx.ShapeExpr([rows, 3, TOKEN])), "nothing")
     arguments = [cache, rx.prim_value(0), rx.prim_value(1.0), nothing]
-    out = rx.TensorType((rows, 1, TOKEN), "float16")
-    return ctx.emit(rx.call_dps_packed(BEGIN, arguments, out_ty=out), "token")
+    return ctx.emit(rx.call_dps_packed(BEGIN, arguments, out_ty=token_type(rows)), "token")
 
 
-def token() -> rx.Expr:
-    """Return what stands for the token of one row in a function that another one begins for."""
-    return _allocate(rx.ShapeExpr([1, 1, TOKEN]))
+def token_type(rows: tirx.PrimExpr | int) -> rx.TensorType:
+    """Return the type of the `token` argument of the kernels."""
+    return rx.TensorType((rows, 1, TOKEN), "float16")
+
+
+def token(rows: tirx.PrimExpr | int) -> rx.Expr:
+    """Return what stands for the token in a function that another one begins for."""
+    return _allocate(rx.ShapeExpr([rows, 1, TOKEN]))
 
 
 def _allocate(shape: rx.ShapeExpr) -> rx.Expr:
     return rx.op.builtin.alloc_tensor(shape, "float16", 0)
 
 
-def _arguments(ctx: Context, elements: int, sizes: rx.ShapeExpr, store: rx.Expr) -> list:
+def _arguments(ctx: Context, layout: Store, sizes: rx.ShapeExpr, store: rx.Expr) -> list:
     """Arguments of the runtime's constructor, in its order."""
 
     def add(name: str, function: tirx.PrimFunc) -> Any:
@@ -144,8 +175,8 @@ def _arguments(ctx: Context, elements: int, sizes: rx.ShapeExpr, store: rx.Expr)
         none,
         none,  # no MLA prefill
         rx.Tuple([add("nothing_merge", nothing(4, ()))]),
-        add("begin", first(elements)),
-        add("copy_page", copy_page(elements)),
+        add("begin", first(layout)),
+        add("copy_page", copy_page(layout.elements)),
         add("refuse_debug", refuse("reading the CUDA cache back", 4, (("layer", "int64"),))),
         add("refuse_trees", refuse("a token tree in the CUDA cache", 3, (("batch", "int32"),))),
     ]
@@ -203,18 +234,19 @@ def _own(handle) -> tirx.Expr:  # noqa: ANN001
     return at(buffer, *(tirx.const(0, "int64") for _ in range(5)))
 
 
-def first(elements: int) -> tirx.PrimFunc:
+def first(layout: Store) -> tirx.PrimFunc:
     """Build the callback in the rotation's place: notes pages and positions, and starts afresh."""
 
     def body() -> None:
         qkv, found, q, k, v, pages = _handles("qkv", "positions", "q", "k", "v", "pages")
         n = T.int32()
         positions = _indices(found, n)
-        store = T.match_buffer(pages, (T.int64(), elements), "float16")
+        rows = T.int64()
+        store = T.match_buffer(pages, (rows, layout.elements), "float16")
         zero = tirx.const(0, "int32")
         carriers = (_carrier(q), _carrier(k))
-        place = (at(store, zero, zero), tirx.const(elements, "int64"))
-        _tell(STATE_BEGIN, *place, at(positions, zero), n, *carriers)
+        place = (at(store, zero, zero), tirx.const(layout.elements, "int64"), layout.tables(rows))
+        _tell(STATE_BEGIN, *place, tirx.Cast("int32", rows), at(positions, zero), n, *carriers)
 
     return _callback("kv_cache_begin", body)
 

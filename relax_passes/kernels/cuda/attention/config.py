@@ -11,6 +11,7 @@ from relax_passes.kernels.cuda.intrinsics.base import Source
 
 PAGE_TOKENS = 16
 TOKEN = 4  # float16 numbers of the cache object's own heads: as many as an address needs
+MOST_SEQUENCES = 256  # of a step in which each has one row
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
 
 

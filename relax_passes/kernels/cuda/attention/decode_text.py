@@ -1,16 +1,18 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """CUDA text of decode attention: one new token a sequence, rotated, stored and attended in one go.
 
-A cluster of SPLITS blocks shares one kv head of one sequence; page p of the sequence belongs to
-block p % SPLITS, warp p / SPLITS % WARPS. Queries that share the head are the 16 (8 used) rows of
-mma.m16n8k16, the keys of a page its columns, in an order that needs no shuffle:
+Queries that share a kv head are the 16 (8 used) rows of mma.m16n8k16, the keys of a page its
+columns, in an order that needs no shuffle:
 
     scores   S[query][token] = Q K^T     columns 2t, 2t+1 of tile i are tokens 4t + 2i, 4t + 2i + 1
     values   O[query][d] = P V           k = 2t, 2t+1, 2t+8, 2t+9 are tokens 4t .. 4t+3
 
 so that P goes from the first product's result to the second's operand within a lane, lane (g, t)
 loads keys 16 bytes at a time (channels 8t .. 8t+7 of every 32, permuted alike in Q), and 8 bytes of
-every row of V. Softmax runs online a warp; warps meet in shared memory, blocks in the cluster's.
+every row of V. A warp takes every so many pages and keeps its softmax online; warps meet in shared
+memory. `DECODE` is for one sequence: a cluster of SPLITS blocks shares a kv head, page p belongs to
+block p % SPLITS, warp p / SPLITS % WARPS, and blocks meet in the cluster's shared memory. Many
+sequences share `ATTEND_PAGES` (batch_text).
 
 The last page, which takes the new token, is read after the block has written it. All other pages
 are of earlier steps: their first keys are requested before the kernel in front has ended.
@@ -21,7 +23,7 @@ from __future__ import annotations
 from relax_passes.kernels.cuda.intrinsics.arithmetic import PACK_HALF2
 from relax_passes.kernels.cuda.intrinsics.base import Source
 from relax_passes.kernels.cuda.intrinsics.memory import SHARED_ADDRESS
-from relax_passes.kernels.cuda.intrinsics.mma import MMA
+from relax_passes.kernels.cuda.intrinsics.mma import MMA, MMA_UPPER
 from relax_passes.kernels.cuda.intrinsics.sync import (
     CLUSTER_SYNC,
     LAUNCH_DEPENDENTS,
@@ -31,8 +33,8 @@ from relax_passes.kernels.cuda.intrinsics.sync import (
 
 from .state_text import STATE
 
-DECODE = Source(
-    "amx_attend_decode_text",
+ATTEND_PAGES = Source(
+    "amx_attend_pages_text",
     r"""
 template <int D>
 __device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* page, int g, int t) {
@@ -44,57 +46,38 @@ __device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* pa
   }
 }
 
-// D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
-template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool ONE, bool DEPENDENT>
-__device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, const void* state_, void* out_,
-                                                  const float* frequencies, float factor, int layer,
-                                                  int layers, float scale, float cap, int window,
-                                                  int split, int head, int row, int warp, int lane) {
-  constexpr int HEADS = G * KV, THREADS = WARPS * 32, STRIDE = D + 8, TILES = D / 8;
-  constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
-  constexpr float NONE = -1e30f;
-  const half* qkv = (const half*)qkv_;
-  const AmxState* state = (const AmxState*)state_;
-  half* out = (half*)out_;
-  half* qs = (half*)shared;                             // [ROWS][STRIDE]
-  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
-  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D]
-  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]: maximum, sum
-  float* whole = tops + WARPS * G * 2;                  // [G][2]: of the block
-  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
-  if (DEPENDENT) amx_launch_dependents();
+// What a warp has seen of its pages: sums of values, and maximum and sum of each query.
+template <int D, int ROWS>
+struct AmxSoftmax { float o[D / 8][ROWS / 4], top[ROWS / 8], sum[ROWS / 8]; };
 
-  const int position = ONE ? state->position : state->positions[row];
-  const AmxTable table = amx_table<ONE>(state, row, position);
-  const int length = position + 1, last = position >> 4;
-  const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
-  const long long stride = (long long)layers * 2 * KV * BLOCK;
-  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
-  for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
-
-  int page = first + split + SPLITS * warp;
-  int id = page <= last ? amx_page(table, page) : 0;
-  uint4 k[2][D / 32];
-  if (page < last) amx_load_keys<D>(k, base + id * stride, g, t);
-  __syncthreads();
-  if (DEPENDENT) amx_wait_prerequisites();
-
-  const half* mine = qkv + (long long)row * (HEADS + 2 * KV) * D;
+// Rotated queries of a kv head to shared memory, [ROWS][D + 8], rows behind the G zero; the new
+// token's key and value to its page, where that is given.
+template <int D, int G, int KV, int THREADS, int HALF>
+__device__ __forceinline__ void amx_take_token(half* qs, const half* mine, const float2* turn, half* target, int slot,
+                                               int head, int tid) {
+  constexpr int HEADS = G * KV, STRIDE = D + 8, ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
   for (int i = tid; i < ROWS * D; i += THREADS) {
     const int r = i / D, e = i % D;
     const float v = r < G ? amx_rotated(mine + (head * G + r) * D, e, HALF, turn) : 0.f;
     qs[r * STRIDE + e] = __float2half_rn(v);
   }
-  if ((last - first) % SPLITS == split) {
-    half* target = base + amx_page(table, last) * stride;
-    const int slot = position & 15;
+  if (target != nullptr) {
     for (int e = tid; e < D; e += THREADS) {
       target[slot * D + e] = __float2half_rn(amx_rotated(mine + (HEADS + head) * D, e, HALF, turn));
       target[KV * BLOCK + e * 16 + slot] = mine[(HEADS + KV + head) * D + e];
     }
   }
-  __syncthreads();
+}
 
+// A warp attends to pages page, page + step, ... before `end`; pages(p) is the id of page p. The keys
+// of the first are in k already, unless it is the sequence's last.
+template <int D, int KV, int ROWS, class Pages>
+__device__ __forceinline__ void amx_attend_pages(AmxSoftmax<D, ROWS>& seen, const half* qs, uint4 (*k)[D / 32], const half* base,
+                                                 long long stride, Pages pages, int page, int id, int step, int end,
+                                                 int low, int length, float scale, float cap, int g, int t) {
+  constexpr int STRIDE = D + 8, TILES = D / 8, BLOCK = 16 * D;
+  constexpr float NONE = -1e30f;
+  const int last = (length - 1) >> 4;
   unsigned q[D / 16][ROWS / 4];
 #pragma unroll
   for (int j = 0; j < D / 32; ++j) {
@@ -107,44 +90,49 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
       q[2 * j + 1][0] = a.z; q[2 * j + 1][1] = b.z; q[2 * j + 1][2] = a.w; q[2 * j + 1][3] = b.w;
     }
   }
-  float o[TILES][4], top[2] = {NONE, NONE}, sum[2] = {0.f, 0.f};
+  float (*o)[ROWS / 4] = seen.o, *top = seen.top, *sum = seen.sum;
 #pragma unroll
-  for (int i = 0; i < TILES; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.f;
+  for (int h = 0; h < ROWS / 8; ++h) { top[h] = NONE; sum[h] = 0.f; }
+#pragma unroll
+  for (int i = 0; i < TILES; ++i)
+#pragma unroll
+    for (int c = 0; c < ROWS / 4; ++c) o[i][c] = 0.f;
 
-  while (page <= last) {
+#pragma unroll 1
+  while (page < end) {
     const half* here = base + id * stride;
     if (page == last) amx_load_keys<D>(k, here, g, t);
     uint2 v[TILES];
 #pragma unroll
-    for (int i = 0; i < TILES; ++i)
-      v[i] = *(const uint2*)(here + KV * BLOCK + (8 * i + g) * 16 + 4 * t);
-    const int next = page + SPLITS * WARPS;
-    const int next_id = next <= last ? amx_page(table, next) : 0;
-    float s[2][4];
+    for (int i = 0; i < TILES; ++i) v[i] = *(const uint2*)(here + KV * BLOCK + (8 * i + g) * 16 + 4 * t);
+    const int next = page + step;
+    const int next_id = next < end ? pages(next) : 0;
+    float s[2][ROWS / 4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.f;
+#pragma unroll
+      for (int c = 0; c < ROWS / 4; ++c) s[i][c] = 0.f;
 #pragma unroll
       for (int j = 0; j < D / 32; ++j) {
         const uint4 w = k[i][j];
         if constexpr (ROWS == 8) {
-          const unsigned a[4] = {q[2 * j][0], 0u, q[2 * j][1], 0u};
-          const unsigned b[4] = {q[2 * j + 1][0], 0u, q[2 * j + 1][1], 0u};
-          amx_mma(s[i], a, w.x, w.y);
-          amx_mma(s[i], b, w.z, w.w);
+          amx_mma_upper(s[i], q[2 * j][0], q[2 * j][1], w.x, w.y);
+          amx_mma_upper(s[i], q[2 * j + 1][0], q[2 * j + 1][1], w.z, w.w);
         } else {
           amx_mma(s[i], q[2 * j], w.x, w.y);
           amx_mma(s[i], q[2 * j + 1], w.z, w.w);
         }
       }
     }
-    if (next < last) amx_load_keys<D>(k, base + next_id * stride, g, t);
+    if (next < end && next < last) amx_load_keys<D>(k, base + next_id * stride, g, t);
     const int token = page * 16 + 4 * t;
-    float high[2] = {NONE, NONE};
+    float high[ROWS / 8];
+#pragma unroll
+    for (int h = 0; h < ROWS / 8; ++h) high[h] = NONE;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
+      for (int c = 0; c < ROWS / 4; ++c) {
         float x = s[i][c] * scale;
         if (cap > 0.f) x = cap * 1.44269504f * tanhf(x / cap);
         const int at = token + 2 * i + (c & 1);
@@ -152,7 +140,7 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
         s[i][c] = x;
         high[c >> 1] = fmaxf(high[c >> 1], x);
       }
-    float fade[2];
+    float fade[ROWS / 8];
 #pragma unroll
     for (int h = 0; h < ROWS / 8; ++h) {
       high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
@@ -172,8 +160,6 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
 #pragma unroll
       for (int i = 0; i < TILES; ++i) { o[i][2 * h] *= fade[h]; o[i][2 * h + 1] *= fade[h]; }
     }
-    unsigned p[4] = {amx_pack_half2(s[0][0], s[0][1]), 0u, amx_pack_half2(s[1][0], s[1][1]), 0u};
-    if constexpr (ROWS == 16) { p[1] = amx_pack_half2(s[0][2], s[0][3]); p[3] = amx_pack_half2(s[1][2], s[1][3]); }
     if (page == last) {  // slots beyond the sequence may hold anything, NaN too
       const int valid = length - token;
       const unsigned mx = (valid > 0 ? 0xffffu : 0u) | (valid > 1 ? 0xffff0000u : 0u);
@@ -181,44 +167,114 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
 #pragma unroll
       for (int i = 0; i < TILES; ++i) { v[i].x &= mx; v[i].y &= my; }
     }
+    const unsigned p0 = amx_pack_half2(s[0][0], s[0][1]), p2 = amx_pack_half2(s[1][0], s[1][1]);
+    if constexpr (ROWS == 8) {
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) amx_mma(o[i], p, v[i].x, v[i].y);
+      for (int i = 0; i < TILES; ++i) amx_mma_upper(o[i], p0, p2, v[i].x, v[i].y);
+    } else {
+      const unsigned p[4] = {p0, amx_pack_half2(s[0][2], s[0][3]), p2, amx_pack_half2(s[1][2], s[1][3])};
+#pragma unroll
+      for (int i = 0; i < TILES; ++i) amx_mma(o[i], p, v[i].x, v[i].y);
+    }
     page = next;
     id = next_id;
   }
+}
 
+// Sums over the lanes of a query, then all warps' results side by side in shared memory:
+// part [WARPS][G][D], tops [WARPS][G][2]. Ends with a barrier.
+template <int D, int G, int ROWS>
+__device__ __forceinline__ void amx_show_warp(AmxSoftmax<D, ROWS>& seen, float* part, float* tops, int warp, int g, int t) {
+  constexpr int TILES = D / 8;
 #pragma unroll
   for (int h = 0; h < ROWS / 8; ++h) {
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+    seen.sum[h] += __shfl_xor_sync(0xffffffffu, seen.sum[h], 1);
+    seen.sum[h] += __shfl_xor_sync(0xffffffffu, seen.sum[h], 2);
     const int r = g + 8 * h;
     if (r < G) {
-      if (t == 0) { tops[(warp * G + r) * 2] = top[h]; tops[(warp * G + r) * 2 + 1] = sum[h]; }
+      if (t == 0) { tops[(warp * G + r) * 2] = seen.top[h]; tops[(warp * G + r) * 2 + 1] = seen.sum[h]; }
 #pragma unroll
       for (int i = 0; i < TILES; ++i)
-        *(float2*)(part + (warp * G + r) * D + 8 * i + 2 * t) = make_float2(o[i][2 * h], o[i][2 * h + 1]);
+        *(float2*)(part + (warp * G + r) * D + 8 * i + 2 * t) = make_float2(seen.o[i][2 * h], seen.o[i][2 * h + 1]);
     }
   }
   __syncthreads();
+}
+
+// Two channels of one query over all warps; x = maximum, y = sum of the result.
+template <int D, int G, int WARPS>
+__device__ __forceinline__ float2 amx_join_warps(const float* part, const float* tops, int r, int e, float2& acc) {
+  float best = -1e30f, total = 0.f;
+  acc = make_float2(0.f, 0.f);
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) best = fmaxf(best, tops[(w * G + r) * 2]);
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) {
+    const float f = exp2f(tops[(w * G + r) * 2] - best);
+    const float2 x = *(const float2*)(part + (w * G + r) * D + e);
+    total += f * tops[(w * G + r) * 2 + 1];
+    acc.x += f * x.x; acc.y += f * x.y;
+  }
+  return make_float2(best, total);
+}
+""",
+    (STATE, MMA, MMA_UPPER, PACK_HALF2),
+)
+DECODE = Source(
+    "amx_attend_decode_text",
+    r"""
+// D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
+template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool DEPENDENT>
+__device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, const void* state_, void* out_,
+                                                  const float* frequencies, float factor, int layer,
+                                                  int layers, float scale, float cap, int window,
+                                                  int split, int head, int warp, int lane) {
+  constexpr int THREADS = WARPS * 32, STRIDE = D + 8;
+  constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
+  constexpr float NONE = -1e30f;
+  const half* qkv = (const half*)qkv_;
+  const AmxState* state = (const AmxState*)state_;
+  half* out = (half*)out_;
+  half* qs = (half*)shared;                             // [ROWS][STRIDE]
+  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
+  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D]
+  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]: maximum, sum
+  float* whole = tops + WARPS * G * 2;                  // [G][2]: of the block
+  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
+  if (DEPENDENT) amx_launch_dependents();
+
+  const int position = state->position;
+  const AmxTable table = amx_table<true>(state, 0, position);
+  const int length = position + 1, last = position >> 4;
+  const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
+  const long long stride = (long long)layers * 2 * KV * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
+
+  const auto pages = [&](int page) { return amx_page(table, page); };
+  const int page = first + split + SPLITS * warp;
+  const int id = page <= last ? pages(page) : 0;
+  uint4 k[2][D / 32];
+  if (page < last) amx_load_keys<D>(k, base + id * stride, g, t);
+  __syncthreads();
+  if (DEPENDENT) amx_wait_prerequisites();
+
+  half* target = (last - first) % SPLITS == split ? base + pages(last) * stride : nullptr;
+  amx_take_token<D, G, KV, THREADS, HALF>(qs, qkv, turn, target, position & 15, head, tid);
+  __syncthreads();
+  AmxSoftmax<D, ROWS> seen;
+  amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, SPLITS * WARPS, last + 1, low, length, scale,
+                                cap, g, t);
+  amx_show_warp<D, G>(seen, part, tops, warp, g, t);
   for (int i = tid; i < G * D / 2; i += THREADS) {
     const int r = 2 * i / D, e = 2 * i % D;
-    float best = NONE, total = 0.f;
-    float2 acc = make_float2(0.f, 0.f);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) best = fmaxf(best, tops[(w * G + r) * 2]);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-      const float f = exp2f(tops[(w * G + r) * 2] - best);
-      const float2 x = *(const float2*)(part + (w * G + r) * D + e);
-      total += f * tops[(w * G + r) * 2 + 1];
-      acc.x += f * x.x; acc.y += f * x.y;
-    }
+    float2 acc;
+    const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
     if (SPLITS == 1) {
-      *(half2*)(out + ((long long)row * HEADS + head * G + r) * D + e) =
-          __floats2half2_rn(acc.x / total, acc.y / total);
+      *(half2*)(out + (head * G + r) * D + e) = __floats2half2_rn(acc.x / found.y, acc.y / found.y);
     } else {
       *(float2*)(part + r * D + e) = acc;  // read by this thread alone until now
-      if (e == 0) { whole[2 * r] = best; whole[2 * r + 1] = total; }
+      if (e == 0) { whole[2 * r] = found.x; whole[2 * r + 1] = found.y; }
     }
   }
   if (SPLITS == 1) return;
@@ -239,15 +295,13 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
       const float f = exp2f(m[p].x - best);
       total += f * m[p].y; a += f * x[p].x; b += f * x[p].y;
     }
-    *(half2*)(out + ((long long)row * HEADS + head * G + r) * D + e) = __floats2half2_rn(a / total, b / total);
+    *(half2*)(out + (head * G + r) * D + e) = __floats2half2_rn(a / total, b / total);
   }
   amx_cluster_sync();  // no block may leave while another reads its part
 }
 """,
     (
-        STATE,
-        MMA,
-        PACK_HALF2,
+        ATTEND_PAGES,
         SHARED_ADDRESS,
         PEER[2],
         CLUSTER_SYNC,

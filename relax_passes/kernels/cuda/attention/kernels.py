@@ -1,7 +1,9 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """Attention kernels as TensorIR functions; the CUDA text of their blocks is in the files beside.
 
-    decode    qkv [m, heads + 2 kv, d], token, state -> out [m, heads, d]; one new token a sequence
+    decode    qkv [1, heads + 2 kv, d], token, state -> out [1, heads, d]; one sequence's new token
+    plan      token, state -> token; begins a step of many sequences
+    batch     qkv [m, heads + 2 kv, d], token, state -> out [m, heads, d]; one new token a sequence
     store     qkv, token, state -> q [m, heads, d]; keys and values go to the pages
     prefill   q, token, state -> out [m, heads, d]; new tokens of any sequences
 
@@ -14,6 +16,7 @@ it (`state_text`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -23,11 +26,13 @@ from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
-from . import decode_text, prefill_text
+from . import batch_text, decode_text, prefill_text
+from .batch_text import Batches
 from .config import TOKEN, frequencies
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
+PLAN = "attention_plan"  # the name of its function in a module
 _WARPS = 8
 _LOG2E = 1.4426950408889634
 
@@ -44,9 +49,7 @@ def _function(name: str, body: Callable[[], None], dependent: bool = False) -> t
     return builder.get().without_attr("global_symbol")  # the module names it
 
 
-def _rows(m: int | None):  # noqa: ANN202 - the extent, and the same as int32
-    if m is not None:
-        return m, tirx.const(m, "int32")
+def _rows():  # noqa: ANN202 - the extent, and the same as int32
     rows = tirx.Var("m", "int64")
     return rows, tirx.Cast("int32", rows)
 
@@ -74,8 +77,38 @@ def _scale(spec: AttentionSpec) -> float:
     return spec.scale if spec.soft_cap else spec.scale * _LOG2E
 
 
-def decode(spec: AttentionSpec, layers: int, arch: str, m: int | None) -> tirx.PrimFunc:
-    """Build decode attention.
+def _attention(
+    name: str,
+    spec: AttentionSpec,
+    extent: Any,
+    floats: int,
+    threads: Callable[[], list],
+    emit: Callable,
+    dependent: bool,
+) -> tirx.PrimFunc:
+    """Build a kernel of the arguments of `decode`; ``emit`` gets addresses, layer and threads."""
+    d = spec.head_dim
+
+    def body() -> None:
+        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
+        _orders(extent)
+        state = _state()
+        layer = tirx.Cast("int32", T.arg("layer", T.int64()))
+        out = _argument("out", extent, spec.heads, d)
+        with T.frame_scope(threads()) as bound:
+            with T.sblock("attention"):
+                T.reads()
+                T.writes()
+                zero = tirx.const(0, "int32")
+                places = (at(qkv, zero, zero, zero), state, at(out, zero, zero, zero))
+                scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
+                emit(at(_shared(floats), zero), *places, layer, *scales, *bound)
+
+    return _function(name, body, dependent)
+
+
+def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
+    """Build decode attention of one sequence.
 
     Parameters
     ----------
@@ -85,68 +118,85 @@ def decode(spec: AttentionSpec, layers: int, arch: str, m: int | None) -> tirx.P
         Of the model.
     arch : str
         Architecture, such as "sm_90a".
-    m : int or None
-        Sequences; None compiles for any number, 1 spares dependent loads.
     """
-    rotation = spec.rotation
-    facts = gpu(arch)
-    # a cluster for each kv head and sequence: about as many blocks as multiprocessors
+    rotation, facts = spec.rotation, gpu(arch)
+    # a cluster for each kv head: about as many blocks as multiprocessors
     splits = (8 if spec.kv_heads <= 16 else 4) if facts.clusters else 1
     d, group = spec.head_dim, spec.group
-    one, dependent = m == 1, facts.clusters
-    flags = ", ".join("true" if f else "false" for f in (one, dependent))
-    numbers = f"{d}, {group}, {spec.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {flags}"
+    dependent = "true" if facts.clusters else "false"
+    numbers = f"{d}, {group}, {spec.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {dependent}"
     # A function around it passes the frequencies, which the IR cannot name.
     turns = frequencies(rotation)
-    name = f"amx_decode_{turns.name}_{d}_{group}_{spec.kv_heads}_{splits}_{int(one)}"
     attend = Intrinsic(
-        name,
+        f"amx_decode_{turns.name}_{d}_{group}_{spec.kv_heads}_{splits}_{spec.window}",
         f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {turns.name}, {rotation.factor!r}f, layer, {layers},
-                               scale, cap, window, split, head, row, warp, lane);""",
+                               scale, cap, {spec.window}, split, head, warp, lane);""",
         (decode_text.DECODE, turns),
         "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
-        "float cap, int window, int split, int head, int row, int warp, int lane)",
+        "float cap, int head, int split, int warp, int lane)",
     )
     floats = decode_text.shared_floats(d, group, rotation.pairs, _WARPS)
 
-    def body() -> None:
-        extent, rows = _rows(m)
-        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
-        _orders(extent)
-        state = _state()
-        layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, spec.heads, d)
-        threads = [
-            T.thread_binding(rows, thread="blockIdx.z"),
+    def threads() -> list:
+        found = [
             T.thread_binding(spec.kv_heads, thread="blockIdx.y"),
             T.thread_binding(splits, thread="blockIdx.x"),
             T.thread_binding(_WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
         if splits > 1:
-            threads.insert(3, T.thread_binding(splits, thread="clusterCtaIdx.x"))
-        with T.frame_scope(threads) as bound:
-            with T.sblock("attention"):
+            found.insert(2, T.thread_binding(splits, thread="clusterCtaIdx.x"))
+        return found
+
+    def emit(*given: Any) -> None:
+        attend(*given[:9], *given[-2:])
+
+    return _attention("attention_decode", spec, 1, floats, threads, emit, facts.clusters)
+
+
+def plan(batches: Batches) -> tirx.PrimFunc:
+    """Build the kernel that begins a step of many sequences: token, state, token [m, 1, TOKEN]."""
+    begin = batches.plan()
+
+    def body() -> None:
+        rows = tirx.Var("m", "int64")
+        _orders(rows)
+        state = _state()
+        _argument("planned", rows, 1, TOKEN)
+        threads = [
+            T.thread_binding(rows + 1, thread="blockIdx.x"),
+            T.thread_binding(256, thread="threadIdx.x"),
+        ]
+        with T.frame_scope(threads) as (block, tid):
+            with T.sblock("plan"):
                 T.reads()
                 T.writes()
-                zero = tirx.const(0, "int32")
-                attend(
-                    at(_shared(floats), zero),
-                    at(qkv, zero, zero, zero),
-                    state,
-                    at(out, zero, zero, zero),
-                    layer,
-                    tirx.const(_scale(spec), "float32"),
-                    tirx.const(spec.soft_cap, "float32"),
-                    tirx.const(spec.window, "int32"),
-                    bound[2],
-                    bound[1],
-                    bound[0],
-                    bound[-2],
-                    bound[-1],
-                )
+                begin(state, tirx.Cast("int32", rows), tirx.Cast("int32", block), tid)
 
-    return _function("attention_decode", body, dependent)
+    return _function(PLAN, body)
+
+
+def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
+    """Build decode attention of any number of sequences, behind `plan`; see `decode`."""
+    attend = batches.attend(spec, layers)
+    rows = tirx.Var("m", "int64")
+
+    def threads() -> list:
+        return [
+            T.thread_binding(rows + batches.extra, thread="blockIdx.y"),
+            T.thread_binding(spec.kv_heads, thread="blockIdx.x"),
+            T.thread_binding(batch_text.WARPS, thread="threadIdx.y"),
+            T.thread_binding(32, thread="threadIdx.x"),
+        ]
+
+    def emit(*given: Any) -> None:
+        *places, number, head, warp, lane = given
+        with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", batches.resident):
+            attend(*places, tirx.Cast("int32", number), head, warp, lane)
+
+    floats = batch_text.shared_floats(spec)
+    clusters = batches.gpu.clusters
+    return _attention("attention_batch", spec, rows, floats, threads, emit, clusters)
 
 
 def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
@@ -163,7 +213,7 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
     )
 
     def body() -> None:
-        extent, rows = _rows(None)
+        extent, rows = _rows()
         qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
         state = _state()
@@ -194,7 +244,7 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     attend = prefill_text.ATTEND[d, spec.group, spec.kv_heads, tokens]
 
     def body() -> None:
-        extent, rows = _rows(None)
+        extent, rows = _rows()
         q = _argument("q", extent, spec.heads, d)
         _orders(extent)
         state = _state()

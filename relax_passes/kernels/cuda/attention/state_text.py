@@ -24,7 +24,7 @@ from __future__ import annotations
 from relax_passes.kernels.cuda.intrinsics.arithmetic import COMMON
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 
-STATE_WORDS = 32  # int32 numbers of the argument `state`
+STATE_WORDS = 64  # int32 numbers of the argument `state`
 
 STATE = Source(
     "amx_attention_state",
@@ -44,8 +44,10 @@ struct AmxState {
   int position, pages_of_first[2];  // row 0, to spare its kernels dependent loads
   int lists;
   AmxList list[2];
+  char* tables;  // behind the pages, for steps of many sequences: see batch_text
+  int most;      // pages of a sequence that a table holds
 };
-static_assert(sizeof(AmxState) <= 128, "the argument `state` is too small");
+static_assert(sizeof(AmxState) <= 256, "the argument `state` is too small");
 
 // Which of several runs of rows a row belongs to: the last that begins at it or before.
 __device__ __forceinline__ int amx_run_of(const int* rows, int count, int row) {
@@ -120,13 +122,15 @@ STATE_BEGIN = Intrinsic(
   *(AmxState**)q = state;
   *(AmxState**)k = state;
   state->pages = (half*)store + elements;
+  state->tables = (char*)store + tables;
+  state->most = most;
   state->positions = (const int*)positions;
   state->position = ((const int*)positions)[0];
   state->rows = nullptr;
   state->sequences = rows;
   state->lists = 0;""",
     (STATE,),
-    "void(void* store, long long elements, const void* positions, int rows, void* q, void* k)",
+    "void(void* store, long long elements, long long tables, int most, const void* positions, int rows, void* q, void* k)",
 )
 STATE_SLOTS = Intrinsic(
     "amx_state_slots",

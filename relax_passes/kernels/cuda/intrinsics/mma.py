@@ -25,6 +25,11 @@ def _product(c: np.ndarray, a: np.ndarray, b0: np.ndarray, b1: np.ndarray) -> np
     return c + sums.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 4)
 
 
+def _upper(a0: np.ndarray, a2: np.ndarray) -> np.ndarray:
+    zero = np.zeros_like(a0)
+    return np.stack([a0, zero, a2, zero], -1)
+
+
 def _mma(name: str, text: str, meaning) -> Intrinsic:  # noqa: ANN001
     signature = "void(float* c, const unsigned* a, unsigned b0, unsigned b1)"
     return Intrinsic(name, text, signature=signature, meaning=meaning)
@@ -41,6 +46,19 @@ MMA = _mma(
     f"""{_INSTRUCTION}{{%0, %1, %2, %3}};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : {_INPUTS});""",
     _product,
+)
+# A product of which rows 8 to 15 of A are zero: c[0], c[1] alone, and registers for no others.
+MMA_UPPER = Intrinsic(
+    "amx_mma_upper",
+    """  float low, high;
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+               "{%4, %5, %6, %5}, {%7, %8}, {%0, %1, %9, %9};"
+               : "+f"(c[0]), "+f"(c[1]), "=f"(low), "=f"(high)
+               : "r"(a0), "r"(0u), "r"(a2), "r"(b0), "r"(b1), "f"(0.0f));""",
+    signature="void(float* c, unsigned a0, unsigned a2, unsigned b0, unsigned b1)",
+    meaning=lambda c, a0, a2, b0, b1: _product(
+        np.concatenate([c, np.zeros_like(c)], -1), _upper(a0, a2), b0, b1
+    )[:, :2],
 )
 # The first product of a chain.
 MMA_FIRST = _mma(

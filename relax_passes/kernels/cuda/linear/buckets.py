@@ -5,7 +5,8 @@
     9..16    gemv where row tiles are few or there is no wgmma, else tile
     17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
     129..512 tile with blocks of 256 rows of x (128 without wgmma); by the number of row tiles K is
-             split, blocks are smaller, or they walk over tiles and halve the last ones
+             split (over more blocks up to 256), blocks are smaller, or they walk over tiles and
+             halve the last ones
     513..    tile with blocks of 256 rows of x
 
 Choices depend on N, K and the GPU through one number: how many blocks there are for its
@@ -27,6 +28,7 @@ from .tile_plan import STAGE_COLUMNS, TileKnobs
 
 GEMV_ROWS = (1, 2, 4, 8, 16)
 TILE_ROWS = (32, 64, 128)
+WHOLE_ROWS = 256
 SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessors idle
 
 
@@ -76,6 +78,11 @@ def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     row_groups = -(-spec.n // 64)
     if rows > SPLIT_ROWS:
         return TileKnobs(256, 2, 4, 1, 2, 1, True)
+    if rows == WHOLE_ROWS:  # one block of x
+        blocks = -(-row_groups // 2)
+        if blocks * 2 <= gpu.multiprocessors and depth >= 16:
+            return TileKnobs(256, 2, 4, 2, 1, 1, True)
+        return tile_knobs(spec, gpu, SPLIT_ROWS)
     if rows == SPLIT_ROWS:
         blocks = -(-row_groups // 2) * 2  # of 128 rows of W and 256 of x
         if blocks * 2 <= gpu.multiprocessors and depth >= 16:
@@ -144,9 +151,12 @@ def default_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Bu
     if gpu.wgmma and shape.tiles(spec.n) >= 300:
         found[-1] = Bucket(16, fit(tile_knobs(spec, gpu, 16), shape, gpu))
     found += [Bucket(rows, fit(tile_knobs(spec, gpu, rows), shape, gpu)) for rows in TILE_ROWS]
-    split, whole = (
-        fit(tile_knobs(spec, gpu, rows), shape, gpu) for rows in (SPLIT_ROWS, SPLIT_ROWS + 1)
+    one, split, whole = (
+        fit(tile_knobs(spec, gpu, rows), shape, gpu)
+        for rows in (WHOLE_ROWS, SPLIT_ROWS, SPLIT_ROWS + 1)
     )
+    if one != split:
+        found.append(Bucket(WHOLE_ROWS, one))
     if split != whole:
         found.append(Bucket(SPLIT_ROWS, split))
     found.append(Bucket(None, whole))

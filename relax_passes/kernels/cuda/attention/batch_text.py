@@ -1,0 +1,310 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""CUDA text of decode attention for many sequences: work divided by tokens over all multiprocessors.
+
+A step begins with `PLAN`. It copies every sequence's pages to a table, [MOST][state->most] page ids,
+so that the cache object may prepare the next step at once, and divides the pages into items: about
+as many for each kv head as fill the multiprocessors once to `ROUNDS` times, whichever takes the
+fewest pages a round, and none shorter than `SHORTEST` pages: a sequence is one item unless it is long
+beside the others. Windows differ between layers: each has items of its own.
+
+    tables   counts int [16]: items of each window
+             items  AmxItem [windows][ITEMS]
+             arrived int [MOST][KV]: parts of a sequence that are done, zero between layers
+             parts  float [ITEMS][KV][G][D + 2]: sums of values, maximum and sum of each query
+             pages  int [MOST][state->most]
+
+`ATTEND` is a block for each item and kv head; blocks without an item return. Of a sequence with
+several items, the block that is done last joins the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from amx_tvm.targets.cuda.gpus import Gpu
+from relax_passes.attention_spec import AttentionSpec
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
+from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+
+from .config import MOST_SEQUENCES, frequencies
+from .decode_text import ATTEND_PAGES
+from .state_text import STATE
+
+WARPS = 3  # a block of three leaves room for a fourth, and 128 tokens are three pages a warp
+SHORTEST = 16  # pages of an item
+ROUNDS = 4
+_BEGIN = 18  # pages that a block could attend to while it begins and ends
+_COUNTS, _ITEM = 64, 32  # bytes
+
+ITEM = Source(
+    "amx_attention_item",
+    r"""
+// Pages begin .. end - 1 of a sequence's row of x, the split-th of its `splits` items.
+struct __align__(16) AmxItem { int row, position, begin, end, split, splits, spare[2]; };
+static_assert(sizeof(AmxItem) == 32, "items are two words of 16 bytes");
+""",
+)
+
+PLAN = Source(
+    "amx_plan_text",
+    r"""
+// Sum over the threads before and at this one of a block of 256.
+__device__ __forceinline__ int amx_until(int value, int* shared, int tid) {
+  __syncthreads();
+  shared[tid] = value;
+  for (int step = 1; step < 256; step <<= 1) {
+    __syncthreads();
+    const int before = tid >= step ? shared[tid - step] : 0;
+    __syncthreads();
+    shared[tid] += before;
+  }
+  __syncthreads();
+  return shared[tid];
+}
+
+// Into how many items of about a size a sequence is divided.
+__device__ __forceinline__ int amx_splits(int pages, int item) { return max(1, (2 * pages + item) / (2 * item)); }
+
+// Block 0 makes the items, block 1 + r the table of sequence r.
+template <int KV, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int BEGIN>
+__device__ __forceinline__ void amx_plan(const AmxState* state, const int* windows, int kinds, long long arrived_at,
+                                         long long pages_at, int rows, int block, int tid) {
+  const int n = min(min(state->sequences, rows), MOST);
+  if (block > 0) {
+    const int row = block - 1;
+    if (row >= n) return;
+    const int position = state->positions[row];
+    const AmxTable table = amx_table<false>(state, row, position);
+    int* to = (int*)(state->tables + pages_at) + (long long)row * state->most;
+    for (int b = tid; b <= position >> 4; b += 256) to[b] = amx_page(table, b);
+    return;
+  }
+  __shared__ int sums[256], pages_of[256], cost[8], size[8];
+  int* counts = (int*)state->tables;
+  int* arrived = (int*)(state->tables + arrived_at);
+  for (int i = tid; i < n * KV; i += 256) arrived[i] = 0;
+  const int position = tid < n ? state->positions[tid] : 0;
+  for (int kind = 0; kind < kinds; ++kind) {
+    AmxItem* items = (AmxItem*)(state->tables + 64) + kind * ITEMS;
+    const int window = windows[kind];
+    const int first = window > 0 ? max(0, position + 1 - window) >> 4 : 0;
+    const int pages = tid < n ? (position >> 4) - first + 1 : 0;
+    pages_of[tid] = pages;
+    amx_until(pages, sums, tid);
+    if (tid < 32 * ROUNDS) {  // a warp looks at the items of a number of rounds
+      const int slots = SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
+      int count = 0, longest = 0;
+      for (int r = tid & 31; r < n; r += 32) {
+        const int splits = amx_splits(pages_of[r], item);
+        count += splits;
+        longest = max(longest, (pages_of[r] + splits - 1) / splits);
+      }
+      count = __reduce_add_sync(0xffffffffu, count);
+      longest = __reduce_max_sync(0xffffffffu, longest);
+      size[tid / 32] = item;
+      cost[tid / 32] = (count + SLOTS - 1) / SLOTS * (longest + BEGIN);
+    }
+    __syncthreads();
+    int best = 0;
+    for (int i = 1; i < ROUNDS; ++i) best = cost[i] < cost[best] ? i : best;
+    const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
+    const int until = amx_until(splits, sums, tid);
+    for (int s = 0; s < splits; ++s)
+      items[until - splits + s] =
+          AmxItem{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s, splits, {0, 0}};
+    if (tid == 255) counts[kind] = until;
+  }
+}
+""",
+    (STATE, ITEM),
+)
+
+ATTEND = Source(
+    "amx_attend_items_text",
+    r"""
+template <int D, int G, int KV, int ITEMS, int WARPS, int HALF, bool DEPENDENT>
+__device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_, const void* state_, void* out_,
+                                                const float* frequencies, float factor, int kind, long long items_at,
+                                                long long arrived_at, long long parts_at, long long pages_at, int layer,
+                                                int layers, float scale, float cap, int window, int number, int head,
+                                                int warp, int lane) {
+  constexpr int HEADS = G * KV, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
+  constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
+  const AmxState* state = (const AmxState*)state_;
+  half* out = (half*)out_;
+  half* qs = (half*)shared;                             // [ROWS][STRIDE]
+  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
+  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D]
+  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]
+  int* before = (int*)(tops + WARPS * G * 2);           // parts that were done before this one
+  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
+  if (DEPENDENT) amx_launch_dependents();
+
+  char* tables = state->tables;
+  if (number >= ((const int*)tables)[kind]) return;
+  const AmxItem item = ((const AmxItem*)(tables + items_at))[number];
+  const int* row_of = (const int*)(tables + pages_at) + (long long)item.row * state->most;
+  const auto pages = [&](int page) { return row_of[page]; };
+  const int length = item.position + 1, last = item.position >> 4;
+  const int low = window > 0 ? max(0, length - window) : 0;
+  const long long stride = (long long)layers * 2 * KV * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  const int page = item.begin + warp;
+  const int id = page < item.end ? pages(page) : 0;
+  uint4 k[2][D / 32];
+  if (page < item.end && page < last) amx_load_keys<D>(k, base + id * stride, g, t);
+  for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(item.position, frequencies[i], factor);
+  __syncthreads();
+  if (DEPENDENT) amx_wait_prerequisites();
+
+  const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * D;
+  half* target = item.end > last ? base + pages(last) * stride : nullptr;
+  amx_take_token<D, G, KV, THREADS, HALF>(qs, mine, turn, target, item.position & 15, head, tid);
+  __syncthreads();
+  AmxSoftmax<D, ROWS> seen;
+  amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, WARPS, item.end, low, length, scale, cap, g, t);
+  amx_show_warp<D, G>(seen, part, tops, warp, g, t);
+
+  float* parts = (float*)(tables + parts_at);
+  float* own = parts + ((long long)number * KV + head) * PART;
+  half* to = out + ((long long)item.row * HEADS + head * G) * D;
+  for (int i = tid; i < G * D / 2; i += THREADS) {
+    const int r = 2 * i / D, e = 2 * i % D;
+    float2 acc;
+    const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
+    if (item.splits == 1) {
+      *(half2*)(to + r * D + e) = __floats2half2_rn(acc.x / found.y, acc.y / found.y);
+    } else {
+      __stcg((float2*)(own + r * D + e), acc);
+      if (e == 0) __stcg((float2*)(own + G * D + 2 * r), found);
+    }
+  }
+  if (item.splits == 1) return;
+  __threadfence();
+  __syncthreads();
+  int* arrived = (int*)(tables + arrived_at) + item.row * KV + head;
+  if (tid == 0) *before = atomicAdd(arrived, 1);
+  __syncthreads();
+  if (*before != item.splits - 1) return;
+  if (tid == 0) *arrived = 0;
+  __threadfence();
+  const float* first = parts + ((long long)(number - item.split) * KV + head) * PART;
+  for (int i = tid; i < G * D / 2; i += THREADS) {
+    const int r = 2 * i / D, e = 2 * i % D;
+    float best = -1e30f, total = 0.f, a = 0.f, b = 0.f;
+    for (int p = 0; p < item.splits; ++p) {  // a running maximum: no second pass over the parts
+      const float* from = first + (long long)p * KV * PART;
+      const float2 stats = __ldcg((const float2*)(from + G * D + 2 * r));
+      const float2 x = __ldcg((const float2*)(from + r * D + e));
+      const float top = fmaxf(best, stats.x), old = exp2f(best - top), now = exp2f(stats.x - top);
+      total = total * old + stats.y * now;
+      a = a * old + x.x * now;
+      b = b * old + x.y * now;
+      best = top;
+    }
+    *(half2*)(to + r * D + e) = __floats2half2_rn(a / total, b / total);
+  }
+}
+""",
+    (ATTEND_PAGES, ITEM, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES),
+)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the attention of many sequences is divided on a GPU, and where its tables lie.
+
+    Parameters
+    ----------
+    spec : AttentionSpec
+        Any layer's: heads and their size are all layers'.
+    windows : tuple of int
+        The windows that layers have, 0 for none.
+    gpu : Gpu
+        What it is divided over.
+    """
+
+    spec: AttentionSpec
+    windows: tuple[int, ...]
+    gpu: Gpu
+
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor holds, by their registers."""
+        rows = 16 if self.spec.group > 8 else 8
+        return 4 if self.spec.head_dim * rows <= 1024 else 2
+
+    @cached_property
+    def slots(self) -> int:
+        """Items that the multiprocessors hold at once, for each kv head."""
+        return max(1, self.resident * self.gpu.multiprocessors // self.spec.kv_heads)
+
+    @property
+    def items(self) -> int:
+        """Most items."""
+        return MOST_SEQUENCES + self.extra
+
+    @property
+    def extra(self) -> int:
+        """Most items beyond one for each sequence."""
+        return ROUNDS * self.slots
+
+    def items_at(self, kind: int) -> int:
+        """Offset of a window's items in the tables, in bytes."""
+        return _COUNTS + kind * self.items * _ITEM
+
+    @property
+    def arrived_at(self) -> int:
+        """Offset of the counts of parts that are done."""
+        return self.items_at(len(self.windows))
+
+    @property
+    def parts_at(self) -> int:
+        """Offset of the parts."""
+        end = self.arrived_at + 4 * MOST_SEQUENCES * self.spec.kv_heads
+        return -(-end // 16) * 16
+
+    @property
+    def pages_at(self) -> int:
+        """Offset of the table of pages, 4 `MOST_SEQUENCES` bytes for each page."""
+        parts = self.items * self.spec.kv_heads * self.spec.group * (self.spec.head_dim + 2)
+        return self.parts_at + 4 * parts
+
+    def plan(self) -> Intrinsic:
+        """Build the function that begins a step."""
+        windows = ", ".join(map(str, self.windows))
+        numbers = f"{self.spec.kv_heads}, {MOST_SEQUENCES}, {self.items}, {self.slots}, {SHORTEST}"
+        numbers += f", {ROUNDS}, {_BEGIN}"
+        return Intrinsic(
+            f"amx_plan_{self.spec.kv_heads}_{len(self.windows)}",
+            f"""
+  const int windows[] = {{{windows}}};
+  amx_plan<{numbers}>((const AmxState*)state, windows, {len(self.windows)}, {self.arrived_at}, {self.pages_at}, rows,
+                      block, tid);""",
+            (PLAN,),
+            "void(const void* state, int rows, int block, int tid)",
+        )
+
+    def attend(self, spec: AttentionSpec, layers: int) -> Intrinsic:
+        """Build the function of one block of a layer's attention."""
+        turns, d, half = frequencies(spec.rotation), spec.head_dim, spec.rotation.pairs
+        kind = self.windows.index(spec.window)
+        dependent = "true" if self.gpu.clusters else "false"
+        numbers = f"{d}, {spec.group}, {spec.kv_heads}, {self.items}, {WARPS}, {half}, {dependent}"
+        return Intrinsic(
+            f"amx_attend_item_{turns.name}_{d}_{spec.group}_{spec.kv_heads}_{kind}",
+            f"""
+  amx_attend_item<{numbers}>(shared, qkv, state, out, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
+                             {self.arrived_at}, {self.parts_at}, {self.pages_at}, layer, {layers}, scale, cap,
+                             {spec.window}, number, head, warp, lane);""",
+            (ATTEND, turns),
+            "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
+            "float cap, int number, int head, int warp, int lane)",
+        )
+
+
+def shared_floats(spec: AttentionSpec) -> int:
+    """Floats of shared memory that ``amx_attend_item`` lays out."""
+    d, rows = spec.head_dim, 16 if spec.group > 8 else 8
+    return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + WARPS * spec.group * (d + 2) + 1
