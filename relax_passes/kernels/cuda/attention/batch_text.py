@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from tvm import tirx
+
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
@@ -34,6 +36,7 @@ from .state_text import STATE
 WARPS = 3  # a block of three leaves room for a fourth, and 128 tokens are three pages a warp
 SHORTEST = 16  # pages of an item
 ROUNDS = 4
+FEW = 16  # sequences that are divided for one round only
 _BEGIN = 18  # pages that a block could attend to while it begins and ends
 _COUNTS, _ITEM = 64, 32  # bytes
 
@@ -67,7 +70,7 @@ __device__ __forceinline__ int amx_until(int value, int* shared, int tid) {
 __device__ __forceinline__ int amx_splits(int pages, int item) { return max(1, (2 * pages + item) / (2 * item)); }
 
 // Block 0 makes the items, block 1 + r the table of sequence r.
-template <int KV, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int BEGIN>
+template <int KV, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN>
 __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windows, int kinds, long long arrived_at,
                                          long long pages_at, int rows, int block, int tid) {
   const int n = min(min(state->sequences, rows), MOST);
@@ -92,7 +95,8 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
     const int pages = tid < n ? (position >> 4) - first + 1 : 0;
     pages_of[tid] = pages;
     amx_until(pages, sums, tid);
-    if (tid < 32 * ROUNDS) {  // a warp looks at the items of a number of rounds
+    const int rounds = rows <= FEW ? 1 : ROUNDS;
+    if (tid < 32 * rounds) {  // a warp looks at the items of a number of rounds
       const int slots = SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
       int count = 0, longest = 0;
       for (int r = tid & 31; r < n; r += 32) {
@@ -107,7 +111,7 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
     }
     __syncthreads();
     int best = 0;
-    for (int i = 1; i < ROUNDS; ++i) best = cost[i] < cost[best] ? i : best;
+    for (int i = 1; i < rounds; ++i) best = cost[i] < cost[best] ? i : best;
     const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
     const int until = amx_until(splits, sums, tid);
     for (int s = 0; s < splits; ++s)
@@ -243,12 +247,12 @@ class Batches:
     @property
     def items(self) -> int:
         """Most items."""
-        return MOST_SEQUENCES + self.extra
+        return MOST_SEQUENCES + ROUNDS * self.slots
 
-    @property
-    def extra(self) -> int:
-        """Most items beyond one for each sequence."""
-        return ROUNDS * self.slots
+    def extra(self, rows: tirx.PrimExpr) -> tirx.PrimExpr:
+        """Most items beyond one for each sequence; blocks without an item take time too."""
+        slots = tirx.const(self.slots, "int64")
+        return tirx.Select(rows <= FEW, slots, ROUNDS * slots)
 
     def items_at(self, kind: int) -> int:
         """Offset of a window's items in the tables, in bytes."""
@@ -275,7 +279,7 @@ class Batches:
         """Build the function that begins a step."""
         windows = ", ".join(map(str, self.windows))
         numbers = f"{self.spec.kv_heads}, {MOST_SEQUENCES}, {self.items}, {self.slots}, {SHORTEST}"
-        numbers += f", {ROUNDS}, {_BEGIN}"
+        numbers += f", {ROUNDS}, {FEW}, {_BEGIN}"
         return Intrinsic(
             f"amx_plan_{self.spec.kv_heads}_{len(self.windows)}",
             f"""

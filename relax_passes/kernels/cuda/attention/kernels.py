@@ -183,7 +183,7 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
 
     def threads() -> list:
         return [
-            T.thread_binding(rows + batches.extra, thread="blockIdx.y"),
+            T.thread_binding(rows + batches.extra(rows), thread="blockIdx.y"),
             T.thread_binding(spec.kv_heads, thread="blockIdx.x"),
             T.thread_binding(batch_text.WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
