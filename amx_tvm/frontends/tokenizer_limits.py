@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from tokenizers import Tokenizer
 
 from amx_tvm.errors import ModelError
-from amx_tvm.strict_json import read_text
+from amx_tvm.schema import Mismatch, Range, conform
+from amx_tvm.strict_json import parse_json, read_text
 
 MOST_BYTES = 128 << 20  # of tokenizer.json; the largest published ones have 35 MB
 MOST_GROWTH = 256  # of a text by all replacements together
 MOST_STEPS = 64
+# The library makes a table up to the largest id, and ends the process where memory is short.
+Id = Annotated[int, Range(0, (1 << 24) - 1)]
+
+
+class _Added(TypedDict):
+    id: Id
+
+
+class _Model(TypedDict, total=False):
+    vocab: dict[str, Id] | list[Any]  # a list for Unigram
+
+
+class _Tokenizer(TypedDict, total=False):
+    model: _Model
+    added_tokens: list[_Added]
 
 
 def load_tokenizer(path: Any) -> Tokenizer:
@@ -29,6 +45,11 @@ def load_tokenizer(path: Any) -> Tokenizer:
         When the library cannot read it, or its steps are beyond the limits above.
     """
     text = read_text(path, ModelError, MOST_BYTES)
+    value = parse_json(text, path, ModelError)
+    try:
+        conform(_Tokenizer, {k: v for k, v in value.items() if v} if type(value) is dict else value)
+    except Mismatch as problem:
+        raise ModelError(f"{path} is no tokenizer that can be read: {problem}") from None
     tokenizer = guarded(
         lambda: Tokenizer.from_str(text), f"{path} is no tokenizer that can be read"
     )

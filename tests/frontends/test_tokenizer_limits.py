@@ -25,6 +25,8 @@ BAD = {
     "nothing": ({"normalizer": replace("", "x")}, "a Replace of an empty text"),
     "nothing, split": ({"pre_tokenizer": NOTHING}, "a Split of an empty text"),
     "nothing, decoded": ({"decoder": replace("", "aa")}, "a Replace of an empty text"),
+    "a large id": ({"model": {"type": "BPE", "vocab": {"a": 1 << 31}, "merges": []}}, "vocab"),
+    "a large added id": ({"added_tokens": [{"id": 1 << 31, "content": "x"}]}, "added_tokens.0..id"),
     "no model": ({"model": None}, "no tokenizer that can be read"),
 }
 
@@ -40,7 +42,7 @@ def test_bad_tokenizers(tmp_path, name):
 
 def test_deep_files_pipes_and_panics(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"normalizer":' * 100_000)
-    with pytest.raises(ModelError, match="no tokenizer that can be read"):
+    with pytest.raises(ModelError, match="nested deeper"):
         load_tokenizer(tmp_path / "tokenizer.json")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelError, match="no regular file"):
