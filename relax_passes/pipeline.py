@@ -81,7 +81,7 @@ def phases(
             [
                 make_buckets(target),
                 lower_attention(target, storage),
-                device_steps,
+                device_steps(target),
                 lower_experts,
                 legalize(target, records),
             ],

@@ -64,8 +64,8 @@ class RowChoice:
     ----------
     sampling : Sampling
         What to do.
-    random : numpy.random.Generator
-        The request's own, as `sampler.Sampler` makes it.
+    random : numpy.random.Generator or None
+        The request's own, as `sampler.Sampler` makes it; of meaning where tokens are drawn.
     counts : int
         Its table of counts; of meaning with penalties.
     mask : int
@@ -77,7 +77,7 @@ class RowChoice:
     def __init__(
         self,
         sampling: Sampling,
-        random: np.random.Generator,
+        random: np.random.Generator | None,
         counts: int = 0,
         mask: int = 0,
         bias_first: int = 0,
@@ -116,6 +116,9 @@ class RowChoice:
         """
         uniform = self._random.random() if self._random is not None else 0.0
         return struct.pack("<d", uniform) + self._tails[masked]
+
+
+GREEDY = RowChoice(Sampling(), None)  # the most likely token, of any request
 
 
 def serves(sampling: Sampling, clusters: bool, masked: bool = False) -> bool:

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.choices import ROWS, WORDS, pack
 from amx_tvm.runtime.vm import VirtualMachine
 
 SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-MOST = SIZES[-1]
-_EMPTY = -2  # in a mailbox: no token has arrived; -1 is a token of broken logits
+_EMPTY = -(2**31)  # in a mailbox: no token has arrived
 _PATIENCE = 60.0  # seconds without a token, after which the device is asked for its error
 _NAP = 3e-5  # seconds between two looks for the tokens of a batch
 
@@ -44,43 +44,66 @@ class DeviceSteps:
     Parameters
     ----------
     machine : VirtualMachine
-        With the functions ``begin_greedy`` and ``decode_greedy``, for many rows ``begin_each`` and
+        With the functions ``begin_one`` and ``decode_one``, for many rows ``begin_each`` and
         ``decode_each``.
     parameters : object
         The parameter tuple on the device.
+    vocab : int
+        Number of logits of a row.
     """
 
-    def __init__(self, machine: VirtualMachine, parameters: Any):
+    def __init__(self, machine: VirtualMachine, parameters: Any, vocab: int):
         self._machine, self._parameters = machine, parameters
         self._rows = 0  # of the step that was started last
         self._awaited = 0  # rows of the step before it
         self._tokens: Any = None  # the device's, of the step that was started last
-        self._begin_one = machine.function("begin_greedy")
-        self._decode_one = machine.function("decode_greedy")
+        self._begin_one = machine.function("begin_one")
+        self._decode_one = machine.function("decode_one")
         self._begin_each: Any = None
         self._each: dict[int, Any] = {}  # functions by padded rows, since each records a graph
         self._continued: dict[int, Any] = {}  # rows that all go on: what they start from
-        self._staged = 0
+        self._staged = self._uploads = 0
         self._copy = machine.builtin("runtime.TVMTensorCopyFromTo")
-        self._mail_one = self._mail = machine.mailbox(1)
+        self._mail = machine.mailbox(ROWS)
+        # Copies of a step may still wait when the next one's is staged.
+        self._stages = [machine.mailbox(ROWS) for _ in range(4)]
+        self._given = machine.to_device(np.zeros(ROWS, np.int32))
+        self._none = machine.to_device(np.zeros(ROWS, np.int32))
+        self._records = [machine.mailbox(ROWS, WORDS) for _ in range(4)]
+        self._options = machine.to_device(np.zeros((ROWS, WORDS), np.int32))
+        self._held = b""  # the records that the device has
+        shapes = ((1, vocab), (1, -(-vocab // 32)), (1, 2))  # no row refers to these tables
+        unused = [machine.to_device(np.zeros(shape, np.int32)) for shape in shapes]
+        self._choices = (self._options, *unused)
 
-    def start(self, tokens: Sequence[int], arguments: tuple) -> None:
-        """Start a step with tokens of the host's; nothing may be under way."""
+    def start(self, tokens: Sequence[int], records: Sequence[bytes], arguments: tuple) -> None:
+        """Start a step with tokens of the host's; nothing may be under way.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            A token of each row.
+        records : sequence of bytes
+            How each row's next token is chosen: `choices.RowChoice.record`.
+        arguments : tuple
+            What the cache gives for the step.
+        """
         rows, machine = len(tokens), self._machine
+        self._choose(records)
         if rows == 1:
             noted = self._begin_one(*arguments)
             given = machine.to_device(np.array(tokens, np.int32))
             machine.to_host(noted)  # waits
-            self._tokens = self._decode_one(given, *arguments, self._parameters)
+            self._tokens = self._decode_one(given, *self._choices, *arguments, self._parameters)
         else:
             function = self._function(rows)
             noted = self._begin_each(machine.shape([padded(rows)]), *arguments)
             machine.to_host(noted)
             given = self._upload(tokens)
-            self._tokens = function(given, self._none, *arguments, self._parameters)
+            self._tokens = function(given, self._none, *self._choices, *arguments, self._parameters)
         self._rows = rows
 
-    def follow(self, arguments: tuple, going: Sequence[int] = (0,)) -> None:
+    def follow(self, going: Sequence[int], records: Sequence[bytes], arguments: tuple) -> None:
         """Start the step behind the one under way, of those of its rows that go on.
 
         `wait` then gives the tokens between the two.
@@ -88,19 +111,22 @@ class DeviceSteps:
         self._awaited, rows = self._rows, len(going)
         if self._awaited == 1:
             self._begin_one(*arguments)
-            self._post(self._mail_one)
-            self._tokens = self._decode_one(self._tokens, *arguments, self._parameters)
+            self._post()
+            self._choose(records)
+            given = self._machine.view(self._tokens, [1])
+            self._tokens = self._decode_one(given, *self._choices, *arguments, self._parameters)
             return
         function = self._function(rows)
         self._begin_each(self._machine.shape([padded(rows)]), *arguments)
-        self._post(self._mail_each)
+        self._post()
+        self._choose(records)
         if rows == self._awaited and going[-1] == rows - 1:
             given = self._continued.get(rows)
             if given is None:
                 given = self._continued[rows] = self._machine.to_device(_padding(range(rows)))
         else:
             given = self._upload([-1 - row for row in going])
-        self._tokens = function(given, self._tokens, *arguments, self._parameters)
+        self._tokens = function(given, self._tokens, *self._choices, *arguments, self._parameters)
         self._rows = rows
 
     def can_follow(self, rows: int) -> bool:
@@ -129,30 +155,34 @@ class DeviceSteps:
             self.finish()
             raise GenerationError("the GPU gave no token for a minute")
 
-    def _post(self, mail: tuple[Any, np.ndarray]) -> None:
+    def _post(self) -> None:
         """Have the tokens of the step under way copied to the host."""
-        self._mail = mail
-        mail[1][: self._awaited] = _EMPTY
-        self._copy(self._tokens, mail[0])
+        tensor, view = self._mail
+        view[: self._awaited] = _EMPTY
+        self._copy(self._tokens, tensor)
+
+    def _choose(self, records: Sequence[bytes]) -> None:
+        """Give the device the settings of the next step's rows, where it has others."""
+        joined = b"".join(records)
+        if joined != self._held:
+            self._held, self._staged = joined, (self._staged + 1) % len(self._records)
+            tensor, view = self._records[self._staged]
+            view[:] = pack(records, ROWS)
+            self._copy(tensor, self._options)
 
     def _function(self, rows: int) -> Any:
         """Return ``decode_each`` for a number of rows."""
         machine, size = self._machine, padded(rows)
         if self._begin_each is None:
             self._begin_each = machine.function("begin_each")
-            self._mail_each = machine.mailbox(MOST)
-            self._none = machine.to_device(np.zeros(MOST, np.int32))
-            # Copies of a step may still wait when the next one's is staged.
-            self._stages = [machine.mailbox(MOST) for _ in range(4)]
-            self._given = machine.to_device(np.zeros(MOST, np.int32))
         if size not in self._each:
             self._each[size] = machine.function("decode_each")
         return self._each[size]
 
     def _upload(self, values: Sequence[int]) -> Any:
         """Return ids, or references to the step before, as a tensor of the padded rows."""
-        self._staged = (self._staged + 1) % len(self._stages)
-        tensor, view = self._stages[self._staged]
+        self._uploads = (self._uploads + 1) % len(self._stages)
+        tensor, view = self._stages[self._uploads]
         view[: len(values)] = values
         view[len(values) :] = 0
         self._copy(tensor, self._given)

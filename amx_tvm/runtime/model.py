@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.device_steps import MOST, DeviceSteps, padded
+from amx_tvm.runtime.choices import ROWS
+from amx_tvm.runtime.device_steps import DeviceSteps, padded
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.vm import VirtualMachine, aligned
 
@@ -106,7 +107,7 @@ class Model:
             name = "forward_one"
         elif count <= FEW and (each or count == sum(wanted)) and "forward_few" in self._names:
             name = "forward_few"
-        elif each and "begin_each" in self._names and count <= MOST:
+        elif each and "begin_each" in self._names and count <= ROWS:
             return self._padded(cache, sequences, lengths, tokens, wanted)
         elif each and "forward_each" in self._names and "begin_each" not in self._names:
             name = "forward_each"
@@ -175,7 +176,7 @@ class Model:
     @cached_property
     def steps(self) -> DeviceSteps:
         """Steps whose tokens the device chooses."""
-        return DeviceSteps(self._machine, self._parameters)
+        return DeviceSteps(self._machine, self._parameters, self.vocab_size)
 
     @property
     def mixes(self) -> bool:
@@ -188,8 +189,8 @@ class Model:
 
     @cached_property
     def chooses(self) -> int:
-        """Of how many sequences the device can take the most likely tokens itself, in a step."""
-        return MOST if "begin_each" in self._names else int("begin_greedy" in self._names)
+        """Of how many sequences the device can choose the tokens itself, in a step."""
+        return ROWS if "begin_each" in self._names else int("begin_one" in self._names)
 
     def check_tokens(self, tokens: Iterable[int]) -> np.ndarray:
         """Return token ids as int32 [n]; GenerationError names the first that is out of range."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amx_tvm.runtime.choices import RowChoice
 from amx_tvm.runtime.options import Limits, Sampling
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.sampler import Sampler, logprobs
@@ -86,19 +88,23 @@ class Run:
         self._least = limits.min_tokens
         self._sampler = Sampler(request.sampling, request.prompt, request.stream)
         self._logprobs = request.sampling.logprobs
+        self._plain = replace(request.sampling, temperature=0.0).greedy
         tokenizer = request.tokenizer
         self._text = Detokenizer(tokenizer, request.prompt) if tokenizer is not None else None
         self._stops = StopFilter(limits.stop)
         self._started = time.perf_counter()
 
     @property
-    def greedy(self) -> bool:
-        """Whether the next token is the most likely one and nothing else is asked for."""
+    def on_device(self) -> bool:
+        """Whether a device may choose the next token: nothing changes the logits or notes them."""
         return (
-            self.request.sampling.greedy
-            and self.request.mask is None
-            and len(self.result.token_ids) >= self._least
+            self._plain and self.request.mask is None and len(self.result.token_ids) >= self._least
         )
+
+    @cached_property
+    def choice(self) -> RowChoice:
+        """How a device chooses the request's tokens, by the draws that the host would make."""
+        return RowChoice(self.request.sampling, self._sampler.random)
 
     @property
     def left(self) -> int:

@@ -45,6 +45,11 @@ class Sampler:
         self._seen: set[int] = set(tokens) if options.repetition_penalty != 1.0 else set()
         self._counts: dict[int, int] = {}  # of the tokens that were generated
 
+    @property
+    def random(self) -> np.random.Generator:
+        """Where draws come from."""
+        return self._random
+
     def __call__(
         self,
         logits: np.ndarray,

@@ -213,7 +213,9 @@ class Scheduler:
         Beside prompts it only ends the step that it has started already.
         """
         ready = [
-            h for h in self._active if h.run.greedy and len(h.tokens) == len(h.sequence.tokens) + 1
+            h
+            for h in self._active
+            if h.run.on_device and len(h.tokens) == len(h.sequence.tokens) + 1
         ]
         all_ready = len(ready) == len(self._active)
         if not all_ready:
@@ -223,7 +225,8 @@ class Scheduler:
         going = [i for i, h in enumerate(ready) if all_ready and h.run.left > 1]
         sequences = [handle.sequence for handle in ready]
         try:
-            tokens = choose_batch(sequences, [handle.tokens[-1] for handle in ready], going)
+            last = [handle.tokens[-1] for handle in ready]
+            tokens = choose_batch(sequences, last, going, [handle.run.choice for handle in ready])
         except Exception as error:
             self._recover([(handle, 1) for handle in ready], error)
             return True

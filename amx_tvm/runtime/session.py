@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.choices import GREEDY, RowChoice
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.sampler import BROKEN_LOGITS
@@ -134,7 +135,7 @@ class Sequence:
 
         The step behind is started too, as if the token returned here came next.
         """
-        chosen = choose_batch([self], [token], [0])[0]
+        chosen = choose_batch([self], [token])[0]
         if chosen < 0:
             raise GenerationError(BROKEN_LOGITS)
         return chosen
@@ -259,9 +260,12 @@ def decode_batch(sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
 
 
 def choose_batch(
-    sequences: list[Sequence], tokens: list[int], going: list[int] | None = None
+    sequences: list[Sequence],
+    tokens: list[int],
+    going: list[int] | None = None,
+    choices: list[RowChoice] | None = None,
 ) -> list[int]:
-    """Add one token to each sequence and return the most likely next ones; logits stay there.
+    """Add one token to each sequence and return the next ones; the logits stay on the device.
 
     Parameters
     ----------
@@ -272,6 +276,8 @@ def choose_batch(
     going : list of int, optional
         Which of them go on, as indices; by default all. The step behind is started for these too,
         as if the tokens returned here came next.
+    choices : list of RowChoice, optional
+        How each one's tokens are chosen; by default the most likely one is taken.
 
     Returns
     -------
@@ -282,6 +288,7 @@ def choose_batch(
     model, cache, steps = first._model, first._cache, first._model.steps
     model.check_step(tokens)
     handles = [sequence.handle for sequence in sequences]
+    choices = [GREEDY] * len(handles) if choices is None else choices
     promised = all(s._promised == t for s, t in zip(sequences, tokens, strict=True))
     if promised and cache.adopt(handles):
         rows = [sequence._row for sequence in sequences]
@@ -289,7 +296,7 @@ def choose_batch(
         for sequence in sequences:
             sequence._check_length(1)
         with cache.forward(handles, [1] * len(handles)) as arguments:
-            steps.start(tokens, arguments)
+            steps.start(tokens, [choice.record() for choice in choices], arguments)
         rows = list(range(len(handles)))
     for sequence, token in zip(sequences, tokens, strict=True):
         sequence.tokens.append(token)
@@ -298,7 +305,8 @@ def choose_batch(
     going = [i for i in going if len(sequences[i].tokens) < model.context_length]
     if steps.can_follow(len(going)) and cache.available_pages() >= len(going):
         with cache.ahead([handles[i] for i in going], steps.finish) as arguments:
-            steps.follow(arguments, [rows[i] for i in going])
+            records = [choices[i].record() for i in going]
+            steps.follow([rows[i] for i in going], records, arguments)
         found = steps.wait()
         for row, i in enumerate(going):
             sequences[i]._row, sequences[i]._promised = row, found[rows[i]]

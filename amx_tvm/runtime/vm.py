@@ -8,6 +8,7 @@ results back to the host.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -118,12 +119,12 @@ class VirtualMachine:
         self._to_bytes(tensor, self._pointer(array), array.nbytes)
         return array
 
-    def mailbox(self, count: int) -> tuple[Any, np.ndarray]:
-        """Return an int32 [count] that the device can copy from and to at any time, and a view."""
+    def mailbox(self, *shape: int) -> tuple[Any, np.ndarray]:
+        """Return an int32 tensor that the device can copy from and to at any time, and a view."""
         host = self._ffi.Device(_PINNED, 0)
-        tensor = self._allocate(self.shape([count]), self._ffi.dtype("int32"), host, None)
-        memory = (ctypes.c_int32 * count).from_address(tensor.data_ptr())
-        return tensor, np.ctypeslib.as_array(memory)
+        tensor = self._allocate(self.shape(shape), self._ffi.dtype("int32"), host, None)
+        memory = (ctypes.c_int32 * math.prod(shape)).from_address(tensor.data_ptr())
+        return tensor, np.ctypeslib.as_array(memory).reshape(shape)
 
     @staticmethod
     def _pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -1,13 +1,14 @@
 """Steps that the device takes without the host: what it chooses in one, it starts the next from.
 
-    begin_greedy(cache, state)                              tells where the pages of a step are
-    decode_greedy(input_ids [1], cache, state, weights...)  the most likely next token, int32 [1];
-                                                            -1 where logits are broken
-    begin_each(rows, cache, state)                          the same for a token of each of several
-    decode_each(given, previous, cache, state, weights...)  sequences, int32 [MOST_SEQUENCES]
+    begin_one(cache, state)              tells where the pages of a step are
+    begin_each(rows, cache, state)       the same for a token of each of several sequences
+    decode_one(input_ids [1], choices..., cache, state, weights...)
+    decode_each(given, previous, choices..., cache, state, weights...)
+                                         a token for each row, int32 [ROWS]
 
-`given` int32 [rows] holds ids, or -1 - i for token i of `previous`, which is what the last step
-returned. Rows may be more than the step has sequences: those behind are padding.
+The choices are options, counts, masks and biases, as `amx_tvm.runtime.choices` has them. `given`
+int32 [rows] holds ids, or -1 - i for token i of `previous`, which is what the last step returned.
+Rows may be more than the step has sequences: those behind are padding.
 
 Beginnings are apart, since the host may prepare step k + 1 while step k still runs: what is left of
 a step takes nothing from the host, so all of it but the embedding and the choice is one CUDA graph.
@@ -17,36 +18,52 @@ than that, such as positions, has no such steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 from tvm.relax.utils import copy_with_new_vars
 
-from relax_passes.kernels.cuda import argmax
+from amx_tvm.runtime.choices import ROWS, WORDS
+from amx_tvm.targets.cuda.target import gpu_of
 from relax_passes.kernels.cuda.attention import cache
 from relax_passes.kernels.cuda.attention.config import MOST_SEQUENCES
 from relax_passes.kernels.cuda.attention.kernels import PLAN
 from relax_passes.kernels.cuda.attention.lowering import STATE_TYPE
+from relax_passes.kernels.cuda.choose.ids import ids
+from relax_passes.kernels.cuda.choose.kernels import Tables, choose
 from relax_passes.ops import is_op
 from relax_passes.passes.buckets import EACH_NAME, ONE
 from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, num_inputs
 
+TABLES = Tables(counts=1, masks=1, biases=1)  # no row refers to them yet
 
-@tvm.transform.module_pass(opt_level=0, name="DeviceSteps")
-def device_steps(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-    """Add the functions where ``forward_one`` and ``forward_each`` have attention with a state."""
+
+def device_steps(target: Any) -> tvm.transform.Pass:
+    """Make the pass for a target.
+
+    It adds the functions where ``forward_one`` and ``forward_each`` have attention with a state.
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="DeviceSteps")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        return with_steps(module, target) if target.kind.name == "cuda" else module
+
+    return run
+
+
+def with_steps(module: tvm.IRModule, target: Any) -> tvm.IRModule:
+    """Return the module with the functions."""
     functions = {gvar.name_hint: module[gvar] for gvar in module.get_global_vars()}
     builder = relax.BlockBuilder(module)
     added: dict[str, relax.Function] = {}
     one, each = functions.get(ONE.name), functions.get(EACH_NAME)
     if one is not None and _begins(one):
-        added["begin_greedy"] = _begin(builder, None)
-        added["decode_greedy"] = _decode(builder, one, 1)
+        added["begin_one"] = _begin(builder, None)
+        added["decode_one"] = _decode(builder, one, target)
     if each is not None and _begins(each):
         added["begin_each"] = _begin(builder, functions[PLAN])
-        added["decode_each"] = _as_graphs(_decode(builder, each, None), "given")
+        added["decode_each"] = _as_graphs(_decode(builder, each, target), "given")
         added[EACH_NAME] = _as_graphs(each, "input_ids")
     if not added:
         return module
@@ -92,42 +109,45 @@ def _begin(builder: relax.BlockBuilder, plan: Any) -> relax.Function:
     return Context(builder, frame.with_attr("num_input", len(given))).run(rule)
 
 
-def _decode(builder: relax.BlockBuilder, function: relax.Function, m: int | None) -> relax.Function:
+def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) -> relax.Function:
     """Build the step without its beginning, which ends with the choice."""
     function = copy_with_new_vars(function)
-    logits = function.body.body
-    (rows,) = function.params[0].ty.shape.values
-    most = MOST_SEQUENCES if m is None else 1
-    given = relax.Var("given", function.params[0].ty)
-    previous = relax.Var("previous", relax.TensorType((most,), "int32"))
-    started = m is not None
-
-    def emit(ctx: Context, build: Callable, name: str, given: list, *out: Any) -> relax.Var:
-        made = ctx.add_function(build, name)
-        return ctx.emit(relax.call_tir(made, given, relax.TensorType(*out)), name)
+    logits, ids_of_step = function.body.body, function.params[0]
+    (rows,), vocab = ids_of_step.ty.shape.values, int(function.ret_ty.shape.values[1])
+    given, previous = relax.Var("given", ids_of_step.ty), _int32("previous", ROWS)
+    tables = [
+        _int32("options", ROWS, WORDS),
+        _int32("counts", TABLES.counts, vocab),
+        _int32("masks", TABLES.masks, -(-vocab // 32)),
+        _int32("biases", TABLES.biases, 2),
+    ]
+    one = isinstance(rows, tirx.IntImm)
+    first = [ids_of_step] if one else [given, previous]
+    started = one
 
     def rule(ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         nonlocal started
         if not started:
             started = True
-            ids = emit(ctx, argmax.ids(most), "step_ids", [given, previous], (rows,), "int32")
-            ctx.replace(function.params[0], ids)
+            gather = ctx.add_function(ids(), "step_ids")
+            found = relax.call_tir(gather, first, relax.TensorType((rows,), "int32"))
+            ctx.replace(ids_of_step, ctx.emit(found, "ids"))
         if is_op(value, "relax.call_dps_packed") and value.args[0].global_symbol == cache.BEGIN:
             return cache.token(rows)
         if is_op(value, "relax.call_tir") and value.args[0].name_hint == PLAN:
             ctx.replace(var, value.args[1].fields[0])
         if var.same_as(logits):
             last = ctx.emit(value, "logits")
-            vocab, blocks = int(last.ty.shape.values[1]), argmax.blocks_of(m)
-            best = argmax.best(vocab, m)
-            found = emit(ctx, best, "argmax_best", [last], (rows, blocks), "int64")
-            choose = ctx.add_function(argmax.choose(m, most), "argmax_choose")
-            return relax.call_tir(choose, [found], relax.TensorType((most,), "int32"))
+            made = choose(vocab, gpu_of(target).arch, TABLES)
+            chosen = relax.TensorType((ROWS,), "int32")
+            return relax.call_tir(ctx.add_function(made, "choose"), [last, *tables], chosen)
         return None
 
     made = drop_dead(Context(builder, function).run(rule))
-    if m is not None:
-        return made
-    params = [given, previous, *made.params[1:]]
+    params = [*first, *tables, *made.params[1:]]
     made = relax.Function(params, made.body, made.ret_ty, made.is_pure, made.attrs)
-    return made.with_attr("num_input", num_inputs(function) + 1)
+    return made.with_attr("num_input", num_inputs(function) + len(first) - 1 + len(tables))
+
+
+def _int32(name: str, *shape: int) -> relax.Var:
+    return relax.Var(name, relax.TensorType(shape, "int32"))

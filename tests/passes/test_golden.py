@@ -67,7 +67,7 @@ CASES = {
     "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
     "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
     "lower_attention-cuda": (decoder(window=8), (make_buckets(CUDA),), lower_attention(CUDA, HALF)),
-    "device_steps": (decoder(1), BEGUN, device_steps),
+    "device_steps": (decoder(1), BEGUN, device_steps(CUDA)),
     "lower_experts": (routed(), (), lower_experts),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),

@@ -59,14 +59,14 @@ class FakeSteps:
     def __init__(self):
         self.log, self.tokens = [], []
 
-    def start(self, tokens, _state):
+    def start(self, tokens, _records, _state):
         self.log.append(f"start {tokens}")
         self.tokens = [token + 1 for token in tokens]
 
     def can_follow(self, rows) -> bool:
         return rows > 1 or (rows == 1 and len(self.tokens) == 1)
 
-    def follow(self, _state, going):
+    def follow(self, going, _records, _state):
         self.between = self.tokens
         self.tokens = [self.between[row] + 1 for row in going]
         self.log.append(f"follow {self.between}{'' if len(going) == len(self.between) else going}")

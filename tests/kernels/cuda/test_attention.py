@@ -1,4 +1,4 @@
-"""Attention, row and argmax kernels compiled for real without a GPU, on every architecture."""
+"""Attention and row kernels, and that of a step's ids, compiled for real without a GPU, on every architecture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, res
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
-from relax_passes.kernels.cuda import argmax  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
 from relax_passes.kernels.cuda.attention.batch_text import Batches  # noqa: E402
+from relax_passes.kernels.cuda.choose.ids import ids  # noqa: E402
 from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
 
 pytestmark = needs_nvcc
@@ -38,9 +38,7 @@ def attention(arch: str, head_dim: int = 128, heads: int = 8, **more) -> dict:
 def test_kernels_compile_with_their_instructions(arch):
     functions = attention(arch) | {
         "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=gpu(arch).clusters),
-        "best": argmax.best(32000, None),
-        "choose": argmax.choose(None, 256),
-        "ids": argmax.ids(256),
+        "ids": ids(),
     }
     code, cubin = compile_functions(functions, arch)
     assert cubin[:4] == b"\x7fELF"

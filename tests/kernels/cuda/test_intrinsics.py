@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.formats import cuda_layout  # noqa: E402
-from relax_passes.kernels.cuda import argmax, rounding  # noqa: E402
+from relax_passes.kernels.cuda import rounding  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics import (  # noqa: E402
     arithmetic,
     memory,
@@ -315,16 +315,3 @@ def test_rounding_is_the_format_s(name):
 
     got = on_cpu(value, "float32", x, high, depth, row)
     np.testing.assert_allclose(got, expected, rtol=2e-7 if fmt.row_scaled else 0, atol=0)
-
-
-def test_keys_order_as_the_logits_do():
-    special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, -1.5, 1.5, 3e38, -1e-40, 1.5])
-    tokens = np.arange(special.size, dtype=np.int32)
-    keys = on_cpu(argmax._key, "uint64", special, tokens)
-    assert keys.argmax() == 4  # NaN is above everything
-    rest = np.delete(special, 4)
-    order = np.argsort(np.delete(keys, 4), kind="stable")
-    assert (np.diff(rest[order]) >= 0).all()
-    assert keys[6] > keys[9]  # of equals the lower token
-    order = keys >> np.uint64(32)
-    assert (order[[2, 4]] >= 0xFF800000).all() and order[7] < 0xFF800000

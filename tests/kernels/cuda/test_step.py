@@ -15,12 +15,13 @@ from relax_passes.rewriting import relax_functions  # noqa: E402
 from tests.passes.modules import decoder  # noqa: E402
 
 LAYERS = 3
+CHOICES = ["options", "counts", "masks", "biases"]
 PARAMETERS = {
     "begin_each": ["rows", "cache", "state"],
-    "begin_greedy": ["cache", "state"],
+    "begin_one": ["cache", "state"],
     "create_kv_cache": ["max_batch_size", "max_total_seq_len", "prefill_chunk_size"],
-    "decode_each": ["given", "previous", "cache", "state", "params"],
-    "decode_greedy": ["input_ids", "cache", "state", "params"],
+    "decode_each": ["given", "previous", *CHOICES, "cache", "state", "params"],
+    "decode_one": ["input_ids", *CHOICES, "cache", "state", "params"],
     "forward": ["input_ids", "logit_positions", "cache", "state", "params"],
     "forward_each": ["input_ids", "cache", "state", "params"],
     "forward_one": ["input_ids", "cache", "state", "params"],
@@ -57,7 +58,7 @@ def test_functions_take_what_the_runtime_gives(lowered):
     assert isinstance(state, relax.TensorType) and str(state.dtype) == "int32"
 
 
-@pytest.mark.parametrize("name", ["forward_one", "decode_greedy", "forward_each", "decode_each"])
+@pytest.mark.parametrize("name", ["forward_one", "decode_one", "forward_each", "decode_each"])
 def test_all_layers_of_a_step_are_one_graph(planned, name):
     step = planned[name]
     regions = [planned[n] for n in planned if n.startswith(f"{name}_cuda_graph_capture")]
@@ -66,7 +67,7 @@ def test_all_layers_of_a_step_are_one_graph(planned, name):
     assert captured.count(kernel) == LAYERS and kernel not in step
     assert not any("attention_with_fused_qkv" in text for text in regions)
     assert ("attention_with_fused_qkv" in step) == name.startswith("forward")
-    assert ("argmax_best" in captured) == name.startswith("decode")
+    assert ("choose(" in step) == name.startswith("decode")
     assert len(regions) == (2 if name == "forward_each" else 1)  # its plan, behind the beginning
 
 
