@@ -107,9 +107,16 @@ def check(model: RandomModel, sizes: tuple[int, ...] = (1, 7, 64, 200)) -> dict[
     return errors
 
 
-def decode_speed(model: RandomModel, size: int, context: int, steps: int = 48) -> dict[str, float]:
+def decode_speed(
+    model: RandomModel, size: int, context: int, drawn: bool = False, steps: int = 48
+) -> dict[str, float]:
     """Milliseconds a step and tokens/s, the device choosing the tokens; median of three."""
     from amx_tvm.runtime import session
+    from amx_tvm.runtime.choices import RowChoice
+    from amx_tvm.runtime.options import Sampling
+
+    sampling = Sampling(temperature=0.8, top_p=0.95) if drawn else Sampling()
+    choices = [RowChoice(sampling, np.random.default_rng(i)) for i in range(size)]
 
     def run() -> list[float]:
         sequences = prefill(model, [context - steps // 2] * size)
@@ -118,7 +125,7 @@ def decode_speed(model: RandomModel, size: int, context: int, steps: int = 48) -
         for _repeat in range(4):
             start = time.perf_counter()
             for _ in range(steps):
-                tokens = session.choose_batch(sequences, tokens)
+                tokens = session.choose_batch(sequences, tokens, None, choices)
             times.append((time.perf_counter() - start) / steps)
             for sequence in sequences:
                 sequence.rollback(steps)
@@ -216,6 +223,8 @@ def main() -> None:
     for context in args.contexts:
         for size in args.sizes:
             found: dict[str, Any] = dict(decode_speed(model, size, context))
+            drawn = decode_speed(model, size, context, True)
+            found["tokens/s drawn"] = drawn["tokens/s"]
             if args.profile:
                 found["kernels ms"], parts = kernels(model, size, context)
                 found["kernels"] = parts[:14]

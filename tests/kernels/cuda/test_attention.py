@@ -1,4 +1,4 @@
-"""Attention and row kernels, and that of a step's ids, compiled for real without a GPU, on every architecture."""
+"""Attention and row kernels, and that of ids, compiled without a GPU for every architecture."""
 
 from __future__ import annotations
 
