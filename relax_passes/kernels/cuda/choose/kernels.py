@@ -77,7 +77,7 @@ def _start(buffer: tirx.Buffer) -> tirx.Expr:
 
 
 def _floats(vocab: int, splits: int) -> int:
-    """Shared memory of a block: AmxTable and, where there are clusters, its logits."""
+    """Shared memory of a block: AmxTeamTable and, where there are clusters, its logits."""
     table = 16 * 2 * splits + 32 * (3 * 8 + 4) + 4 * 4 * BINS + 8 + 8 * MOST_LOGPROBS
     chunk = -(-vocab // (4 * splits * THREADS)) * 4 * THREADS
     return table // 4 + (chunk if splits > 1 else 0)

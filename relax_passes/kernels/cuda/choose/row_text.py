@@ -136,11 +136,11 @@ __device__ __forceinline__ void amx_logprobs(float* shared, void* logits, const 
   });
   const double total = log(team.over_team((double)part));
 
-  AmxTable<SPLITS>* table = team.table;
+  AmxTeamTable<SPLITS>* table = team.table;
   const int count = min(o.logprobs, VOCAB < AMX_MOST_LOGPROBS ? VOCAB : AMX_MOST_LOGPROBS);
   if (count > 0) {
     const AmxBound bound = count < VOCAB ? find.search(find.everything(), false, (double)count) : find.everything();
-    AmxTable<SPLITS>* first = SPLITS > 1 ? amx_peer_of(table, 0) : table;
+    AmxTeamTable<SPLITS>* first = SPLITS > 1 ? amx_peer_of(table, 0) : table;
     team.each([&](const float (&v)[4], int token) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)

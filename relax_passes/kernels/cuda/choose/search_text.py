@@ -119,7 +119,7 @@ struct AmxSearch {
 
   // Keep the first `goal` tokens, or (by mass) the fewest first ones with that share of the mass.
   __device__ __forceinline__ AmxBound search(const AmxBound inside, bool by_mass, double goal) {
-    AmxTable<SPLITS>* table = team.table;
+    AmxTeamTable<SPLITS>* table = team.table;
     const int tid = team.tid, lane = team.lane;
     // All that is deeper misses the mass that may be missing, together.
     const float deepest = by_mass ? fminf((float)AMX_REST, 0.1f - 16.f * log2f((float)(0.999 * (1 - goal) / VOCAB))) : (float)AMX_REST;

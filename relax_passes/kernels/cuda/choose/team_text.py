@@ -93,7 +93,7 @@ __device__ __forceinline__ unsigned long long amx_as_word(double v) { return (un
 
 struct AmxMail { unsigned long long a, b; };
 template <int SPLITS>
-struct AmxTable {
+struct AmxTeamTable {
   AmxMail mail[2][SPLITS];
   double warps[32];            // a value of every warp
   double above[32], amount[32];  // of the bin that a warp has found
@@ -112,7 +112,7 @@ struct AmxTeam {
   static constexpr int CHUNK = SEGMENT * WARPS, LAST = VOCAB - 1;
   static_assert(THREADS >= AMX_BINS && (long long)CHUNK <= 1 << 18, "sums of a histogram do not fit");
 
-  AmxTable<SPLITS>* table;
+  AmxTeamTable<SPLITS>* table;
   float* x;   // this block's logits
   int rank, tid, warp, lane;
   int first;  // token of x[0]
@@ -121,14 +121,14 @@ struct AmxTeam {
   int turn;   // histogram in use; the other one is empty
 
   __device__ __forceinline__ AmxTeam(void* shared, float* row, int rank_, int tid_) {
-    table = (AmxTable<SPLITS>*)shared;
+    table = (AmxTeamTable<SPLITS>*)shared;
     rank = rank_; tid = tid_; warp = tid >> 5; lane = tid & 31;
     first = rank * CHUNK;
     count = max(0, min(CHUNK, VOCAB - first));
     x = SPLITS == 1 ? row : (float*)(table + 1);
     phase = turn = 0;
   }
-  static constexpr int FLOATS = sizeof(AmxTable<SPLITS>) / 4 + (SPLITS == 1 ? 0 : CHUNK);  // of shared memory
+  static constexpr int FLOATS = sizeof(AmxTeamTable<SPLITS>) / 4 + (SPLITS == 1 ? 0 : CHUNK);  // of shared memory
 
   __device__ __forceinline__ void sync() const {
     if (SPLITS == 1) __syncthreads(); else amx_cluster_sync();
