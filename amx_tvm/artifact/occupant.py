@@ -62,13 +62,15 @@ def one_directory(read: _F) -> _F:
         for _ in range(_TRIES - 1):
             with Occupant(Path(path)) as there:
                 try:
-                    made = read(path, *given, **named)
+                    # Taken out again: a frame may outlive its call, in the trace of an error that
+                    # something keeps, and what it holds would live as long.
+                    made = [read(path, *given, **named)]
                 except (ArtifactError, OSError):
                     if not there.replaced:
                         raise
                 else:
                     if not there.replaced:
-                        return made
+                        return made.pop()
                     del made
         return read(path, *given, **named)
 

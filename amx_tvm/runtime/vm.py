@@ -12,7 +12,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -59,8 +61,8 @@ class VirtualMachine:
                 features,
             )
         try:
-            executable = ffi.load_module(_name_of(Path(library).resolve()), keep_module_alive=False)
-            self._machine = executable["vm_load_executable"]()
+            self._executable = _opened(_name_of(Path(library).resolve()), ffi)
+            self._machine = self._executable.module["vm_load_executable"]()
             arguments = [_DLPACK_DEVICES[name], int(index or 0), POOLED_ALLOCATOR]
             if not self.is_cpu:  # shape functions run on the host
                 arguments += [_DLPACK_DEVICES["cpu"], 0, POOLED_ALLOCATOR]
@@ -143,6 +145,31 @@ class VirtualMachine:
         arrays = open_parameters(directory, manifest.parameters, huge)
         tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
         return self._ffi.convert(tensors)
+
+
+class _Executable:
+    """A library that is open."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+
+_OPEN: WeakValueDictionary[str, _Executable] = WeakValueDictionary()
+_OPENING = Lock()
+
+
+def _opened(name: str, ffi: Any) -> _Executable:
+    """Open a library, one for all machines of the process.
+
+    The dynamic linker gives every opening the same library, which knows one module only: the one
+    that was made last. With modules of their own, the machines left behind by its end would look
+    for their functions in memory that is free.
+    """
+    with _OPENING:
+        found = _OPEN.get(name)
+        if found is None:
+            found = _OPEN[name] = _Executable(ffi.load_module(name, keep_module_alive=False))
+        return found
 
 
 _LOADED: dict[Path, list[tuple[int, ...]]] = {}

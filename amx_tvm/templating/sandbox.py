@@ -93,7 +93,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def _printed(value: Any) -> Any:
-    if isinstance(value, bool | dict | list | tuple):
+    if isinstance(value, dict | list | tuple):  # truth values print as in transformers
         return _tojson(value)
     if isinstance(value, str | int | float | Undefined):
         return value

@@ -99,7 +99,7 @@ def test_cross_compilers(model, tmp_path, monkeypatch, target, words):
     ("content", "words"),
     [
         (None, "has no tokenizer.json"),
-        ("{", "no tokenizer that can be read"),
+        ("{", "cannot be read as JSON"),
         (json.dumps({"model": {"type": "Mystery"}}), "no tokenizer that can be read"),
     ],
     ids=["missing", "cut", "unknown kind"],
@@ -172,6 +172,7 @@ def test_ids_that_nobody_set_end_nothing(vocab, kept):
     family = next(one for one in families() if one.name == "gpt2")
     ids = {"bos_token_id": 50256, "eos_token_id": [50256]}  # transformers writes them for any GPT-2
     source = SimpleNamespace(name="m", config={}, generation_config=ids)
-    model = describe(source, SimpleNamespace(vocab_size=vocab, context_length=64), family)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "context_length": 64}
+    model = describe(source, SimpleNamespace(vocab_size=vocab, **sizes), family)
     assert model["bos_token_id"] == kept
     assert model["eos_token_ids"] == ([] if kept is None else [kept])

@@ -156,7 +156,7 @@ def test_arguments_become_what_a_template_wants():
     assert 'weather({"city": "Rome"})' in render("calls printed", as_object)
     assert "city=Rome;day=;" in render("calls by name", as_text)
     assert "city: Rome, Rome;day: , null;" in render("calls spelled out", as_text)
-    for value, shown in ((True, "true"), ([None, False], "[null, false]"), ({"a": 1}, '{"a": 1}')):
+    for value, shown in ((True, "True"), ([None, False], "[null, false]"), ({"a": 1}, '{"a": 1}')):
         calls = [as_object[0], {"role": "assistant", "tool_calls": call({"x": value})}]
         assert f"x: {shown}, {shown};" in render("calls spelled out", calls)
         assert f"x={shown};" in render("calls by name", calls)

@@ -131,7 +131,7 @@ def test_stream_pieces_join_to_the_text(engine):
 def test_leaving_a_stream_early_frees_its_sequence(engine):
     before = engine.sequence()
     live = engine._cache.sequences
-    with engine.stream("the cat", max_new_tokens=40) as stream:
+    with engine.stream("the cat", max_new_tokens=40, ignore_eos=True) as stream:
         next(stream)
         assert engine._cache.sequences == live + 1
     assert engine._cache.sequences == live

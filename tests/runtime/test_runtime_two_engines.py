@@ -37,3 +37,11 @@ def test_they_share_nothing(artifact):
     for thread in threads:
         thread.join()
     assert [found.get(i) for i in range(len(prompts))] == expected
+
+
+def test_they_share_the_open_library(artifact):
+    """TVM's functions find others through the module that was opened last, which must not end."""
+    one, two = (amx_tvm.runtime.load(artifact, threads=1) for _ in range(2))
+    assert two._machine._executable is one._machine._executable
+    del two
+    assert one.generate([1, 2, 3], 4).token_ids
