@@ -37,6 +37,9 @@ from amx_tvm.server.protocol import (
     TokenizeRequest,
     parse,
 )
+from amx_tvm.server.response_request import ResponseRequest
+from amx_tvm.server.responses import Responding
+from amx_tvm.server.responses import form_of as response_form
 
 _WATCH_S = 1.0
 _PAGES = {  # as `Core.pages` has them
@@ -97,6 +100,7 @@ class Server:
             Route("/v1/models/{model:path}", door(self._model)),
             Route("/v1/completions", door(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", door(self._chat), methods=["POST"]),
+            Route("/v1/responses", door(self._responses), methods=["POST"]),
             Route("/v1/embeddings", door(self._embeddings), methods=["POST"]),
             Route("/tokenize", door(self._tokenize), methods=["POST"]),
             Route("/detokenize", door(self._detokenize), methods=["POST"]),
@@ -169,11 +173,26 @@ class Server:
         made = Chat(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
         return await self._answered(request, made.answer, bool(body.stream), made)
 
+    async def _responses(self, request: Request) -> Response:
+        body = parse(ResponseRequest, await self._body(request))
+        self._check_model(body.model)
+        tools = None if body.tool_choice == "none" else body.listened_tools
+        variables = {}
+        if body.reasoning is not None and body.reasoning.effort is not None:
+            variables["reasoning_effort"] = body.reasoning.effort
+        ids = await self._prompts.of_chat(
+            body.messages(), tools, variables=variables, param="input"
+        )
+        matcher = await self._compiled(response_form(body))
+        salt = request.state.key
+        made = Responding(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        return await self._answered(request, made.answer, bool(body.stream), made)
+
     async def _compiled(self, form: Form | None) -> Matcher | None:
         return None if form is None else await self._forms.compile(form)
 
     async def _answered(
-        self, request: Request, answer: Answer, stream: bool, made: Chat | Completion
+        self, request: Request, answer: Answer, stream: bool, made: Chat | Completion | Responding
     ) -> Response:
         """Run a request that was checked: as a stream, or as one response."""
         answer.start(self.settings.limits.timeout_s)
@@ -189,7 +208,7 @@ class Server:
                 self._door.finished(request, status)
 
         if stream:
-            return EventStream(made.events(), finished)
+            return EventStream(made.events(), finished, made.failed)
         try:
             found = await unless_left(request.receive, made.whole())
         except ApiError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,9 @@ from amx_tvm.server.grammar import Form, Matcher
 from amx_tvm.server.objects import DONE, Envelope, event
 from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import ChatRequest
-from amx_tvm.server.reasoning import OPEN, Reasoning
+from amx_tvm.server.reading import Reading
+from amx_tvm.server.reasoning import OPEN
+from amx_tvm.server.spelling import Spelling
 
 
 def form_of(body: ChatRequest) -> Form | None:
@@ -74,13 +76,9 @@ class Chat:
             core, choices_of(prompts.engine, body, [ids], [room], logprobs, salt, matcher)
         )
         self.answer.usage.prompt_tokens = len(ids)
-        forced = body.tool_choice not in (None, "auto", "none")
-        listens = bool(body.tools) and body.tool_choice != "none"
-        count = body.n or 1
-        self._readers = [tools.Reader(forced) for _ in range(count)] if listens else []
-        inside = prompts.ends_with(ids, OPEN)
-        held = matcher is not None  # to a form, from its first token on
-        self._thoughts = [] if held else [Reasoning(inside) for _ in range(count)]
+        self._readings = readings_of(
+            body.tools, body.tool_choice, ids, prompts, matcher, body.n or 1
+        )
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
@@ -88,10 +86,10 @@ class Chat:
         async for arrived in self.answer.pieces():
             for index, piece in arrived:
                 choice = choices[index]
-                for delta in self._deltas(index, piece):
+                for delta in self._readings[index].deltas(piece):
                     choice.add(delta)
-                choice.logprobs += [self._logprob(entry) for entry in piece.logprobs]
-                choice.reason = self._reason(index, piece)
+                choice.logprobs += [spelled(entry, self._spelling) for entry in piece.logprobs]
+                choice.reason = self._readings[index].reason(piece)
         made = [
             {
                 "index": index,
@@ -103,6 +101,11 @@ class Chat:
         ]
         return Envelope("chat.completion", self._model, "chatcmpl").of(made, self.answer.usage)
 
+    @staticmethod
+    def failed(error: ApiError) -> bytes:
+        """Return the last event of a stream that fails."""
+        return event(error.body)
+
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the response as server-sent events."""
         options = self._body.stream_options
@@ -110,7 +113,7 @@ class Chat:
         envelope = Envelope("chat.completion.chunk", self._model, "chatcmpl")
 
         def chunk(index: int, delta: dict[str, Any], piece: Piece, reason: str | None) -> bytes:
-            entries = [self._logprob(entry) for entry in piece.logprobs]
+            entries = [spelled(entry, self._spelling) for entry in piece.logprobs]
             choice = {
                 "index": index,
                 "delta": delta,
@@ -126,8 +129,9 @@ class Chat:
                 if index not in begun:
                     begun.add(index)
                     yield chunk(index, {"role": "assistant", "content": ""}, Piece(), None)
-                deltas = [delta.as_dict() for delta in self._deltas(index, piece)]
-                reason = self._reason(index, piece)
+                reading = self._readings[index]
+                deltas = [delta.as_dict() for delta in reading.deltas(piece)]
+                reason = reading.reason(piece)
                 if (piece.logprobs or reason) and not deltas:
                     deltas = [{}]
                 for place, delta in enumerate(deltas, 1):
@@ -137,32 +141,32 @@ class Chat:
             yield event(envelope.of([], self.answer.usage))
         yield DONE
 
-    def _deltas(self, index: int, piece: Piece) -> Iterator[tools.Delta]:
-        """Yield what a piece of a choice makes certain: thoughts, text, and calls of tools."""
-        text, last = piece.text, piece.finish_reason is not None
-        if self._thoughts:
-            thought, text = self._thoughts[index].add(text, last)
-            if thought:
-                yield tools.Delta(reasoning=thought)
-        if self._readers:
-            yield from self._readers[index].add(text, last)
-        elif text:
-            yield tools.Delta(text)
 
-    def _reason(self, index: int, piece: Piece) -> str | None:
-        called = bool(self._readers) and self._readers[index].calls > 0
-        return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+def readings_of(
+    tools: list[dict[str, Any]] | None,
+    choice: str | dict[str, Any] | None,
+    ids: list[int],
+    prompts: Prompts,
+    matcher: Matcher | None,
+    count: int,
+) -> list[Reading]:
+    """Return who reads each of so many choices of a prompt; ``choice`` is its tool_choice."""
+    listens = bool(tools) and choice != "none"
+    forced = choice not in (None, "auto", "none")
+    thinks = matcher is None  # what is held to a form is so from its first token on
+    inside = prompts.ends_with(ids, OPEN)
+    return [Reading(listens, forced, thinks, inside) for _ in range(count)]
 
-    def _logprob(self, entry: TokenLogprobs) -> dict[str, Any]:
-        return {
-            **self._spelled(entry.token, entry.logprob),
-            "top_logprobs": [self._spelled(token, value) for token, value in entry.top],
-        }
 
-    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
-        spelling = self._spelling
+def spelled(entry: TokenLogprobs, spelling: Spelling) -> dict[str, Any]:
+    """Return OpenAI's object for a token, its log-probability and the most likely ones."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
         data = list(spelling.data(token))
         return {"token": spelling.text(token), "logprob": logprob, "bytes": data}
+
+    top = [one(token, value) for token, value in entry.top]
+    return {**one(entry.token, entry.logprob), "top_logprobs": top}
 
 
 @dataclass

@@ -81,6 +81,11 @@ class Completion:
                         held["logprobs"][name] += values
         return self._envelope.of([choices[i] for i in sorted(choices)], self.answer.usage)
 
+    @staticmethod
+    def failed(error: ApiError) -> bytes:
+        """Return the last event of a stream that fails."""
+        return event(error.body)
+
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the response as server-sent events."""
         options = self._body.stream_options
@@ -90,8 +95,7 @@ class Completion:
                 choice = self._choice(index, piece)
                 if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
                     continue
-                made = self._envelope.of([choice])
-                yield event({**made, "usage": None} if with_usage else made)
+                yield event(self._envelope.of([choice]))
         if with_usage:
             yield event(self._envelope.of([], self.answer.usage))
         yield DONE

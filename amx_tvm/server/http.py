@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.metrics import Metrics
-from amx_tvm.server.objects import event
 
 log = logging.getLogger("amx_tvm.server")
 CLIENT_LEFT = 499  # as nginx logs it; nobody reads the response
@@ -25,16 +24,31 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class EventStream(Response):
-    """Server-sent events from an iterator, which is closed as soon as the client leaves."""
+    """Server-sent events from an iterator, which is closed as soon as the client leaves.
+
+    Parameters
+    ----------
+    events : async iterator of bytes
+        The events.
+    finished : callable
+        Called at the end, with the status.
+    failed : callable
+        Returns the last event of a stream that fails.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], finished: Callable[[int], None]):
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        finished: Callable[[int], None],
+        failed: Callable[[ApiError], bytes],
+    ):
         super().__init__()
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
-        self._events, self._finished = events, finished
+        self._events, self._finished, self._failed = events, finished, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; an error in their middle is the last of them."""
@@ -46,7 +60,7 @@ class EventStream(Response):
                 async for one in self._events:
                     await send({"type": "http.response.body", "body": one, "more_body": True})
             except ApiError as error:
-                last = event(error.body)
+                last = self._failed(error)
                 await send({"type": "http.response.body", "body": last, "more_body": True})
                 return error.status
             return 200

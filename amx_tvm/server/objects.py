@@ -62,4 +62,9 @@ def event(data: Any) -> bytes:
     return b"data: " + _encode(data).encode() + b"\n\n"
 
 
+def named_event(name: str, data: Any) -> bytes:
+    """Return one server-sent event that has a name."""
+    return f"event: {name}\n".encode() + event(data)
+
+
 DONE = b"data: [DONE]\n\n"

@@ -14,6 +14,7 @@ from amx_tvm.server.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from amx_tvm.server.response_request import ResponseRequest
 from amx_tvm.version import __version__
 
 _ERROR = {
@@ -35,6 +36,7 @@ _ERROR = {
 _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
+    "/v1/responses": (ResponseRequest, "Answer a conversation, as items"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or of a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),
 }

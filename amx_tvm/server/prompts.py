@@ -64,13 +64,14 @@ class Prompts:
         add_generation_prompt: bool = True,
         variables: dict[str, Any] | None = None,
         fits: bool = True,
+        param: str = "messages",
     ) -> list[int]:
         """Return the ids of a conversation that goes through the model's chat template.
 
         Where it has to fit into the context, one that surely does not is not tokenized.
         """
         if isinstance(self._templates, ArtifactError):
-            raise ApiError(400, f"{self._templates}; use /v1/completions", "messages")
+            raise ApiError(400, f"{self._templates}; use /v1/completions", param)
         for name in _TAKEN & (variables or {}).keys():
             raise ApiError(
                 400,
@@ -80,7 +81,7 @@ class Prompts:
         plain = [_plain(message) for message in messages]
         size = sum(len(str(m.get("content") or "")) for m in plain)
         if fits:
-            self._check_size(size, "messages")
+            self._check_size(size, param)
         templates = self._templates
 
         def made() -> list[int]:
@@ -90,9 +91,9 @@ class Prompts:
             return self.engine.encode(text)
 
         try:
-            return self.checked(await self._away(size, made), "messages")
+            return self.checked(await self._away(size, made), param)
         except GenerationError as error:
-            raise ApiError(400, str(error), "messages") from None
+            raise ApiError(400, str(error), param) from None
 
     def checked(self, ids: list[int], param: str) -> list[int]:
         """Return ids that the model can take; ApiError 400 otherwise."""

@@ -6,7 +6,7 @@ the prompt's end.
 
 from __future__ import annotations
 
-OPEN, _CLOSE = "<think>", "</think>"
+OPEN, CLOSE = "<think>", "</think>"
 
 
 class Reasoning:
@@ -38,7 +38,7 @@ class Reasoning:
             else:
                 self._state = "after"
         if self._state == "inside":
-            thought, found, rest = self._held.partition(_CLOSE)
+            thought, found, rest = self._held.partition(CLOSE)
             if not found and not last:
                 kept = _beginning(thought)
                 thought, rest = thought[: len(thought) - kept], thought[len(thought) - kept :]
@@ -60,7 +60,7 @@ class Reasoning:
 
 def _beginning(text: str) -> int:
     """Return how many characters at a text's end may become the mark that closes."""
-    for count in range(min(len(text), len(_CLOSE) - 1), 0, -1):
-        if _CLOSE.startswith(text[-count:]):
+    for count in range(min(len(text), len(CLOSE) - 1), 0, -1):
+        if CLOSE.startswith(text[-count:]):
             return count
     return 0

@@ -1,0 +1,186 @@
+"""POST /v1/responses, without state: nothing of one request is kept for the next."""
+
+from __future__ import annotations
+
+import bisect
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from amx_tvm.server import tools
+from amx_tvm.server.answer import Answer
+from amx_tvm.server.chat import readings_of, spelled
+from amx_tvm.server.choices import choices_of
+from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.grammar import Form, Matcher
+from amx_tvm.server.objects import Usage, named_event
+from amx_tvm.server.prompts import Prompts
+from amx_tvm.server.protocol import Generation
+from amx_tvm.server.reasoning import CLOSE
+from amx_tvm.server.response_output import Event, Output
+from amx_tvm.server.response_request import NamedFunction, ResponseRequest
+
+
+def form_of(body: ResponseRequest) -> Form | None:
+    """Return the form that an answer is held to; ApiError 400 where two are asked for."""
+    text = body.text_form()
+    forced = tools.form_of(body.listened_tools or [], body.chat_tool_choice)
+    if text is not None and forced is not None:
+        raise ApiError(
+            400, "text.format and tool_choice exclude each other; give one of them", "tool_choice"
+        )
+    return text or forced
+
+
+class Responding:
+    """One request, checked and ready to run.
+
+    Attributes
+    ----------
+    answer : Answer
+        Its one choice.
+    """
+
+    def __init__(
+        self,
+        body: ResponseRequest,
+        ids: list[int],
+        prompts: Prompts,
+        core: Core,
+        model: str,
+        salt: str,
+        matcher: Matcher | None = None,
+    ):
+        limit = "max_output_tokens"
+        room = prompts.room(ids, "input", body.max_output_tokens, limit, None)
+        options = Generation(temperature=body.temperature, top_p=body.top_p)
+        requests = choices_of(prompts.engine, options, [ids], [room], body.logprobs, salt, matcher)
+        self.answer = Answer(core, requests)
+        self.answer.usage.prompt_tokens = len(ids)
+        self._body, self._prompts = body, prompts
+        listened, choice = body.listened_tools, body.chat_tool_choice
+        self._reading = readings_of(listened, choice, ids, prompts, matcher, 1)[0]
+        self._output = Output()
+        self._tokens: list[int] = []
+        self._logprobs: list[Any] = []  # of tokens whose text is held back
+        self._object = _echoed(body, model)
+        self._count = 0
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the response that is not streamed."""
+        async for _ in self._events():
+            pass
+        return self._object
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield the response as server-sent events."""
+        yield self._encoded({"type": "response.created", "response": self._object})
+        yield self._encoded({"type": "response.in_progress", "response": self._object})
+        async for one in self._events():
+            yield self._encoded(one)
+        name = f"response.{self._object['status']}"
+        yield self._encoded({"type": name, "response": self._object})
+
+    def failed(self, error: ApiError) -> bytes:
+        """Return the last event of a stream that fails."""
+        failure = {"code": "server_error", "message": str(error)}
+        self._object |= {"status": "failed", "error": failure, "output": self._output.items}
+        return self._encoded({"type": "response.failed", "response": self._object})
+
+    def _encoded(self, event: Event) -> bytes:
+        made = named_event(event["type"], {**event, "sequence_number": self._count})
+        self._count += 1
+        return made
+
+    async def _events(self) -> AsyncIterator[Event]:
+        """Yield what changes in the output; behind the last event the object is complete."""
+        reason = None
+        async for arrived in self.answer.pieces():
+            for _, piece in arrived:
+                for event in self._read(piece):
+                    yield event
+                reason = piece.finish_reason
+        status = "incomplete" if reason == "length" else "completed"
+        for event in self._output.end(status):
+            yield event
+        self._object |= {"status": status, "output": self._output.items, "usage": self._usage()}
+        if status == "incomplete":
+            self._object["incomplete_details"] = {"reason": "max_output_tokens"}
+        else:
+            self._object["completed_at"] = int(time.time())
+
+    def _read(self, piece: Piece) -> Iterator[Event]:
+        self._tokens += piece.tokens
+        spelling = self._prompts.spelling
+        self._logprobs += [spelled(entry, spelling) for entry in piece.logprobs]
+        for delta in self._reading.deltas(piece):
+            held = []
+            if delta.text:
+                held, self._logprobs = self._logprobs, []
+            yield from self._output.add(delta, held)
+
+    def _usage(self) -> dict[str, Any]:
+        used: Usage = self.answer.usage
+        thought = 0
+        if any(item["type"] == "reasoning" for item in self._output.items):
+            thought = self._thinking_tokens()
+        details = {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0}
+        return {
+            "input_tokens": used.prompt_tokens,
+            "input_tokens_details": details,
+            "output_tokens": used.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": thought},
+            "total_tokens": used.prompt_tokens + used.completion_tokens,
+        }
+
+    def _thinking_tokens(self) -> int:
+        """Return how many tokens there are up to the mark that closes the thinking part."""
+        tokenizer, tokens = self._prompts.engine.tokenizer, self._tokens
+
+        def closed(count: int) -> bool:
+            return CLOSE in tokenizer.decode(tokens[:count], skip_special_tokens=False)
+
+        return bisect.bisect_left(range(len(tokens)), True, key=closed)
+
+
+def _echoed(body: ResponseRequest, model: str) -> dict[str, Any]:
+    """Return a response's object before anything has come: what was asked for."""
+    listed = [
+        {"parameters": None, "strict": None, **tool.model_dump(exclude_none=True)}
+        for tool in body.tools or []
+    ]
+    form = body.text.format if body.text is not None else None
+    text = form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}
+    reasoning = body.reasoning.effort if body.reasoning is not None else None
+    choice = body.tool_choice
+    named = choice.model_dump() if isinstance(choice, NamedFunction) else None
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": reasoning, "summary": None},
+        "store": False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": text},
+        "tool_choice": named or choice or "auto",
+        "tools": listed,
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "metadata": body.metadata or {},
+    }
