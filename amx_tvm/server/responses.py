@@ -181,6 +181,5 @@ def _echoed(body: ResponseRequest, model: str) -> dict[str, Any]:
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",
-        "usage": None,
         "metadata": body.metadata or {},
     }
