@@ -2,7 +2,7 @@
 
 Any server with OpenAI's /v1/completions will do. Each stream is a thread of this process, so what
 the client itself takes of the machine is part of the figures; where server and client share few
-cores, `benchmarks/serving.py` tells the two apart.
+cores, `python -m benchmarks.serving` tells the two apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processes of benchmarks/serving.py: an engine, our server, llama.cpp's, and who asks them."""
+"""The processes: an engine, our server, llama.cpp's, and who asks them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-LOAD = Path(__file__).with_name("server_load.py")
-CHAT = "/v1/chat/completions"
+LOAD = Path(__file__).with_name("asks.py")
+Own = TypeVar("Own", bound="Process")
 
 ENGINE = """
 import dataclasses, json, sys, time
@@ -54,12 +54,26 @@ for line in sys.stdin:
 """
 
 
-class Lines:
+class Process:
+    """A process that a `with` block ends."""
+
+    def __init__(self, command: list[str], **options: Any):
+        self._process = subprocess.Popen(command, **options)
+
+    def __enter__(self: Own) -> Own:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+class Lines(Process):
     """A process that answers a line of JSON with one."""
 
     def __init__(self, command: list[str]):
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, **pipes, text=True)
+        super().__init__(command, **pipes, text=True)
 
     def line(self) -> str:
         """Return the next line; SystemExit where the process has ended."""
@@ -76,11 +90,6 @@ class Lines:
         self._process.stdin.flush()
         return json.loads(self.line())
 
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait()
-
 
 class Engine(Lines):
     """An engine without HTTP."""
@@ -92,13 +101,13 @@ class Engine(Lines):
 
 
 class Load(Lines):
-    """Who asks; see `server_load.ask`."""
+    """Who asks; see `asks.ask`."""
 
     def __init__(self) -> None:
         super().__init__([sys.executable, str(LOAD)])
 
 
-class Served:
+class Served(Process):
     """A server's process, asked at its port; ``start_s`` is the time to /health 200."""
 
     def __init__(self, command: list[str]):
@@ -106,7 +115,7 @@ class Served:
         started = time.perf_counter()
         command = [*command, "--port", str(self.port)]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, **quiet)
+        super().__init__(command, **quiet)
         while not _healthy(self.port):
             if self._process.poll() is not None or time.perf_counter() - started > 120:
                 raise SystemExit(f"the server did not start: {' '.join(command)}")
@@ -142,11 +151,6 @@ class Served:
         """Return the memory that the process holds."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait()
 
 
 def ours(artifact: Path, places: int, threads: int | None = None, *options: str) -> Served:

@@ -1,7 +1,7 @@
 """Asks a server by HTTP: a process of its own, cheap enough to share two cores with the server.
 
     echo '{"port": 8000, "path": "/v1/completions", "bodies": [{...}], "at_once": 8}' | \
-        python benchmarks/server_load.py
+        python benchmarks/serving/asks.py
 
 It reads a JSON line with what to ask and writes one with what came, until its input ends. While
 answers arrive it only notes bytes and times, on one thread; what they say is read afterwards.
