@@ -91,7 +91,8 @@ class Sampler:
         self, logits: np.ndarray, allowed: np.ndarray | None, banned: Collection[int]
     ) -> np.ndarray:
         """Return the logits with what is not allowed at -inf, with bias and penalties."""
-        options, logits = self.options, logits.copy()
+        options = self.options
+        logits = logits.copy() if allowed is None else _kept(logits, allowed)  # -inf stays so
         for token, bias in options.logit_bias.items():
             logits[token] += np.float32(bias)
         if self._seen:
@@ -103,8 +104,6 @@ class Sampler:
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             logits[made] -= np.float32(options.presence_penalty)
             logits[made] -= np.float32(options.frequency_penalty) * counts
-        if allowed is not None:
-            logits[~allowed] = -np.inf
         if banned:
             logits[list(banned)] = -np.inf
         return logits
@@ -127,6 +126,16 @@ class Sampler:
             tokens = kept if tokens is None else tokens[kept]
         index = _pick(weights, self._random.random())
         return index if tokens is None else int(tokens[index])
+
+
+def _kept(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return the logits with what is not allowed at -inf; forms mostly allow a few tokens."""
+    few = np.flatnonzero(allowed)
+    if few.size > logits.size // 16:
+        return np.where(allowed, logits, np.float32(-np.inf))
+    kept = np.full_like(logits, -np.inf)
+    kept[few] = logits[few]
+    return kept
 
 
 def logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:

@@ -151,6 +151,7 @@ class Server:
         return self._core
 
     async def _completions(self, request: Request) -> Response:
+        self.core.check_room()
         body = parse(CompletionRequest, await self._body(request))
         self._check_model(body.model)
         ids = await self._prompts.of_completion(body.prompt)
@@ -160,6 +161,7 @@ class Server:
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _chat(self, request: Request) -> Response:
+        self.core.check_room()
         body = parse(ChatRequest, await self._body(request))
         self._check_model(body.model)
         form = chat_form(body)
@@ -174,6 +176,7 @@ class Server:
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _responses(self, request: Request) -> Response:
+        self.core.check_room()
         body = parse(ResponseRequest, await self._body(request))
         self._check_model(body.model)
         tools = None if body.tool_choice == "none" else body.listened_tools

@@ -19,6 +19,7 @@ from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.limits import Limits
+from amx_tvm.server.masks import Ahead, Mask
 from amx_tvm.server.pace import Pace
 from amx_tvm.server.scoring import Score, Scoring
 
@@ -130,30 +131,36 @@ class Core:
         ApiError
             429 where too much waits already, 503 where none are taken any more.
         """
-        if self.draining or not self.alive:
-            what = "is ending" if self.draining else "has failed"
-            raise ApiError(
-                503, f"this server {what}; ask another one", headers={"retry-after": "5"}
-            )
-        limits, more = self._limits, sum(len(one.prompt) for one in requests)
-        owed = sum(self._waiting.values())
-        if self._waiting and (
-            len(self._waiting) + len(requests) > limits.queue + self.places
-            or owed + more > limits.queue_tokens
-        ):
-            raise ApiError(
-                429,
-                f"{len(self._waiting)} answers of {owed} prompt tokens wait already, and this "
-                f"server lets {limits.queue} of {limits.queue_tokens} tokens wait; try again later",
-                code="queue_full",
-                headers={"retry-after": "1"},
-            )
+        self.check_room(len(requests), sum(len(one.prompt) for one in requests))
         numbers = [next(self._numbers) for _ in requests]
         for index, (number, one) in enumerate(zip(numbers, requests, strict=True)):
             self._deliver[number] = (index, deliver)
             self._waiting[number] = len(one.prompt)
         self._crank.add(dict(zip(numbers, requests, strict=True)))
         return numbers
+
+    def check_room(self, answers: int = 1, tokens: int = 1) -> None:
+        """Raise what `submit` does where so many answers of so many prompt tokens have no room.
+
+        A request that surely has none is turned away before its body is read.
+        """
+        if self.draining or not self.alive:
+            what = "is ending" if self.draining else "has failed"
+            raise ApiError(
+                503, f"this server {what}; ask another one", headers={"retry-after": "5"}
+            )
+        limits, waiting = self._limits, len(self._waiting)
+        owed = sum(self._waiting.values())
+        if waiting and (
+            waiting + answers > limits.queue + self.places or owed + tokens > limits.queue_tokens
+        ):
+            raise ApiError(
+                429,
+                f"{waiting} answers of {owed} prompt tokens wait already, and this server lets "
+                f"{limits.queue} of {limits.queue_tokens} tokens wait; try again later",
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
 
     def score(self, prompt: list[int], count: int) -> asyncio.Future[list[TokenLogprobs]]:
         """Return log-probabilities of a prompt's tokens from the second on, some time.
@@ -239,6 +246,8 @@ class _Crank:
         self._pace = Pace(self._scheduler)
         self._handles: dict[int, Handle] = {}
         self._pieces: dict[int, Piece] = {}
+        self._ahead = Ahead()
+        self._masked: dict[int, tuple[Mask, list[int]]] = {}  # of requests with a new token
         self.pages = (0, 0, 0)
 
     @property
@@ -281,6 +290,9 @@ class _Crank:
     def step(self) -> bool:
         """Run a step of the scheduler and post what it made."""
         more = self._pace.step()
+        if self._masked:
+            self._ahead.begin(self._masked.values())
+            self._masked.clear()
         self._flush()
         return more
 
@@ -310,6 +322,7 @@ class _Crank:
             if handle is not None:
                 self._scheduler.cancel(handle)
             self._pieces.pop(number, None)
+            self._masked.pop(number, None)
         self.pages = self._scheduler.pages
 
     def _with_callbacks(self, number: int, request: Request) -> Request:
@@ -319,6 +332,8 @@ class _Crank:
         def tokens(new: list[int]) -> None:
             piece = self._piece(number)
             piece.tokens += new
+            if isinstance(request.mask, Mask):
+                self._masked[number] = request.mask, self._handles[number].result.token_ids
             if wants:
                 piece.logprobs += self._handles[number].result.logprobs[-len(new) :]
 
@@ -348,3 +363,4 @@ class _Crank:
         piece = self._piece(number)
         piece.finish_reason, piece.error = reason, error
         self._handles.pop(number, None)
+        self._masked.pop(number, None)

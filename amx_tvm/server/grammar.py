@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import llguidance
-import llguidance.numpy
-import numpy as np
 
 from amx_tvm.runtime import Engine
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.masks import Mask
 from amx_tvm.server.schemas import closed
 
 # At most one blank: small models fill JSON with endless ones where it allows them.
@@ -89,26 +87,13 @@ class Matcher:
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, form: Form):
         self._matcher, self._vocabulary, self._form = matcher, vocabulary, form
 
-    def mask(self) -> Callable[[list[int]], np.ndarray]:
+    def mask(self) -> Mask:
         """Return what the sampler asks before each token of one answer.
 
         It raises ApiError 400 where the form asks for more work than llguidance does.
         """
-        matcher = self._matcher.deep_copy()
-        words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
-        done = 0
-
-        def allowed(tokens: list[int]) -> np.ndarray:
-            nonlocal done
-            matcher.consume_tokens(tokens[done:])
-            done = len(tokens)
-            llguidance.numpy.fill_next_token_bitmask(matcher, words)
-            if matcher.is_error():
-                raise _refused(self._form, matcher.get_error())
-            bits = np.unpackbits(words[0].view(np.uint8), bitorder="little")
-            return bits[: self._vocabulary].astype(bool)
-
-        return allowed
+        refused = partial(_refused, self._form)
+        return Mask(self._matcher.deep_copy(), self._vocabulary, refused)
 
 
 def embedded(schema: Any) -> Any:

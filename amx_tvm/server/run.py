@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from dataclasses import dataclass
@@ -56,5 +57,7 @@ def serve(engine: Engine, settings: Settings, address: Address) -> int:
         timeout_graceful_shutdown=address.drain_s,
     )
     server = uvicorn.Server(config)
+    gc.collect()  # what is there stays: collections that look at all of it hold streams up
+    gc.freeze()
     server.run()
     return 1 if failed else 0

@@ -1,0 +1,84 @@
+"""Which tokens an answer's form allows next, computed while the step before the choice runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+
+
+class Mask:
+    """What one answer may go on with: the sampler asks it before each token.
+
+    Parameters
+    ----------
+    matcher : llguidance.LLMatcher
+        The compiled form at its start; the mask's own.
+    vocabulary : int
+        How many tokens there are.
+    refused : callable
+        Makes the error that a form raises which asks for more work than llguidance does.
+    """
+
+    def __init__(
+        self,
+        matcher: llguidance.LLMatcher,
+        vocabulary: int,
+        refused: Callable[[str], Exception],
+    ):
+        self._matcher, self._vocabulary, self._refused = matcher, vocabulary, refused
+        self._words: np.ndarray | None = None  # int32 [1, vocab / 32], a bit a token
+        self._seen = 0  # tokens that the matcher, and so the words, stand behind
+        self._ahead: Future[None] | None = None
+
+    def __call__(self, tokens: list[int]) -> np.ndarray:
+        """Return bool [vocab] for the token behind these."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result()
+        if self._words is None or self._seen != len(tokens):
+            self._consume(tokens[self._seen :])
+            self._words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
+            llguidance.numpy.fill_next_token_bitmask(self._matcher, self._words)
+        if self._matcher.is_error():
+            raise self._refused(self._matcher.get_error())
+        bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
+        return bits[: self._vocabulary].view(bool)
+
+    def _consume(self, tokens: list[int]) -> None:
+        self._matcher.consume_tokens(tokens)
+        self._seen += len(tokens)
+
+    @staticmethod
+    def _fill(masks: list[Mask], more: list[list[int]], executor: llguidance.LLExecutor) -> None:
+        """Advance masks, and compute them all at once without Python's lock."""
+        for mask, tokens in zip(masks, more, strict=True):
+            mask._consume(tokens)
+        words = llguidance.numpy.allocate_token_bitmask(len(masks), masks[0]._vocabulary)
+        rows = [(mask._matcher, row) for row, mask in enumerate(masks)]
+        llguidance.numpy.fill_next_token_bitmask_par(executor, rows, words)
+        for row, mask in enumerate(masks):
+            mask._words = words[row : row + 1]
+
+
+class Ahead:
+    """Computes masks beside the steps, on threads of its own."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._executor: llguidance.LLExecutor | None = None
+
+    def begin(self, masks: Iterable[tuple[Mask, list[int]]]) -> None:
+        """Begin with masks behind these tokens; who asks one waits for it."""
+        if self._executor is None:
+            self._executor = llguidance.LLExecutor()
+        asked, more = [], []
+        for mask, tokens in masks:
+            asked.append(mask)
+            more.append(tokens[mask._seen :])
+        future = self._thread.submit(Mask._fill, asked, more, self._executor)
+        for mask in asked:
+            mask._ahead = future
