@@ -29,6 +29,7 @@ from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.device_steps import device_steps
+from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
@@ -81,6 +82,7 @@ def phases(
             [
                 make_buckets(target),
                 lower_attention(target, storage),
+                fuse_conversions,
                 device_steps(target),
                 lower_experts,
                 legalize(target, records),

@@ -5,7 +5,6 @@
     silu(split(linear)[0]) * split(linear)[1] -> silu_mul: the gate's and the up projection's rows
                                                  alternate in tiles of 16, so that one pass over
                                                  the weights holds both halves of each product
-    astype(reshape(linear), float16)          -> out_dtype: q, k and v for a float16 cache
 
 A linear is folded only where nothing else reads it. Runs twice: for biases before projections are
 merged, for the rest after.
@@ -69,8 +68,6 @@ def fuse_residual_and_gate() -> tvm.transform.Pass:
                 return _residual(ctx, value)
             if is_op(value, "relax.multiply"):
                 return _gate(ctx, value, plan)
-            if is_op(value, "relax.astype"):
-                return _out_dtype(ctx, value)
             return None
 
         return parameters.write(rewrite(module, rule), plan)
@@ -111,18 +108,6 @@ def _gate(ctx: Context, value: relax.Call, plan: dict) -> relax.Expr | None:
         attrs = replace(linear.attrs, silu_mul=True)
         return replace(linear, attrs=attrs, weights=weights, bias=bias).call()
     return None
-
-
-def _out_dtype(ctx: Context, value: relax.Call) -> relax.Expr | None:
-    reshape = ctx.value(value.args[0])
-    if not is_op(reshape, "relax.reshape") or ctx.uses(value.args[0]) != 1:
-        return None
-    linear = _linear(ctx, reshape.args[0])
-    types = (linear.attrs.out_dtype, value.ty.dtype) if linear is not None else ()
-    if linear is None or types != ("float32", "float16") or linear.attrs.format == "none":
-        return None
-    attrs = replace(linear.attrs, out_dtype="float16")
-    return relax.op.reshape(ctx.emit(replace(linear, attrs=attrs).call()), reshape.ty.shape)
 
 
 def _interleaved(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:

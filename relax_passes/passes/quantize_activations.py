@@ -67,10 +67,6 @@ def _prologue(
             silu = ctx.value(a)
             if is_op(silu, "relax.nn.silu") and tvm_ffi.structural_equal(a.ty, b.ty):
                 return [silu.args[0], b], replace(attrs, prologue="silu_mul")
-    if is_op(maker, "relax.reshape"):  # attention's output, as a float16 cache gives it
-        inner = ctx.value(maker.args[0])
-        if is_op(inner, "relax.astype") and inner.args[0].ty.dtype == "float16":
-            return [ctx.emit(relax.op.reshape(inner.args[0], x.ty.shape))], attrs
     return [x], attrs
 
 

@@ -102,7 +102,7 @@ class Loops:
                 y[v_i] = y[v_i] + x[v_i, v_k]
 
 
-def decoder(layers=2, window=0, vocab=64):
+def decoder(layers=2, window=0, vocab=64, dtype="float16"):
     """Return the module of a small decoder, as the compiler's passes get it."""
     config = DecoderConfig(
         family="llama",
@@ -121,7 +121,7 @@ def decoder(layers=2, window=0, vocab=64):
         sliding_window=window,
     )
     network = CausalLM(config)
-    network.to("float16")
+    network.to(dtype)
     module, _ = network.export_tvm(network.export_spec())
     return module
 

@@ -25,6 +25,7 @@ from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.device_steps import device_steps
+from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
@@ -67,6 +68,11 @@ CASES = {
     "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
     "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
     "lower_attention-cuda": (decoder(window=8), (make_buckets(CUDA),), lower_attention(CUDA, HALF)),
+    "fuse_conversions": (
+        decoder(1, dtype="float32"),
+        (*QUANTIZED, lower_attention(TARGET, HALF)),
+        fuse_conversions,
+    ),
     "device_steps": (decoder(1), BEGUN, device_steps(CUDA)),
     "lower_experts": (routed(), (), lower_experts),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
@@ -123,4 +129,4 @@ def test_the_cases_follow_the_pipeline():
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
-    assert tested == {name for name in ours if name in tested} and len(tested) == 13
+    assert tested == {name for name in ours if name in tested} and len(tested) == 14
