@@ -11,8 +11,8 @@ from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu.embedding import embedding
-from relax_passes.kernels.cuda.rows import PIECE as ROW_PIECE
-from relax_passes.kernels.cuda.rows import row_kernel
+from relax_passes.kernels.cuda.rows.kernels import PIECE as ROW_PIECE
+from relax_passes.kernels.cuda.rows.kernels import row_kernel
 
 __all__ = ["ROW_PIECE", "compute_type", "embedding", "quantize", "rms_norm"]
 

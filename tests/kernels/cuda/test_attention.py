@@ -16,7 +16,7 @@ from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
 from relax_passes.kernels.cuda.attention.batch_text import Batches  # noqa: E402
 from relax_passes.kernels.cuda.choose.ids import ids  # noqa: E402
-from relax_passes.kernels.cuda.rows import row_kernel  # noqa: E402
+from relax_passes.kernels.cuda.rows.kernels import row_kernel  # noqa: E402
 
 pytestmark = needs_nvcc
 

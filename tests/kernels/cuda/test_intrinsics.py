@@ -13,7 +13,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.formats import cuda_layout  # noqa: E402
-from relax_passes.kernels.cuda import rounding  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics import (  # noqa: E402
     arithmetic,
     memory,
@@ -24,6 +23,7 @@ from relax_passes.kernels.cuda.intrinsics import (  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics.decode import decode_of  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics.mma import MMA  # noqa: E402
+from relax_passes.kernels.cuda.rows import rounding  # noqa: E402
 
 LANE = np.arange(32)
 G, T_ = LANE // 4, LANE % 4

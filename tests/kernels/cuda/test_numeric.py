@@ -37,7 +37,7 @@ def row_key(name: str, k: int, norm: int) -> str:
 
 
 def row_function(name: str, k: int, norm: int):
-    from relax_passes.kernels.cuda.rows import row_kernel
+    from relax_passes.kernels.cuda.rows.kernels import row_kernel
 
     return row_kernel(k, None, norm_eps=EPS if norm else None, format_name=name)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .intrinsics.base import hold
+from ..intrinsics.base import hold
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 Emit = Callable[[], None]

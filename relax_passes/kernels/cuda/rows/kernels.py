@@ -12,9 +12,9 @@ from tvm.script.ir_builder import tirx as T
 
 from amx_tvm import formats
 
+from ..intrinsics.base import hold, local
+from ..intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 from .block import PIECE, Pieces, over_block
-from .intrinsics.base import hold, local
-from .intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 from .rounding import round_piece
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling

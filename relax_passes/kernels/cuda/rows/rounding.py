@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.formats.scale_rules import Power
 
+from ..intrinsics.base import hold
 from .block import PIECE, over_lanes
-from .intrinsics.base import hold
 
 _STEPS = ((0.25, 0.5), (0.75, 0.5), (1.25, 0.5), (1.75, 0.5), (2.5, 1.0), (3.5, 1.0), (5.0, 2.0))
 
