@@ -15,8 +15,9 @@ import numpy as np
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.choices import ROWS
 from amx_tvm.runtime.device_steps import DeviceSteps, padded
+from amx_tvm.runtime.inputs import Vector
 from amx_tvm.runtime.kv import KVCache
-from amx_tvm.runtime.vm import VirtualMachine, aligned
+from amx_tvm.runtime.vm import VirtualMachine
 
 FEW = 16  # rows that an artifact's function ``forward_few`` takes at most
 
@@ -61,7 +62,7 @@ class Model:
         self._machine = machine
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
-        self._steps: dict[int, tuple[Any, np.ndarray]] = {}
+        self._ids, self._picks = Vector(machine), Vector(machine)
 
     def forward(
         self,
@@ -101,77 +102,31 @@ class Model:
         -----
         Python that runs once a step finds the caches full of weights: every line of it counts.
         """
-        count = len(tokens)
+        count, asked = len(tokens), sum(wanted)
         each = count == len(sequences)
+        picks: list[int] | None = None
         if each and count == 1:
-            name = "forward_one"
-        elif count <= FEW and (each or count == sum(wanted)) and "forward_few" in self._names:
-            name = "forward_few"
+            name = key = "forward_one"
+        elif count <= FEW and (each or count == asked) and "forward_few" in self._names:
+            name = key = "forward_few"
         elif each and "begin_each" in self._names and count <= ROWS:
-            return self._padded(cache, sequences, lengths, tokens, wanted)
+            size = padded(count)  # one of those that have a graph
+            name, key = "forward_each", f"forward_each {size}"
+            tokens = [*tokens, *[0] * (size - count)]
         elif each and "forward_each" in self._names and "begin_each" not in self._names:
-            name = "forward_each"
+            name = key = "forward_each"
         else:
-            return self._picked(cache, sequences, lengths, tokens, wanted)
-        with cache.forward(sequences, lengths) as arguments:
-            logits = self._run(name, self._on_device(tokens), arguments)
-        return logits if count == sum(wanted) else logits[np.flatnonzero(wanted)]
-
-    def _padded(
-        self,
-        cache: KVCache,
-        sequences: Sequence[int],
-        lengths: Sequence[int],
-        tokens: Sequence[int] | np.ndarray,
-        wanted: Sequence[int],
-    ) -> np.ndarray:
-        """Run the next token of each sequence, in one of the sizes that have a graph."""
-        count = len(tokens)
-        ids = np.zeros(padded(count), np.int32)
-        ids[:count] = tokens
-        key = f"forward_each {ids.size}"
-        if key not in self._functions:
-            self._functions[key] = self._machine.function("forward_each")
-        with cache.forward(sequences, lengths) as arguments:
-            given = self._machine.to_device(ids)
-            logits = self._functions[key](given, *arguments, self._parameters)
-            found = self._machine.to_host(logits, count)
-        return found if count == sum(wanted) else found[np.flatnonzero(wanted)]
-
-    def _picked(
-        self,
-        cache: KVCache,
-        sequences: Sequence[int],
-        lengths: Sequence[int],
-        tokens: Sequence[int] | np.ndarray,
-        wanted: Sequence[int],
-    ) -> np.ndarray:
-        """Run rows of any sequences; float32 logits [sum(wanted), vocab]."""
-        ends = np.cumsum(lengths)
-        rows = [np.arange(end - n, end) for end, n in zip(ends, wanted, strict=True)]
-        picks = np.concatenate(rows) if sum(wanted) else ends[-1:] - 1  # one at least
-        picks = self._machine.to_device(picks.astype(np.int32))
-        with cache.forward(sequences, lengths) as arguments:
-            ids = self._machine.to_device(np.asarray(tokens, np.int32))
-            logits = self._run("forward", ids, (picks, *arguments))
-        return logits if sum(wanted) else logits[:0]
-
-    def _on_device(self, tokens: Sequence[int] | np.ndarray) -> Any:
-        """Return a few ids as a tensor; on CPUs one that is kept for the next step."""
-        if not self._machine.is_cpu:
-            return self._machine.to_device(np.array(tokens, np.int32))
-        held = self._steps.get(len(tokens))
-        if held is None:
-            view = aligned(np.zeros(len(tokens), np.int32))
-            held = self._steps[len(tokens)] = (self._machine.to_device(view), view)
-        held[1][:] = tokens
-        return held[0]
-
-    def _run(self, name: str, tokens: Any, arguments: tuple) -> np.ndarray:
-        function = self._functions.get(name)
+            name = key = "forward"
+            picks = last_rows(lengths, wanted)
+        function = self._functions.get(key)
         if function is None:
-            function = self._functions[name] = self._machine.function(name)
-        return self._machine.to_host(function(tokens, *arguments, self._parameters))
+            function = self._functions[key] = self._machine.function(name)
+        rows = count if picks is None else len(picks)
+        given = (self._ids.put(tokens), *(() if picks is None else (self._picks.put(picks),)))
+        with cache.forward(sequences, lengths) as arguments:
+            logits = function(*given, *arguments, self._parameters)
+            found = self._machine.to_host(logits, rows)
+        return found if rows == asked else found[np.flatnonzero(wanted)]
 
     @cached_property
     def steps(self) -> DeviceSteps:
@@ -216,3 +171,21 @@ class Model:
             if type(token) is not int or not 0 <= token < limit:
                 return self.check_tokens(tokens).tolist()
         return tokens
+
+
+def last_rows(lengths: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Return the indices of the last rows of each sequence that are wanted; one at least.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Rows of each sequence; those of one lie behind another's.
+    wanted : sequence of int
+        How many of each.
+    """
+    rows: list[int] = []
+    end = 0
+    for length, count in zip(lengths, wanted, strict=True):
+        end += length
+        rows.extend(range(end - count, end))
+    return rows or [end - 1]
