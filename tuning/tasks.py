@@ -170,17 +170,20 @@ def _config_linears(
     config: Mapping[str, Any], target: ResolvedTarget, quantization: str | QuantizationConfig
 ) -> list[dict[str, Any]]:
     """Run the compiler's passes on the model of a configuration up to the choice of kernels."""
+    from amx_tvm.cache_storage import cache_storage
     from amx_tvm.models import find
     from relax_passes import pipeline
     from relax_passes.passes import legalize
 
     policy = QuantizationConfig.parse(quantization).resolve(target.device)
     family = find(dict(config))
+    decoder = family.configure(dict(config))
+    storage = cache_storage(policy, decoder, target)
     with target.tvm:
-        network = family.build(family.configure(dict(config)))
+        network = family.build(decoder)
         network.to("float32" if target.device == "cpu" else "float16")
         module, _ = network.export_tvm(network.export_spec())
-        for name, passes in pipeline.phases(target.tvm, policy, target.layout):
+        for name, passes in pipeline.phases(target.tvm, policy, target.layout, None, storage):
             for one in passes:
                 module = one(module)
             if name == "legalize":

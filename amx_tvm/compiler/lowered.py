@@ -6,6 +6,7 @@ import os
 from math import prod
 from typing import Any
 
+from amx_tvm.cache_storage import cache_storage
 from amx_tvm.compiler.function import lower_function
 from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
@@ -19,8 +20,6 @@ from amx_tvm.models.registry import ModelFamily
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
-from relax_passes.attention_spec import CacheStorage
-from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
 from relax_passes.kernels.cpu.attention.config import stored_channels
 from relax_passes.passes import bundle_parameters, legalize
@@ -58,8 +57,7 @@ def lower_source(
                 f"attention quantized to {config.format} has kernels for CPUs only, and the target "
                 f"is {target.key}; compile without quantized attention"
             )
-    format_name = config.format if config.attention else ""
-    storage = CacheStorage(cache_type(config, decoder, target), format_name)
+    storage = cache_storage(config, decoder, target)
     check_experts(decoder, target)
     on_cpu = target.device == "cpu"
     dtype = "float32" if on_cpu else "float16"
@@ -89,33 +87,6 @@ def lower_source(
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
     )
-
-
-def cache_type(config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget) -> str:
-    """Choose the type of keys and values in a CPU's cache; "" for the hidden states'.
-
-    Raises
-    ------
-    TargetError, ModelError
-        When float16 is asked for where no kernels take it.
-    """
-    if config.kv_cache == "float32" or (config.kv_cache == "auto" and config.activation != "int8"):
-        return ""
-    if target.device != "cpu":
-        if config.kv_cache == "auto":
-            return ""
-        raise TargetError(
-            f"kv_cache is {config.kv_cache!r}, a choice for CPUs, and the target is {target.key}, "
-            "whose cache is float16 always; leave it out"
-        )
-    info = TargetInfo.of(target.tvm)
-    converts = info.arch == "aarch64" or info.has("f16c") or info.has("avx512f")
-    if config.kv_cache == "auto":
-        return "float16" if converts and not decoder.attention_sinks else ""
-    if decoder.attention_sinks or config.attention:
-        what = "attention sinks" if decoder.attention_sinks else "quantized attention"
-        raise ModelError(f"{what} need a float32 KV cache; leave out kv_cache {config.kv_cache!r}")
-    return config.kv_cache
 
 
 def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:

@@ -130,3 +130,15 @@ def test_the_cases_follow_the_pipeline():
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
     assert tested == {name for name in ours if name in tested} and len(tested) == 14
+
+
+def test_nothing_is_converted_around_attention_with_a_half_precision_cache():
+    """Linears write halves and quantizations read them, in the order that the pipeline has."""
+    module = decoder(1, dtype="float32")
+    phases = pipeline.phases(TARGET, EIGHT_BITS, LAYOUT, storage=HALF)
+    with TARGET:
+        for one in (one for _, passes in phases for one in passes):
+            if one.info.name == "LegalizeQuantized":
+                break
+            module = one(module)
+    assert "astype" not in module.script() and 'out_dtype": "float16"' in module.script()

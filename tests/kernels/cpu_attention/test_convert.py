@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 
-from amx_tvm.compiler.lowered import cache_type
+from amx_tvm.cache_storage import cache_storage
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, ModelError, TargetError
 from amx_tvm.models.config import DecoderConfig
@@ -51,17 +51,17 @@ def test_convert(tokens):
     ],
 )
 def test_type_of_the_cache(config, target, expected):
-    assert cache_type(config, DECODER, resolve(target)) == expected
+    assert cache_storage(config, DECODER, resolve(target)).dtype == expected
 
 
 def test_float16_where_it_cannot_be():
     half = replace(INT8, kv_cache="float16")
     with pytest.raises(TargetError, match="a choice for CPUs"):
-        cache_type(half, DECODER, resolve("cuda:sm_90a"))
+        cache_storage(half, DECODER, resolve("cuda:sm_90a"))
     host = resolve("llvm:x86-64-v3")
     sinks = replace(DECODER, attention_sinks=True)
-    assert cache_type(INT8, sinks, host) == ""
+    assert cache_storage(INT8, sinks, host).dtype == ""
     with pytest.raises(ModelError, match="attention sinks need a float32 KV cache"):
-        cache_type(half, sinks, host)
+        cache_storage(half, sinks, host)
     with pytest.raises(FormatError, match="unknown type of the KV cache 'bf16'"):
         QuantizationConfig.parse(replace(INT8, kv_cache="bf16"))

@@ -1,0 +1,43 @@
+"""How a compiled model keeps keys and values: what the user asked for, where kernels take it."""
+
+from __future__ import annotations
+
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import ModelError, TargetError
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.targets import ResolvedTarget
+from relax_passes.attention_spec import CacheStorage
+from relax_passes.kernels.base import TargetInfo
+
+
+def cache_storage(
+    config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
+) -> CacheStorage:
+    """Choose the type of keys and values in a CPU's cache, and what attention is rounded to.
+
+    Raises
+    ------
+    TargetError, ModelError
+        When float16 is asked for where no kernels take it.
+    """
+    return CacheStorage(_type(config, decoder, target), config.format if config.attention else "")
+
+
+def _type(config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget) -> str:
+    if config.kv_cache == "float32" or (config.kv_cache == "auto" and config.activation != "int8"):
+        return ""
+    if target.device != "cpu":
+        if config.kv_cache == "auto":
+            return ""
+        raise TargetError(
+            f"kv_cache is {config.kv_cache!r}, a choice for CPUs, and the target is {target.key}, "
+            "whose cache is float16 always; leave it out"
+        )
+    info = TargetInfo.of(target.tvm)
+    converts = info.arch == "aarch64" or info.has("f16c") or info.has("avx512f")
+    if config.kv_cache == "auto":
+        return "float16" if converts and not decoder.attention_sinks else ""
+    if decoder.attention_sinks or config.attention:
+        what = "attention sinks" if decoder.attention_sinks else "quantized attention"
+        raise ModelError(f"{what} need a float32 KV cache; leave out kv_cache {config.kv_cache!r}")
+    return config.kv_cache
