@@ -9,13 +9,28 @@ Names are imported when they are first used, so that loading an artifact imports
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import Any
 
-from amx_tvm.version import __version__, guard_import, use_bundled
+from amx_tvm import shadowing
+from amx_tvm.errors import AmxError
 
-use_bundled()
-guard_import()
+shadowing.watch()
+try:
+    shadowing.check("numpy", "tvm_ffi", "tokenizers", "jinja2")
+    from typing import Any
+
+    from amx_tvm.version import __version__, guard, use_bundled
+
+    use_bundled()
+    guard()
+except AmxError as error:
+    # The command line ends with one line; it is known by its name, because this import comes
+    # before any of its own code: ``python -m amx_tvm`` is "-m" until it runs.
+    if sys.argv[0].rpartition("/")[2] not in ("amx-tvm", "-m"):
+        raise
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from None
 
 _LAZY = {
     "Artifact": "amx_tvm.compiler",

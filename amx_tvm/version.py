@@ -50,21 +50,6 @@ def guard() -> None:
         )
 
 
-def guard_import() -> None:
-    """Run :func:`guard` for ``import amx_tvm``; the command line ends with its message instead.
-
-    The command line is known by its name, because the import comes before any of its own code:
-    ``python -m amx_tvm`` is "-m" until it runs.
-    """
-    try:
-        guard()
-    except AmxError as error:
-        if Path(sys.argv[0]).name not in ("amx-tvm", "-m"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-
-
 def _installed(package: str) -> str:
     try:
         return version(package)

@@ -185,6 +185,7 @@ class Worker:
         environment = dict(os.environ)
         paths = [ROOT, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        environment["PYTHONSAFEPATH"] = "1"  # nothing of the current directory
         if self.threads is not None:
             environment["TVM_NUM_THREADS"] = str(self.threads)
         # In memory: a scratch directory may be full or missing.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module
 from typing import NoReturn
 
 from amx_tvm.cli import interrupt
@@ -54,11 +53,6 @@ def explained(error: Exception) -> str:
     """Return the line that tells a user of an error, or "" where it is a defect."""
     if isinstance(error, AmxError):
         return str(error)
-    if isinstance(error, ImportError):  # a file of the user's may be in the place of a package
-        try:
-            import_module("amx_tvm.own_packages").check()
-        except AmxError as reason:
-            return str(reason)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard input or output'}: {error.strerror}"
     if isinstance(error, UnicodeDecodeError):

@@ -126,6 +126,7 @@ def _target(manifest: Manifest) -> Any:
 
 def _relax(spec: LinearSpec, name: str, layout: str) -> str:
     """Print a function that is this one operator."""
+    import tvm
     from tvm import relax, tirx
 
     rows = tirx.Var("rows", "int64") if spec.m is None else tirx.const(spec.m, "int64")
@@ -160,10 +161,12 @@ def _relax(spec: LinearSpec, name: str, layout: str) -> str:
         out_dtype=spec.out_dtype,
         experts=spec.experts,
     )
+    # The call without its type, which Relax infers again where the text is parsed: TVM prints it as
+    # metadata, whose symbolic rows are then other rows than the function's.
     call = Linear(attrs, tuple(x), tuple(weights), bias, residual, bounds).call()
-    builder = relax.BlockBuilder()
-    with builder.function("main", list(variables.values())):
-        with builder.dataflow():
-            result = builder.emit_output(builder.emit(call))
-        builder.emit_func_output(result)
-    return builder.finalize().script(show_meta=True) + "\n"
+    result = relax.TensorType(list(out), spec.out_dtype)
+    inner, outer = relax.DataflowVar("lv", result), relax.Var("gv", result)
+    bindings = [relax.VarBinding(inner, call), relax.VarBinding(outer, inner)]
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], outer)
+    function = relax.Function(list(variables.values()), body, result)
+    return tvm.IRModule({"main": function}).script(show_meta=True) + "\n"

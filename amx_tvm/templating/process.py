@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.shadowing import user_folders
 from amx_tvm.templating import limits
 from amx_tvm.templating.child import LENGTH_BYTES
 
-# -I and the parent's own search path: no module of the current directory can take a name.
+# -I and the parent's own search path, the user's folders last: no file there can take a name.
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from amx_tvm.templating.child import main; main()"
@@ -149,8 +150,9 @@ class TemplateProcess:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    places = [os.path.abspath(place) for place in sys.path]
-    places.append(str(Path(__file__).parents[2]))
+    mine = user_folders()
+    places = [place for place in sys.path if place not in mine]
+    places += [str(Path(__file__).parents[2]), *map(os.path.abspath, mine)]
     try:
         return subprocess.Popen(
             [sys.executable, "-I", "-c", _COMMAND, json.dumps(places)],

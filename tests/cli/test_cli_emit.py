@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import tvm
+from tvm import relax
 
 import amx_tvm
 from amx_tvm.artifact import Manifest
 from amx_tvm.compiler.emit import emit, find
 from amx_tvm.errors import ArtifactError, TargetError
+from relax_passes.activation import Activation
+from relax_passes.spec import LinearSpec
 
 
 def compiled(tmp_path_factory, quantization, target):
@@ -51,6 +54,27 @@ def test_every_kernel_at_every_level(artifact):
 def test_other_formats_and_targets(tmp_path_factory, quantization, target):
     place = compiled(tmp_path_factory, quantization, target)
     check_levels(Manifest.load(place), ("relax", "tensorir", "asm"))
+
+
+@pytest.mark.parametrize(
+    ("device", "spec"),
+    [
+        ("cpu", LinearSpec("none", 96, 64, bias=True, residual=True, out_dtype="float16")),
+        ("cpu", LinearSpec("amxfp4", 96, 64, Activation.parse("int8"), silu_mul=True)),
+        ("cpu", LinearSpec("nvfp4", 96, 64, experts=4, bias=True)),
+        ("cuda", LinearSpec("amxfp4", 96, 64, Activation.parse("float16"), m_max=64)),
+    ],
+    ids=lambda value: getattr(value, "format", value),
+)
+def test_rows_that_are_a_variable_are_one_variable(device, spec):
+    """Of the arguments, the call and the result: else TVM refuses to parse the text."""
+    linear = {"name": "up_proj+x", "bucket": spec.bucket, "format": spec.format}
+    target = SimpleNamespace(device=device)
+    manifest = SimpleNamespace(linears=[{**linear, "spec": spec.to_json()}], target=target)
+    function = tvm.script.from_source(emit(manifest, "relax"))["main"]
+    result = relax.TensorType([function.params[0].ty.shape[0], spec.out_features], spec.out_dtype)
+    call = function.body.blocks[0].bindings[0].value
+    assert call.op.name == "amx.linear" and call.ty == function.ret_ty == result
 
 
 def test_a_whole_name_comes_before_a_part_of_one():

@@ -1,4 +1,4 @@
-"""How commands end: closed pipes, bytes that are no text, what is missing, files in the way."""
+"""How commands end: closed pipes, bytes that are no text, what is missing."""
 
 from __future__ import annotations
 
@@ -152,52 +152,6 @@ def test_without_an_installation_the_line_names_the_checkout(monkeypatch):
 
     monkeypatch.setattr(module, "distribution", missing)
     assert module.install("tune") == f'pip install "{ROOT}[tune]"'
-
-
-SCRIPT = """
-import sys, amx_tvm
-try:
-    {use}
-except amx_tvm.errors.AmxError as error:
-    sys.exit("refused: " + str(error))
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "use"),
-    [
-        ("relax_passes.py", "amx_tvm.compile('x')"),
-        ("tuning.py", "amx_tvm.tune('x')"),
-        ("tuning/__init__.py", "amx_tvm.export('x', 'llvm', 'y')"),
-        ("relax_passes/__init__.py", "import amx_tvm.config"),
-        ("relax_passes.py", "import amx_tvm.models"),
-    ],
-)
-def test_a_file_in_the_way_is_named(tmp_path, name, use):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("def tune(*given): print('the wrong one')\n")
-    (tmp_path / "mine.py").write_text(SCRIPT.format(use=use))
-    done = process(sys.executable, "mine.py", folder=tmp_path)
-    error = done.stderr.decode()
-    assert done.returncode == 1 and done.stdout == b"" and error.startswith("refused: "), error
-    assert str(tmp_path / name) in error and "rename it" in error
-
-
-def test_a_file_in_the_way_of_the_command_line(tmp_path, artifact):
-    (tmp_path / "tuning.py").write_text("")
-    for arguments in (["compile", "x", "-q"], ["tune", "list"]):
-        done = process(*COMMAND, *arguments, folder=tmp_path)
-        error = done.stderr.decode()
-        assert done.returncode == 2 and one_line(error) and str(tmp_path / "tuning.py") in error
-    # What needs none of the two packages goes on.
-    done = process(*COMMAND, "generate", artifact, "the", "-n", "1", "-q", folder=tmp_path)
-    assert done.returncode == 0
-
-
-def test_the_right_packages_are_not_in_the_way():
-    from amx_tvm import own_packages
-
-    own_packages.check()
 
 
 def test_normal_work_prints_no_warnings_of_tvm(tmp_path):

