@@ -59,7 +59,7 @@ def one_directory(read: _F) -> _F:
 
     @wraps(read)
     def run(path: Path | str, *given: Any, **named: Any) -> Any:
-        for _ in range(_TRIES - 1):
+        for _ in range(_TRIES):
             with Occupant(Path(path)) as there:
                 try:
                     # Taken out again: a frame may outlive its call, in the trace of an error that
@@ -72,6 +72,8 @@ def one_directory(read: _F) -> _F:
                     if not there.replaced:
                         return made.pop()
                     del made
-        return read(path, *given, **named)
+        raise ArtifactError(
+            f"{path} was replaced {_TRIES} times while it was read; wait until it is written"
+        )
 
     return cast(_F, run)

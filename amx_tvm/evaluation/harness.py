@@ -205,11 +205,17 @@ def run_tasks(engine: Any, tasks: Sequence[str], **options: Any) -> dict[str, An
     Raises
     ------
     EvaluationError
-        When lm-eval is not installed.
+        When lm-eval is not installed, or a package that only some of its tasks need.
     """
     lm_eval = require_lm_eval()
     model = adapter(engine)
-    return lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)["results"]
+    try:
+        return lm_eval.simple_evaluate(model=model, tasks=list(tasks), **options)["results"]
+    except ImportError as reason:
+        raise EvaluationError(
+            f"the tasks {', '.join(map(str, tasks))} need what cannot be imported ({reason}); "
+            "lm-eval's README names the packages of each task"
+        ) from None
 
 
 def require_lm_eval() -> Any:

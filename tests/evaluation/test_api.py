@@ -296,6 +296,22 @@ def test_tasks_need_their_package(monkeypatch):
         run_tasks(LetterEngine(), ["arc_easy"])
 
 
+def test_tasks_need_the_packages_of_their_own(monkeypatch, tmp_path):
+    """As lm-eval's IFEval, whose module imports langdetect when the task is loaded."""
+    for name, text in {
+        "__init__.py": "def simple_evaluate(**given): import langdetect_of_the_task",
+        "api/__init__.py": "",
+        "api/model.py": "class LM: pass",
+    }.items():
+        (tmp_path / "lm_eval" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lm_eval" / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(EvaluationError, match="ifeval need what.*'langdetect_of_the_task'"):
+        run_tasks(LetterEngine(), ["ifeval"])
+
+
 def test_evaluation_imports_no_torch_and_no_compiler():
     code = (
         "import sys, amx_tvm.evaluation, amx_tvm.evaluation.harness\n"

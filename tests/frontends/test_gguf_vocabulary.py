@@ -80,6 +80,18 @@ def test_types():
     assert FIRST + 2 not in ids(plain, "<| |>") and plain.decode([FIRST]) == "<|"
 
 
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("kind, shown", [(USER_DEFINED, True), (CONTROL, False)])
+def test_words_that_fine_tuning_has_added(make, kind, shown):
+    """They are found inside a text; what a converter took for control tokens is never shown."""
+    metadata = make(("assessee", kind), ("total income", kind))
+    tokenizer, end = reloaded(metadata), len(metadata["tokenizer.ggml.tokens"])
+    found = ids(tokenizer, "the assessee has total income.")
+    assert [token for token in found if token >= end - 2] == [end - 2, end - 1]
+    text = tokenizer.decode(found)
+    assert ("assessee" in text, "total income" in text) == (shown, shown) and "has" in text
+
+
 def test_types_may_be_missing():
     metadata = byte_level(("<|im_end|>", NORMAL), eos_token_id=0)
     del metadata["tokenizer.ggml.token_type"]

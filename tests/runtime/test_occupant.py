@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from amx_tvm.artifact import ArtifactWriter, Manifest, open_parameters
-from amx_tvm.artifact.occupant import Occupant
+from amx_tvm.artifact.occupant import Occupant, one_directory
 from amx_tvm.errors import ArtifactError
 from amx_tvm.runtime import load, loading
 
@@ -80,3 +80,20 @@ def test_an_occupant_keeps_its_identity(tmp_path):
         assert somebody.replaced
         place.mkdir()
         assert somebody.replaced
+
+
+def test_what_is_replaced_without_end_is_no_damaged_artifact(tmp_path):
+    """A writer that is always faster than the reader: neither a mixture nor a wrong reason."""
+
+    @one_directory
+    def read(path, damaged):
+        path.rename(tmp_path / "old")
+        path.mkdir()
+        (tmp_path / "old").rmdir()
+        if damaged:
+            raise ArtifactError("damaged")
+
+    (tmp_path / "a").mkdir()
+    for damaged in (False, True):
+        with pytest.raises(ArtifactError, match="a was replaced 20 times while it was read"):
+            read(tmp_path / "a", damaged)
