@@ -196,13 +196,9 @@ class ConfigReader:
         return self.only(name, known, default)
 
     def rope(self) -> tuple[float, dict[str, Any]]:
-        """Return rope_theta and the scaling dictionary (empty when plain).
-
-        Newer configurations hold both in ``rope_parameters``, older ones side by side.
-        """
-        parameters = dict(self.values.get("rope_parameters") or {})
-        scaling = dict(self.values.get("rope_scaling") or parameters)
-        theta = float(self.get("rope_theta", parameters.get("rope_theta", 10000.0)))
+        """Return rope_theta and the scaling dictionary (empty when plain)."""
+        scaling = dict(self.values.get("rope_scaling") or {})
+        theta = float(self.get("rope_theta", 10000.0))
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         # Dynamic scaling changes nothing up to max_position_embeddings, which is the context.
         if kind in ("default", "dynamic"):
@@ -316,7 +312,7 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
     }
     if "activation" not in differences:
         found["activation"] = read.activation()
-    share = float(read.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0)))
+    share = float(read.get("partial_rotary_factor", 1.0))
     if share != 1.0:
         found["rotary_dim"] = int(head_dim * share)
     if "layer_kinds" not in differences:

@@ -69,6 +69,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
     layers = read.require("num_hidden_layers")
     kinds = [SLIDING if i % 2 == 0 else FULL for i in range(layers)]
     values = {
+        "rope_theta": 150000.0,
         **values,
         "layer_types": values.get("layer_types") or kinds,
         "attention_bias": read.get("attention_bias", True),

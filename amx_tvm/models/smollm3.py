@@ -21,7 +21,8 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
             f"the configuration field 'no_rope_layers' has {len(rotates)} entries for {layers} "
             "layers"
         )
-    rope = Rope(*read.rope())
+    values = {"rope_theta": 2e6, **values}
+    rope = Rope(*ConfigReader(values).rope())
     values = {**window_of(values), "tie_word_embeddings": read.get("tie_word_embeddings", True)}
     return read_decoder(
         values, "smollm3", layer_ropes=tuple(rope if rotate else None for rotate in rotates)

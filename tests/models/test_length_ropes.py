@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -183,3 +185,27 @@ def test_scheduled_requests_of_both_lengths(longrope):
                 torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None
             )
         assert result.token_ids == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5, "partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}},
+        {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_theta": 3.0, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 9.0}},
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+        {"partial_rotary_factor": 0.75, "rope_parameters": {"partial_rotary_factor": 0.5}},
+    ],
+    ids=str,
+)
+def test_fields_inside_and_beside_mean_what_they_mean_to_transformers(fields):
+    values = {**BASE, "architectures": ["Phi3ForCausalLM"], **fields}
+    ours = find(values).configure(normalize(values))
+    theirs = transformers.Phi3Config(**{**BASE, **copy.deepcopy(fields)}).rope_parameters
+    assert ours.rope_theta == theirs["rope_theta"]
+    assert ours.rope_scaling.get("rope_type", "default") == theirs["rope_type"]
+    assert ours.rope_scaling.get("factor") == theirs.get("factor")
+    rotated = ours.head_dim if ours.rotary_dim is None else ours.rotary_dim
+    assert rotated == int(ours.head_dim * theirs["partial_rotary_factor"])

@@ -25,6 +25,8 @@ REQUIRED = (
     ("num_attention_heads", "n_head"),
 )
 
+_ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")  # not of one kind of scaling
+
 
 class Generation(TypedDict, total=False):
     """The fields of ``generation_config.json`` that are read; every one may be null."""
@@ -94,21 +96,26 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def normalize(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with the RoPE fields of older configurations (see the module's docstring)."""
+    """Return a copy with the RoPE fields of older configurations (see the module's docstring).
+
+    As in transformers, ``rope_scaling`` goes before ``rope_parameters``, and what stands inside
+    goes before fields of the same name beside it.
+    """
     config = dict(config)
-    parameters = config.get("rope_parameters")
-    if isinstance(parameters, dict):
+    parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling")
+    if isinstance(parameters, dict) and isinstance(parameters.get("full_attention"), dict):
         # Gemma 3 nests one dictionary per kind of layer.
-        if isinstance(parameters.get("full_attention"), dict):
-            local = parameters.get("sliding_attention") or {}
-            config.setdefault("rope_local_base_freq", local.get("rope_theta"))
-            parameters = parameters["full_attention"]
-        if parameters.get("rope_theta") is not None:
-            config.setdefault("rope_theta", parameters["rope_theta"])
-        scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", scaling)
-    config.setdefault("rope_scaling", None)
+        local = parameters.get("sliding_attention") or {}
+        if local.get("rope_theta") is not None:
+            config["rope_local_base_freq"] = local["rope_theta"]
+        scaling = {**parameters["full_attention"], **(scaling or {})}
+    scaling = scaling or parameters
+    if isinstance(scaling, dict):
+        inside = {name: value for name, value in scaling.items() if name in _ROPE_FIELDS}
+        config |= {name: value for name, value in inside.items() if value is not None}
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        rest = {name: value for name, value in scaling.items() if name not in inside}
+        config["rope_scaling"] = rest if kind != "default" else None
     return config
 
 
