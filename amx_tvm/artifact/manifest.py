@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -249,7 +250,7 @@ class Manifest:
         """
         path = Path(directory)
         file = path / FILE_NAME
-        if not path.is_dir():
+        if not os.path.isdir(path):  # False for names too long as well
             raise ArtifactError(
                 f"{path}: no such artifact directory; `amx-tvm compile MODEL --output {path}` "
                 "makes one"

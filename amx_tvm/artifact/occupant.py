@@ -59,6 +59,8 @@ def one_directory(read: _F) -> _F:
 
     @wraps(read)
     def run(path: Path | str, *given: Any, **named: Any) -> Any:
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise ArtifactError(f"the artifact is {path!r}, expected the path of a directory")
         for _ in range(_TRIES):
             with Occupant(Path(path)) as there:
                 try:

@@ -19,6 +19,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from amx_tvm.frontends.tokenizer_limits import guarded
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -78,7 +80,7 @@ class ModelTokenizer:
         return self._surroundings()[1]
 
     def _surroundings(self) -> tuple[list[int], list[int]]:
-        encoded = self.tokenizer.encode("a")
+        encoded = guarded(lambda: self.tokenizer.encode("a"), "the tokenizer cannot encode 'a'")
         ids, mask = encoded.ids, encoded.special_tokens_mask
         front = sum(1 for _ in takewhile(bool, mask))
         behind = sum(1 for _ in takewhile(bool, reversed(mask[front:])))

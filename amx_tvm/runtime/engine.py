@@ -37,6 +37,7 @@ from amx_tvm.runtime.worker import Worker
 
 DEFAULT_CONTEXT = 4096
 _LONG_TEXT = 1 << 14  # characters
+_MOST_TOKENS = (1 << 31) - 1  # what TVM's cache counts with
 
 Prompt = str | Sequence[int]
 _R = TypeVar("_R")
@@ -81,7 +82,7 @@ class Engine:
             context = number(1, longest, whole=True, note=", the model's own")(
                 "context_length", context_length
             )
-        count = number(1, whole=True)
+        count = number(1, _MOST_TOKENS, whole=True)
         self._kv_tokens = context if kv_tokens is None else count("kv_tokens", kv_tokens)
         self.path = path
         self.manifest = manifest
@@ -124,7 +125,10 @@ class Engine:
                 "text needs the package `tokenizers`, which is not installed here (`pip install "
                 "tokenizers`); give and take token ids instead, or use the C++ runner"
             ) from None
-        return Tokenizer.from_file(str(file))
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing else
+            raise ArtifactError(f"{file} is no tokenizer that can be read: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt, with the BOS token if the model wants one.
@@ -136,14 +140,22 @@ class Engine:
         Raises
         ------
         GenerationError
-            The text holds bytes that are no characters.
+            The text holds bytes that are no characters, or characters that the model's vocabulary
+            lacks and has no token for.
         """
         checks.text("the prompt", text)
-        if len(text) < _LONG_TEXT:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        else:  # without offsets, and other threads go on meanwhile
-            [found] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
-            ids = found.ids
+        tokenizer = self.tokenizer
+        try:
+            if len(text) < _LONG_TEXT:
+                ids = tokenizer.encode(text, add_special_tokens=False).ids
+            else:  # without offsets, and other threads go on meanwhile
+                [found] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+                ids = found.ids
+        except Exception as error:  # the library raises nothing else
+            raise GenerationError(
+                f"the model's tokenizer cannot encode the prompt: {error}; give token ids, or "
+                "other words"
+            ) from None
         prefix = self.manifest.prompt_prefix
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 

@@ -19,6 +19,11 @@ from amx_tvm.runtime.vm import VirtualMachine
 class KVCache:
     """A paged KV cache with room for ``max_tokens`` tokens of ``max_sequences`` sequences.
 
+    Raises
+    ------
+    GenerationError
+        There is no memory for it.
+
     Attributes
     ----------
     pages : int
@@ -41,7 +46,14 @@ class KVCache:
         self.page_size = page_size
         sizes = (max_sequences, max_tokens, prefill_chunk)
         create = machine.function("create_kv_cache")
-        self.arguments = tuple(create(*(machine.shape([size]) for size in sizes)))
+        try:
+            self.arguments = tuple(create(*(machine.shape([size]) for size in sizes)))
+        except (RuntimeError, MemoryError) as error:
+            raise GenerationError(
+                f"no KV cache of {max_tokens} tokens for {max_sequences} sequences can be made "
+                f"({' '.join(str(error).split())[:200]}); load with smaller kv_tokens, "
+                "context_length or max_sequences"
+            ) from None
         self._object = self.arguments[0]
         self._shape = machine.shape
         self._call = {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import toy_artifact as toy
@@ -323,7 +327,15 @@ def test_wrong_places_and_memories_are_named(artifact, option, error):
 
 
 @pytest.mark.parametrize(
-    "option", [{"max_sequences": 0}, {"kv_tokens": 0}, {"kv_tokens": "9"}, {"context_length": 1.5}]
+    "option",
+    [
+        {"max_sequences": 0},
+        {"max_sequences": 2**31},
+        {"kv_tokens": 10**30},
+        {"kv_tokens": 0},
+        {"kv_tokens": "9"},
+        {"context_length": 1.5},
+    ],
 )
 def test_wrong_sizes_are_named(artifact, option):
     with pytest.raises(GenerationError, match=f"{next(iter(option))} is .*expected an integer"):
@@ -346,3 +358,48 @@ def test_logprobs_and_least_tokens(engine):
 def test_long_texts_have_the_same_ids(engine):
     text = "the quick brown fox 🦊 jumps\n" * 1000
     assert engine.encode(text) == engine.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("length", [1, 100_000], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"},
+        {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "<unk>"},
+    ],
+    ids=lambda model: model["type"],
+)
+def test_text_that_a_vocabulary_lacks(engine, monkeypatch, model, length):
+    """The library raises bare Exceptions where there is no token for what is unknown."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps({"version": "1.0", "model": model}))
+    monkeypatch.setitem(engine.__dict__, "tokenizer", tokenizer)
+    with pytest.raises(GenerationError, match="tokenizer cannot encode the prompt: .*; give token"):
+        engine.encode("z" * length)
+    with pytest.raises(GenerationError, match="tokenizer cannot encode"):
+        engine.generate("z" * length, 1)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"/tmp", "x" * 5000, "a\0b", ["a"]], ids=str)
+def test_paths_that_are_none(path):
+    with pytest.raises(ArtifactError, match="the artifact is|no such artifact directory"):
+        amx_tvm.runtime.load(path)
+
+
+def test_a_cache_that_the_machine_cannot_hold(artifact):
+    """Here it has 4 GB left."""
+    code = (
+        "import resource, sys, amx_tvm\n"
+        "for option in ({'kv_tokens': 2**31 - 1}, {'max_sequences': 2**31 - 1}):\n"
+        "    engine = amx_tvm.load(sys.argv[1], threads=1, **option)\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.RLIM_INFINITY))\n"
+        "    try: engine.generate([5, 6], 1)\n"
+        "    except amx_tvm.errors.GenerationError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(artifact)], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all("load with smaller kv_tokens" in line for line in lines), done

@@ -127,7 +127,8 @@ def _special_values(config: Mapping[str, Any]) -> Iterator[Any]:
     for key in (*NAMED_TOKENS, *names):
         if isinstance(config.get(key), str | dict):
             yield config[key]
-    yield from more.values() if isinstance(more, dict) else more
+    more = more.values() if isinstance(more, dict) else more
+    yield from (value for value in more if value is not None)
 
 
 def _token(value: Any, special: bool = False) -> AddedToken:
