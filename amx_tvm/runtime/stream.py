@@ -14,7 +14,7 @@ from typing import Any
 _CONTEXT_TOKENS = 6
 _CHARACTER = 4  # bytes of a character at most, and so tokens
 _WINDOW = 32  # tokens that are decoded at most, once nothing but broken characters comes
-_UNDECIDED = "\N{REPLACEMENT CHARACTER}"
+_UNDECIDED = "\ufffd"  # the replacement character
 
 
 class Detokenizer:
