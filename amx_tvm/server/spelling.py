@@ -34,7 +34,7 @@ class Spelling:
         if found is None:
             text = self._tokenizer.decode([token], skip_special_tokens=False)
             data = text.encode()
-            if "\N{REPLACEMENT CHARACTER}" in text:
+            if "\ufffd" in text:
                 data = _bytes_of(self._tokenizer.id_to_token(token) or "") or data
                 text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
             found = self._known[token] = (text, data)

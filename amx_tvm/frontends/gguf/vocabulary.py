@@ -139,7 +139,7 @@ class Vocabulary:
         merged = self._merged() if (self.kinds == UNUSED).any() else set()
         names, taken = [], set(last)
         for index, (text, kind) in enumerate(zip(self.texts, self.kinds, strict=True)):
-            name = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+            name = _SURROGATES.sub("\ufffd", text)
             if kind == UNUSED and text not in merged:
                 name += HIDDEN
             elif name != text or last[text] != index:
