@@ -69,8 +69,8 @@ class FunctionEngine:
 
     def _argument(self, value: Any) -> Any:
         """Return an input as the function takes it: as it is where device and alignment allow."""
-        if isinstance(value, np.ndarray):
-            return self._machine.to_device(value)
+        if isinstance(value, np.ndarray | np.generic):
+            return self._machine.to_device(np.asarray(value))
         if self._machine.is_cpu and hasattr(value, "__dlpack__"):
             view = np.from_dlpack(value)
             if view.ctypes.data % ALIGNMENT or not view.flags.c_contiguous:

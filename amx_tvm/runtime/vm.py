@@ -100,7 +100,7 @@ class VirtualMachine:
         """Return an array as a tensor of the device: on the CPU a view, if it is aligned."""
         if self.is_cpu:
             return self._ffi.from_dlpack(aligned(array))
-        array = np.ascontiguousarray(array)
+        array = contiguous(array)
         dtype = self._ffi.dtype(array.dtype.name)
         tensor = self._allocate(self.shape(array.shape), dtype, self._device, None)
         self.upload(tensor, array)
@@ -119,7 +119,8 @@ class VirtualMachine:
     def to_host(self, tensor: Any, rows: int | None = None) -> np.ndarray:
         """Return a result, or its first rows: a view on the CPU, a copy elsewhere."""
         if self.is_cpu:
-            return np.from_dlpack(tensor)[:rows]
+            array = np.from_dlpack(tensor)
+            return array if rows is None else array[:rows]
         if rows is not None and rows != tensor.shape[0]:
             tensor = self.view(tensor, [rows, *tensor.shape[1:]])
         array = np.empty(tuple(tensor.shape), str(tensor.dtype))
@@ -217,13 +218,18 @@ def _check_gpu(device: str, attribute: Callable[[int], Any], features: Sequence[
         )
 
 
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Return a C-contiguous array of the same shape; NumPy's function makes a row of a number."""
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
 def aligned(array: np.ndarray) -> np.ndarray:
     """Return a C-contiguous array, copied where it does not start at a multiple of 64 bytes.
 
     Compiled functions load whole vectors from their inputs and fault on others; NumPy aligns its
     arrays to 16 bytes only.
     """
-    array = np.ascontiguousarray(array)
+    array = contiguous(array)
     if array.ctypes.data % ALIGNMENT == 0:
         return array
     space = np.empty(array.nbytes + ALIGNMENT, np.uint8)

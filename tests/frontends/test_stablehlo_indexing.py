@@ -26,6 +26,13 @@ RIGHT = {
     },
     "index": lambda x, i: x[i % 3],
     "two indices": lambda x, i: x[i % 3, i % 5],
+    "one number": lambda x, i: jnp.nan_to_num(x).mean() * i[0, 0],
+    "columns": lambda x, i: (x[:, 1], x[:, :, 0], x[..., -1]),
+    "labels": lambda x, i: (
+        -jnp.take_along_axis(
+            jax.nn.log_softmax(jnp.nan_to_num(x)[:, :, 0]), i[:1, :3].T % 5, axis=-1
+        ).mean()
+    ),
     "a batch of rows": lambda x, i: x[:, i % 5],
     "take_along_axis": lambda x, i: jnp.take_along_axis(x, jnp.argsort(x, axis=1)[:, :2], axis=1),
     "argmax": lambda x, i: jnp.argmax(x, -1),
@@ -48,6 +55,7 @@ REFUSED = {
     "stablehlo.sort": lambda x: jax.lax.sort((x, x), dimension=1, num_keys=2)[1],
     "stablehlo.custom_call": lambda x: jnp.linalg.cholesky(x[:, :4] @ x[:, :4]),
     "stablehlo.scatter": lambda x: x.at[jnp.array([0, 1])].set(0.0),
+    "stablehlo.gather": lambda x: jax.vmap(lambda row, j: row[j])(x, jnp.array([2, 0, 1])),
     "stablehlo.reduce": lambda x: jax.lax.reduce(
         (x, x), (0.0, 0.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (1,)
     ),

@@ -16,7 +16,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 
 
 def build(path, weights):
-    """main(x[, params]) = x @ w, and pair(x[, params]) = (x @ w, -(x @ w))."""
+    """main(x[, params]) = x @ w, pair(x[, params]) = (x @ w, -(x @ w)), twice(s[, params]) = s + s."""
     import tvm
     from tvm import relax
 
@@ -30,6 +30,10 @@ def build(path, weights):
             y = builder.emit(relax.op.matmul(x, builder.emit(weight)))
             result = relax.Tuple([y, builder.emit(relax.op.negative(y))]) if name == "pair" else y
             builder.emit_func_output(result)
+    number = relax.Var("s", relax.TensorType((), "float32"))
+    kind = relax.TupleType([relax.TensorType((4, 6), "float32")])
+    with builder.function("twice", [number, relax.Var("params", kind)] if weights else [number]):
+        builder.emit_func_output(builder.emit(relax.op.add(number, number)))
     with ArtifactWriter(path) as writer:
         executable = tvm.compile(builder.get(), tvm.target.Target({"kind": "llvm"}))
         executable.export_library(str(writer.path("lib.so")))
@@ -70,13 +74,19 @@ def test_several_results(product, x):
     np.testing.assert_array_equal(second, -first)
 
 
+@pytest.mark.parametrize("value", [np.float32(1.5), np.array(1.5, np.float32)], ids=["0", "array"])
+def test_numbers_without_dimensions(product, value):
+    result = product(value, function="twice")
+    assert result.shape == () and result == 3.0
+
+
 def test_torch_tensor_without_a_copy(product, x):
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(product(torch.from_numpy(x)), product(x))
 
 
 def test_unknown_function(product, x):
-    with pytest.raises(ArtifactError, match="'sum'.*main, pair"):
+    with pytest.raises(ArtifactError, match="'sum'.*main, pair, twice"):
         product(x, function="sum")
 
 
