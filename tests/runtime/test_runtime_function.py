@@ -16,7 +16,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 
 
 def build(path, weights):
-    """main(x[, params]) = x @ w, pair(x[, params]) = (x @ w, -(x @ w)), twice(s[, params]) = s + s."""
+    """main(x[, params]) = x @ w, pair the same and its negative, twice(s[, params]) = s + s."""
     import tvm
     from tvm import relax
 
@@ -46,7 +46,7 @@ def build(path, weights):
                 library=writer.library(),
                 parameters=writer.parameters.finish(),
                 model={"name": "product"},
-                functions=["main", "pair"],
+                functions=["main", "pair", "twice"],
                 kind="function",
             )
         )
