@@ -201,11 +201,13 @@ def test_scheduled_requests_of_both_lengths(longrope):
     ids=str,
 )
 def test_fields_inside_and_beside_mean_what_they_mean_to_transformers(fields):
-    values = {**BASE, "architectures": ["Phi3ForCausalLM"], **fields}
+    family = "Llama" if "linear" in str(fields) else "Phi3"  # the one has scalings, the other parts
+    values = {**BASE, "architectures": [f"{family}ForCausalLM"], **fields}
     ours = find(values).configure(normalize(values))
-    theirs = transformers.Phi3Config(**{**BASE, **copy.deepcopy(fields)}).rope_parameters
+    kind = getattr(transformers, f"{family}Config")
+    theirs = kind(**{**BASE, **copy.deepcopy(fields)}).rope_parameters
     assert ours.rope_theta == theirs["rope_theta"]
     assert ours.rope_scaling.get("rope_type", "default") == theirs["rope_type"]
     assert ours.rope_scaling.get("factor") == theirs.get("factor")
     rotated = ours.head_dim if ours.rotary_dim is None else ours.rotary_dim
-    assert rotated == int(ours.head_dim * theirs["partial_rotary_factor"])
+    assert rotated == int(ours.head_dim * theirs.get("partial_rotary_factor", 1.0))
