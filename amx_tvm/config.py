@@ -37,8 +37,7 @@ class QuantizationConfig:
         (inputs quantized to ``format`` as well).
     head : str
         Format of the LM head, and of the embedding table where the two are tied. The paper leaves
-        them alone. "auto" is int8 (8.5 bits) on CPUs, lossless for a GGUF that stores them as Q8_0,
-        and the compute type on GPUs.
+        them alone. "auto" is int8 (8.5 bits), lossless for a GGUF that stores them as Q8_0.
     ignored : tuple of str
         Glob patterns of linears left in float32, such as ``"model.layers.0.*"``.
     overrides : dict of str to str
@@ -143,7 +142,7 @@ class QuantizationConfig:
         if activation == "auto":
             activation = "int8" if device == "cpu" else "float16"
         if head == "auto":
-            head = "int8" if device == "cpu" else "none"
+            head = "int8"
         return replace(self, activation=activation, head=head)
 
     def linear(self, name: str) -> LinearPolicy:

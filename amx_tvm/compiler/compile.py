@@ -34,6 +34,7 @@ from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.importers.torch_module import is_torch_module
 from amx_tvm.linker import collector, linker
 from amx_tvm.targets import ResolvedTarget, resolve
+from amx_tvm.targets.cuda.toolchain import require_compiler
 from amx_tvm.version import versions
 from relax_passes import pipeline
 from relax_passes.passes.bundle_parameters import bytes_of, dtypes_of
@@ -151,6 +152,8 @@ def compile(  # noqa: A001 - the verb that users know
     place = Path(output) if output is not None else default_output(source.name, label)
     with ArtifactWriter(place, overwrite=overwrite, sign=sign) as writer:
         # What cannot work is found here, before anything is calibrated or quantized.
+        if resolved.device == "cuda":
+            require_compiler()
         if linking is not None:
             linking.check(writer.directory)
         if source.kind == "causal_lm":

@@ -294,4 +294,34 @@ def pack_float16(weight: np.ndarray) -> dict[str, np.ndarray]:
     return {"codes": pack_codes(half, shape_of(None))}
 
 
-register_layout(Layout("cuda-fragment", pack, unpack, shapes, compute="float16"))
+def _pack_floats(_fmt: None, matrix: np.ndarray) -> dict[str, np.ndarray]:
+    return pack_float16(matrix)
+
+
+def _unpack_floats(_fmt: None, packed, n: int, k: int) -> np.ndarray:
+    return unpack_codes(packed["codes"], shape_of(None), n, k).astype(np.float32)
+
+
+FLOATS = "cuda-fragment-float16"
+register_layout(
+    Layout(
+        "cuda-fragment",
+        pack,
+        unpack,
+        shapes,
+        compute="float16",
+        floats=FLOATS,
+        rows_readable=True,
+    )
+)
+register_layout(
+    Layout(
+        FLOATS,
+        _pack_floats,
+        _unpack_floats,
+        shapes,
+        quantized=False,
+        compute="float16",
+        columns=8,  # 16 bytes of x
+    )
+)

@@ -41,8 +41,11 @@ class Layout:
     pack : (format, quantized matrix) -> named arrays
     unpack : (format, named arrays, N, K) -> quantized matrix
     shapes : (format, N, K) -> name -> (shape, dtype) of what `pack` makes
-    quantized : False for layouts of float32 matrices, whose format is None
+    quantized : False for layouts of matrices of floats, whose format is None
     compute : what the layout's kernels compute in, the type of x
+    floats : the layout of such matrices that the same kernels read; "" where there is none
+    columns : K is a multiple of this
+    rows_readable : kernels look single rows up, as embeddings do
     """
 
     name: str
@@ -51,6 +54,13 @@ class Layout:
     shapes: Callable[[Any, int, int], Shapes]
     quantized: bool = True
     compute: str = "float32"
+    floats: str = ""
+    columns: int = 1
+    rows_readable: bool = False
+
+    def holds(self, k: int, dtype: str) -> bool:
+        """Whether kernels multiply a matrix of K columns in this layout to a type."""
+        return k % self.columns == 0 and dtype == self.compute
 
 
 _LAYOUTS: dict[str, Layout] = {}

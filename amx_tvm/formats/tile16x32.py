@@ -101,4 +101,4 @@ def _shapes(fmt: Format, n: int, k: int) -> Shapes:
     }
 
 
-register_layout(Layout("tile16x32", _pack, _unpack, _shapes))
+register_layout(Layout("tile16x32", _pack, _unpack, _shapes, floats="dense16", rows_readable=True))

@@ -26,6 +26,7 @@ from types import ModuleType
 from amx_tvm.errors import ArtifactError, TargetError
 
 RUNTIME_VARIABLE = "AMX_TVM_RUNTIME"
+_TOOLKIT = "/usr/local/cuda/lib64/"
 
 
 def import_ffi() -> ModuleType:
@@ -92,6 +93,34 @@ def find_library(name: str = "tvm_runtime") -> Path:
     )
 
 
+def cuda_files(place: str) -> list[str]:
+    """Return where a file of CUDA 13 may be that a Python wheel of NVIDIA brings, such as bin/nvcc.
+
+    Their wheels share one folder, nvidia/cu13, of whatever folder Python imports from.
+    """
+    roots = dict.fromkeys(path or "." for path in sys.path)
+    found = (Path(root) / "nvidia" / "cu13" / place for root in roots)
+    return [str(path) for path in found if path.is_file()]
+
+
+def load_cudart() -> None:
+    """Load libcudart.so.13, which TVM's CUDA libraries need, from wherever it is.
+
+    Raises
+    ------
+    OSError
+        The loader's reason, where it is nowhere.
+    """
+    name = "libcudart.so.13"
+    for last, place in enumerate(places := [name, *cuda_files(f"lib/{name}"), _TOOLKIT + name], 1):
+        try:
+            ctypes.CDLL(place, ctypes.RTLD_GLOBAL)
+            return
+        except OSError:
+            if last == len(places):
+                raise
+
+
 @lru_cache(maxsize=8)
 def load_runtime(device: str = "cpu") -> ModuleType:
     """Load tvm_ffi and TVM's runtime (for CUDA also libtvm_runtime_cuda) and return tvm_ffi."""
@@ -100,12 +129,14 @@ def load_runtime(device: str = "cpu") -> ModuleType:
     for name in names:
         path = find_library(name)
         try:
+            if name == "tvm_runtime_cuda":
+                load_cudart()
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # a second load returns the first
         except OSError as error:
             if device == "cuda":
                 raise TargetError(
                     f"the CUDA runtime cannot be loaded ({error}); this artifact needs an NVIDIA "
-                    "driver and libcudart (pip install nvidia-cuda-runtime)"
+                    "driver, and libcudart.so.13: pip install nvidia-cuda-runtime"
                 ) from error
             raise ArtifactError(
                 f"{path} cannot be loaded ({error}); reinstall apache-tvm"

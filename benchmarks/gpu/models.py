@@ -110,7 +110,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in found.items()}
 
 
-def build(name: str, arch: str, out: Path, quantization: str) -> None:
+def build(name: str, arch: str, out: Path, quantization: str, head: str = "amxfp4") -> None:
     """Compile a model to OUT/NAME.so, with the records that ship; parameters: OUT/NAME.json."""
     from amx_tvm.compiler.compile import write_library
     from amx_tvm.compiler.lowered import lower_source
@@ -151,7 +151,7 @@ def build(name: str, arch: str, out: Path, quantization: str) -> None:
             return ""
 
     target = resolve(f"cuda:{arch}")
-    config = replace(QuantizationConfig.parse(quantization), head="amxfp4").resolve("cuda")
+    config = replace(QuantizationConfig.parse(quantization), head=head).resolve("cuda")
     lowered = lower_source(RandomSource(), target, config, records=records_for(None, target))
     out.mkdir(parents=True, exist_ok=True)
     write_library(lowered, target, out / f"{name}.so")
@@ -188,6 +188,10 @@ class RandomModel:
         generator = torch.Generator("cuda").manual_seed(0)
 
         def make(name: str, shape: list[int], dtype: str) -> torch.Tensor:
+            if name.endswith(".codes") and name[:-5] + "scales" not in self.entry["parameters"]:
+                halves = [*shape[:-1], shape[-1] // 2]  # unquantized, packed as fragments
+                made = torch.randn(halves, device="cuda", generator=generator)
+                return made.mul_(0.05).half().view(torch.uint8)
             if dtype == "uint8" and name.endswith("scales"):
                 return torch.full(shape, SCALE, dtype=torch.uint8, device="cuda")
             if dtype == "uint8":
@@ -327,13 +331,14 @@ def main() -> None:
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--model", choices=(*MODELS, *TINY), action="append")
     parser.add_argument("--quantization", default="amxfp4")
+    parser.add_argument("--head", default="amxfp4", help='format of the head, or "auto", "none"')
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     results = []
     for name in args.model or ("llama-1b", "llama-8b"):
         if args.action == "build":
-            build(name, args.arch, args.out, args.quantization)
+            build(name, args.arch, args.out, args.quantization, args.head)
         else:
             results.append(run(name, args.out, args.profile))
     if args.json and results:

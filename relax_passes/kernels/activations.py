@@ -10,9 +10,11 @@ from typing import Any
 from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
-from relax_passes.kernels.cpu.embedding import embedding
+from relax_passes.kernels.cpu import embedding as cpu_table
+from relax_passes.kernels.cuda.rows import embedding as cuda_table
 from relax_passes.kernels.cuda.rows.kernels import PIECE as ROW_PIECE
 from relax_passes.kernels.cuda.rows.kernels import row_kernel
+from relax_passes.ops import EmbeddingAttrs
 
 __all__ = ["ROW_PIECE", "compute_type", "embedding", "quantize", "rms_norm"]
 
@@ -32,6 +34,14 @@ def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:
     if compute_type(target) == "float16":
         return row_kernel(k, m, norm_eps=eps, dependent=_dependent(target))
     return cpu.rms_norm(k, m, eps)
+
+
+def embedding(attrs: EmbeddingAttrs, m: int | None, target: Any) -> Any:
+    """Build the lookup of rows of a packed table; arguments ids int32 [M], its parts, y [M, K]."""
+    size = attrs.rows, attrs.k, attrs.format, m
+    if compute_type(target) == "float16":
+        return cuda_table.embedding(*size)
+    return cpu_table.embedding(*size, attrs.out_dtype)
 
 
 def quantize(

@@ -223,9 +223,7 @@ class _Lowering:
             ctx,
             (attrs, static),
             f"embedding_{attrs.format}_k{attrs.k}_{bucket(static)}".replace("-", "_"),
-            lambda: activations.embedding(
-                attrs.rows, attrs.k, attrs.format, static, attrs.out_dtype
-            ),
+            lambda: activations.embedding(attrs, static, self.target),
         )
         if len(ids.ty.shape.values) != 1:
             ids = ctx.emit(relax.op.reshape(ids, [count]))

@@ -3,7 +3,7 @@
 The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``tile_scale``) become
 parameters of their own; the plan says how each is made. An embedding table that the policy
 quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
-linear that stays in float32 gets the layout ``dense16``, [N/16, K, 16].
+linear that is not quantized gets the layout of floats that goes with the packed one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from amx_tvm.formats import dense16, packing
+from amx_tvm.formats import packing
 from relax_passes import recipes as parameters
 from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
 from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
-
-ROWS_READABLE = "tile16x32"
 
 
 def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
@@ -28,6 +26,8 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
     @tvm.transform.module_pass(opt_level=0, name="QuantizeParameters")
     def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         plan = parameters.read(module)
+        beside = packing.get_layout(layout).floats
+        floats = packing.get_layout(beside) if beside else None
 
         def packed(
             ctx: Context, param: relax.Var, format_name: str, layout: str
@@ -49,10 +49,11 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 linear = Linear.of(value)
                 if linear.attrs.layout:
                     return None
-                plain = linear.attrs.format == "none"
-                if plain and linear.attrs.out_dtype != "float32":
-                    return None  # stays Relax's own matmul
-                chosen = dense16.NAME if plain else layout
+                chosen = layout
+                if linear.attrs.format == "none":
+                    if floats is None or not floats.holds(linear.attrs.k, linear.attrs.out_dtype):
+                        return None  # stays Relax's own matmul
+                    chosen = floats.name
                 parts = packed(ctx, linear.weights[0], linear.attrs.format, chosen)
                 attrs = replace(linear.attrs, layout=chosen)
                 return replace(linear, attrs=attrs, weights=tuple(parts)).call()
@@ -61,8 +62,8 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 format_name = policy.table(table.name.removesuffix(".weight"))
                 axis = value.attrs.axis
                 shape = [int(v) for v in table.ty.shape.values]
-                # Only the CPU layout can be read by rows; elsewhere the table stays as it is.
-                readable = format_name != "none" and layout == ROWS_READABLE
+                # a table in another layout stays as it is
+                readable = format_name != "none" and packing.get_layout(layout).rows_readable
                 if not readable or len(shape) != 2 or axis is None or int(axis) != 0:
                     return None
                 rows, k = shape

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from amx_tvm.compiler.objects import object_folder
 from amx_tvm.errors import AmxError, ArtifactError, ModelError, TargetError
 from amx_tvm.linker import linker
 from amx_tvm.models import families
+from amx_tvm.targets.cuda import toolchain
 
 
 def program(path, text):
@@ -176,3 +178,24 @@ def test_ids_that_nobody_set_end_nothing(vocab, kept):
     model = describe(source, SimpleNamespace(vocab_size=vocab, **sizes), family)
     assert model["bos_token_id"] == kept
     assert model["eos_token_ids"] == ([] if kept is None else [kept])
+
+
+def test_no_compiler_for_gpus(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
+    with pytest.raises(TargetError, match=r"needs CUDA 13's nvcc.*pip install .*\[cuda\]"):
+        amx_tvm.compile(model, target="cuda:sm_90a", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nvcc_of_a_wheel(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    wheel = tmp_path / "nvidia" / "cu13" / "bin"
+    wheel.mkdir(parents=True)
+    nvcc = program(wheel / "nvcc", "echo")
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    assert toolchain.find_nvcc() == str(nvcc)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "other"))
+    (tmp_path / "other" / "bin").mkdir(parents=True)
+    mine = program(tmp_path / "other" / "bin" / "nvcc", "echo")
+    assert toolchain.find_nvcc() == str(mine)

@@ -19,11 +19,13 @@ import ctypes
 import os
 import shutil
 import subprocess
-import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from amx_tvm.errors import TargetError
+from amx_tvm.extras import install
+from amx_tvm.runtime.library import cuda_files, load_cudart
 from amx_tvm.scratch import scratch
 
 from . import driver
@@ -50,37 +52,39 @@ def enable() -> str:
     library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
     kind = driver.load()
     try:
-        _load_cudart()
+        load_cudart()
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise CudaBuildError(
-            f"TVM's CUDA runtime {library.name} does not load ({error}); install CUDA 13's "
-            "runtime, for example the package nvidia-cuda-runtime"
+            f"TVM's CUDA runtime {library.name} does not load ({error}); it needs CUDA 13's "
+            f"runtime: {install('cuda')}"
         ) from error
     return kind
 
 
-def _load_cudart() -> None:
-    """Load libcudart.so.13 from the loader's path, the toolkit or its Python wheel."""
-    candidates = ["libcudart.so.13", "/usr/local/cuda/lib64/libcudart.so.13"]
-    for root in map(Path, sys.path):
-        candidates += map(str, root.glob("nvidia/*/lib/libcudart.so.13"))
-    last: OSError | None = None
-    for name in candidates:
-        try:
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-            return
-        except OSError as error:
-            last = error
-    assert last is not None
-    raise last
-
-
 def find_nvcc() -> str | None:
-    """Path of nvcc from PATH, CUDA_HOME or /usr/local/cuda; None when there is none."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    path = Path(home) / "bin" / "nvcc"
-    return shutil.which("nvcc") or (str(path) if path.exists() else None)
+    """Path of nvcc: of CUDA_HOME, of a Python wheel, of PATH or of /usr/local/cuda; None without.
+
+    A wheel comes before PATH, as somebody has installed it here for this.
+    """
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin/nvcc"] if home else []
+    places += [*cuda_files("bin/nvcc"), shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc"]
+    return next((place for place in places if place and Path(place).is_file()), None)
+
+
+def require_compiler() -> None:
+    """Find that CUDA code can be compiled here, before the work.
+
+    Raises
+    ------
+    CudaBuildError
+        Where there is neither nvcc nor nvrtc's Python binding.
+    """
+    if find_nvcc() is None and find_spec("cuda") is None:
+        raise CudaBuildError(
+            f"compiling for a GPU needs CUDA 13's nvcc, and none was found; {install('cuda')}"
+        )
 
 
 def compile_source(
@@ -155,8 +159,7 @@ def _compile_nvrtc(code: str, arch: str, form: str) -> bytes:
         return made.encode() if isinstance(made, str) else bytes(made)
     except Exception as error:
         raise CudaBuildError(
-            f"no nvcc was found and nvrtc could not compile for {arch}: {error}; install CUDA 13's "
-            "nvcc, or cuda-bindings and nvidia-cuda-nvrtc"
+            f"no nvcc was found and nvrtc could not compile for {arch}: {error}; {install('cuda')}"
         ) from error
 
 

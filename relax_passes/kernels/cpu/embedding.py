@@ -11,6 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from amx_tvm.formats import get as get_format
+from relax_passes.kernels.element import element
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import emit as e
@@ -73,26 +74,5 @@ def _value(
         shift = e.cast((k % 8) // 4 * 4, "uint8")
         code = e.let((code >> shift) & e.const(15, "uint8"))
     sub = k // fmt.group_size if fmt.group_size < GROUP else e.const(0)
-    reader, total = ScaleReader(fmt, buffers["w_scales"]), None
-    for term in fmt.terms:
-        integer = e.cast(code, "float32") if term.table is None else _lookup(term.table, code)
-        if isinstance(term.offset, str):
-            offset = reader.element(term.offset, tile, group, sub, row)
-            integer = integer - e.cast(offset, "float32")
-        elif term.offset:
-            integer = integer - e.const(float(term.offset), "float32")
-        stored = e.let(reader.element(term.scale, tile, group, sub, row))
-        scale = fmt.decode_scale_tir(term.scale, stored)
-        value = integer * scale * e.const(term.factor, "float32")
-        total = value if total is None else total + value
-    return total
-
-
-def _lookup(table: tuple[int, ...], code: Expr) -> Expr:
-    """Select one of sixteen small integers, as float32."""
-    value = e.const(float(table[0]), "float32")
-    for index, entry in enumerate(table):
-        if index:
-            here = code == e.const(index, "uint8")
-            value = tirx.Select(here, e.const(float(entry), "float32"), value)
-    return value
+    reader = ScaleReader(fmt, buffers["w_scales"])
+    return element(fmt, code, lambda name: reader.element(name, tile, group, sub, row), e.let)

@@ -29,6 +29,8 @@ PREBUILT = os.environ.get("AMX_TVM_GPU_KERNELS")
 FOUR_BIT = tuple(n for n in formats.names() if formats.get(n).rule)
 ROW_CASES = [(name, k, norm) for name in ("", *FOUR_BIT) for k in (576, 4096) for norm in (0, 1)]
 EPS = 1e-5
+# Format of the linears, and of the head: its own, 8.5 bits, or none.
+SCHEMES = (("amxfp4", "amxfp4"), ("nvfp4-w4a4", "amxfp4"), ("amxfp4", "auto"), ("amxfp4", "none"))
 SEVERAL = "sm_80+sm_89+sm_90a"
 
 
@@ -125,14 +127,14 @@ def test_w4a4_linear(case, tmp_path):
         assert error < 1e-3
 
 
-@pytest.mark.parametrize("quantization", ["amxfp4", "nvfp4-w4a4"])
+@pytest.mark.parametrize("quantization,head", SCHEMES)
 @pytest.mark.parametrize("name", models.TINY)
-def test_model(name, quantization, tmp_path):
+def test_model(name, quantization, head, tmp_path):
     """Decode, fork and batch agree with prefill, whose kernels share no code with theirs."""
-    folder = Path(PREBUILT) / quantization if PREBUILT else tmp_path
+    folder = Path(PREBUILT) / f"{quantization}-{head}" if PREBUILT else tmp_path
     if not PREBUILT:
         pytest.importorskip("tvm")
-        models.build(name, architecture(), folder, quantization)
+        models.build(name, architecture(), folder, quantization, head)
     model = models.RandomModel(folder, name)
     errors = models.check(model)
     # rounding x to four bits turns the last bit of float16 into a step of a code
@@ -164,7 +166,7 @@ if __name__ == "__main__":
         build(cases.build_function(one, target), folder / f"{one.key}.so", target)
     for row_case in ROW_CASES:
         build(row_function(*row_case), folder / f"{row_key(*row_case)}.so", target)
-    for scheme in ("amxfp4", "nvfp4-w4a4"):
+    for scheme in SCHEMES:
         for tiny in models.TINY:
-            models.build(tiny, target, folder / scheme, scheme)
+            models.build(tiny, target, folder / "-".join(scheme), *scheme)
     models.build("tiny-llama", SEVERAL, folder / "several", "amxfp4")
