@@ -1,6 +1,6 @@
 """What a GPU needs to choose a token for every row by the row's own settings: one array a step.
 
-The device holds four tables at fixed addresses, and the host an array of one record a row:
+The device holds tables (device_tables.py), and the host gives it one record a row:
 
     counts   int32 [slots, vocab]     what a sequence with penalties has seen: how often a token was
                                       chosen, the sign where the prompt has it; the device counts
@@ -66,22 +66,24 @@ class RowChoice:
         What to do.
     random : numpy.random.Generator or None
         The request's own, as `sampler.Sampler` makes it; of meaning where tokens are drawn.
-    counts : int
-        Its table of counts; of meaning with penalties.
-    mask : int
-        Its mask; of meaning in steps that have one.
-    bias_first : int
-        Where its list of biases begins.
+    prompt, made : sequence of int
+        Its tokens: what it was given, and the list that grows by what is chosen.
+
+    Attributes
+    ----------
+    noted : int
+        How many chosen tokens its table of counts has, those of steps under way included.
     """
 
     def __init__(
         self,
         sampling: Sampling,
         random: np.random.Generator | None,
-        counts: int = 0,
-        mask: int = 0,
-        bias_first: int = 0,
+        prompt: Sequence[int] = (),
+        made: Sequence[int] = (),
     ):
+        self.sampling, self.prompt, self.made = sampling, prompt, made
+        self.noted = -1
         flags = Flag.LIVE
         if sampling.draws:
             flags |= Flag.DRAWS
@@ -89,33 +91,41 @@ class RowChoice:
             flags |= Flag.PENALIZES
         if sampling.logit_bias:
             flags |= Flag.BIASED
-        record = np.zeros((), CHOICE)
+        record = self._record = np.zeros((), CHOICE)
         record["top_p"], record["min_p"] = sampling.top_p, sampling.min_p
         record["top_k"] = min(sampling.top_k, 2**31 - 1)
-        record["counts"], record["mask"] = counts, mask
-        record["bias_first"], record["bias_count"] = bias_first, len(sampling.logit_bias)
+        record["bias_count"] = len(sampling.logit_bias)
         record["logprobs"] = -1 if sampling.logprobs is None else sampling.logprobs
         if sampling.draws:
             record["inverse_temperature"] = max(1.0 / sampling.temperature, _SMALLEST)
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
             record[name] = getattr(sampling, name)
         self._random = random if sampling.draws else None
-        # With a mask and without one: all but the uniform number, which comes first.
         record["flags"] = flags
-        plain = record.tobytes()[8:]
-        record["flags"] = flags | Flag.MASKED
-        self._tails = plain, record.tobytes()[8:]
+        self._tail = record.tobytes()[8:]  # all but the uniform number, which comes first
 
-    def record(self, masked: bool = False) -> bytes:
+    def place(self, name: str, where: int) -> None:
+        """Note where its table of "counts" is, or where its list of biases begins: "bias_first"."""
+        if self._record[name] != where:
+            self._record[name] = where
+            self._tail = self._record.tobytes()[8:]
+
+    def record(self, mask: int | None = None) -> bytes:
         """Return the record of the next step; takes the next number of the generator.
 
         Parameters
         ----------
-        masked : bool
-            Only what the row's mask allows may be chosen.
+        mask : int, optional
+            Only what this mask allows may be chosen.
         """
+        self.noted += 1
         uniform = self._random.random() if self._random is not None else 0.0
-        return struct.pack("<d", uniform) + self._tails[masked]
+        tail = self._tail
+        if mask is not None:
+            masked = self._record.copy()
+            masked["mask"], masked["flags"] = mask, masked["flags"] | Flag.MASKED
+            tail = masked.tobytes()[8:]
+        return struct.pack("<d", uniform) + tail
 
 
 GREEDY = RowChoice(Sampling(), None)  # the most likely token, of any request

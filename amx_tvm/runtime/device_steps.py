@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.choices import ROWS, WORDS, pack
+from amx_tvm.runtime.choices import ROWS, WORDS, RowChoice, pack
+from amx_tvm.runtime.device_tables import DeviceTables
+from amx_tvm.runtime.options import MOST_LOGPROBS
+from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.runtime.vm import VirtualMachine
 
 SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -72,38 +75,50 @@ class DeviceSteps:
         self._records = [machine.mailbox(ROWS, WORDS) for _ in range(4)]
         self._options = machine.to_device(np.zeros((ROWS, WORDS), np.int32))
         self._held = b""  # the records that the device has
-        shapes = ((1, vocab), (1, -(-vocab // 32)), (1, 2))  # no row refers to these tables
-        unused = [machine.to_device(np.zeros(shape, np.int32)) for shape in shapes]
-        self._choices = (self._options, *unused)
+        self._tables = DeviceTables(machine, vocab)
+        self._noted: Any = ()  # log-probabilities of that step, on the device
+        self._asks = self._asked = False  # whether a row of it, of the one before, wants them
+        self._letter: Any = None  # where they arrive
+        self._told: tuple[np.ndarray, np.ndarray] | None = None  # of the tokens returned last
 
-    def start(self, tokens: Sequence[int], records: Sequence[bytes], arguments: tuple) -> None:
+    def start(
+        self,
+        tokens: Sequence[int],
+        choices: Sequence[RowChoice],
+        arguments: tuple,
+        masks: Sequence[np.ndarray | None] = (),
+    ) -> None:
         """Start a step with tokens of the host's; nothing may be under way.
 
         Parameters
         ----------
         tokens : sequence of int
             A token of each row.
-        records : sequence of bytes
-            How each row's next token is chosen: `choices.RowChoice.record`.
+        choices : sequence of RowChoice
+            How each row's next token is chosen.
         arguments : tuple
             What the cache gives for the step.
+        masks : sequence of ndarray or None
+            What each row may choose: `choices.mask_words`, None for anything.
         """
         rows, machine = len(tokens), self._machine
-        self._choose(records)
+        self._tables.place(choices)
+        slots = self._tables.allow(masks or [None] * rows)
+        self._choose(choices, [c.record(s) for c, s in zip(choices, slots, strict=True)])
         if rows == 1:
             noted = self._begin_one(*arguments)
             given = machine.to_device(np.array(tokens, np.int32))
             machine.to_host(noted)  # waits
-            self._tokens = self._decode_one(given, *self._choices, *arguments, self._parameters)
+            self._run(self._decode_one, given, arguments)
         else:
             function = self._function(rows)
             noted = self._begin_each(machine.shape([padded(rows)]), *arguments)
             machine.to_host(noted)
             given = self._upload(tokens)
-            self._tokens = function(given, self._none, *self._choices, *arguments, self._parameters)
+            self._run(function, given, arguments, self._none)
         self._rows = rows
 
-    def follow(self, going: Sequence[int], records: Sequence[bytes], arguments: tuple) -> None:
+    def follow(self, going: Sequence[int], choices: Sequence[RowChoice], arguments: tuple) -> None:
         """Start the step behind the one under way, of those of its rows that go on.
 
         `wait` then gives the tokens between the two.
@@ -112,21 +127,20 @@ class DeviceSteps:
         if self._awaited == 1:
             self._begin_one(*arguments)
             self._post()
-            self._choose(records)
-            given = self._machine.view(self._tokens, [1])
-            self._tokens = self._decode_one(given, *self._choices, *arguments, self._parameters)
+            self._choose(choices, [choice.record() for choice in choices])
+            self._run(self._decode_one, self._machine.view(self._tokens, [1]), arguments)
             return
         function = self._function(rows)
         self._begin_each(self._machine.shape([padded(rows)]), *arguments)
         self._post()
-        self._choose(records)
+        self._choose(choices, [choice.record() for choice in choices])
         if rows == self._awaited and going[-1] == rows - 1:
             given = self._continued.get(rows)
             if given is None:
                 given = self._continued[rows] = self._machine.to_device(_padding(range(rows)))
         else:
             given = self._upload([-1 - row for row in going])
-        self._tokens = function(given, self._tokens, *self._choices, *arguments, self._parameters)
+        self._run(function, given, arguments, self._tokens)
         self._rows = rows
 
     def can_follow(self, rows: int) -> bool:
@@ -136,6 +150,7 @@ class DeviceSteps:
     def wait(self) -> list[int]:
         """Return the tokens that the last `follow` started from, of all rows of that step."""
         mail, limit = self._mail[1], time.monotonic() + _PATIENCE
+        self._told = (self._letter[0][1], self._letter[1][1]) if self._asked else None
         if self._awaited == 1:
             while mail[0] == _EMPTY:
                 self._look(limit)
@@ -148,7 +163,25 @@ class DeviceSteps:
 
     def finish(self) -> list[int]:
         """Wait for everything that was started and return the last tokens."""
-        return self._machine.to_host(self._tokens)[: self._rows].tolist()
+        tokens = self._machine.to_host(self._tokens)[: self._rows].tolist()
+        if self._asks:
+            ids, values = (self._machine.to_host(part) for part in self._noted)
+            self._told = ids, values
+        return tokens
+
+    def told(self, row: int, token: int, choice: RowChoice) -> int | TokenLogprobs:
+        """Return a token of those returned last, with log-probabilities where its row asks."""
+        count = choice.sampling.logprobs
+        if count is None or token < 0 or self._told is None:
+            return token
+        ids, values = (part[row].tolist() for part in self._told)
+        return TokenLogprobs(token, values[0], list(zip(ids, values[1 : 1 + count], strict=False)))
+
+    def _run(self, function: Any, given: Any, arguments: tuple, *previous: Any) -> None:
+        """Start a compiled step."""
+        tables = self._tables.arguments
+        found = function(given, *previous, self._options, *tables, *arguments, self._parameters)
+        self._tokens, self._noted = found[0], (found[1], found[2])
 
     def _look(self, limit: float) -> None:
         if time.monotonic() > limit:
@@ -157,12 +190,21 @@ class DeviceSteps:
 
     def _post(self) -> None:
         """Have the tokens of the step under way copied to the host."""
+        self._asked = self._asks
+        if self._asked:  # they arrive before the tokens, which come behind them
+            if self._letter is None:
+                ids = self._machine.mailbox(ROWS, MOST_LOGPROBS)
+                values = self._machine.mailbox(ROWS, 1 + MOST_LOGPROBS, dtype="float32")
+                self._letter = ids, values
+            for (letter, _), part in zip(self._letter, self._noted, strict=True):
+                self._copy(part, letter)
         tensor, view = self._mail
         view[: self._awaited] = _EMPTY
         self._copy(self._tokens, tensor)
 
-    def _choose(self, records: Sequence[bytes]) -> None:
+    def _choose(self, choices: Sequence[RowChoice], records: Sequence[bytes]) -> None:
         """Give the device the settings of the next step's rows, where it has others."""
+        self._asks = any(choice.sampling.logprobs is not None for choice in choices)
         joined = b"".join(records)
         if joined != self._held:
             self._held, self._staged = joined, (self._staged + 1) % len(self._records)

@@ -6,6 +6,7 @@ It alone knows which functions an artifact has and which of them serves a step b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -146,6 +147,13 @@ class Model:
     def chooses(self) -> int:
         """Of how many sequences the device can choose the tokens itself, in a step."""
         return ROWS if "begin_each" in self._names else int("begin_one" in self._names)
+
+    @cached_property
+    def clusters(self) -> bool:
+        """Whether the device's kernels were made for blocks that form clusters (sm_90 and on)."""
+        numbers = [re.match(r"sm_(\d+)", feature) for feature in self._machine.features]
+        found = [int(number[1]) for number in numbers if number]
+        return bool(found) and min(found) >= 90
 
     def check_tokens(self, tokens: Iterable[int]) -> np.ndarray:
         """Return token ids as int32 [n]; GenerationError names the first that is out of range."""

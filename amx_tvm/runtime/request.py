@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amx_tvm.runtime.choices import RowChoice
+from amx_tvm.runtime.choices import RowChoice, mask_words, serves
 from amx_tvm.runtime.options import Limits, Sampling
-from amx_tvm.runtime.result import GenerationResult
+from amx_tvm.runtime.result import GenerationResult, TokenLogprobs
 from amx_tvm.runtime.sampler import Sampler, logprobs
 from amx_tvm.runtime.stream import Detokenizer, StopFilter
 
@@ -88,23 +88,35 @@ class Run:
         self._least = limits.min_tokens
         self._sampler = Sampler(request.sampling, request.prompt, request.stream)
         self._logprobs = request.sampling.logprobs
-        self._plain = replace(request.sampling, temperature=0.0).greedy
         tokenizer = request.tokenizer
         self._text = Detokenizer(tokenizer, request.prompt) if tokenizer is not None else None
         self._stops = StopFilter(limits.stop)
         self._started = time.perf_counter()
 
+    def on_device(self, clusters: bool) -> bool:
+        """Whether a device, with or without clusters, may choose the next token."""
+        return serves(self.request.sampling, clusters, self._masked)
+
     @property
-    def on_device(self) -> bool:
-        """Whether a device may choose the next token: nothing changes the logits or notes them."""
-        return (
-            self._plain and self.request.mask is None and len(self.result.token_ids) >= self._least
-        )
+    def _masked(self) -> bool:
+        return self.request.mask is not None or len(self.result.token_ids) < self._least
 
     @cached_property
     def choice(self) -> RowChoice:
         """How a device chooses the request's tokens, by the draws that the host would make."""
-        return RowChoice(self.request.sampling, self._sampler.random)
+        request, made = self.request, self.result.token_ids
+        return RowChoice(request.sampling, self._sampler.random, request.prompt, made)
+
+    def mask_words(self, vocab: int) -> np.ndarray | None:
+        """Return what may come next as a device takes it, None where all may."""
+        allowed, banned = self._allowed() if self._masked else (None, ())
+        return None if allowed is None and not banned else mask_words(vocab, allowed, banned)
+
+    def _allowed(self) -> tuple[np.ndarray | None, Collection[int]]:
+        """Return which tokens may come next (None: all), and which may not all the same."""
+        request, made = self.request, self.result.token_ids
+        allowed = request.mask(made) if request.mask is not None else None
+        return allowed, request.stop_tokens if len(made) < self._least else ()
 
     @property
     def left(self) -> int:
@@ -113,16 +125,20 @@ class Run:
 
     def take(self, logits: np.ndarray) -> str:
         """Choose a token from logits [vocab] and return the text that can be shown now."""
-        request, made = self.request, self.result.token_ids
-        allowed = request.mask(made) if request.mask is not None else None
-        banned = request.stop_tokens if len(made) < self._least else ()
-        token = self._sampler(logits, allowed, banned)
+        token = self._sampler(logits, *self._allowed())
         if self._logprobs is not None:
             self.result.logprobs.append(logprobs(logits, token, self._logprobs))
-        return self.accept(token)
+        return self._add(token)
 
-    def accept(self, token: int) -> str:
-        """Take a token that was chosen, and return the text that can be shown now."""
+    def accept(self, chosen: int | TokenLogprobs) -> str:
+        """Take a token that was chosen elsewhere, and return the text that can be shown now."""
+        if isinstance(chosen, TokenLogprobs):
+            self.result.logprobs.append(chosen)
+            chosen = chosen.token
+        self._sampler.note(chosen)
+        return self._add(chosen)
+
+    def _add(self, token: int) -> str:
         result = self.result
         result.token_ids.append(token)
         piece = ""

@@ -81,11 +81,15 @@ class Sampler:
             raise GenerationError(NOTHING_ALLOWED if restricted else BROKEN_LOGITS)
         if self._draws:
             token = self._draw(logits)
+        self.note(token)
+        return token
+
+    def note(self, token: int) -> None:
+        """Count a token that was chosen, here or elsewhere."""
         if self._penalizes:
             self._counts[token] = self._counts.get(token, 0) + 1
-            if options.repetition_penalty != 1.0:
+            if self.options.repetition_penalty != 1.0:
                 self._seen.add(token)
-        return token
 
     def _change(
         self, logits: np.ndarray, allowed: np.ndarray | None, banned: Collection[int]

@@ -25,14 +25,18 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.choices import BROKEN, NOTHING
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
-from amx_tvm.runtime.sampler import BROKEN_LOGITS
+from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.runtime.sampler import BROKEN_LOGITS, NOTHING_ALLOWED
 from amx_tvm.runtime.session import Sequence, choose_batch
 from amx_tvm.runtime.turns import Turns
 from amx_tvm.runtime.worker import Worker, on_thread
+
+_FAULTS: dict[Any, str] = {BROKEN: BROKEN_LOGITS, NOTHING: NOTHING_ALLOWED}
 
 
 class Scheduler:
@@ -212,10 +216,11 @@ class Scheduler:
 
         Beside prompts it only ends the step that it has started already.
         """
+        clusters = self._model.clusters
         ready = [
             h
             for h in self._active
-            if h.run.on_device and len(h.tokens) == len(h.sequence.tokens) + 1
+            if h.run.on_device(clusters) and len(h.tokens) == len(h.sequence.tokens) + 1
         ]
         all_ready = len(ready) == len(self._active)
         if not all_ready:
@@ -226,28 +231,31 @@ class Scheduler:
         sequences = [handle.sequence for handle in ready]
         try:
             last = [handle.tokens[-1] for handle in ready]
-            tokens = choose_batch(sequences, last, going, [handle.run.choice for handle in ready])
+            masks = [handle.run.mask_words(self._model.vocab_size) for handle in ready]
+            choices = [handle.run.choice for handle in ready]
+            tokens = choose_batch(sequences, last, going, choices, masks)
         except Exception as error:
             self._recover([(handle, 1) for handle in ready], error)
             return True
         for handle, token in zip(ready, tokens, strict=True):
-            if token < 0:
-                self._fail(handle, GenerationError(BROKEN_LOGITS))
+            if token in _FAULTS:
+                self._fail(handle, GenerationError(_FAULTS[token]))
             elif handle.sequence is not None:  # no callback of this step has cancelled it
                 self._take(handle, token)
         self.turns.last = (len(ready), 0)
         return bool(self._active or self._waiting)
 
-    def _take(self, handle: Handle, given: np.ndarray | int) -> None:
+    def _take(self, handle: Handle, given: np.ndarray | int | TokenLogprobs) -> None:
         """Give a request its logits [vocab], or the token that the device chose."""
         if self._hear(handle, given) and handle.run.finished and handle.sequence is not None:
             self._end(handle)  # a callback may have done so
 
-    def _hear(self, handle: Handle, given: np.ndarray | int) -> bool:
+    def _hear(self, handle: Handle, given: np.ndarray | int | TokenLogprobs) -> bool:
         """Let a request take its next token and tell of it; False where that failed."""
         request, run = handle.request, handle.run
         try:
-            piece = run.accept(given) if isinstance(given, int) else run.take(given)
+            chosen = not isinstance(given, np.ndarray)
+            piece = run.accept(given) if chosen else run.take(given)
             token = run.result.token_ids[-1]
             handle.tokens.append(token)
             if request.on_tokens is not None:

@@ -14,9 +14,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime.choices import GREEDY, RowChoice
+from amx_tvm.runtime.choices import BROKEN, GREEDY, RowChoice
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.runtime.sampler import BROKEN_LOGITS
 from amx_tvm.runtime.worker import Worker
 
@@ -135,9 +136,10 @@ class Sequence:
 
         The step behind is started too, as if the token returned here came next.
         """
-        chosen = choose_batch([self], [token])[0]
-        if chosen < 0:
+        (chosen,) = choose_batch([self], [token])
+        if chosen == BROKEN:
             raise GenerationError(BROKEN_LOGITS)
+        assert isinstance(chosen, int)  # nothing else was asked for
         return chosen
 
     @_on_thread
@@ -264,7 +266,8 @@ def choose_batch(
     tokens: list[int],
     going: list[int] | None = None,
     choices: list[RowChoice] | None = None,
-) -> list[int]:
+    masks: list[np.ndarray | None] | None = None,
+) -> list[int | TokenLogprobs]:
     """Add one token to each sequence and return the next ones; the logits stay on the device.
 
     Parameters
@@ -278,41 +281,46 @@ def choose_batch(
         as if the tokens returned here came next.
     choices : list of RowChoice, optional
         How each one's tokens are chosen; by default the most likely one is taken.
+    masks : list of ndarray or None, optional
+        What each one may choose now (`choices.mask_words`); no step is started ahead then, since
+        the next masks depend on the tokens returned here.
 
     Returns
     -------
-    list of int
-        -1 where the logits are broken.
+    list of int or TokenLogprobs
+        The latter where log-probabilities are asked for; `choices.BROKEN` where the logits are,
+        `choices.NOTHING` where a mask leaves nothing.
     """
     first = sequences[0]
     model, cache, steps = first._model, first._cache, first._model.steps
     model.check_step(tokens)
     handles = [sequence.handle for sequence in sequences]
     choices = [GREEDY] * len(handles) if choices is None else choices
+    masks = masks if masks is not None and any(m is not None for m in masks) else None
     promised = all(s._promised == t for s, t in zip(sequences, tokens, strict=True))
-    if promised and cache.adopt(handles):
+    if promised and masks is None and cache.adopt(handles):
         rows = [sequence._row for sequence in sequences]
     else:
         for sequence in sequences:
             sequence._check_length(1)
         with cache.forward(handles, [1] * len(handles)) as arguments:
-            steps.start(tokens, [choice.record() for choice in choices], arguments)
+            steps.start(tokens, choices, arguments, *([masks] if masks else []))
         rows = list(range(len(handles)))
     for sequence, token in zip(sequences, tokens, strict=True):
         sequence.tokens.append(token)
         sequence._promised = -1
     going = list(range(len(handles))) if going is None else going
+    going = going if masks is None else []
     going = [i for i in going if len(sequences[i].tokens) < model.context_length]
     if steps.can_follow(len(going)) and cache.available_pages() >= len(going):
         with cache.ahead([handles[i] for i in going], steps.finish) as arguments:
-            records = [choices[i].record() for i in going]
-            steps.follow([rows[i] for i in going], records, arguments)
+            steps.follow([rows[i] for i in going], [choices[i] for i in going], arguments)
         found = steps.wait()
         for row, i in enumerate(going):
             sequences[i]._row, sequences[i]._promised = row, found[rows[i]]
     else:
         found = steps.finish()
-    return [found[row] for row in rows]
+    return [steps.told(row, found[row], c) for row, c in zip(rows, choices, strict=True)]
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:

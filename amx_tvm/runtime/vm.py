@@ -50,7 +50,7 @@ class VirtualMachine:
         name, _, index = device.partition(":")
         if name not in _DLPACK_DEVICES or not (index.isdigit() or not index):
             raise TargetError(f"device is {device!r}, expected cpu, cuda or cuda:<index>")
-        self.is_cpu = name == "cpu"
+        self.is_cpu, self.features = name == "cpu", tuple(features)
         ffi = self._ffi = load_runtime(name)
         self._device = ffi.device(name, int(index or 0))
         if not self.is_cpu:
@@ -116,6 +116,13 @@ class VirtualMachine:
         dtype = self._ffi.dtype(str(tensor.dtype))
         return self._view(tensor, self.shape(shape), dtype, 0)
 
+    def write(self, tensor: Any, row: int, array: np.ndarray) -> None:
+        """Copy an array over the rows of a tensor of the device, from ``row`` on."""
+        array = np.ascontiguousarray(array)
+        dtype, size = self._ffi.dtype(str(tensor.dtype)), array[0].nbytes
+        part = self._view(tensor, self.shape(array.shape), dtype, row * size)
+        self._from_bytes(part, self._pointer(array), array.nbytes)
+
     def to_host(self, tensor: Any, rows: int | None = None) -> np.ndarray:
         """Return a result, or its first rows: a view on the CPU, a copy elsewhere."""
         if self.is_cpu:
@@ -127,12 +134,12 @@ class VirtualMachine:
         self._to_bytes(tensor, self._pointer(array), array.nbytes)
         return array
 
-    def mailbox(self, *shape: int) -> tuple[Any, np.ndarray]:
-        """Return an int32 tensor that the device can copy from and to at any time, and a view."""
+    def mailbox(self, *shape: int, dtype: str = "int32") -> tuple[Any, np.ndarray]:
+        """Return a tensor of four-byte numbers that the device copies from and to, and a view."""
         host = self._ffi.Device(_PINNED, 0)
-        tensor = self._allocate(self.shape(shape), self._ffi.dtype("int32"), host, None)
+        tensor = self._allocate(self.shape(shape), self._ffi.dtype(dtype), host, None)
         memory = (ctypes.c_int32 * math.prod(shape)).from_address(tensor.data_ptr())
-        return tensor, np.ctypeslib.as_array(memory).reshape(shape)
+        return tensor, np.ctypeslib.as_array(memory).reshape(shape).view(dtype)
 
     @staticmethod
     def _pointer(array: np.ndarray) -> ctypes.c_void_p:

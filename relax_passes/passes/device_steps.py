@@ -4,7 +4,10 @@
     begin_each(rows, cache, state)       the same for a token of each of several sequences
     decode_one(input_ids [1], choices..., cache, state, weights...)
     decode_each(given, previous, choices..., cache, state, weights...)
-                                         a token for each row, int32 [ROWS]
+                                         a token for each row, int32 [ROWS], and of the rows
+                                         that ask for log-probabilities the most likely tokens,
+                                         int32 [ROWS, MOST_LOGPROBS], and the chosen token's and
+                                         their values, float32 [ROWS, 1 + MOST_LOGPROBS]
 
 The choices are options, counts, masks and biases, as `amx_tvm.runtime.choices` has them. `given`
 int32 [rows] holds ids, or -1 - i for token i of `previous`, which is what the last step returned.
@@ -25,18 +28,17 @@ from tvm import relax, tirx
 from tvm.relax.utils import copy_with_new_vars
 
 from amx_tvm.runtime.choices import ROWS, WORDS
+from amx_tvm.runtime.options import MOST_LOGPROBS
 from amx_tvm.targets.cuda.target import gpu_of
 from relax_passes.kernels.cuda.attention import cache
 from relax_passes.kernels.cuda.attention.config import MOST_SEQUENCES
 from relax_passes.kernels.cuda.attention.kernels import PLAN
 from relax_passes.kernels.cuda.attention.lowering import STATE_TYPE
 from relax_passes.kernels.cuda.choose.ids import ids
-from relax_passes.kernels.cuda.choose.kernels import Tables, choose
+from relax_passes.kernels.cuda.choose.kernels import choose, logprobs, tables
 from relax_passes.ops import is_op
 from relax_passes.passes.buckets import EACH_NAME, ONE
 from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, num_inputs
-
-TABLES = Tables(counts=1, masks=1, biases=1)  # no row refers to them yet
 
 
 def device_steps(target: Any) -> tvm.transform.Pass:
@@ -115,12 +117,8 @@ def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) 
     logits, ids_of_step = function.body.body, function.params[0]
     (rows,), vocab = ids_of_step.ty.shape.values, int(function.ret_ty.shape.values[1])
     given, previous = relax.Var("given", ids_of_step.ty), _int32("previous", ROWS)
-    tables = [
-        _int32("options", ROWS, WORDS),
-        _int32("counts", TABLES.counts, vocab),
-        _int32("masks", TABLES.masks, -(-vocab // 32)),
-        _int32("biases", TABLES.biases, 2),
-    ]
+    options = _int32("options", ROWS, WORDS)
+    held = [_int32(name, tirx.Var(f"{name}_rows", "int64"), n) for name, n in tables(vocab)]
     one = isinstance(rows, tirx.IntImm)
     first = [ids_of_step] if one else [given, previous]
     started = one
@@ -137,16 +135,24 @@ def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) 
         if is_op(value, "relax.call_tir") and value.args[0].name_hint == PLAN:
             ctx.replace(var, value.args[1].fields[0])
         if var.same_as(logits):
-            last = ctx.emit(value, "logits")
-            made = choose(vocab, gpu_of(target).arch, TABLES)
-            chosen = relax.TensorType((ROWS,), "int32")
-            return relax.call_tir(ctx.add_function(made, "choose"), [last, *tables], chosen)
+            last, arch = ctx.emit(value, "logits"), gpu_of(target).arch
+            made = ctx.add_function(choose(vocab, arch), "choose")
+            tokens = relax.TensorType((ROWS,), "int32")
+            chosen = ctx.emit(relax.call_tir(made, [last, options, *held], tokens), "chosen")
+            made = ctx.add_function(logprobs(vocab, arch), "logprobs")
+            noted = [
+                relax.TensorType((ROWS, MOST_LOGPROBS), "int32"),
+                relax.TensorType((ROWS, 1 + MOST_LOGPROBS), "float32"),
+            ]
+            both = ctx.emit(relax.call_tir(made, [last, options, chosen], noted), "noted")
+            parts = [ctx.emit(relax.TupleGetItem(both, i)) for i in range(2)]
+            return relax.Tuple([chosen, *parts])
         return None
 
     made = drop_dead(Context(builder, function).run(rule))
-    params = [*first, *tables, *made.params[1:]]
+    params = [*first, options, *held, *made.params[1:]]
     made = relax.Function(params, made.body, made.ret_ty, made.is_pure, made.attrs)
-    return made.with_attr("num_input", num_inputs(function) + len(first) - 1 + len(tables))
+    return made.with_attr("num_input", num_inputs(function) + len(first) + len(held))
 
 
 def _int32(name: str, *shape: int) -> relax.Var:

@@ -11,9 +11,11 @@ from amx_tvm.runtime.options import Sampling
 from amx_tvm.runtime.sampler import Sampler
 
 
-def record(sampling: Sampling, masked: bool = False, **places) -> np.void:
-    data = RowChoice(sampling, np.random.default_rng(0), **places).record(masked)
-    return np.frombuffer(data, CHOICE)[0]
+def record(sampling: Sampling, mask: int | None = None, **places: int) -> np.void:
+    choice = RowChoice(sampling, np.random.default_rng(0))
+    for name, where in places.items():
+        choice.place(name, where)
+    return np.frombuffer(choice.record(mask), CHOICE)[0]
 
 
 def test_every_setting_has_its_place():
@@ -28,7 +30,7 @@ def test_every_setting_has_its_place():
         logit_bias={7: 1.5, 9: -2.0},
         logprobs=4,
     )
-    found = record(sampling, masked=True, counts=3, mask=5, bias_first=11)
+    found = record(sampling, mask=5, counts=3, bias_first=11)
     assert Flag(int(found["flags"])) == (
         Flag.LIVE | Flag.DRAWS | Flag.PENALIZES | Flag.BIASED | Flag.MASKED
     )

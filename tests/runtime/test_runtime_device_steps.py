@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.choices import CHOICE, RowChoice
 from amx_tvm.runtime.device_steps import padded
+from amx_tvm.runtime.device_tables import DeviceTables
 from amx_tvm.runtime.model import Model
+from amx_tvm.runtime.options import Sampling
 from amx_tvm.runtime.session import Sequence, choose_batch
 
 
@@ -59,14 +62,14 @@ class FakeSteps:
     def __init__(self):
         self.log, self.tokens = [], []
 
-    def start(self, tokens, _records, _state):
-        self.log.append(f"start {tokens}")
+    def start(self, tokens, _choices, _state, masks=()):
+        self.log.append(f"start {tokens}{' masked' if masks else ''}")
         self.tokens = [token + 1 for token in tokens]
 
     def can_follow(self, rows) -> bool:
         return rows > 1 or (rows == 1 and len(self.tokens) == 1)
 
-    def follow(self, going, _records, _state):
+    def follow(self, going, _choices, _state):
         self.between = self.tokens
         self.tokens = [self.between[row] + 1 for row in going]
         self.log.append(f"follow {self.between}{'' if len(going) == len(self.between) else going}")
@@ -76,6 +79,9 @@ class FakeSteps:
 
     def finish(self) -> list[int]:
         return self.tokens
+
+    def told(self, _row, token, _choice) -> int:
+        return token
 
 
 @pytest.fixture
@@ -164,3 +170,97 @@ def test_device_tokens_follow_the_sampler():
     assert Sampling().greedy and not Sampling(temperature=0.5).greedy
     assert not Sampling(repetition_penalty=1.1).greedy
     assert np.argmax([1.0, 3.0, 3.0]) == 1  # of equals the first, as the kernel's keys order them
+
+
+def test_nothing_runs_ahead_of_a_mask(sequence):
+    """What a mask allows depends on the token before it."""
+    assert choose_batch([sequence], [5], masks=[None]) == [6]
+    mask = np.zeros(4, np.int32)
+    assert choose_batch([sequence], [6], masks=[mask]) == [7]
+    assert choose_batch([sequence], [7], masks=[mask]) == [8]
+    assert sequence._model.steps.log == [
+        "start [5]",
+        "follow [6]",
+        "start [6] masked",
+        "start [7] masked",
+    ]
+
+
+class Memory:
+    """A device whose memory is NumPy's."""
+
+    def __init__(self):
+        self.written = 0
+
+    def to_device(self, array):
+        return array.copy()
+
+    def write(self, tensor, row, array):
+        self.written += 1
+        tensor[row : row + len(array)] = array
+
+
+def place_of(choice, name, masked=None):
+    return int(np.frombuffer(choice.record(masked), CHOICE)[0][name])
+
+
+def test_tables_hold_what_a_step_refers_to():
+    memory = Memory()
+    tables = DeviceTables(memory, vocab := 40)
+    prompt, made = [3, 3, 4], [7, 7, 3]
+    penalized = RowChoice(Sampling(presence_penalty=1.0), None, prompt, made)
+    biased = [RowChoice(Sampling(logit_bias={n: 1.5, 9: -2.0}), None) for n in (1, 2)]
+    plain = RowChoice(Sampling(), None)
+    tables.place([plain, penalized, *biased])
+    counts, _, biases = tables.arguments
+    row = counts[place_of(penalized, "counts")]
+    assert np.flatnonzero(row).tolist() == [3, 4, 7]
+    assert (row[[3, 4, 7]] & 0x7FFFFFFF).tolist() == [1, 0, 2] and row[3] < 0 and row[7] > 0
+    for choice, first in zip(biased, (1, 2), strict=True):
+        where = place_of(choice, "bias_first")
+        assert biases[where : where + 2, 0].tolist() == [first, 9]
+    assert vocab == counts.shape[1] and memory.written == 2
+
+
+def test_counts_are_written_where_the_device_has_others():
+    memory, made = Memory(), [1]
+    tables = DeviceTables(memory, 40)
+    choice = RowChoice(Sampling(frequency_penalty=1.0), None, [2], made)
+    tables.place([choice])
+    choice.record()  # a step: the device counts its token
+    made.append(5)
+    choice.record()  # the one ahead of it
+    made.append(6)
+    tables.place([choice])
+    assert memory.written == 1
+    choice.record()  # another ahead, which is thrown away
+    tables.place([choice])
+    assert memory.written == 2
+    made.append(7)  # chosen elsewhere
+    tables.place([choice])
+    assert memory.written == 3 and tables.arguments[0][0, [1, 5, 6, 7]].tolist() == [1, 1, 1, 1]
+
+
+def test_tables_grow_and_places_are_used_again():
+    memory = Memory()
+    tables = DeviceTables(memory, 40)
+    options = Sampling(repetition_penalty=1.1)
+    choices = [RowChoice(options, None, [i], [i + 20]) for i in range(3)]
+    tables.place(choices[:1])
+    tables.place(choices)
+    slots = [place_of(choice, "counts") for choice in choices]
+    counts = tables.arguments[0]
+    assert sorted(slots) == [0, 1, 2] and len(counts) == 4
+    assert all(counts[slot, i + 20] == 1 for i, slot in enumerate(slots))
+    gone = slots[1]
+    del choices[1]
+    tables.place([*choices, new := RowChoice(options, None, [9], [])])
+    assert place_of(new, "counts") in {gone, 3} and len(tables.arguments[0]) == 4
+
+
+def test_masks_go_to_the_first_places():
+    tables = DeviceTables(Memory(), 64)
+    masks = [None, np.array([1, 2], np.int32), None, np.array([3, 4], np.int32)]
+    assert tables.allow(masks) == [None, 0, None, 1]
+    assert tables.arguments[1][:2].tolist() == [[1, 2], [3, 4]]
+    assert tables.allow([None]) == [None]

@@ -123,8 +123,10 @@ def pack(rows: list[Row], vocab: int, seed: int) -> Step:
     for i, row in enumerate(rows):
         options = row.sampling
         random = np.random.default_rng(seed + i)
-        choice = choices.RowChoice(options, random, counts=slot, mask=mask, bias_first=bias)
-        records.append(choice.record(row.allowed is not None))
+        choice = choices.RowChoice(options, random)
+        choice.place("counts", slot)
+        choice.place("bias_first", bias)
+        records.append(choice.record(None if row.allowed is None else mask))
         if options.penalizes:
             np.add.at(counts[slot], row.made, 1)
             counts[slot, row.prompt] |= np.int32(-(2**31))
@@ -193,7 +195,7 @@ def on_cpu(text: str, functions: str, folder: Path) -> ctypes.CDLL:
 
 
 def team_on_cpu(vocab: int, splits: int, folder: Path) -> ctypes.CDLL:
-    """The kernels of a vocabulary on the CPU: choose, logprobs and note_tokens, row by row."""
+    """The kernels of a vocabulary on the CPU: choose and logprobs, row by row."""
     from relax_passes.kernels.cuda.choose.kernels import THREADS as threads  # noqa: N811
     from relax_passes.kernels.cuda.choose.row_text import ROW
 
@@ -214,11 +216,6 @@ extern "C" void logprobs(int m, float* logits, int* options, int* tokens, int* i
       amx_logprobs<{team}>(shared_of(i / {threads}), logits, options, tokens, ids, values, row,
                            {where});
     }});
-}}
-extern "C" void note_tokens(int* counts, int slot, int* tokens, int count, int prompt) {{
-  run_team(1, 1024, [=](int i) {{
-    amx_note_tokens<{vocab}, 1024>(counts, slot, tokens, count, prompt, i);
-  }});
 }}
 """
     return on_cpu(ROW.full_text, functions, folder)

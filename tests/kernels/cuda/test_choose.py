@@ -29,7 +29,6 @@ def test_kernels_compile(arch, vocab):
     functions = {
         "choose": kernels.choose(vocab, arch, dependent=clusters),
         "logprobs": kernels.logprobs(vocab, arch),
-        "note_tokens": kernels.note_tokens(vocab),
     }
     code, cubin = compile_functions(functions, arch)
     assert cubin[:4] == b"\x7fELF"
@@ -110,17 +109,3 @@ def test_log_probabilities(library):
     given = pointers(step.logits, step.options, tokens, ids, values)
     library.logprobs(len(rows), *given)
     choosing.check_logprobs(rows, tokens, ids, values)
-
-
-@needs_compiler
-def test_what_a_sequence_has_seen(library):
-    rng = np.random.default_rng(4)
-    tokens = rng.integers(0, 60, 500).astype(np.int32)
-    counts = rng.integers(-9, 9, (3, VOCAB)).astype(np.int32)
-    expected = counts.copy()
-    expected[1] = 0
-    np.add.at(expected[1], tokens[300:], 1)
-    expected[1, tokens[:300]] |= np.int32(-(2**31))
-    where, given = pointers(counts, tokens)
-    library.note_tokens(where, 1, given, len(tokens), 300)
-    np.testing.assert_array_equal(counts, expected)

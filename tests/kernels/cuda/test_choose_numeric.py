@@ -38,11 +38,9 @@ def build(vocab: int, path: Path, arch: str) -> None:
     from amx_tvm.targets import resolve
     from relax_passes.kernels.cuda.choose import kernels
 
-    tables = kernels.Tables(choosing.SLOTS, choosing.SLOTS, choosing.BIASES)
     functions = {
-        "choose": kernels.choose(vocab, arch, tables),
+        "choose": kernels.choose(vocab, arch),
         "logprobs": kernels.logprobs(vocab, arch),
-        "note_tokens": kernels.note_tokens(vocab, tables),
     }
     module = tvm.IRModule({k: f.with_attr("global_symbol", k) for k, f in functions.items()})
     tvm.compile(module, target=resolve(f"cuda:{arch}").tvm).export_library(str(path))
@@ -106,22 +104,6 @@ def test_log_probabilities(library):
     torch.cuda.synchronize()
     found = (tokens.cpu().numpy(), ids.cpu().numpy(), values.cpu().numpy())
     choosing.check_logprobs(rows, *found)
-
-
-def test_what_a_sequence_has_seen(library):
-    vocab, module = library
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(0, vocab, 3000).astype(np.int32)
-    tokens[2000:] %= 50
-    counts = rng.integers(-9, 9, (choosing.SLOTS, vocab)).astype(np.int32)
-    expected = counts.copy()
-    expected[3] = 0
-    np.add.at(expected[3], tokens[2000:], 1)
-    expected[3, tokens[:2000]] |= np.int32(-(2**31))
-    there = torch.from_numpy(counts).cuda()
-    module["note_tokens"](torch.from_numpy(tokens).cuda(), 2000, 3, there)
-    torch.cuda.synchronize()
-    np.testing.assert_array_equal(there.cpu().numpy(), expected)
 
 
 if __name__ == "__main__":

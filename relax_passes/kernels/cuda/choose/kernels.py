@@ -3,16 +3,13 @@
 
     choose       logits [m, vocab], options, tables -> tokens [ROWS] of the first m rows
     logprobs     logits, options, tokens -> ids and values of the rows that ask for them
-    note_tokens  what a sequence has seen -> its table of counts
 
-All take fixed buffers, allocate nothing, and have a grid that depends on m alone, so a CUDA graph
-can hold them. `amx_tvm.runtime.choices` packs the options and says what the tables hold.
+They allocate nothing and have a grid that depends on m alone, so a CUDA graph can hold them. `amx_tvm.runtime.choices` packs the options and says what the tables hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -29,26 +26,6 @@ from .team_text import BINS
 SPLITS = 8  # blocks of a row where there are clusters
 THREADS = BINS  # of a block
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
-
-
-@dataclass(frozen=True)
-class Tables:
-    """How many there are of what options refer to, in device memory.
-
-    Attributes
-    ----------
-    counts : int
-        Tables of counts, int32 [vocab] each: how often a token was chosen; the sign is set where
-        the prompt has it. For rows with penalties.
-    masks : int
-        Masks, int32 [ceil(vocab / 32)] each: bit token % 32 of word token / 32 allows it.
-    biases : int
-        Entries of all lists of biases, int32 [2] each: a token, and the bits of a float32.
-    """
-
-    counts: int = 64
-    masks: int = ROWS
-    biases: int = 4096
 
 
 def _function(name: str, body: Callable[[], None], dependent: bool = False) -> tirx.PrimFunc:
@@ -106,10 +83,14 @@ def _teams(name: str, rows: tirx.Expr, splits: int, emit: Callable) -> None:
             emit(bound[0], bound[1], bound[-1])
 
 
+def tables(vocab: int) -> tuple[tuple[str, int], ...]:
+    """Return the tables that options refer to, each with the length of a row (choices.py)."""
+    return ("counts", vocab), ("masks", -(-vocab // 32)), ("biases", 2)
+
+
 def choose(
     vocab: int,
     arch: str,
-    tables: Tables = Tables(),  # noqa: B008 - frozen
     *,
     dependent: bool = False,
 ) -> tirx.PrimFunc:
@@ -120,9 +101,9 @@ def choose(
     ======= ======== =================== ================================================
     logits  float32  [m, vocab]          of the step; m at most ROWS
     options int32    [ROWS, WORDS]       `choices.pack`'s, uploaded before it
-    counts  int32    [tables.counts, V]  one is added where a row with penalties chose
-    masks   int32    [tables.masks, V/32]
-    biases  int32    [tables.biases, 2]
+    counts  int32    [any, vocab]        one is added where a row with penalties chose
+    masks   int32    [any, vocab / 32]
+    biases  int32    [any, 2]
     tokens  int32    [ROWS]              out, the first m: a token, `choices.BROKEN` where logits
                                          hold NaN or infinity, `choices.NOTHING` where a mask
                                          leaves nothing; 0 where no request is
@@ -139,8 +120,6 @@ def choose(
         Tokens, at most 262144 where there are no clusters.
     arch : str
         Architecture, such as "sm_90a".
-    tables : Tables
-        Sizes of what rows refer to.
     dependent : bool
         Programmatic dependent launch (sm_90 and later).
     """
@@ -161,9 +140,7 @@ def choose(
         given = (
             logits,
             _int32("options", ROWS, WORDS),
-            _int32("counts", tables.counts, vocab),
-            _int32("masks", tables.masks, -(-vocab // 32)),
-            _int32("biases", tables.biases, 2),
+            *(_int32(name, tirx.Var(f"{name}_rows", "int64"), n) for name, n in tables(vocab)),
             _int32("tokens", ROWS),
         )
 
@@ -214,37 +191,3 @@ def logprobs(vocab: int, arch: str) -> tirx.PrimFunc:
         _teams("logprobs", rows, splits, emit)
 
     return _function("logprobs", body)
-
-
-def note_tokens(vocab: int, tables: Tables = Tables()) -> tirx.PrimFunc:  # noqa: B008 - frozen
-    """Build the kernel that begins a table of counts.
-
-    Arguments: tokens int32 [n], n > 0, what the sequence holds; prompt, int64, how many of them,
-    the first ones, are the prompt; slot, int64, which table; counts int32 [tables.counts, vocab],
-    in place. All tokens must be below vocab.
-    """
-    threads = 1024
-    run = Intrinsic(
-        f"amx_note_tokens_{vocab}",
-        f"  amx_note_tokens<{vocab}, {threads}>(counts, slot, tokens, count, prompt, tid);",
-        (ROW,),
-        "void(void* counts, int slot, const void* tokens, int count, int prompt, int tid)",
-    )
-
-    def body() -> None:
-        count = tirx.Var("n", "int64")
-        tokens = T.arg("tokens", T.Buffer((count,), "int32"))
-        prompt = tirx.Cast("int32", T.arg("prompt", T.int64()))
-        slot = tirx.Cast("int32", T.arg("slot", T.int64()))
-        counts = _int32("counts", tables.counts, vocab)
-        bindings = [
-            T.thread_binding(1, thread="blockIdx.x"),
-            T.thread_binding(threads, thread="threadIdx.x"),
-        ]
-        with T.frame_scope(bindings) as (_, tid):
-            with T.sblock("note_tokens"):
-                T.reads()
-                T.writes()
-                run(_start(counts), slot, _start(tokens), tirx.Cast("int32", count), prompt, tid)
-
-    return _function("note_tokens", body)

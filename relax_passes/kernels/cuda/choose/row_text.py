@@ -160,19 +160,6 @@ __device__ __forceinline__ void amx_logprobs(float* shared, void* logits, const 
     out[1 + place] = (float)((double)amx_ordered((unsigned)(mine >> 32)) - top - total);
   }
 }
-
-// Begin a table of counts: nothing, then the tokens of the prompt, then those chosen since.
-template <int VOCAB, int THREADS>
-__device__ __forceinline__ void amx_note_tokens(void* counts, int slot, const void* tokens, int count, int prompt,
-                                                int tid) {
-  int* seen = (int*)counts + (long long)slot * VOCAB;
-  for (int i = tid; i < VOCAB; i += THREADS) seen[i] = 0;
-  __syncthreads();
-  for (int i = tid; i < count; i += THREADS) {
-    const int token = ((const int*)tokens)[i];
-    if (i < prompt) atomicOr(seen + token, (int)0x80000000); else atomicAdd(seen + token, 1);
-  }
-}
 """,
     (SEARCH,),
 )
