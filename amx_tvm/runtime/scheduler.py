@@ -254,8 +254,7 @@ class Scheduler:
         """Let a request take its next token and tell of it; False where that failed."""
         request, run = handle.request, handle.run
         try:
-            chosen = not isinstance(given, np.ndarray)
-            piece = run.accept(given) if chosen else run.take(given)
+            piece = run.take(given) if isinstance(given, np.ndarray) else run.accept(given)
             token = run.result.token_ids[-1]
             handle.tokens.append(token)
             if request.on_tokens is not None:

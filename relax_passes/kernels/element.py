@@ -7,12 +7,10 @@ from typing import Any
 
 from tvm import tirx
 
-Expr = tirx.Expr
-
 
 def element(
-    fmt: Any, code: Expr, stored: Callable[[str], Expr], let: Callable[[Expr], Expr]
-) -> Expr:
+    fmt: Any, code: Any, stored: Callable[[str], Any], let: Callable[[Any], Any]
+) -> tirx.Expr:
     """Decode an element.
 
     Parameters
@@ -31,7 +29,7 @@ def element(
     tirx.Expr
         float32, without the format's scale of a tensor.
     """
-    total = None
+    total: Any = None
     for term in fmt.terms:
         integer = tirx.Cast("float32", code) if term.table is None else _lookup(term.table, code)
         if isinstance(term.offset, str):
@@ -44,7 +42,7 @@ def element(
     return total
 
 
-def _lookup(table: tuple[int, ...], code: Expr) -> Expr:
+def _lookup(table: tuple[int, ...], code: tirx.Expr) -> tirx.Expr:
     """Select one of sixteen small integers, as float32."""
     value = tirx.const(float(table[0]), "float32")
     for index, entry in enumerate(table):
