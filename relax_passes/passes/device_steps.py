@@ -35,7 +35,7 @@ from relax_passes.kernels.cuda.attention.config import MOST_SEQUENCES
 from relax_passes.kernels.cuda.attention.kernels import PLAN
 from relax_passes.kernels.cuda.attention.lowering import STATE_TYPE
 from relax_passes.kernels.cuda.choose.ids import ids
-from relax_passes.kernels.cuda.choose.kernels import choose, logprobs, tables
+from relax_passes.kernels.cuda.choose.kernels import choose, tables
 from relax_passes.ops import is_op
 from relax_passes.passes.buckets import EACH_NAME, ONE
 from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, num_inputs
@@ -137,16 +137,12 @@ def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) 
         if var.same_as(logits):
             last, arch = ctx.emit(value, "logits"), gpu_of(target).arch
             made = ctx.add_function(choose(vocab, arch), "choose")
-            tokens = relax.TensorType((ROWS,), "int32")
-            chosen = ctx.emit(relax.call_tir(made, [last, options, *held], tokens), "chosen")
-            made = ctx.add_function(logprobs(vocab, arch), "logprobs")
-            noted = [
+            outs = [
+                relax.TensorType((ROWS,), "int32"),
                 relax.TensorType((ROWS, MOST_LOGPROBS), "int32"),
                 relax.TensorType((ROWS, 1 + MOST_LOGPROBS), "float32"),
             ]
-            both = ctx.emit(relax.call_tir(made, [last, options, chosen], noted), "noted")
-            parts = [ctx.emit(relax.TupleGetItem(both, i)) for i in range(2)]
-            return relax.Tuple([chosen, *parts])
+            return relax.call_tir(made, [last, options, *held], outs)
         return None
 
     made = drop_dead(Context(builder, function).run(rule))

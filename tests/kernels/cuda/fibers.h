@@ -15,6 +15,7 @@
 
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 using std::max;
 using std::min;
 struct int2 { int x, y; };

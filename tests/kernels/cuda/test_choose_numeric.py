@@ -38,11 +38,8 @@ def build(vocab: int, path: Path, arch: str) -> None:
     from amx_tvm.targets import resolve
     from relax_passes.kernels.cuda.choose import kernels
 
-    functions = {
-        "choose": kernels.choose(vocab, arch),
-        "logprobs": kernels.logprobs(vocab, arch),
-    }
-    module = tvm.IRModule({k: f.with_attr("global_symbol", k) for k, f in functions.items()})
+    function = kernels.choose(vocab, arch).with_attr("global_symbol", "choose")
+    module = tvm.IRModule({"choose": function})
     tvm.compile(module, target=resolve(f"cuda:{arch}").tvm).export_library(str(path))
 
 
@@ -64,7 +61,10 @@ def library(request, tmp_path_factory):
 
 
 def run(module, step: Step) -> list:
+    """Choose; the tensors of the step, ids and values of log-probabilities last."""
     tensors = [torch.from_numpy(a).cuda() for a in step.arrays]
+    tensors.append(torch.full((ROWS, MOST_LOGPROBS), -9, dtype=torch.int32, device="cuda"))
+    tensors.append(torch.full((ROWS, 1 + MOST_LOGPROBS), float("nan"), device="cuda"))
     module["choose"](*tensors)
     torch.cuda.synchronize()
     return tensors
@@ -97,12 +97,8 @@ def test_log_probabilities(library):
         Row(some_logits(rng, vocab, kind), Sampling(temperature=1.0, top_p=0.9, logprobs=n))
         for n, kind in zip(asked, (0, 0, 1, 2, 3, 7), strict=True)
     ]
-    logits, options, *_, tokens = run(module, choosing.pack(rows, vocab, 60))
-    ids = torch.full((ROWS, MOST_LOGPROBS), -9, dtype=torch.int32, device="cuda")
-    values = torch.full((ROWS, 1 + MOST_LOGPROBS), float("nan"), device="cuda")
-    module["logprobs"](logits, options, tokens, ids, values)
-    torch.cuda.synchronize()
-    found = (tokens.cpu().numpy(), ids.cpu().numpy(), values.cpu().numpy())
+    tensors = run(module, choosing.pack(rows, vocab, 60))
+    found = [tensor.cpu().numpy() for tensor in tensors[5:]]
     choosing.check_logprobs(rows, *found)
 
 

@@ -30,7 +30,7 @@ FOUR_BIT = tuple(n for n in formats.names() if formats.get(n).rule)
 ROW_CASES = [(name, k, norm) for name in ("", *FOUR_BIT) for k in (576, 4096) for norm in (0, 1)]
 EPS = 1e-5
 # Format of the linears, and of the head: its own, 8.5 bits, or none.
-SCHEMES = (("amxfp4", "amxfp4"), ("nvfp4-w4a4", "amxfp4"), ("amxfp4", "auto"), ("amxfp4", "none"))
+SCHEMES = (("amxfp4", "amxfp4"), ("nvfp4-w4a4", "none"), ("amxfp4", "auto"), ("amxfp4", "none"))
 SEVERAL = "sm_80+sm_89+sm_90a"
 
 

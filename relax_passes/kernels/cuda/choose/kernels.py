@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """TensorIR of the kernels that choose tokens; their work is CUDA text.
 
-    choose       logits [m, vocab], options, tables -> tokens [ROWS] of the first m rows
-    logprobs     logits, options, tokens -> ids and values of the rows that ask for them
+    choose   logits [m, vocab], options, tables -> tokens [ROWS] of the first m rows, and
+             log-probabilities of those that ask for them
 
 They allocate nothing and have a grid that depends on m alone, so a CUDA graph can hold them. `amx_tvm.runtime.choices` packs the options and says what the tables hold.
 """
@@ -19,6 +19,7 @@ from amx_tvm.runtime.choices import ROWS, WORDS
 from amx_tvm.runtime.options import MOST_LOGPROBS
 from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
+from relax_passes.kernels.cuda.intrinsics.sync import CLUSTER_SYNC
 
 from .row_text import ROW
 from .team_text import BINS
@@ -107,12 +108,15 @@ def choose(
     tokens  int32    [ROWS]              out, the first m: a token, `choices.BROKEN` where logits
                                          hold NaN or infinity, `choices.NOTHING` where a mask
                                          leaves nothing; 0 where no request is
+    ids     int32    [ROWS, MOST]        out, the most likely tokens of the logits as they were,
+                                         best first, as many as the row's options say
+    values  float32  [ROWS, 1 + MOST]    out, the chosen token's log-probability and theirs
     ======= ======== =================== ================================================
 
-    The last argument is the output, so `call_tir_inplace(choose, (logits, options, counts, masks,
-    biases, tokens), inplace_indices=[5], ...)` writes the fixed buffer that the next step's
-    embedding reads; that one must take max(token, 0). Where there are no clusters, rows with bias,
-    penalties or masks are changed in place in `logits`; elsewhere logits stay.
+    MOST is `options.MOST_LOGPROBS`. Rows that ask for no log-probabilities, or have no token, leave
+    `ids` and `values` alone. The next step's embedding must take max(token, 0). Where there are no
+    clusters, rows with bias, penalties or masks are changed in place in `logits`, and no
+    log-probabilities can be told of them; elsewhere logits stay.
 
     Parameters
     ----------
@@ -125,14 +129,19 @@ def choose(
     """
     splits = SPLITS if gpu(arch).clusters else 1
     floats, team = _floats(vocab, splits), f"{vocab}, {splits}, {THREADS}"
+    meet = f"{CLUSTER_SYNC.name}();" if splits > 1 else "__syncthreads();"
     run = Intrinsic(
         f"amx_choose_{vocab}_{splits}_{int(dependent)}",
         f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
   amx_choose<{team}, {"true" if dependent else "false"}>(
-      shared, logits, options, counts, masks, biases, tokens, row, rank, tid);""",
+      shared, logits, options, counts, masks, biases, tokens, row, rank, tid);
+  const AmxChoice o = ((const AmxChoice*)options)[row];
+  if (!(o.flags & AMX_LIVE) || o.logprobs < 0) return;
+  {meet}  // the token is there, and the team has done with its shared memory
+  amx_logprobs<{team}>(shared, logits, options, tokens, ids, values, row, rank, tid);""",
         (ROW,),
         "void(float* shared, void* logits, const void* options, void* counts, const void* masks, "
-        "const void* biases, void* tokens, int row, int rank, int tid)",
+        "const void* biases, void* tokens, void* ids, void* values, int row, int rank, int tid)",
     )
 
     def body() -> None:
@@ -142,6 +151,8 @@ def choose(
             _int32("options", ROWS, WORDS),
             *(_int32(name, tirx.Var(f"{name}_rows", "int64"), n) for name, n in tables(vocab)),
             _int32("tokens", ROWS),
+            _int32("ids", ROWS, MOST_LOGPROBS),
+            T.arg("values", T.Buffer((ROWS, 1 + MOST_LOGPROBS), "float32")),
         )
 
         def emit(row, rank, tid) -> None:  # noqa: ANN001
@@ -151,43 +162,3 @@ def choose(
         _teams("choose", rows, splits, emit)
 
     return _function("choose", body, dependent)
-
-
-def logprobs(vocab: int, arch: str) -> tirx.PrimFunc:
-    """Build the kernel that notes log-probabilities, of the logits as the model gave them.
-
-    It may run at any time between `choose` and the next step, in the same graph or not. Arguments:
-    logits [m, vocab], options [ROWS, WORDS], tokens [ROWS] as `choose` left them; out ids int32
-    [ROWS, MOST_LOGPROBS], the most likely tokens, best first, as many as the row's options say, and
-    values float32 [ROWS, 1 + MOST_LOGPROBS], the chosen token's log-probability and theirs. Rows
-    that ask for none, or have no token, are not written. Parameters are `choose`'s.
-    """
-    splits = SPLITS if gpu(arch).clusters else 1
-    floats, team = _floats(vocab, splits), f"{vocab}, {splits}, {THREADS}"
-    run = Intrinsic(
-        f"amx_logprobs_{vocab}_{splits}",
-        f"""  static_assert(AmxTeam<{team}>::FLOATS == {floats}, "shared memory");
-  amx_logprobs<{team}>(
-      shared, logits, options, tokens, ids, values, row, rank, tid);""",
-        (ROW,),
-        "void(float* shared, void* logits, const void* options, const void* tokens, void* ids, "
-        "void* values, int row, int rank, int tid)",
-    )
-
-    def body() -> None:
-        rows, logits = _logits(vocab)
-        given = (
-            logits,
-            _int32("options", ROWS, WORDS),
-            _int32("tokens", ROWS),
-            _int32("ids", ROWS, MOST_LOGPROBS),
-            T.arg("values", T.Buffer((ROWS, 1 + MOST_LOGPROBS), "float32")),
-        )
-
-        def emit(row, rank, tid) -> None:  # noqa: ANN001
-            shared = _start(_shared(floats))
-            run(shared, *map(_start, given), row, rank, tid)
-
-        _teams("logprobs", rows, splits, emit)
-
-    return _function("logprobs", body)

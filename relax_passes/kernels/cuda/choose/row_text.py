@@ -114,9 +114,9 @@ __device__ __forceinline__ void amx_choose(float* shared, void* logits, const vo
 }
 
 // Log-probabilities of a row as it is, before its options change it: of the token that was chosen,
-// and of the most likely ones, best first.
+// and of the most likely ones, best first. No part of the choice, whose registers it would take.
 template <int VOCAB, int SPLITS, int THREADS>
-__device__ __forceinline__ void amx_logprobs(float* shared, void* logits, const void* options, const void* tokens,
+__device__ __noinline__ void amx_logprobs(float* shared, void* logits, const void* options, const void* tokens,
                                              void* ids, void* values, int row, int rank, int tid) {
   const AmxChoice o = ((const AmxChoice*)options)[row];
   const int chosen = ((const int*)tokens)[row];
