@@ -13,10 +13,13 @@ from amx_tvm.artifact.cpu import cpu_features, normalize
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.extras import require
+from amx_tvm.scratch import scratch
 from amx_tvm.targets import ResolvedTarget, resolve
+from amx_tvm.targets.cuda.driver import gpus_here
+from amx_tvm.targets.cuda.toolchain import require_compiler
 from tuning.cost_model import require_xgboost
 from tuning.journal import Damage
-from tuning.measure import Worker, remote_workers
+from tuning.measure import Worker, gpu_workers, remote_workers
 from tuning.session import Progress, Session, TaskState
 from tuning.tasks import tasks_of
 
@@ -69,6 +72,7 @@ def tune(
     records: str | os.PathLike[str] = DEFAULT_DIRECTORY,
     threads: int | None = None,
     limit: float = 60.0,
+    jobs: int | None = None,
     remote: str | None = None,
     key: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -81,7 +85,8 @@ def tune(
         A model as for ``amx_tvm.compile``, its ``config.json`` or that as a dict, or an artifact;
         weights are not read.
     target : str
-        A CPU target that this machine can run; records are kept under its exact key.
+        A target that this machine can run, "cuda" for its GPU; records are kept under its exact
+        key.
     quantization : str or QuantizationConfig
         As for ``amx_tvm.compile``.
     minutes, trials : optional
@@ -92,6 +97,8 @@ def tune(
         Threads of a kernel; by default TVM's choice, as at run time.
     limit : float
         Seconds that building and measuring one candidate may take.
+    jobs : int, optional
+        Processes that build kernels for a GPU; by default as many as there are cores, 8 at most.
     remote, key : str, optional
         HOST:PORT of TVM's RPC tracker and the key of its devices: kernels are built here and
         measured there, on all devices of the key at the same time.
@@ -110,7 +117,8 @@ def tune(
     require_xgboost()
     for package in ("tornado", "cloudpickle", "psutil") if remote is not None else ():
         require(package, "tune", "measuring on remote devices", TuningError)
-    for name, value in (("minutes", minutes), ("trials", trials), ("limit", limit)):
+    budget = (("minutes", minutes), ("trials", trials), ("limit", limit), ("jobs", jobs))
+    for name, value in budget:
         if value is not None and value <= 0:
             raise TuningError(f"{name} is {value}, a budget has to be above 0")
     if minutes is None and trials is None:
@@ -120,9 +128,12 @@ def tune(
     tasks = tasks_of(model, resolved, quantization)
     if remote is not None and key is not None:
         workers = remote_workers(target, remote, key, limit)
-    else:
+    elif resolved.device == "cpu":
         workers = [Worker(target, limit, threads=threads)]
     with ExitStack() as stack:
+        if resolved.device == "cuda":
+            folder = stack.enter_context(scratch("amx-tvm-tune-"))
+            workers = gpu_workers(target, folder / "gpu.lock", limit, jobs)
         for worker in workers:
             stack.enter_context(worker)
         session = Session(tasks, resolved, records, workers, tell=progress)
@@ -138,18 +149,44 @@ def require_measurable(target: ResolvedTarget, remote: str | None, key: str | No
     Raises
     ------
     TuningError
-        For a tracker without a key or the reverse, and for GPUs, which are measured by packages.
+        For a tracker without a key or the reverse, and for GPUs that are not here.
     """
     if (remote is None) != (key is None):
         raise TuningError("a remote tracker and the key of its devices belong together: give both")
     if target.device != "cpu":
-        raise TuningError(
-            f"this measures CPU kernels and {target.key} is a GPU: `amx-tvm tune package` builds "
-            "its candidates, `python -m tuning.package_run` measures them on the machine with the "
-            "GPU, and `amx-tvm tune import` makes records of the results"
-        )
-    if remote is None:
+        require_gpu_here(target)
+    elif remote is None:
         require_here(target)
+
+
+def gpu_is_here(target: ResolvedTarget) -> bool:
+    """Whether this machine's first GPU is what a CUDA target means."""
+    return bool(gpus_here()) and resolve("cuda").key == target.key
+
+
+def require_gpu_here(target: ResolvedTarget) -> None:
+    """Refuse a GPU that is elsewhere, and one that PyTorch, which times kernels, cannot use.
+
+    Raises
+    ------
+    TuningError
+        Otherwise.
+    """
+    if not gpu_is_here(target):
+        here = resolve("cuda").key if gpus_here() else "no GPU"
+        raise TuningError(
+            f"this tunes on the GPU of this machine, which has {here}, and not {target.key}: "
+            "`amx-tvm tune package` builds candidates for a GPU elsewhere, `python -m "
+            "tuning.package_run` measures them there, and `amx-tvm tune import` makes records of "
+            "the results"
+        )
+    require_compiler()
+    torch = require("torch", "torch", "measuring on a GPU", TuningError)
+    if not torch.cuda.is_available():
+        raise TuningError(
+            "measuring on a GPU needs PyTorch with CUDA, and this one has none "
+            f"({torch.__version__}); install one for CUDA 13 from pytorch.org"
+        )
 
 
 def require_here(target: ResolvedTarget) -> None:

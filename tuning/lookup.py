@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import TuningError
+from amx_tvm.targets.cuda.gpus import model
 from relax_passes.spec import LinearSpec
 from tuning.kernels import identity
 from tuning.records import SHIPPED, Record, RecordFile, file_name, refusal
@@ -15,6 +16,15 @@ from tuning.records import SHIPPED, Record, RecordFile, file_name, refusal
 
 class Knobs(dict):
     """A schedule's knobs that know which records they come from.
+
+    Parameters
+    ----------
+    knobs : mapping
+        Names and values.
+    records : list of Record
+        Where they come from.
+    gpu : str
+        The GPU that is compiled for, where it is one.
 
     Attributes
     ----------
@@ -25,15 +35,23 @@ class Knobs(dict):
         its time over the default's.
     """
 
-    def __init__(self, knobs: Mapping[str, Any], records: list[Record]):
+    def __init__(self, knobs: Mapping[str, Any], records: list[Record], gpu: str = ""):
         super().__init__(knobs)
         self.records = records
         self.name = "; ".join(
             f"{r.kernel.bucket} {r.kernel.revision}: "
             f"{', '.join(f'{k}={v}' for k, v in r.knobs.items())} "
-            f"({r.ratio[1]:.3f} of the default, {r.time[:10] or 'undated'})"
+            f"({r.ratio[1]:.3f} of the default, {r.time[:10] or 'undated'}{_where(r, gpu)})"
             for r in records
         )
+
+
+def _where(record: Record, gpu: str) -> str:
+    """Say on which GPU a record was made, and that it is only the nearest one where it is."""
+    made = record.gpu
+    if not made:
+        return ""
+    return f", {made}" if gpu in ("", made) else f", {made}, the nearest with records to {gpu}"
 
 
 class Lookup:
@@ -50,7 +68,15 @@ class Lookup:
         self.file = RecordFile(path)
         self.refused: list[tuple[Record, str]] = []
         self._by_spec: dict[LinearSpec, list[Record]] = {}
-        for record in sorted(self.file.records, key=lambda r: r.ratio[1]):
+        meant = model(target.gpu, str(target.features[0])) if target.device == "cuda" else None
+
+        def order(record: Record) -> tuple[float, float]:
+            """The GPU that is meant first, then the nearest, then the largest gain."""
+            if meant is None:
+                return 0.0, record.ratio[1]
+            return meant.distance(model(record.gpu, meant.arch)), record.ratio[1]
+
+        for record in sorted(self.file.records, key=order):
             self._by_spec.setdefault(record.kernel.spec, []).append(record)
 
     def __call__(self, spec: LinearSpec) -> Knobs | None:
@@ -76,7 +102,7 @@ class Lookup:
         points = {r: record.knobs for r, record in found.items()}
         knobs = cuda_buckets.function(spec, self.target.tvm, points)
         used = [found[e["rows"]] for e in knobs["buckets"] if e["rows"] in found]
-        return Knobs(knobs, used) if used else None
+        return Knobs(knobs, used, self.target.gpu) if used else None
 
     def _best(self, spec: LinearSpec, rows: int | None) -> Record | None:
         made = [r for r in self._by_spec.get(spec, ()) if r.kernel.rows == rows]

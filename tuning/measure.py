@@ -107,6 +107,25 @@ def remote_workers(target: str, tracker: str, key: str, limit: float = 60.0) -> 
     return [Worker(target, whole, command) for _ in range(devices)]
 
 
+def gpu_workers(target: str, lock: Path, limit: float, jobs: int | None) -> list[Worker]:
+    """Return workers that build at the same time and measure in turns, on the GPU that is here.
+
+    Parameters
+    ----------
+    target : str
+        Name of the GPU's target.
+    lock : Path
+        A file that says whose turn it is.
+    limit : float
+        Seconds that building and measuring one candidate may take.
+    jobs : int, optional
+        How many; by default a core each, 8 at most.
+    """
+    count = jobs or min(8, os.cpu_count() or 1)
+    command = (sys.executable, "-m", "tuning.gpu_worker", str(lock))
+    return [Worker(target, limit * 2, command) for _ in range(count)]
+
+
 class Worker:
     """A measuring process that is started when needed and replaced when it hangs or dies.
 

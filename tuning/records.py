@@ -73,6 +73,11 @@ class Record:
     host: dict[str, Any] = field(default_factory=dict)
     time: str = ""
 
+    @property
+    def gpu(self) -> str:
+        """What the driver calls the GPU that measured it; "" for CPUs."""
+        return str(self.host.get("gpu", ""))
+
     def to_json(self) -> dict[str, Any]:
         """Return the line's object."""
         return {"schema": SCHEMA, **vars(self), "kernel": self.kernel.to_json()}
@@ -196,14 +201,14 @@ class RecordFile:
         journal.append(self.path, record.to_json())
         self.records.append(record)
 
-    def best(self) -> dict[KernelId, Record]:
-        """Return the record with the largest gain over the default for each kernel."""
-        found: dict[KernelId, Record] = {}
+    def best(self) -> list[Record]:
+        """Return the record with the largest gain over the default for each kernel and GPU."""
+        found: dict[tuple[KernelId, str], Record] = {}
         for record in self.records:
-            kept = found.get(record.kernel)
+            kept = found.get((record.kernel, record.gpu))
             if kept is None or record.ratio[1] < kept.ratio[1]:
-                found[record.kernel] = record
-        return found
+                found[record.kernel, record.gpu] = record
+        return list(found.values())
 
 
 def merge(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str]) -> RecordFile:
@@ -229,7 +234,7 @@ def merge(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str
             "the files of one target at a time"
         )
     unique = {str(sorted(r.to_json().items())): r for r in found}
-    kept = sorted(unique.values(), key=lambda r: (r.kernel.text, r.ratio[1]))
+    kept = sorted(unique.values(), key=lambda r: (r.kernel.text, r.gpu, r.ratio[1]))
     journal.replace(output, (r.to_json() for r in kept))
     return RecordFile(output)
 
@@ -246,7 +251,7 @@ def prune(path: str | os.PathLike[str], kernels: Mapping[tuple, KernelId] | None
     """
     file = RecordFile(path)
     kept = []
-    for record in file.best().values():
+    for record in file.best():
         kernel = (kernels or {}).get(record.kernel.problem)
         if kernel is None or refusal(record, record.target, kernel) is None:
             kept.append(record)

@@ -303,7 +303,8 @@ class Session:
         if median > 1 - MIN_GAIN or q3 >= 1:
             return
         for record in self.records.records:
-            if record.kernel == state.kernel and point_key(record.knobs) == point_key(best):
+            same = record.kernel == state.kernel and record.gpu == final["host"].get("gpu", "")
+            if same and point_key(record.knobs) == point_key(best):
                 state.record = record
                 return
         state.record = Record(

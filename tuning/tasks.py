@@ -21,7 +21,7 @@ from relax_passes.spec import LinearSpec
 from tuning.kernels import bucket
 
 # Rows of x that CUDA kernels are tuned for: one sequence, small batches, a short prompt.
-CUDA_ROWS = (1, 8, 16, 64)
+CUDA_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)

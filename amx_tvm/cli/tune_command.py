@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Files = Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="Files that tune made.")]
 File = Annotated[Path, typer.Argument(metavar="RECORDS", help="A file that tune made.")]
-Target = Annotated[str, typer.Option(help="A CPU target that this machine can run.")]
+Target = Annotated[str, typer.Option(help="This machine's CPU (llvm) or GPU (cuda).")]
+OfRecords = Annotated[str | None, typer.Option(help="By default that of the records.")]
 
 
 class TuneGroup(TyperGroup):
@@ -89,6 +90,9 @@ def model_(
     ] = Path("tuning-records"),
     threads: Annotated[int | None, typer.Option(help="CPU threads of a kernel.")] = None,
     limit: Annotated[float, typer.Option(help="Seconds for one candidate.")] = 60.0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that build for a GPU; by default a core each.")
+    ] = None,
     remote: Annotated[
         str | None, typer.Option(help="HOST:PORT of an RPC tracker: measure on its devices.")
     ] = None,
@@ -118,6 +122,7 @@ def model_(
             records=records,
             threads=threads,
             limit=limit,
+            jobs=jobs,
             remote=remote,
             key=key,
             progress=display,
@@ -326,11 +331,16 @@ def show(records: File) -> None:
 
 
 @commands.command()
-def verify(records: File, target: Target = "llvm") -> None:
-    """Build every record's kernel again and compare it with NumPy; exit code 1 if one fails."""
+def verify(records: File, target: OfRecords = None) -> None:
+    """Build every record's kernel again and compare it with NumPy; exit code 1 if one fails.
+
+    Records of a GPU that is not here are built and replayed only.
+    """
+    from tuning.verify import compares, target_of
     from tuning.verify import verify as run
 
     file = _open(records)
+    target = target or target_of(file)
     bad = len(file.damage)
     for damage in file.damage:
         print(f"unreadable: {damage}")
@@ -340,6 +350,8 @@ def verify(records: File, target: Target = "llvm") -> None:
             f"{'refused' if reason else 'ok'}: {record.kernel.text}"
             + (f": {reason}" if reason else "")
         )
+    if not compares(target):
+        print(f"no {target} is here: kernels were built, and no number was compared")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -355,13 +367,11 @@ def merge(
 
 
 @commands.command()
-def prune(
-    records: File,
-    target: Target = "llvm",
-) -> None:
+def prune(records: File, target: OfRecords = None) -> None:
     """Drop slower duplicates, unreadable lines, and records of schedules that have changed."""
     from tuning.records import prune as run
-    from tuning.verify import current_kernels
+    from tuning.verify import current_kernels, target_of
 
     file = _open(records)
-    print(f"{run(records, current_kernels(file, target))} lines dropped from {records}")
+    kernels = current_kernels(file, target or target_of(file))
+    print(f"{run(records, kernels)} lines dropped from {records}")

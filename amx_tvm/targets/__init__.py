@@ -158,6 +158,8 @@ class ResolvedTarget:
         Packed weight layout.
     features : tuple of str
         Instruction-set extensions that the code may use.
+    gpu : str
+        What the driver calls the GPU that is meant, "" where only its architecture is known.
     """
 
     tvm: Any
@@ -166,6 +168,7 @@ class ResolvedTarget:
     layout: str
     features: tuple[str, ...]
     triple: str
+    gpu: str = ""
 
     def record(self) -> TargetRecord:
         """Return what the manifest says about the target."""
@@ -209,14 +212,22 @@ def resolve(name: str) -> ResolvedTarget:
 
 def _cuda(name: str | None, layout: str = "cuda-fragment", host: Any = None) -> ResolvedTarget:
     """Return the target of a GPU; with a host, a board's: machine code for both, cross-linked."""
+    from amx_tvm.targets.cuda.driver import gpus_here
     from amx_tvm.targets.cuda.target import architectures_of, name_of, target
     from amx_tvm.targets.cuda.toolchain import enable
 
     made = target(name, host)
+    here = gpus_here() if name is None else []
     enable()
     triple = str(host["mtriple"]) if host else ""
     return ResolvedTarget(
-        made, f"cuda/{name_of(made)}", "cuda", layout, architectures_of(made), triple
+        made,
+        f"cuda/{name_of(made)}",
+        "cuda",
+        layout,
+        architectures_of(made),
+        triple,
+        here[0].name if here else "",
     )
 
 

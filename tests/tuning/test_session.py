@@ -236,7 +236,7 @@ def test_tasks_count_equal_kernels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "cuda:sm_90a"}, "measures CPU kernels"),
+        ({"target": "cuda:sm_90a"}, "on the GPU of this machine"),
         ({"target": "raspberry-pi/5-aarch64"}, "cannot run here"),
         ({"remote": "host:9190"}, "belong together"),
         ({"minutes": 0}, "above 0"),

@@ -10,6 +10,7 @@ capabilities, and the architectures' white papers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 from amx_tvm.errors import TargetError
 
@@ -84,6 +85,61 @@ GPUS = {
         Gpu("sm_120", "RTX 50 (mma.sync)", 170, 99 * _KB, 96 * _MB),
     )
 }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GPU that is sold: what the driver calls it, and how fast its memory is.
+
+    Attributes
+    ----------
+    name : str
+        As the driver says it.
+    arch : str
+    multiprocessors : int
+    bandwidth : int
+        Of its memory, 10^9 bytes a second.
+    """
+
+    name: str
+    arch: str
+    multiprocessors: int
+    bandwidth: int
+
+    def distance(self, other: Model) -> float:
+        """How different two GPUs are for kernels that read weights."""
+        sizes = self.multiprocessors / other.multiprocessors, self.bandwidth / other.bandwidth
+        return sum(abs(log(size)) for size in sizes)
+
+
+# NVIDIA's data sheets. The first of an architecture stands for it.
+MODELS = (
+    Model("NVIDIA A100-SXM4-80GB", "sm_80", 108, 2039),
+    Model("NVIDIA A100-SXM4-40GB", "sm_80", 108, 1555),
+    Model("NVIDIA A100 80GB PCIe", "sm_80", 108, 1935),
+    Model("NVIDIA A40", "sm_86", 84, 696),
+    Model("NVIDIA A10", "sm_86", 72, 600),
+    Model("NVIDIA L40S", "sm_89", 142, 864),
+    Model("NVIDIA L4", "sm_89", 58, 300),
+    Model("NVIDIA GeForce RTX 4090", "sm_89", 128, 1008),
+    Model("NVIDIA H100 80GB HBM3", "sm_90a", 132, 3350),
+    Model("NVIDIA H100 PCIe", "sm_90a", 114, 2039),
+    Model("NVIDIA H200", "sm_90a", 132, 4800),
+    Model("NVIDIA GH200 480GB", "sm_90a", 132, 4000),
+    Model("NVIDIA H20", "sm_90a", 78, 4000),
+    Model("NVIDIA B200", "sm_100", 148, 8000),
+)
+
+
+def model(name: str, arch: str, multiprocessors: int = 0) -> Model:
+    """Return a GPU by its driver's name; an unknown one is like its architecture's first."""
+    for known in MODELS:
+        if known.name == name:
+            return known
+    first = next((known for known in MODELS if known.arch == arch), None)
+    count = multiprocessors or (first.multiprocessors if first else 1)
+    speed = first.bandwidth * count // first.multiprocessors if first else 1
+    return Model(name or (first.name if first else arch), arch, count, speed)
 
 
 def gpu(arch: str) -> Gpu:
