@@ -238,7 +238,7 @@ class Scheduler:
             self._recover([(handle, 1) for handle in ready], error)
             return True
         for handle, token in zip(ready, tokens, strict=True):
-            if token in _FAULTS:
+            if isinstance(token, int) and token in _FAULTS:
                 self._fail(handle, GenerationError(_FAULTS[token]))
             elif handle.sequence is not None:  # no callback of this step has cancelled it
                 self._take(handle, token)

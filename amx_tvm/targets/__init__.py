@@ -3,7 +3,8 @@
     "llvm"                     the CPU of this machine, with exactly the extensions it has
     "llvm:x86-64-v4"           any LLVM CPU name
     "cuda"                     the GPU of this machine
-    "cuda:sm_90a"              an architecture; needs no GPU here
+    "cuda:h200"                a GPU by its name; needs none here
+    "cuda:sm_90a"              an architecture
     "cuda:sm_90a/114"          its GPU with 114 multiprocessors
     "cuda:sm_80+sm_89+sm_90"   several in one artifact, with the schedules that all can run
     "raspberry-pi/4b-aarch64"  a row of the table below, or any TVM target tag
@@ -213,11 +214,16 @@ def resolve(name: str) -> ResolvedTarget:
 def _cuda(name: str | None, layout: str = "cuda-fragment", host: Any = None) -> ResolvedTarget:
     """Return the target of a GPU; with a host, a board's: machine code for both, cross-linked."""
     from amx_tvm.targets.cuda.driver import gpus_here
+    from amx_tvm.targets.cuda.gpus import gpu, named
     from amx_tvm.targets.cuda.target import architectures_of, name_of, target
     from amx_tvm.targets.cuda.toolchain import enable
 
+    meant = named(name) if name is not None else None
+    if meant is not None:
+        usual = gpu(meant.arch).multiprocessors == meant.multiprocessors
+        name = meant.arch if usual else f"{meant.arch}/{meant.multiprocessors}"
     made = target(name, host)
-    here = gpus_here() if name is None else []
+    called = [g.name for g in ([meant] if meant else gpus_here() if name is None else [])]
     enable()
     triple = str(host["mtriple"]) if host else ""
     return ResolvedTarget(
@@ -227,7 +233,7 @@ def _cuda(name: str | None, layout: str = "cuda-fragment", host: Any = None) -> 
         layout,
         architectures_of(made),
         triple,
-        here[0].name if here else "",
+        called[0] if called else "",
     )
 
 

@@ -106,6 +106,12 @@ class Model:
     multiprocessors: int
     bandwidth: int
 
+    @property
+    def short(self) -> str:
+        """What people call it, such as "h200"."""
+        words = self.name.removeprefix("NVIDIA ").removeprefix("GeForce RTX ")
+        return words.split()[0].split("-")[0].lower()
+
     def distance(self, other: Model) -> float:
         """How different two GPUs are for kernels that read weights."""
         sizes = self.multiprocessors / other.multiprocessors, self.bandwidth / other.bandwidth
@@ -140,6 +146,11 @@ def model(name: str, arch: str, multiprocessors: int = 0) -> Model:
     count = multiprocessors or (first.multiprocessors if first else 1)
     speed = first.bandwidth * count // first.multiprocessors if first else 1
     return Model(name or (first.name if first else arch), arch, count, speed)
+
+
+def named(short: str) -> Model | None:
+    """Return the first GPU that people call so; None where there is none."""
+    return next((known for known in MODELS if known.short == short.lower()), None)
 
 
 def gpu(arch: str) -> Gpu:
