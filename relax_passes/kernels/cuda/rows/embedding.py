@@ -1,8 +1,8 @@
 """Rows of a packed table as float16: the embedding lookup, from the layout that the head reads.
 
 A row of layout "cuda-fragment" lies in one tile, its numbers in all four lanes of a group of eight
-rows (amx_tvm/formats/cuda_layout.py); one block a row, and a thread finds one number at a time. So
-a tied embedding and head share one copy of their weights.
+rows (amx_tvm/formats/cuda_layout.py); a thread finds one number, since loads in a row of their own
+would wait for each other. So a tied embedding and head share one copy of their weights.
 """
 
 from __future__ import annotations
@@ -52,27 +52,24 @@ def embedding(rows: int, k: int, format_name: str, m: int | None, bound: bool = 
             }
             y = T.arg("y", T.Buffer((count, k), "float16"))
             many = tirx.const(m, "int32") if m is not None else tirx.Cast("int32", count)
-            each = -(-k // THREADS)
+            extents = (many, -(-k // THREADS), THREADS)
+            names = ("blockIdx.x", "blockIdx.y", "threadIdx.x")
             if bound:
-                outer = [
-                    T.thread_binding(many, "blockIdx.x"),
-                    T.thread_binding(THREADS, "threadIdx.x"),
-                ]
+                loops = [T.thread_binding(e, n) for e, n in zip(extents, names, strict=True)]
             else:
-                outer = [T.serial(many), T.serial(THREADS)]
-            with T.frame_scope(outer) as (at, thread):
+                loops = [T.serial(extent) for extent in extents]
+            with T.frame_scope(loops) as (at, piece, thread):
                 with T.sblock("embedding"):
                     T.reads()
                     T.writes()
                     given = T.bind(ids[at])
                     inside = tirx.And(given >= 0, given < rows)
                     token = T.bind(tirx.Select(inside, given, tirx.const(0, "int32")))
-                    with T.serial(each) as i:
-                        column = T.bind(i * THREADS + thread)
-                        with T.If(column < k):
-                            with T.Then():
-                                value = _value(fmt, table, token, column)
-                                T.buffer_store(y, tirx.Cast("float16", value), [at, column])
+                    column = T.bind(piece * THREADS + thread)
+                    with T.If(column < k):
+                        with T.Then():
+                            value = _value(fmt, table, token, column)
+                            T.buffer_store(y, tirx.Cast("float16", value), [at, column])
     return builder.get().without_attr("global_symbol")
 
 
