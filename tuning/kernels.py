@@ -8,6 +8,7 @@ comment or a renamed variable in a schedule's source does not.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,20 @@ def identity(spec: LinearSpec, target: Any, layout: str, rows: int | None = None
         As for ``build``.
     """
     kernel = build(spec, target, None, rows)
-    text = kernel.func.without_attr("global_symbol").script(show_meta=True)
+    text = _plain(kernel.func.without_attr("global_symbol").script(show_meta=True))
     revision = hashlib.sha256(text.encode()).hexdigest()[:12]
     return KernelId(spec, rows, layout, kernel.rule, revision)
+
+
+def _plain(script: str) -> str:
+    """Return a printed function as TVM prints it for Python before 3.12.
+
+    Since then it writes variables of shapes as type parameters, `def main[m](...)`.
+    """
+    found = re.search(r"^def main\[(.*?)\]\(", script, re.MULTILINE)
+    if found is None:
+        return script
+    text = script.replace(found[0], "def main(", 1)
+    text = text.replace("from __future__ import annotations\n\n", "# from typing import TypeVar\n", 1)
+    made = "".join(f'{name} = TypeVar("{name}")\n' for name in found[1].split(", "))
+    return re.sub(r"^@T\.prim_func", made + "@T.prim_func", text, count=1, flags=re.MULTILINE)

@@ -10,7 +10,7 @@ from tuning_points import edit
 from amx_tvm.errors import TuningError
 from relax_passes.activation import INT8
 from relax_passes.spec import LinearSpec
-from tuning import journal
+from tuning import journal, kernels
 from tuning.kernels import KernelId, identity
 from tuning.lookup import Lookup, records_for
 from tuning.records import RecordFile, file_name, merge, prune, refusal
@@ -214,3 +214,16 @@ def test_identity_follows_the_code(spec, kernel, target):
     assert KernelId.from_json(json.loads(json.dumps(kernel.to_json()))) == kernel
     other = identity(LinearSpec("amxfp4", 96, 64, INT8, m=2), target.tvm, target.layout)
     assert other.revision != kernel.revision
+
+
+def test_a_revision_is_no_matter_of_pythons_version():
+    """TVM prints variables of shapes as Python 3.12 writes them where it runs there."""
+    old = (
+        '# from typing import TypeVar\n# from tvm.script import tirx as T\n\nm = TypeVar("m")\n'
+        '@T.prim_func(private=True)\ndef main(x: T.Buffer((m, 4), "float16")):\n    pass\n'
+    )
+    new = (
+        "from __future__ import annotations\n\n# from tvm.script import tirx as T\n\n"
+        '@T.prim_func(private=True)\ndef main[m](x: T.Buffer((m, 4), "float16")):\n    pass\n'
+    )
+    assert kernels._plain(new) == old == kernels._plain(old)
