@@ -147,6 +147,8 @@ def _plain(script: str) -> str:
     if found is None:
         return script
     text = script.replace(found[0], "def main(", 1)
-    text = text.replace("from __future__ import annotations\n\n", "# from typing import TypeVar\n", 1)
+    text = text.replace(
+        "from __future__ import annotations\n\n", "# from typing import TypeVar\n", 1
+    )
     made = "".join(f'{name} = TypeVar("{name}")\n' for name in found[1].split(", "))
     return re.sub(r"^@T\.prim_func", made + "@T.prim_func", text, count=1, flags=re.MULTILINE)

@@ -216,12 +216,12 @@ def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
     """A sampler, a callback, a step of the model: the others do not notice."""
     asked = [[5, 6, 7], [8, 9, 299], [10, 11], [12]]
     expected = [engine.generate(p, 8, ignore_eos=True).token_ids for p in asked]
-    forward, bad = engine._model._run, 299
+    forward, bad = engine._model.forward, 299
 
-    def broken(name, tokens, state):
-        if bad in np.from_dlpack(tokens):
+    def broken(cache, sequences, lengths, tokens, wanted):
+        if bad in tokens:
             raise ValueError("an illegal step")
-        return forward(name, tokens, state)
+        return forward(cache, sequences, lengths, tokens, wanted)
 
     def complain(tokens):
         raise KeyError("a callback")
@@ -234,7 +234,7 @@ def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
     requests[2] = replace(requests[2], on_tokens=complain)
     requests[3] = replace(requests[3], mask=lambda made: np.zeros(300, bool) if made else None)
     assert all(bad not in ids for ids in expected)
-    monkeypatch.setattr(engine._model, "_run", broken)
+    monkeypatch.setattr(engine._model, "forward", broken)
     with engine.scheduler() as scheduler:
         handles = [scheduler.add(request) for request in requests]
         turn(scheduler)
