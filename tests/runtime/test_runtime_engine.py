@@ -100,7 +100,7 @@ def test_failed_call_leaves_the_sequence_as_it_was(engine, ids, expected, monkey
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine._model, "_run", interrupted)
+            patch.setattr(engine._model._machine, "to_host", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 sequence.append(ids[32:40])
         assert len(sequence) == 32
