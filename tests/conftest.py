@@ -44,3 +44,21 @@ def compile_parameters():
             return amx_tvm.compile(*given, **options)
 
     return run
+
+
+@pytest.fixture
+def key_pair(tmp_path):
+    """Return (private, public) key files of a name, in PEM."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    def make(name):
+        key = Ed25519PrivateKey.generate()
+        encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+        kind = serialization.PublicFormat.SubjectPublicKeyInfo
+        (tmp_path / f"{name}.pem").write_bytes(private)
+        (tmp_path / f"{name}.pub").write_bytes(key.public_key().public_bytes(encoding, kind))
+        return tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
+
+    return make

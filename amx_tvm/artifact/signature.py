@@ -24,8 +24,29 @@ _CONTEXT = b"amx-tvm artifact\0"  # so that the key's other signatures are none 
 _BYTES = 64
 
 
-def private_key(path: str | os.PathLike[str]) -> Any:
-    """Read a private key; ArtifactError for anything else."""
+def private_key(path: str | os.PathLike[str] | None, linked: bool = True) -> Any:
+    """Read the private key that an artifact is to be signed with.
+
+    Parameters
+    ----------
+    path : path-like or None
+        None: nothing is signed, and there is no key.
+    linked : bool
+        Whether the artifact has its library. ``link.py`` writes it into the manifest elsewhere, so
+        a signature from here would be one of another manifest.
+
+    Raises
+    ------
+    ArtifactError
+        For a file that is no Ed25519 key in PEM, and for an artifact that is not linked.
+    """
+    if path is None:
+        return None
+    if not linked:
+        raise ArtifactError(
+            "what is linked elsewhere cannot be signed here: its manifest changes there; export "
+            "without --no-link, or without --sign"
+        )
     serialization, kind = _library("Ed25519PrivateKey")
     data = _read(path)
     try:

@@ -31,8 +31,8 @@ class ArtifactWriter:
         Replace an existing artifact, in the moment the new one is complete.
     shard_bytes : int
         Size near which parameter shards are split.
-    sign : path-like, optional
-        A private key by which the artifact is signed; see `amx_tvm.artifact.signature`.
+    key : private key, optional
+        By which the artifact is signed; see `amx_tvm.artifact.signature`.
 
     Examples
     --------
@@ -47,9 +47,9 @@ class ArtifactWriter:
         output: Path | str,
         overwrite: bool = False,
         shard_bytes: int = SHARD_BYTES,
-        sign: str | os.PathLike[str] | None = None,
+        key: Any = None,
     ):
-        self._key = None if sign is None else signature.private_key(sign)
+        self._key = key
         self.output = Path(os.path.abspath(output))
         self._overwrite = overwrite
         self._shard_bytes = shard_bytes
@@ -92,17 +92,15 @@ class ArtifactWriter:
         Manifest
             What was written.
         """
-        manifest = complete(self.directory, manifest, self.output)
-        if self._key is not None:
-            signature.sign(self.directory, manifest.digest, self._key)
+        manifest = complete(self.directory, manifest, self.output, self._key)
         check_replaceable(self.output, self._overwrite)
         self.publication.publish(self._overwrite)
         self._finished = True
         return manifest
 
 
-def complete(directory: Path, manifest: Manifest, output: Path) -> Manifest:
-    """Write the manifest of a directory that holds everything else; return it.
+def complete(directory: Path, manifest: Manifest, output: Path, key: Any = None) -> Manifest:
+    """Write the manifest of a directory that holds everything else, and sign it; return it.
 
     Files other than the library and the shards are added to ``manifest.files`` with
     their digests.
@@ -114,8 +112,10 @@ def complete(directory: Path, manifest: Manifest, output: Path) -> Manifest:
     manifest : Manifest
     output : Path
         The name for errors.
+    key : private key, optional
+        Of whoever answers for it.
     """
-    known = {manifest.library.file, FILE_NAME}
+    known = {manifest.library.file, FILE_NAME, signature.FILE_NAME}
     known.update(shard.file for shard in manifest.parameters.shards)
     extra = {}
     for file in sorted(directory.rglob("*")):
@@ -125,6 +125,8 @@ def complete(directory: Path, manifest: Manifest, output: Path) -> Manifest:
     manifest = replace(manifest, files=extra)
     manifest.check(str(output))
     manifest.save(directory)
+    if key is not None:
+        signature.sign(directory, manifest.digest, key)
     return manifest
 
 

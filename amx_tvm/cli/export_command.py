@@ -72,6 +72,9 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle at the output.")
     ] = False,
+    sign: Annotated[
+        Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign the bundle with.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Make a bundle that runs on another machine."""
@@ -94,6 +97,7 @@ def export(
             wheels=wheels,
             link=link,
             overwrite=overwrite,
+            sign=sign,
             progress=progress,
         )
     if not quiet:

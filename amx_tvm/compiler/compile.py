@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amx_tvm.artifact import ArtifactWriter, Manifest, Versions
+from amx_tvm.artifact import ArtifactWriter, Manifest, Versions, signature
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.artifact.names import default_output
 from amx_tvm.compiler.exclusive import one_at_a_time
@@ -134,6 +134,7 @@ def compile(  # noqa: A001 - the verb that users know
     AmxError
         For anything wrong with the model, target, format or output; nothing is left behind.
     """
+    key = signature.private_key(sign, link)
     config = QuantizationConfig.parse(quantization, strict)
     if attention:
         config = QuantizationConfig.parse(replace(config, attention=True))
@@ -150,7 +151,7 @@ def compile(  # noqa: A001 - the verb that users know
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
-    with ArtifactWriter(place, overwrite=overwrite, sign=sign) as writer:
+    with ArtifactWriter(place, overwrite=overwrite, key=key) as writer:
         # What cannot work is found here, before anything is calibrated or quantized.
         if resolved.device == "cuda":
             require_compiler()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amx_tvm.artifact import Manifest, artifact_bytes
+from amx_tvm.artifact import Manifest, artifact_bytes, signature
 from amx_tvm.artifact.publication import Publication
 from amx_tvm.artifact.verify import check_contents, refuse_links_out
 from amx_tvm.artifact.writer import check_replaceable, complete
@@ -67,6 +67,7 @@ def export(
     wheels: str | os.PathLike[str] | None = None,
     link: bool = True,
     overwrite: bool = False,
+    sign: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Make a bundle that runs on another machine.
@@ -99,6 +100,8 @@ def export(
         linker is not here; until then both runtimes refuse it.
     overwrite : bool
         Replace an earlier bundle.
+    sign : path, optional
+        A private key (Ed25519, PEM) by which the bundle is signed.
     progress : callable, optional
         As for `amx_tvm.compile`, with the further stage "bundle".
 
@@ -108,6 +111,7 @@ def export(
         For anything wrong with the model, target or output, or a runtime that cannot be had;
         nothing is left behind.
     """
+    key = signature.private_key(sign, link)
     final = Path(os.path.abspath(output))
     archive = is_archive(final)
     if archive:
@@ -167,7 +171,7 @@ def export(
             readme(described, runtimes, final.name if archive else "", folder_name),
             encoding="utf-8",
         )
-        manifest = complete(place, described, final)
+        manifest = complete(place, described, final, key)
         tell("bundle", 2, 3, "archive" if archive else "")
         total = artifact_bytes(place)
         parts = [place / device_runtime.FOLDER, place / "bin"]

@@ -14,7 +14,7 @@ import pytest
 from export_tools import skip_without
 
 import amx_tvm
-from amx_tvm.artifact import Manifest, cpu, verify_artifact
+from amx_tvm.artifact import cpu, verify_artifact
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.exporting import archive, device_runtime
 
@@ -76,16 +76,16 @@ def test_archive_depends_on_its_content_only(tiny_bundle, tmp_path):
     assert digests(tmp_path / "out" / "tiny") == digests(tiny_bundle.path)
 
 
-def test_archive_by_the_command_line(tiny_artifact, tmp_path, capsys):
-    """A bundle in one file, which runs as the artifact does once it is unpacked."""
+def test_archive_by_the_command_line(tiny_artifact, tmp_path, capsys, key_pair):
+    """A signed bundle in one file, which runs as the artifact does once it is unpacked."""
     from amx_tvm.cli import main
 
-    output = tmp_path / "pi.tar"
+    (private, public), output = key_pair("own"), tmp_path / "out" / "pi.tar"
     arguments = ["export", tiny_artifact.path, "--target", "x86-64-v2", "-o", str(output)]
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--runtime", "none"])
+        main([*arguments, "--runtime", "none", "--sign", str(private)])
     assert caught.value.code == 0 and capsys.readouterr().out.strip() == str(output)
-    assert [p.name for p in tmp_path.iterdir()] == ["pi.tar"]
+    assert [p.name for p in output.parent.iterdir()] == ["pi.tar"]
     with tarfile.open(output) as tar:
         readme = tar.extractfile("pi/README.md").read().decode()
         assert not [name for name in tar.getnames() if "tuning" in name]  # without records
@@ -93,7 +93,10 @@ def test_archive_by_the_command_line(tiny_artifact, tmp_path, capsys):
     assert "tar -xf pi.tar && cd pi" in readme
     with pytest.raises(ArtifactError, match="exists"):
         amx_tvm.export(tiny_artifact, "x86-64-v2", output, runtimes=())
-    assert Manifest.load(tmp_path / "pi").target.key == "llvm/x86-64/x86-64-v2"
+    assert (
+        verify_artifact(tmp_path / "pi", require_signature=public).target.key
+        == "llvm/x86-64/x86-64-v2"
+    )
     ids = [5, 6, 7]
     ours, theirs = (amx_tvm.load(p).logits(ids) for p in (tmp_path / "pi", tiny_artifact.path))
     assert abs(ours - theirs).max() < 1e-4

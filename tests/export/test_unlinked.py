@@ -86,6 +86,15 @@ def test_targets_without_a_linker_here(
         verify_artifact(bundle.path, "full")
 
 
+def test_nothing_is_signed_before_it_is_linked(tiny_artifact, tmp_path, key_pair):
+    """link.py changes the manifest, so that the signature would be of another one."""
+    private, _ = key_pair("own")
+    output = tmp_path / "out" / "bundle"
+    with pytest.raises(ArtifactError, match="without --no-link, or without --sign"):
+        amx_tvm.export(tiny_artifact, "x86-64-v2", output, runtimes=(), link=False, sign=private)
+    assert not output.parent.exists()
+
+
 def test_wrong_requests(tiny_artifact, tmp_path):
     with pytest.raises(TargetError, match="serves one target"):
         amx_tvm.export(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from amx_tvm.errors import AmxError
 
 GROWTH_BYTES = 1 << 30  # beyond what the parent has
-CPU_SECONDS, SECONDS = 10.0, 120.0
+CPU_SECONDS, SECONDS = 10.0, 600.0  # the second for those that wait
 GOOD = ("read", "refused")
 
 

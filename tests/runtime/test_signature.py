@@ -7,26 +7,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from amx_tvm.artifact import ArtifactWriter, Manifest, TargetRecord, Versions, verify_artifact
+from amx_tvm.artifact import (
+    ArtifactWriter,
+    Manifest,
+    TargetRecord,
+    Versions,
+    signature,
+    verify_artifact,
+)
 from amx_tvm.errors import ArtifactError
-
-ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
-serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-
-
-def keys(folder, name):
-    key = ed25519.Ed25519PrivateKey.generate()
-    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
-    kind = serialization.PublicFormat.SubjectPublicKeyInfo
-    (folder / f"{name}.pem").write_bytes(private)
-    (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(encoding, kind))
-    return folder / f"{name}.pem", folder / f"{name}.pub"
 
 
 def write(place, key=None):
     """An artifact of a compiled function, whose library is never loaded here."""
-    with ArtifactWriter(place, sign=key) as writer:
+    with ArtifactWriter(place, key=signature.private_key(key)) as writer:
         writer.path("lib.so").write_bytes(b"library")
         writer.parameters.add("weight", np.arange(64, dtype=np.float32))
         writer.finish(
@@ -42,16 +36,16 @@ def write(place, key=None):
     return place
 
 
-def test_a_signed_artifact_is_taken(tmp_path):
-    private, public = keys(tmp_path, "own")
+def test_a_signed_artifact_is_taken(tmp_path, key_pair):
+    private, public = key_pair("own")
     place = write(tmp_path / "signed", private)
     assert verify_artifact(place, False, require_signature=public).kind == "function"
     assert verify_artifact(place).kind == "function"
 
 
-def test_what_is_not_signed_is_refused(tmp_path):
-    private, public = keys(tmp_path, "own")
-    _, other = keys(tmp_path, "other")
+def test_what_is_not_signed_is_refused(tmp_path, key_pair):
+    private, public = key_pair("own")
+    _, other = key_pair("other")
     with pytest.raises(ArtifactError, match="has no manifest.sig"):
         verify_artifact(write(tmp_path / "plain"), require_signature=public)
     place = write(tmp_path / "signed", private)
@@ -68,8 +62,8 @@ def test_what_is_not_signed_is_refused(tmp_path):
         verify_artifact(place, require_signature=public)
 
 
-def test_keys_that_are_none(tmp_path):
-    private, public = keys(tmp_path, "own")
+def test_keys_that_are_none(tmp_path, key_pair):
+    private, public = key_pair("own")
     place = write(tmp_path / "signed", private)
     for path, words in ((private, "no public key"), (tmp_path / "x", "does not exist")):
         with pytest.raises(ArtifactError, match=words):
