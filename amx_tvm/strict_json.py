@@ -14,8 +14,10 @@ from typing import Any
 
 from amx_tvm.errors import AmxError
 
-# Python needs up to 25 times a text's bytes for its values: this stays below a gigabyte.
+# Python needs up to 25 times a text's bytes for its values: these stay below a gigabyte. A
+# tokenizer of 260 000 tokens has two million values.
 MAX_BYTES = 32 << 20
+MAX_VALUES = 1 << 22
 MAX_DEPTH = 64  # json and whatever walks a value later recurse; Python allows some hundred levels
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
@@ -119,12 +121,15 @@ def parse_json(
     Raises
     ------
     AmxError
-        Of the class ``error``, for a text that is no JSON, is nested deeper than ``MAX_DEPTH``, or
-        holds half of a surrogate pair, which no file or tokenizer can hold.
+        Of the class ``error``, for a text that is no JSON, is nested deeper than ``MAX_DEPTH``, has
+        more than ``MAX_VALUES`` values, or holds half of a surrogate pair, which no file or
+        tokenizer can hold.
     """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     behind = f"; {hint}" if hint else ""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise error(f"{source} has more than {MAX_VALUES} values, which no such file has{behind}")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique if unique else None)
         if depth_of(value) > MAX_DEPTH:

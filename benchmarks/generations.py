@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import amx_tvm.runtime
@@ -132,7 +133,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4)
     options = parser.parse_args()
     engine = amx_tvm.runtime.load(options.artifact)
-    looks, wrong = run(engine, options.generations, options.threads, options.tokens, print)
+    looks, wrong = run(
+        engine, options.generations, options.threads, options.tokens, partial(print, flush=True)
+    )
     problems = grown(looks) + ([f"{wrong} texts differ"] if wrong else [])
     print("grew: " + ", ".join(problems) if problems else "flat; all texts equal", flush=True)
     sys.exit(bool(problems))

@@ -16,7 +16,7 @@ from amx_tvm.errors import ModelError
 from amx_tvm.schema import Mismatch, Range, conform
 from amx_tvm.strict_json import parse_json, read_text
 
-MOST_BYTES = 128 << 20  # of tokenizer.json; the largest published ones have 35 MB
+MOST_BYTES = 48 << 20  # of tokenizer.json; the largest published ones have 35 MB
 MOST_GROWTH = 256  # of a text by all replacements together
 MOST_STEPS = 64
 # The library makes a table up to the largest id, and ends the process where memory is short.

@@ -1,5 +1,8 @@
 #include "json_file.h"
 
+#include <algorithm>
+#include <cstddef>
+
 #include "common.h"
 
 namespace amx {
@@ -7,10 +10,15 @@ namespace {
 
 using Json = nlohmann::json;
 constexpr int kMostLevels = 64;  // copies of a value recurse
+constexpr std::ptrdiff_t kMostValues = 1 << 22;  // some 100 bytes each
 
 }  // namespace
 
 Json parse_json(const std::string& text, const std::string& source) {
+  auto opens = [](char c) { return c == ',' || c == '[' || c == '{'; };
+  if (std::count_if(text.begin(), text.end(), opens) > kMostValues) {
+    throw UserError(source + " has more than " + std::to_string(kMostValues) + " values");
+  }
   bool deep = false;
   auto watch = [&](int depth, Json::parse_event_t, Json&) {
     if (depth > kMostLevels) {

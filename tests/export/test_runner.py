@@ -155,6 +155,12 @@ def test_tokenizer_files_that_are_none(bundle, tmp_path, name):
     assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
 
 
+def test_more_values_than_a_tokenizer_has(bundle, tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"x": [' + "1," * (1 << 22) + "1]}")
+    done = encode(bundle, tmp_path)
+    assert done.returncode == 2 and "more than 4194304 values" in done.stderr
+
+
 def test_a_pipe_is_not_waited_for(bundle, tmp_path):
     os.mkfifo(tmp_path / "tokenizer.json")
     done = encode(bundle, tmp_path)

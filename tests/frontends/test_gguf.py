@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends import open_model
-from amx_tvm.frontends.gguf.file import GgufFile
+from amx_tvm.frontends.gguf.file import MAX_ENTRIES, MAX_TEXTS, GgufFile
 from amx_tvm.frontends.gguf.types import SUPPORTED, dequantize, quantized_blocks
 
 from .conftest import DATA, one_line
@@ -309,6 +310,17 @@ def test_damaged_header_never_crashes(tmp_path, tiny, position, value):
     else:
         for _ in source:
             pass
+
+
+@pytest.mark.parametrize("what", ["keys", "tensors", "texts"])
+def test_more_entries_than_memory(tmp_path, what):
+    """Each takes hundreds of bytes of Python's, and a header of 96 MiB has millions."""
+    tensors, keys = (MAX_ENTRIES + 1 if what == name else 1 for name in ("tensors", "keys"))
+    path = tmp_path / "m.gguf"
+    entry = struct.pack("<Q1sIIQ", 1, b"a", 9, 8, MAX_TEXTS + 1)  # a list of empty strings
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, tensors, keys) + entry + bytes(64))
+    most = MAX_TEXTS if what == "texts" else MAX_ENTRIES
+    fails(path, f"at most {most} are read", str(most + 1))
 
 
 def test_tensor_without_values_is_refused(tmp_path, tiny):

@@ -10,11 +10,12 @@ import pytest
 
 from amx_tvm.errors import ArtifactError, ModelError
 from amx_tvm.schema import Count, FileName, Mismatch, Range, conform
-from amx_tvm.strict_json import MAX_DEPTH, depth_of, parse_json, read_json
+from amx_tvm.strict_json import MAX_DEPTH, MAX_VALUES, depth_of, parse_json, read_json
 
 BAD = {
     "deep": ("[" * 100_000, "nested deeper"),
     "deeper than is walked": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested deeper"),
+    "more values than memory": ("[" + "{}," * MAX_VALUES + "1]", f"more than {MAX_VALUES} values"),
     "no JSON": ("{,}", "cannot be read as JSON"),
     "no UTF-8": (b'"\xff"', "cannot be read as JSON"),
     "a huge number": ("1" + "0" * 5000, "cannot be read as JSON"),

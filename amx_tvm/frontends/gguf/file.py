@@ -31,6 +31,8 @@ DEFAULT_ALIGNMENT = 32
 # Metadata takes several times its bytes as Python's values; a vocabulary of 260 000 tokens with its
 # merges takes 12 MiB.
 MAX_HEADER_BYTES = 96 << 20
+MAX_ENTRIES = 1 << 16  # keys, or tensors
+MAX_TEXTS = 1 << 22  # of one list
 MAX_RANK = 4
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 # GGUF value type -> NumPy type of one scalar; 7 is a bool of one byte.
@@ -87,6 +89,12 @@ class GgufFile:
                 f"{VERSIONS[1]} in little endian are supported; convert the model again"
             )
         tensor_count, key_count = self._integer("<u8"), self._integer("<u8")
+        for what, count in (("keys", key_count), ("tensors", tensor_count)):
+            if count > MAX_ENTRIES:
+                raise ModelError(
+                    f"{self.path} has {count} {what}; at most {MAX_ENTRIES} are read, the file is "
+                    "damaged"
+                )
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()
@@ -137,6 +145,11 @@ class GgufFile:
             min(self.file.size, MAX_HEADER_BYTES),
             _U64.unpack_from,
         )
+        if count > MAX_TEXTS:
+            raise ModelError(
+                f"{self.path} has a list of {count} strings; at most {MAX_TEXTS} are read, the "
+                "file is damaged"
+            )
         strings = []
         for _ in range(count):
             if position + 8 > size:
