@@ -150,10 +150,15 @@ def _any_of(kinds: tuple[Any, ...], kind: Any, value: Any, name: str) -> Any:
         try:
             return conform(one, value, name)
         except Mismatch as problem:
-            problems.append(problem)
+            problems.append(problem.with_traceback(None))  # no cycle that keeps the caller's frames
     # Of an object or a list that is nearly right, the part that is wrong says most.
     inner = [problem for problem in problems if not str(problem).startswith(f"{name or 'it'} is")]
-    raise inner[0] if inner else _mismatch(name, value, _described(kind))
+    found = inner[0] if inner else _mismatch(name, value, _described(kind))
+    problems, inner = [], []
+    try:
+        raise found
+    finally:
+        del found
 
 
 @cache

@@ -253,6 +253,8 @@ class Engine:
             raise GenerationError(
                 f"sequence is {sequence!r}, expected one that engine.sequence() made"
             )
+        if mask is not None and not callable(mask):
+            raise GenerationError(f"mask is {mask!r}, expected a callable; see Request.mask")
         self._model.check_tokens([*sampling.logit_bias, *limits.stop_token_ids])
         has_text = self._has_text
         if limits.stop and not has_text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.vm import ALIGNMENT, Memory, VirtualMachine
+from amx_tvm.runtime.worker import Worker
 
 
 class FunctionEngine:
-    """A loaded module; ``engine(x, ...)`` runs its main function.
+    """A loaded module; ``engine(x, ...)`` runs its main function. Any thread may call it.
+
+    Calls take turns on one thread that the engine owns, as a language model's do.
 
     Attributes
     ----------
@@ -22,7 +27,14 @@ class FunctionEngine:
         What the artifact says about itself.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, machine: VirtualMachine, memory: Memory):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        machine: VirtualMachine,
+        memory: Memory,
+        threads: int | None = None,
+    ):
         self.path = path
         self.manifest = manifest
         self._machine = machine
@@ -32,6 +44,13 @@ class FunctionEngine:
         self._parameters = (
             [machine.load_parameters(path, manifest, memory)] if manifest.parameters.order else []
         )
+        self._worker = Worker(partial(start_pool, threads), forks=machine.is_cpu)
+
+    def __del__(self) -> None:
+        # The thread last, as `Engine` does.
+        worker = self.__dict__.pop("_worker", None)
+        self.__dict__.clear()
+        del worker
 
     def __call__(self, *inputs: Any, function: str | None = None) -> Any:
         """Run a function of the module.
@@ -57,6 +76,10 @@ class FunctionEngine:
             raise ArtifactError(
                 f"the module has no function {name!r}, it has {', '.join(self._functions)}"
             )
+        return self._worker.call(self._run, name, inputs)
+
+    def _run(self, name: str, inputs: tuple[Any, ...]) -> Any:
+        """Run a function (on the engine's thread)."""
         arguments = [self._argument(x) for x in inputs]
         try:
             result = self._functions[name](*arguments, *self._parameters)

@@ -14,7 +14,7 @@ from typing import Any
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.scheduler import Scheduler
-from amx_tvm.runtime.worker import Worker, take
+from amx_tvm.runtime.worker import Worker
 
 Start = Callable[[Scheduler, list[Request]], list[Handle]]
 
@@ -30,7 +30,7 @@ class TextStream:
         self._worker, self._scheduler, self._start = worker, scheduler, start
         self._pieces: SimpleQueue[Any] = SimpleQueue()  # text, then a result or an exception
         put = self._pieces.put  # not this object: it is to go when its owner leaves it
-        self._request = replace(request, on_text=put, on_finish=put, on_error=put)
+        self._requests = [replace(request, on_text=put, on_finish=put, on_error=put)]
         self._state = "new"  # "new", "running", "ended"
         self._handle: Handle | None = None
         self._empty = GenerationResult(finish_reason="cancelled")
@@ -44,22 +44,33 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        if self._state != "running":
-            if self._state == "ended":
-                raise StopIteration
-            self._state = "running"
-            try:
-                [self._handle] = self._worker.call(self._start, self._scheduler, [self._request])
-            except BaseException:
-                self.close()
-                raise
-        piece = take(self._pieces)
+        if self._state == "ended":
+            raise StopIteration
+        self._worker.refuse_here()
+        if self._requests:
+            self._begin()
+        piece = self._worker.take(self._pieces)
         if isinstance(piece, str):
             return piece
         self._state = "ended"
+        self._pieces.put(None)  # for another thread that waits for a piece
         if isinstance(piece, Exception):
             raise piece
         raise StopIteration
+
+    def _begin(self) -> None:
+        """Start the generation, in the one thread that comes first."""
+        try:
+            request = self._requests.pop()
+        except IndexError:
+            return
+        self._state = "running"
+        try:
+            [self._handle] = self._worker.call(self._start, self._scheduler, [request])
+        except BaseException:
+            self.close()
+            self._pieces.put(None)
+            raise
 
     def __enter__(self) -> TextStream:
         return self
@@ -82,12 +93,13 @@ def complete(
     worker: Worker, scheduler: Scheduler, requests: list[Request], start: Start
 ) -> list[GenerationResult]:
     """Run requests to their ends and return their results; raise the first error there is."""
+    worker.refuse_here()
     ended: SimpleQueue[Any] = SimpleQueue()
     whole = [replace(r, on_finish=ended.put, on_error=ended.put) for r in requests]
     try:
         handles: list[Handle] = worker.call(start, scheduler, whole)
         for _ in handles:
-            outcome = take(ended)
+            outcome = worker.take(ended)
             if isinstance(outcome, Exception):
                 raise outcome
     except BaseException:

@@ -87,7 +87,7 @@ def load(
     target = manifest.target
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
-        return FunctionEngine(root, manifest, machine, memory)
+        return FunctionEngine(root, manifest, machine, memory, threads)
     return Engine(
         root,
         manifest,

@@ -96,6 +96,13 @@ class Sampler:
     ) -> np.ndarray:
         """Return the logits with what is not allowed at -inf, with bias and penalties."""
         options = self.options
+        if allowed is not None:
+            kind = getattr(allowed, "dtype", None), getattr(allowed, "shape", None)
+            if kind != (np.bool_, logits.shape):
+                raise GenerationError(
+                    f"the mask is {type(allowed).__name__} of {kind[0]} {kind[1]}, expected bool "
+                    f"[{logits.size}]"
+                )
         logits = logits.copy() if allowed is None else _kept(logits, allowed)  # -inf stays so
         for token, bias in options.logit_bias.items():
             logits[token] += np.float32(bias)

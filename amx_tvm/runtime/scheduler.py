@@ -34,7 +34,7 @@ from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.runtime.sampler import BROKEN_LOGITS, NOTHING_ALLOWED
 from amx_tvm.runtime.session import Sequence, choose_batch
 from amx_tvm.runtime.turns import Turns
-from amx_tvm.runtime.worker import Worker, on_thread
+from amx_tvm.runtime.worker import Worker, as_error, on_thread
 
 _FAULTS: dict[Any, str] = {BROKEN: BROKEN_LOGITS, NOTHING: NOTHING_ALLOWED}
 
@@ -261,8 +261,8 @@ class Scheduler:
                 request.on_tokens([token])
             if piece and request.on_text is not None:
                 request.on_text(piece)
-        except Exception as error:
-            self._fail(handle, error)
+        except BaseException as error:
+            self._fail(handle, as_error(error))
             return False
         return True
 
@@ -390,8 +390,8 @@ class Scheduler:
                 request.on_finish(handle.result)
             elif error is not None and request.on_error is not None:
                 request.on_error(error)
-        except Exception as late:  # of the callback: there is nobody left to tell
-            handle.error = late
+        except BaseException as late:  # of the callback: there is nobody left to tell
+            handle.error = as_error(late)
 
     def _fail(self, handle: Handle, error: Exception) -> None:
         handle.error = error

@@ -34,13 +34,17 @@ _PATIENCE = 1.0  # seconds that a destructor waits for it
 _LOOK = 0.5  # seconds after which one who waits looks for signals
 
 
-def take(queue: SimpleQueue[Any]) -> Any:
-    """Return the next item of a queue; see `_Call.wait` for signals."""
-    while True:
-        try:
-            return queue.get(timeout=_LOOK)
-        except Empty:
-            continue
+def as_error(problem: BaseException) -> Exception:
+    """Return what was raised on the thread as an error of the request or job that it is of.
+
+    SystemExit, CancelledError and such are raised at whoever runs; on the engine's thread they
+    would end everybody's work.
+    """
+    if isinstance(problem, Exception):
+        return problem
+    error = GenerationError(f"a callback raised {type(problem).__name__}: {problem}")
+    error.__cause__ = problem
+    return error
 
 
 class Job(Protocol):
@@ -73,6 +77,14 @@ class _Call:
             self.result = self.function(*self.arguments)
         except BaseException as error:
             self.error = error
+        self._end()
+
+    def refuse(self, error: Exception) -> None:
+        """End it with an error, without running it."""
+        self.error = error
+        self._end()
+
+    def _end(self) -> None:
         self.function, self.arguments = None, ()
         self.finished = True
         self.done.release()
@@ -184,6 +196,29 @@ class Worker:
             except KeyboardInterrupt:  # a destructor cannot raise it
                 _thread.interrupt_main()
 
+    def take(self, queue: SimpleQueue[Any]) -> Any:
+        """Return the next item of a queue that the thread fills; see `_Call.wait` for signals."""
+        while True:
+            try:
+                return queue.get(timeout=_LOOK)
+            except Empty:
+                continue
+
+    def refuse_here(self) -> None:
+        """Refuse to wait for steps on the thread that makes them.
+
+        Raises
+        ------
+        GenerationError
+            In a callback, and in what `call` runs.
+        """
+        if self.here:
+            raise GenerationError(
+                "a generation was asked for on the engine's own thread, which would wait for "
+                "itself; call generate and stream from another thread than callbacks run on, and "
+                "not through engine.call"
+            )
+
     def attach(self, job: Job) -> None:
         """Step a job until it ends (on the thread)."""
         if job not in self._state.jobs:
@@ -202,7 +237,12 @@ class Worker:
                 thread = threading.Thread(
                     target=_run, args=(state,), name="amx-engine", daemon=True
                 )
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads, or the process is ending
+                    raise GenerationError(
+                        f"the engine's thread cannot be started: {error}"
+                    ) from error
                 state.thread = thread
             state.inbox.put(call)
 
@@ -227,8 +267,17 @@ def on_thread(method: Callable[Concatenate[_Self, _P], _R]) -> Callable[Concaten
 def _run(state: _State) -> None:
     """Run calls as they come and step the jobs in turn, until None comes."""
     state.ident = threading.get_ident()
-    state.prepare()
     inbox, jobs = state.inbox, state.jobs
+    try:
+        state.prepare()
+    except BaseException as error:
+        with state.lock:  # nobody waits for what never comes
+            state.closed = f"the engine's thread cannot work: {error}"
+            while not inbox.empty():
+                call = inbox.get()
+                if call is not None:
+                    call.refuse(GenerationError(state.closed))
+        return
     while True:
         while not jobs or not inbox.empty():
             call = inbox.get()
@@ -247,8 +296,8 @@ def _step(jobs: list[Job]) -> None:
     for job in jobs.copy():
         try:
             more = job.step()
-        except Exception as error:  # a defect: those who wait for the job must hear of it
-            job.fail(error)
+        except BaseException as error:  # a defect: those who wait for the job must hear of it
+            job.fail(as_error(error))
             more = False
         if not more:
             jobs.remove(job)

@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
+import amx_tvm.runtime
 from amx_tvm.artifact import (
     SCHEMA,
     ArtifactWriter,
@@ -332,3 +333,11 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     with pytest.raises(ValueError), ArtifactWriter(tmp_path / "out"):
         raise ValueError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_tokenizer_is_named_at_its_first_use(artifact, tmp_path):
+    shutil.copytree(artifact, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text('{"model": 5}')
+    engine = amx_tvm.runtime.load(tmp_path / "copy", verify=False)
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer that can be read"):
+        engine.generate("the cat", 2)

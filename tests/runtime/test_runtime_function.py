@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,29 @@ def test_several_results(product, x):
 def test_numbers_without_dimensions(product, value):
     result = product(value, function="twice")
     assert result.shape == () and result == 3.0
+
+
+def test_threads_take_turns(product, x):
+    """TVM's virtual machine has no lock, and who calls it keeps a pool of TVM's threads."""
+
+    def worst(factor):
+        found = [product(x * factor) for _ in range(300)]
+        return max(abs(one - x @ WEIGHT * factor).max() for one in found)
+
+    product(x)
+    threads = set(os.listdir("/proc/self/task"))
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(worst, range(1, 9))) < 1e-4
+    assert set(os.listdir("/proc/self/task")) <= threads
+
+
+def test_a_forked_child_may_call(product, x):
+    expected = product(x)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        os._exit(int(np.any(product(x) != expected)))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_torch_tensor_without_a_copy(product, x):

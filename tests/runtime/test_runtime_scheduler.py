@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -242,6 +243,36 @@ def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
     assert handles[0].result.token_ids == expected[0]
     assert {type(error) for error in errors} == {ValueError, KeyError, GenerationError}
     assert engine._cache.sequences == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=repr)
+def test_what_a_callback_raises_ends_its_request_alone(engine, error):
+    """Also what is no Exception: on the engine's thread it is nobody's else."""
+
+    def leave(_):
+        raise error
+
+    errors, expected = [], engine.generate([7, 8], 6, ignore_eos=True).token_ids
+    request = engine.request([5, 6], max_new_tokens=6, ignore_eos=True)
+    with engine.scheduler() as scheduler:
+        left = scheduler.add(replace(request, on_tokens=leave, on_error=errors.append))
+        late = scheduler.add(replace(request, on_finish=leave))
+        other = scheduler.add(engine.request([7, 8], max_new_tokens=6, ignore_eos=True))
+        turn(scheduler)
+    [found] = errors
+    assert isinstance(found, GenerationError) and type(error).__name__ in str(found)
+    assert left.result.finish_reason == "error" and late.result.finish_reason == "length"
+    assert other.result.token_ids == expected and engine._cache.sequences == 0
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones(3, bool), np.ones(300), np.ones((300, 1), bool), "x"], ids=str
+)
+def test_masks_that_are_none(engine, mask):
+    with pytest.raises(GenerationError, match=r"the mask is .*expected bool \[300\]"):
+        engine.generate([1, 2], 3, mask=lambda made: mask)
+    with pytest.raises(GenerationError, match="expected a callable"):
+        engine.generate([1, 2], 3, mask=mask)
 
 
 def test_a_mask_decides_what_may_come(engine):

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,64 @@ def test_a_stream_that_is_left_frees_its_sequence_at_once(own, way):
         gc.enable()
     gc.collect()
     assert own.call(lambda: own._cache.sequences) == 0
+
+
+def test_several_readers_of_a_stream_all_end(own):
+    stream, parts = own.stream("the cat", 100, ignore_eos=True), []
+
+    def read():
+        parts.append(list(stream))
+
+    readers = [threading.Thread(target=read, daemon=True) for _ in "abc"]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert not any(reader.is_alive() for reader in readers)
+    pieces = [piece for part in parts for piece in part]
+    assert sorted("".join(pieces)) == sorted(stream.result.text)
+
+
+def test_the_engines_thread_never_waits_for_itself(own):
+    """In what `call` runs and in callbacks, a generation could not go on."""
+    ways = (lambda: own.generate([1, 2], 2), lambda: list(own.stream([1, 2], 2)))
+    found = []
+
+    def ask(_):
+        for way in ways:
+            with pytest.raises(GenerationError, match="on the engine's own thread"):
+                way()
+            found.append(way)
+
+    own.call(ask, None)
+    with own.scheduler() as scheduler:
+        scheduler.add(replace(own.request([1, 2], max_new_tokens=1), on_tokens=ask))
+        while scheduler.step():
+            pass
+    assert found == [*ways, *ways] and own._cache.sequences == 0
+
+
+def test_a_thread_that_cannot_begin_says_so():
+    def fail():
+        raise OSError("no threads left")
+
+    worker = Worker(fail)
+    with pytest.raises(GenerationError, match="cannot work: no threads left"):
+        worker.call(lambda: None)
+    with pytest.raises(GenerationError, match="cannot work: no threads left"):
+        worker.call(lambda: None)
+
+
+def test_no_room_for_a_thread(artifact, monkeypatch):
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    engine = amx_tvm.runtime.load(artifact)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(GenerationError, match="thread cannot be started: can't start new"):
+            engine.generate([1, 2], 2)
+    assert engine.generate([1, 2], 2).token_ids
 
 
 def test_threads_that_share_an_engine_get_what_one_gets(own):
@@ -160,6 +220,18 @@ def test_unloading_returns_memory_and_threads(artifact):
     assert growth < 1 << 20 and threads <= 2 and mapped == 0
 
 
+def test_a_dropped_engine_is_gone_without_the_collector(artifact):
+    gc.collect()
+    gc.disable()  # a frame that a cycle keeps alive keeps what it loaded
+    try:
+        engine = amx_tvm.runtime.load(artifact)
+        machine = weakref.ref(engine._machine)
+        del engine
+        assert machine() is None
+    finally:
+        gc.enable()
+
+
 def test_a_closed_engine_says_so(artifact):
     engine = amx_tvm.runtime.load(artifact)
     stream = engine.stream("the cat", 200, ignore_eos=True)
@@ -197,6 +269,7 @@ def test_a_forked_child_has_a_working_engine(artifact, used):
     expected = None
     if used:
         expected = engine.generate("the cat", 6, ignore_eos=True).token_ids
+        engine.call(lambda: None)  # the generation has left the thread
 
     def work():
         return int(engine.generate("the cat", 6, ignore_eos=True).token_ids != expected)
