@@ -29,6 +29,19 @@ _WEIGHTS = {
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of x that a kernel is for: exactly ``exact``, at most ``most``, or any number."""
+
+    exact: int | None = None
+    most: int | None = None
+
+    def __str__(self) -> str:
+        if self.exact is not None:
+            return f"M = {self.exact}"
+        return "M >= 1" if self.most is None else f"M <= {self.most}"
+
+
+@dataclass(frozen=True)
 class LinearSpec:
     """One quantized linear, y[M, N] = x[M, K] W[N, K]^T, with its epilogue.
 
@@ -88,11 +101,13 @@ class LinearSpec:
         return replace(conform(LinearSpec, rest, "spec"), activation=activation)
 
     @property
-    def bucket(self) -> str:
-        """The rows that a kernel is for, in words."""
-        if self.m is not None:
-            return f"M = {self.m}"
-        return "M >= 1" if self.m_max is None else f"M <= {self.m_max}"
+    def rows(self) -> Rows:
+        """The rows that a kernel is for."""
+        return Rows(self.m, self.m_max)
+
+    def rows_up_to(self, most: int | None) -> Rows:
+        """The rows of the one kernel of a CUDA function that runs up to so many; None is all."""
+        return self.rows if most is None else Rows(most=most)
 
     @property
     def alone(self) -> LinearSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import pytest
@@ -33,15 +32,24 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def compile_parameters():
-    """`amx_tvm.compile` where only parameters and manifest matter: the library is left empty."""
-    import amx_tvm
+    """Compile without the machine code: a model's parameters and manifest, as unlinked ones are."""
+    from amx_tvm.artifact import ArtifactWriter
+    from amx_tvm.artifact.manifest import LibraryRecord
+    from amx_tvm.compiler.compile import Artifact, manifest_of, write_parameters
+    from amx_tvm.compiler.lowered import lower_source
+    from amx_tvm.config import QuantizationConfig
+    from amx_tvm.frontends import open_model
+    from amx_tvm.targets import resolve
 
-    module = importlib.import_module("amx_tvm.compiler.compile")
-
-    def run(*given, **options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "write_library", lambda *made: made[2].write_bytes(b""))
-            return amx_tvm.compile(*given, **options)
+    def run(model, target="llvm", quantization="amxfp4", output=None):
+        source, resolved = open_model(model), resolve(target)
+        config = QuantizationConfig.parse(quantization).resolve(resolved.device)
+        with ArtifactWriter(output) as writer:
+            lowered = lower_source(source, resolved, config)
+            write_parameters(lowered, writer)
+            library = LibraryRecord("lib.so", 0, "")
+            made = writer.finish(manifest_of(source, lowered, resolved, config, writer, library))
+        return Artifact(str(output), made)
 
     return run
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amx_tvm.schema import Count, conform
-from relax_passes.spec import LinearSpec
+from relax_passes.spec import LinearSpec, Rows
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class KernelId:
         return (self.spec, self.rows, self.layout)
 
     @property
-    def bucket(self) -> str:
-        """The rows that it is for, in words."""
-        return bucket(self.spec, self.rows)
+    def runs(self) -> Rows:
+        """The rows that it runs for."""
+        return self.spec.rows_up_to(self.rows)
 
     @property
     def text(self) -> str:
         """One line for people."""
         spec, epilogue = self.spec, f" +{self.spec.epilogue}" if self.spec.epilogue else ""
         return (
-            f"{spec.format}:{spec.activation} {spec.n}x{spec.k} {self.bucket}{epilogue} "
+            f"{spec.format}:{spec.activation} {spec.n}x{spec.k} {self.runs}{epilogue} "
             f"[{self.template} {self.revision}]"
         )
 
@@ -85,11 +85,6 @@ class _Line:
     template: str
     revision: str
     rows: Count | None = None
-
-
-def bucket(spec: LinearSpec, rows: int | None) -> str:
-    """Return the rows that a kernel, or one kernel of a CUDA function, is for, in words."""
-    return spec.bucket if rows is None else f"M <= {rows}"
 
 
 def build(

@@ -39,7 +39,7 @@ class Knobs(dict):
         super().__init__(knobs)
         self.records = records
         self.name = "; ".join(
-            f"{r.kernel.bucket} {r.kernel.revision}: "
+            f"{r.kernel.runs} {r.kernel.revision}: "
             f"{', '.join(f'{k}={v}' for k, v in r.knobs.items())} "
             f"({r.ratio[1]:.3f} of the default, {r.time[:10] or 'undated'}{_where(r, gpu)})"
             for r in records

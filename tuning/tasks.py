@@ -17,8 +17,8 @@ from typing import Any
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
+from relax_passes.chosen import ChosenKernel
 from relax_passes.spec import LinearSpec
-from tuning.kernels import bucket
 
 # Rows of x that CUDA kernels are tuned for: one sequence, small batches, a short prompt.
 CUDA_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -59,7 +59,7 @@ class Task:
     @property
     def text(self) -> str:
         """One line for people."""
-        rows = bucket(self.spec, self.rows)
+        rows = self.spec.rows_up_to(self.rows)
         epilogue = f" +{self.spec.epilogue}" if self.spec.epilogue else ""
         return f"{self.spec.format} {self.spec.n}x{self.spec.k} {rows}{epilogue}"
 
@@ -101,10 +101,11 @@ def collect(linears: Iterable[Mapping[str, Any]]) -> list[Task]:
     """Count equal kernels in a list of linears as a manifest holds it, most frequent first."""
     counts: dict[LinearSpec, list[Any]] = {}
     for entry in linears:
-        spec = LinearSpec.from_json(entry["spec"])
+        linear = ChosenKernel.from_json(entry)
+        spec = linear.spec
         if spec.experts or spec.m_max is not None:
             continue  # without records, or in a chain: the kernel for any M, with its knobs
-        kept = counts.setdefault(spec, [str(entry["name"]), 0])
+        kept = counts.setdefault(spec, [linear.name, 0])
         kept[1] += 1
     tasks = [
         Task(s, name, count if s.m == 1 else 0, count if s.m != 1 else 0)

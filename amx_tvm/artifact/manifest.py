@@ -84,10 +84,9 @@ class _Settings(TypedDict, total=False):
     recipe: dict[str, Any]
 
 
-class _Linear(TypedDict, total=False):
+class _Linear(TypedDict):
     name: str
-    shape: list[Size]
-    rows: dict[str, str]
+    spec: dict[str, Any]
 
 
 @dataclass(frozen=True)

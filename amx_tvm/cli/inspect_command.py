@@ -10,10 +10,11 @@ from typing import Any
 
 from amx_tvm.artifact import Manifest, artifact_bytes, verify_artifact
 from amx_tvm.artifact.verify import Verify
+from relax_passes.chosen import ChosenKernel, chosen_kernels
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _COUNTED = ("bits_per_weight", "bits_by_format", "weights")
-_COLUMNS = ("name", "format", "shape", "bucket", "kernel", "rows", "why")
+_COLUMNS = ("name", "format", "shape", "M", "kernel", "rows", "why")
 
 
 def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> None:
@@ -49,7 +50,7 @@ def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> No
     for column in (*_COLUMNS, "count")[: None if not every else -1]:
         number = column in ("shape", "count")
         table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row, count in rows(manifest.linears, every):
+    for row, count in rows(chosen_kernels(manifest.linears), every):
         table.add_row(*row, *([] if every else [str(count)]))
     console.print(table, highlight=False)
 
@@ -92,32 +93,30 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "made by", f"amx_tvm {versions.amx_tvm}, TVM {versions.tvm}, tvm_ffi {versions.tvm_ffi}"
 
 
-def _cell(linear: dict[str, Any], column: str) -> str:
-    """Return what a linear has in a column; which kernel runs from how many rows of x on."""
-    value = linear.get(column, "")
-    if column == "shape":
-        return " x ".join(map(str, value))
-    if column == "rows" and value:
-        return ", ".join(f"{first}: {kernel}" for first, kernel in value.items())
-    return str(value)
+def _cells(linear: ChosenKernel) -> tuple[str, ...]:
+    """Return what a linear has in the columns behind its name."""
+    spec = linear.spec
+    parts = ", ".join(f"{first}: {kernel}" for first, kernel in linear.rows.items())
+    size = f"{spec.n} x {spec.k}"
+    return (spec.format, size, str(spec.rows), linear.kernel, parts, linear.why)
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def rows(linears: list[dict[str, Any]], every: bool) -> list[tuple[list[str], int]]:
+def rows(linears: Iterable[ChosenKernel], every: bool) -> list[tuple[list[str], int]]:
     """Return table rows and how many linears each stands for.
 
     Linears that differ only in the layer number share a row: ``model.layers.{0..29}.mlp.down``.
     """
     grouped: dict[tuple[str, ...], list[int | None]] = {}
     for linear in linears:
-        name = str(linear["name"])
+        name = linear.name
         layer = _LAYER.search(name)
         if layer and not every:
             name = name[: layer.start(1)] + "{}" + name[layer.end(1) :]
-        key = (name, *(_cell(linear, column) for column in _COLUMNS[1:]))
+        key = (name, *_cells(linear))
         grouped.setdefault(key, []).append(int(layer.group(1)) if layer else None)
     result = []
     for (name, *rest), layers in grouped.items():

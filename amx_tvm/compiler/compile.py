@@ -170,18 +170,12 @@ def compile(  # noqa: A001 - the verb that users know
         chosen = records_for(records, resolved)
         lowered = lower_source(source, resolved, config, records=chosen, dump_ir=dump_ir)
         tell("lower", 1, 1, "")
-        writer.publication.require(bytes_of(lowered.module))
-        dtypes = dtypes_of(lowered.module)
-        materializer = Materializer(lowered.source, overrides)
-        for name, array in parameters(
-            lowered.order, lowered.plan, materializer, lambda d, t, n: tell("weights", d, t, n)
-        ):
-            writer.parameters.add(name, array.astype(dtypes[name], copy=False))
+        write_parameters(lowered, writer, overrides, tell)
         tell("build", 0, 1, str(resolved.key))
         write_library(lowered, resolved, writer.path("lib.so" if link else OBJECTS), link)
         tell("build", 1, 1, "")
         library = writer.library("lib.so") if link else LibraryRecord("lib.so", 0, "")
-        manifest = _manifest(source, lowered, resolved, config, writer, library)
+        manifest = manifest_of(source, lowered, resolved, config, writer, library)
         if hasattr(overrides, "describe"):
             text = os.fspath(calibration) if isinstance(calibration, str | os.PathLike) else ""
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
@@ -242,7 +236,23 @@ def write_library(
         executable.export_library(str(path), fcompile=build, workspace_dir=workspace)
 
 
-def _manifest(
+def write_parameters(
+    lowered: LoweredModel,
+    writer: ArtifactWriter,
+    overrides: Overrides = NO_OVERRIDES,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Carry out the parameter plan of a lowered model, one weight at a time, into the shards."""
+    writer.publication.require(bytes_of(lowered.module))
+    dtypes = dtypes_of(lowered.module)
+    materializer = Materializer(lowered.source, overrides)
+    for name, array in parameters(
+        lowered.order, lowered.plan, materializer, lambda d, t, n: progress("weights", d, t, n)
+    ):
+        writer.parameters.add(name, array.astype(dtypes[name], copy=False))
+
+
+def manifest_of(
     source: ModelSource,
     lowered: LoweredModel,
     target: ResolvedTarget,
@@ -250,6 +260,7 @@ def _manifest(
     writer: ArtifactWriter,
     library: LibraryRecord,
 ) -> Manifest:
+    """Describe an artifact whose parameters have been written."""
     kept = writer.parameters.finish(lowered.order)
     weights = lowered.weight_count
     return Manifest(

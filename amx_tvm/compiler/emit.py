@@ -14,12 +14,13 @@ the manifest: a tuned kernel is shown with its rule's defaults unless the record
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, TargetError
 from amx_tvm.targets import ResolvedTarget, resolve
+from relax_passes.chosen import ChosenKernel, chosen_kernels
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
 from relax_passes.spec import LinearSpec
@@ -60,12 +61,12 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
     if level not in LEVELS or device not in LEVELS[level]:
         known = ", ".join(name for name, devices in LEVELS.items() if device in devices)
         raise TargetError(f"{manifest.target.key} has no level {level!r}; it has {known}")
-    entry = find(manifest, kernel)
-    spec = LinearSpec.from_json(entry["spec"]).alone
-    head = f"{entry['name']}: {entry['format']} {spec.n} x {spec.k}, {entry['bucket']}"
+    entry = find(chosen_kernels(manifest.linears), kernel)
+    spec = entry.spec.alone
+    head = f"{entry.name}: {spec.format} {spec.n} x {spec.k}, {entry.spec.rows}"
     if level == "relax":
         layout = "cuda-fragment" if device == "cuda" else "tile16x32"
-        return f"# {head}\n{_relax(spec, str(entry['name']), layout)}"
+        return f"# {head}\n{_relax(spec, entry.name, layout)}"
     import tvm
 
     target = _target(manifest)
@@ -89,14 +90,14 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
     return f"// {head}\n{source}"
 
 
-def find(manifest: Manifest, kernel: str | None) -> dict[str, Any]:
-    """Return the manifest's entry of a linear by (a part of) its name; see :func:`emit`."""
-    wanted, _, bucket = (kernel or "").partition("@")
-    named = [e for e in manifest.linears if e["name"] == wanted]
-    for entry in named or manifest.linears:
-        if wanted in str(entry["name"]) and bucket in ("", str(entry["bucket"])):
+def find(linears: Sequence[ChosenKernel], kernel: str | None) -> ChosenKernel:
+    """Return the entry of a linear by (a part of) its name; see :func:`emit`."""
+    wanted, _, rows = (kernel or "").partition("@")
+    named = [entry for entry in linears if entry.name == wanted]
+    for entry in named or linears:
+        if wanted in entry.name and rows in ("", str(entry.spec.rows)):
             return entry
-    some = ", ".join(dict.fromkeys(str(e["name"]) for e in manifest.linears[:8])) or "none at all"
+    some = ", ".join(dict.fromkeys(entry.name for entry in linears[:8])) or "none at all"
     raise ArtifactError(f"no linear is called {kernel!r}; the first ones are {some}")
 
 

@@ -17,6 +17,7 @@ from tvm import relax, tirx
 
 from relax_passes import ops
 from relax_passes.activation import FLOAT32
+from relax_passes.chosen import ChosenKernel
 from relax_passes.kernels import activations
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.kernels.cpu.attention.convert import convert
@@ -51,7 +52,7 @@ def legalize(target: Any, records: Any = None) -> tvm.transform.Pass:
 
 
 def kernels_of(module: tvm.IRModule) -> list[dict[str, Any]]:
-    """Return the kernel report of a legalized module: one entry a linear and M bucket."""
+    """Return the kernel report of a legalized module: one entry a linear and its rows."""
     attrs = module.attrs
     return json.loads(str(attrs[ATTRIBUTE])) if attrs is not None and ATTRIBUTE in attrs else []
 
@@ -169,23 +170,11 @@ class _Lowering:
         return kernel.func
 
     def note(self, name: str, spec: LinearSpec, chain: str = "") -> None:
-        if (name, spec.m, spec.m_max) in self.reported:
+        if (name, spec.rows) in self.reported:
             return
-        self.reported.add((name, spec.m, spec.m_max))
-        self.report.append(
-            {
-                "name": name,
-                "format": spec.format,
-                "shape": [spec.n, spec.k],
-                "activation": str(spec.activation),
-                "epilogue": spec.epilogue,
-                **({"experts": spec.experts} if spec.experts else {}),
-                **({"chain": chain} if chain else {}),
-                "bucket": spec.bucket,
-                "spec": spec.to_json(),
-                **self.chosen[spec],
-            }
-        )
+        self.reported.add((name, spec.rows))
+        entry = ChosenKernel(name, spec, **self.chosen[spec], chain=chain)
+        self.report.append(entry.to_json())
 
     def quantize(self, ctx: Context, call: relax.Call) -> relax.Expr:
         attrs = ops.quantize_attrs(call)
@@ -323,7 +312,7 @@ def chosen(kernel: Kernel, knobs: Any) -> dict[str, Any]:
     """Say which kernel a linear got, and which of its parts runs from how many rows of x on."""
     return {
         "kernel": kernel.rule,
-        "rows": {str(r.first): r.kernel for r in kernel.rows},
+        "rows": {r.first: r.kernel for r in kernel.rows},
         "why": kernel.why,
         "record": record_name(knobs),
     }

@@ -10,7 +10,8 @@ from amx_tvm.calibration import Gptq, MixedPrecision, Plain, Recipe, RotateValue
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from benchmarks.torch_reference import Reference
-from relax_passes.activation import Activation
+from relax_passes.activation import four_bit
+from relax_passes.spec import LinearSpec
 
 from .tiny import TinySource
 
@@ -80,11 +81,12 @@ def test_compile_calibrates_and_eval_warns_of_the_text(tmp_path):
         )
         told = artifact.manifest.quantization["recipe"]
         assert told["name"] == recipe.name and told["text"] == str(text)
-    formats_used = {entry["format"] for entry in artifact.manifest.linears}
+    specs = [LinearSpec.from_json(entry["spec"]) for entry in artifact.manifest.linears]
+    formats_used = {spec.format for spec in specs}
     assert formats_used == {"amxfp4", "int8"}
-    schemes = {(e["format"], e["activation"]) for e in artifact.manifest.linears}
-    assert ("amxfp4", "fp4:amxfp4") in schemes
-    assert all(Activation.parse(a).integer for f, a in schemes if f == "int8")
+    schemes = {(spec.format, spec.activation) for spec in specs}
+    assert ("amxfp4", four_bit("amxfp4")) in schemes
+    assert all(a.integer for f, a in schemes if f == "int8")
     scores = [evaluate(path, other, protocol=Protocol(48)) for path in paths]
     assert scores[1].bits > scores[0].bits
     with pytest.warns(UserWarning, match="occurs in the calibration text"):

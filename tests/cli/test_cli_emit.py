@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import tvm
@@ -14,6 +12,7 @@ from amx_tvm.artifact import Manifest
 from amx_tvm.compiler.emit import emit, find
 from amx_tvm.errors import ArtifactError, TargetError
 from relax_passes.activation import Activation
+from relax_passes.chosen import ChosenKernel, chosen_kernels
 from relax_passes.spec import LinearSpec
 
 
@@ -32,7 +31,7 @@ def artifact(tmp_path_factory):
 
 def check_levels(manifest, levels):
     """Every level of every kernel is text that parses, or comes out of LLVM."""
-    names = [f"{entry['name']}@{entry['bucket']}" for entry in manifest.linears]
+    names = [f"{entry.name}@{entry.spec.rows}" for entry in chosen_kernels(manifest.linears)]
     assert names
     for name in names:
         for level in levels:
@@ -68,9 +67,8 @@ def test_other_formats_and_targets(tmp_path_factory, quantization, target):
 )
 def test_rows_that_are_a_variable_are_one_variable(device, spec):
     """Of the arguments, the call and the result: else TVM refuses to parse the text."""
-    linear = {"name": "up_proj+x", "bucket": spec.bucket, "format": spec.format}
-    target = SimpleNamespace(device=device)
-    manifest = SimpleNamespace(linears=[{**linear, "spec": spec.to_json()}], target=target)
+    entry = ChosenKernel("up_proj+x", spec, "k").to_json()
+    manifest = SimpleNamespace(linears=[entry], target=SimpleNamespace(device=device))
     function = tvm.script.from_source(emit(manifest, "relax"))["main"]
     result = relax.TensorType([function.params[0].ty.shape[0], spec.out_features], spec.out_dtype)
     call = function.body.blocks[0].bindings[0].value
@@ -78,9 +76,8 @@ def test_rows_that_are_a_variable_are_one_variable(device, spec):
 
 
 def test_a_whole_name_comes_before_a_part_of_one():
-    linears = [{"name": name, "bucket": "M = 1"} for name in ("10", "0", "01")]
-    manifest = SimpleNamespace(linears=linears)
-    assert find(manifest, "0")["name"] == "0" and find(manifest, "1")["name"] == "10"
+    linears = [ChosenKernel(name, LinearSpec("amxfp4", 8, 32), "k") for name in ("10", "0", "01")]
+    assert find(linears, "0").name == "0" and find(linears, "1").name == "10"
 
 
 @pytest.mark.parametrize(

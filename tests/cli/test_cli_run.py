@@ -14,6 +14,8 @@ import pytest
 
 import amx_tvm.runtime
 from amx_tvm.cli.inspect_command import rows
+from relax_passes.chosen import ChosenKernel
+from relax_passes.spec import LinearSpec
 
 # The command line with a sampler that takes its time.
 SLOW = """
@@ -92,15 +94,12 @@ def test_inspect_json(run, artifact):
 
 def test_equal_layers_share_a_row():
     linears = [
-        {
-            "name": f"model.layers.{layer}.mlp.{part}",
-            "format": "int4" if layer == 2 and part == "up" else "amxfp4",
-            "shape": [8, 32],
-            "bucket": "M = 1",
-            "kernel": "k",
-            "rows": {"1": "direct", "32": "panel"},
-            "why": "w",
-        }
+        ChosenKernel(
+            f"model.layers.{layer}.mlp.{part}",
+            LinearSpec("int4" if layer == 2 and part == "up" else "amxfp4", 8, 32, m=1),
+            "k",
+            rows={1: "direct", 32: "panel"},
+        )
         for layer in range(5)
         for part in ("up", "down")
     ]
@@ -111,7 +110,7 @@ def test_equal_layers_share_a_row():
         ("model.layers.2.mlp.up", "int4"): 1,
         ("model.layers.{0..4}.mlp.down", "amxfp4"): 5,
     }
-    assert [row[0] for row, _ in rows(linears, every=True)] == [x["name"] for x in linears]
+    assert [row[0] for row, _ in rows(linears, every=True)] == [x.name for x in linears]
 
 
 def test_inspect_needs_no_runtime(artifact):

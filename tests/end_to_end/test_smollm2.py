@@ -135,7 +135,7 @@ def test_every_linear_is_named_with_its_kernel(compiled):
     linears = shown["linears"]
     assert len({entry["name"] for entry in linears}) == 30 * 4 + 1
     for entry in linears:
-        assert entry["kernel"] and entry["why"] and entry["bucket"] and entry["shape"]
+        assert entry["kernel"] and entry["why"] and entry["spec"]["n"] and entry["rows"]
 
 
 def test_loading_is_quick_and_small(compiled):

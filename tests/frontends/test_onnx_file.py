@@ -27,7 +27,7 @@ def test_equals_rounded_torch(build, shape, tmp_path):
     path = tmp_path / "model.onnx"
     torch.onnx.export(module, (x,), str(path), dynamo=True, external_data=False, verbose=False)
     artifact = amx_tvm.compile(path, strict=True, output=tmp_path / "out")
-    assert {entry["format"] for entry in artifact.manifest.linears} == {"amxfp4"}
+    assert {entry["spec"]["format"] for entry in artifact.manifest.linears} == {"amxfp4"}
     with torch.no_grad():
         expected = rounded(module)(x).numpy()
     assert relative_error(np.asarray(amx_tvm.load(artifact.path)(x)), expected) < 1e-3

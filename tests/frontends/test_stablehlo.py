@@ -73,7 +73,7 @@ def test_equals_rounded_jax(name, how, tmp_path):
         exported = jax.export.export(jax.jit(lambda x: function(p, x)))(x)
         model.write_bytes(exported.mlir_module_serialized)
     artifact = amx_tvm.compile(model, strict=True, output=tmp_path / "out")
-    assert {entry["format"] for entry in artifact.manifest.linears} == {"amxfp4"}
+    assert {entry["spec"]["format"] for entry in artifact.manifest.linears} == {"amxfp4"}
     assert relative_error(np.asarray(amx_tvm.load(artifact.path)(x)), expected) < 1e-3
 
 

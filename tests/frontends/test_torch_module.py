@@ -109,7 +109,7 @@ def test_equals_rounded_torch(name, tmp_path):
         strict=True,
         output=tmp_path / "out",
     )
-    quantized = {entry["name"]: entry["format"] for entry in artifact.manifest.linears}
+    quantized = {entry["name"]: entry["spec"]["format"] for entry in artifact.manifest.linears}
     assert set(quantized.values()) == {"amxfp4"}
     engine = amx_tvm.load(artifact.path)
     rounded(module)

@@ -81,6 +81,7 @@ def read_artifact(files: dict[str, bytes]) -> Callable[[Path, Any], None]:
         from amx_tvm.artifact.manifest import _digest
         from amx_tvm.cli.inspect_command import _facts, rows
         from amx_tvm.exporting.artifact_source import ArtifactSource
+        from relax_passes.chosen import chosen_kernels
 
         name, changed = case
         for path, content in files.items():
@@ -96,7 +97,7 @@ def read_artifact(files: dict[str, bytes]) -> Callable[[Path, Any], None]:
         if case[0] not in ("forged", "manifest.json") and changed != files[name]:
             raise WrongError(f"{name} was changed and verification passed")
         list(_facts(folder, manifest))
-        rows(manifest.linears, True)
+        rows(chosen_kernels(manifest.linears), True)
         ArtifactSource(folder)
 
     return read

@@ -185,8 +185,8 @@ def test_gpt_oss_compiles_without_another_rounding(gpt_oss, tmp_path):
     )
     artifact = amx_tvm.compile(place, quantization=config, output=tmp_path / "out")
     linears = artifact.manifest.linears
-    assert {e["format"] for e in linears if ".experts." in e["name"]} == {"mxfp4"}
-    assert {e["format"] for e in linears if ".experts." not in e["name"]} == {"none"}
+    assert {e["spec"]["format"] for e in linears if ".experts." in e["name"]} == {"mxfp4"}
+    assert {e["spec"]["format"] for e in linears if ".experts." not in e["name"]} == {"none"}
     ids = np.random.default_rng(2).integers(3, tiny.VOCAB, 20).tolist()
     got = np.asarray(amx_tvm.load(artifact.path).logits(ids))
     assert tiny.relative_error(got, tiny.logits(model, ids)) < 1e-4

@@ -12,6 +12,7 @@ from amx_tvm.runtime.model import FEW
 from relax_passes import pipeline
 from relax_passes import recipes as plans
 from relax_passes.activation import INT8
+from relax_passes.chosen import chosen_kernels
 from relax_passes.kernels.chain import MOST_ROWS
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.passes.chains import find_chains
@@ -110,8 +111,8 @@ def test_only_functions_of_a_few_rows_have_chains():
     )
     names = {name: _calls(module[name]) for name in ("forward_one", "forward_few", "forward")}
     assert names["forward_one"] == names["forward_few"] == BLOCKS and names["forward"] == 0
-    buckets = {k["bucket"] for k in legalize.kernels_of(module) if "chain" in k}
-    assert buckets == {"M = 1", "M <= 16"}
+    kernels = chosen_kernels(legalize.kernels_of(module))
+    assert {str(k.spec.rows) for k in kernels if k.chain} == {"M = 1", "M <= 16"}
 
 
 def _calls(function):

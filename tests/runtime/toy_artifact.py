@@ -194,9 +194,11 @@ def build(output: Path, overwrite: bool = False) -> Manifest:
                 linears=[
                     {
                         "name": "layers.0.qkv",
-                        "format": "none",
-                        "shape": [(HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN],
-                        "bucket": "any",
+                        "spec": {
+                            "format": "none",
+                            "n": (HEADS + 2 * KV_HEADS) * HEAD_DIM,
+                            "k": HIDDEN,
+                        },
                         "kernel": "matmul",
                         "why": "not quantized",
                     }
