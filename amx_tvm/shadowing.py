@@ -101,7 +101,11 @@ class _Watch:
 
 def _for_this_project() -> bool:
     """Say whose import it is: the nearest caller's that is either this project's or the user's."""
-    folders = tuple(os.path.join(os.path.abspath(folder), "") for folder in user_folders())
+    mine = user_folders()
+    folders, installed = (
+        tuple(os.path.join(os.path.realpath(place), "") for place in places)
+        for places in (mine, [place for place in sys.path if place not in mine])
+    )
     own = tuple(os.path.join(ROOT, name, "") for name in OWN)
     frame = sys._getframe(2)
     while frame is not None:
@@ -110,7 +114,9 @@ def _for_this_project() -> bool:
             file = os.path.realpath(file)
         if file.startswith(own):
             return True
-        if frame.f_globals.get("__name__") == "__main__" or file.startswith(folders):
+        # What is installed may lie below a folder of the user's, as in .venv.
+        inside = file.startswith(folders) and not file.startswith(installed)
+        if inside or frame.f_globals.get("__name__") == "__main__":
             return False
         frame = frame.f_back  # type: ignore[assignment]
     return False

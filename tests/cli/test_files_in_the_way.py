@@ -123,6 +123,25 @@ def test_the_users_own_imports_are_theirs(tmp_path):
     assert (done.returncode, done.stdout) == (0, "mine mine\n"), done.stderr
 
 
+def test_what_is_installed_below_the_script_is_not_the_users(tmp_path):
+    """As in a .venv: its packages get the user's file, but not the user's own code."""
+    file = write(tmp_path, "mailbox.py", "Box = 1")
+    write(tmp_path, ".venv/site/installed_package.py", "import mailbox")
+    write(
+        tmp_path,
+        "mine.py",
+        "import sys, amx_tvm; sys.path.append(sys.path[0] + '/.venv/site')\n"
+        + USE.format(use="amx_tvm.extras.require('installed_package', 'tune', 'a test')").replace(
+            "import sys, amx_tvm", "import amx_tvm.extras"
+        )
+        + "from mailbox import Box\n",
+    )
+    done = process(sys.executable, "mine.py", folder=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith(f"refused: {file} is in the way")
+    write(tmp_path, "mine.py", "import amx_tvm\nfrom mailbox import Box\nprint(Box)")
+    assert process(sys.executable, "mine.py", folder=tmp_path).stdout == "1\n"
+
+
 def test_templates_are_rendered_beside_any_file(tmp_path, artifact):
     """Their process looks in the user's folders last."""
     write(tmp_path, "markupsafe.py", "raise SystemExit('imported')")
