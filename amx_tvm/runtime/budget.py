@@ -18,11 +18,15 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import GenerationError, TargetError
+from amx_tvm.runtime.choices import ROWS
 from amx_tvm.runtime.options import number
 
 CHUNKS = (512, 256, 128, 64, 32)
 SMALLEST_CONTEXT = 128  # tokens below which nobody is served
 RUNTIME_BYTES = 48 << 20  # tvm_ffi, libtvm_runtime, thread stacks, the tokenizer; measured 20 to 44
+# Of a GPU: CUDA's context is there before it is asked; TVM's cache takes 128 MiB whatever its size,
+# graphs and tables the rest.
+DEVICE_BYTES = 256 << 20
 _POOLED = 2  # a chunk of full size and a last, shorter one
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -104,6 +108,46 @@ def fit(
         f"{_mb(working_bytes(manifest, CHUNKS[-1]))} and {wanted} tokens of context "
         f"{_mb(wanted * token)}: {_mb(need)} together; raise the limit, shorten the context or "
         "take a smaller model"
+    )
+
+
+def require_device(manifest: Manifest, free: int, tokens: int, chunk: int) -> None:
+    """Refuse a model that a GPU's free memory does not hold, before anything is loaded.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        The model.
+    free : int
+        Bytes that are free on the GPU.
+    tokens : int
+        Of the KV cache.
+    chunk : int
+        Tokens of a prefill chunk.
+
+    Raises
+    ------
+    GenerationError
+        With all numbers, and how many tokens of cache would fit.
+    """
+    weights = sum(shard.bytes for shard in manifest.parameters.shards)
+    working = DEVICE_BYTES + working_bytes(manifest, chunk)
+    working += ROWS * 4 * int(manifest.model["vocab_size"])
+    fixed, token = weights + manifest.library.bytes + working, kv_bytes(manifest)
+    if fixed + tokens * token <= free:
+        return
+    page = int(manifest.kv_cache["page_size"])
+    room = (free - fixed) // (page * token) * page
+    way = (
+        f"{room} tokens fit: load with kv_tokens={room}, shared by all sequences, or fewer, and a "
+        "context_length that is no longer"
+        if room >= SMALLEST_CONTEXT
+        else "free some, take a smaller model or a larger GPU"
+    )
+    raise GenerationError(
+        f"the model does not fit into the {_mb(free)} that are free on the GPU: weights take "
+        f"{_mb(weights)}, the library {_mb(manifest.library.bytes)}, working memory "
+        f"{_mb(working)} and {tokens} tokens of cache {_mb(tokens * token)}; {way}"
     )
 
 

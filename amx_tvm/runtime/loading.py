@@ -9,10 +9,10 @@ from amx_tvm.artifact import verify_artifact
 from amx_tvm.artifact.occupant import one_directory
 from amx_tvm.artifact.verify import Verify
 from amx_tvm.runtime import budget
-from amx_tvm.runtime.engine import Engine
+from amx_tvm.runtime.engine import DEFAULT_CONTEXT, Engine
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.library import installed_versions, set_threads
-from amx_tvm.runtime.vm import Memory, VirtualMachine
+from amx_tvm.runtime.vm import Memory, VirtualMachine, free_memory
 
 DEFAULT_CHUNK = 512
 
@@ -75,7 +75,7 @@ def load(
     ArtifactError
         The artifact is incomplete, damaged, or made for another machine, version or schema.
     GenerationError
-        The model does not fit into ``max_memory``; nothing was loaded.
+        The model does not fit into ``max_memory``, or into a GPU; nothing was loaded.
     """
     root = Path(path)
     manifest = verify_artifact(root, verify, installed_versions(), device, require_signature)
@@ -88,6 +88,11 @@ def load(
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
         return FunctionEngine(root, manifest, machine, memory, threads)
+    if not machine.is_cpu and (free := free_memory(device or target.device)) is not None:
+        usual = min(int(manifest.model["context_length"]), DEFAULT_CONTEXT)
+        # what is no number is the engine's to refuse
+        tokens = next((n for n in (kv_tokens, context_length) if isinstance(n, int)), usual)
+        budget.require_device(manifest, free, tokens, chunk)
     return Engine(
         root,
         manifest,

@@ -28,9 +28,19 @@ POOLED_ALLOCATOR = 2  # tvm.runtime.vm.VirtualMachine.POOLED_ALLOCATOR
 _DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
 Memory = Literal["auto", "map", "huge"]
 _PINNED = 3  # DLPack's kDLCUDAHost
-_EXISTS, _COMPUTE_VERSION = 0, 4  # tvm.runtime.Device: DeviceAttrKind
+_EXISTS, _COMPUTE_VERSION, _FREE_MEMORY = 0, 4, 15  # tvm.runtime.Device: DeviceAttrKind
 
 ALIGNMENT = 64  # bytes that TVM's code may assume of a tensor's first element
+
+
+def free_memory(device: str) -> int | None:
+    """Return the bytes that are free on a GPU, "cuda" or "cuda:<index>"; None where unknown."""
+    name, _, index = device.partition(":")
+    if name == "cpu":
+        return None
+    ask = load_runtime(name).get_global_func("runtime.GetDeviceAttr")
+    found = ask(_DLPACK_DEVICES[name], int(index or 0), _FREE_MEMORY)
+    return None if found is None else int(found)
 
 
 class VirtualMachine:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.artifact.memory import available_memory
-from amx_tvm.runtime.budget import kv_bytes
+from amx_tvm.runtime.budget import DEVICE_BYTES, kv_bytes
+from amx_tvm.runtime.vm import free_memory
 
-_SHARE = 0.5  # of the memory that is free beside the weights
+_SHARE, _DEVICE_SHARE = 0.5, 0.9  # of the memory that is free beside the weights
 _CONTEXTS = 4  # where the device's free memory is not known
 
 
@@ -16,7 +17,7 @@ def default_tokens(path: Path, manifest: Manifest, context: int, places: int) ->
     """Return how many tokens the cache should hold.
 
     As many as all places can need, as long as half of the memory that is free beside the weights
-    holds them; on a GPU four contexts.
+    holds them, of a GPU nine tenths; four contexts where the device does not say what is free.
 
     Parameters
     ----------
@@ -28,8 +29,11 @@ def default_tokens(path: Path, manifest: Manifest, context: int, places: int) ->
         Answers that are generated at once.
     """
     wanted = places * context
-    free = available_memory() if manifest.target.device == "cpu" else None
+    on_cpu = manifest.target.device == "cpu"
+    free = available_memory() if on_cpu else free_memory(manifest.target.device)
     if free is None:
         return min(wanted, _CONTEXTS * context)
     weights = sum(file.stat().st_size for file in (path / "params").iterdir())
-    return max(context, min(wanted, int(_SHARE * (free - weights)) // kv_bytes(manifest)))
+    beside = free - weights - (0 if on_cpu else DEVICE_BYTES)
+    share = _SHARE if on_cpu else _DEVICE_SHARE
+    return max(context, min(wanted, int(share * beside) // kv_bytes(manifest)))

@@ -47,6 +47,21 @@ def test_refusal_names_the_numbers(tiny_artifact):
         budget.fit(tiny_artifact.manifest, 60 * MIB, 1024, used=30 * MIB)
 
 
+def test_a_gpu_without_room_is_refused_before(tiny_artifact):
+    manifest, gib = tiny_artifact.manifest, 1 << 30
+    budget.require_device(manifest, gib, 4096, 512)
+    token = budget.kv_bytes(manifest)
+    with pytest.raises(GenerationError) as caught:
+        budget.require_device(manifest, gib, 2 * gib // token, 512)
+    fits = int(str(caught.value).partition("kv_tokens=")[2].partition(",")[0])
+    assert "1024 MiB that are free on the GPU" in str(caught.value) and fits > 128
+    budget.require_device(manifest, gib, fits, 512)
+    with pytest.raises(GenerationError, match="tokens fit"):
+        budget.require_device(manifest, gib, fits + manifest.kv_cache["page_size"], 512)
+    with pytest.raises(GenerationError, match="free some, take a smaller model or a larger GPU"):
+        budget.require_device(manifest, 100 * MIB, 128, 512)
+
+
 def test_limit_holds(tiny_artifact):
     """A fresh process with a full context stays below its limit."""
     script = (
