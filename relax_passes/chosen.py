@@ -59,7 +59,7 @@ class ChosenKernel:
         entry = conform(_Entry, data, "linear")
         values = {f.name: entry[f.name] for f in fields(ChosenKernel) if f.name in entry}
         rows = entry.get("rows", {})
-        if not all(first.isdecimal() for first in rows):
+        if not all(first.isdecimal() and len(first) < 10 for first in rows):
             raise Mismatch(f"rows are {', '.join(rows)}; expected whole numbers")
         values["rows"] = {int(first): rows[first] for first in sorted(rows, key=int)}
         return ChosenKernel(**{**values, "spec": LinearSpec.from_json(entry["spec"])})

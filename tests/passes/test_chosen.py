@@ -29,6 +29,7 @@ def test_an_entry_is_read_as_it_was_written():
     [
         ({"spec": {"format": "amxfp4", "n": -1, "k": 32}}, "spec.n is -1"),
         ({"rows": {"few": "direct"}}, "rows are few; expected whole numbers"),
+        ({"rows": {"1" * 5000: "direct"}}, "expected whole numbers"),
         ({"kernel": 3}, "kernel"),
     ],
 )
