@@ -17,6 +17,7 @@ from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 BLOCK_TILES = 7
 # Of the largest result.
 EXACT = 1e-5  # float32 sums in another order
+HALF = 2.0**-11  # y is rounded to float16, as a cache keeps it
 MERGED = 4e-3  # kernels for several rows merge two scales, see kernels/cpu/linear/merge.py
 FRAGMENT_LIMIT = 1.5e-3  # norm of the deviation: y is float16, and scales are applied in it
 
@@ -27,7 +28,8 @@ def limit(spec: LinearSpec, m: int) -> float:
 
     integer = spec.format != "none" and spec.activation.integer
     merged = integer and m >= CpuKnobs().merge_rows and len(spec.fmt.terms) > 1
-    return MERGED if merged else EXACT
+    rounding = HALF if spec.out_dtype == "float16" else 0.0
+    return (MERGED if merged else EXACT) + rounding
 
 
 class Operands:

@@ -84,7 +84,11 @@ class _Settings(TypedDict, total=False):
     recipe: dict[str, Any]
 
 
-class _Linear(TypedDict):
+class _Rows(TypedDict, total=False):
+    rows: dict[str, str]
+
+
+class _Linear(_Rows):
     name: str
     spec: dict[str, Any]
 

@@ -158,7 +158,7 @@ FORGED = {
     "kv_cache.dtype": lambda d: d["kv_cache"].update(dtype="float31"),
     "model.config.hidden_size": lambda d: d["model"]["config"].update(hidden_size=None),
     "quantization.bits_per_weight": lambda d: d["quantization"].update(bits_per_weight="4"),
-    "linears[0].rows": lambda d: d.update(linears=[{"name": "x", "rows": [1]}]),
+    "linears[0].rows": lambda d: d["linears"][0].update(rows=[1]),
     "checksums": lambda d: d["parameters"]["shards"][0].update(crc32=[]),
     "does not fit": lambda d: next(iter(d["parameters"]["tensors"].values())).update(
         offset=1 << 50

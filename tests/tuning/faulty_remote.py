@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import tvm
-from faulty_worker import CRASH, HANG
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tuning.remote_worker import RemoteServer
-from tuning.worker import serve
+sys.path.append(str(Path(__file__).parent))  # workers do not search the folder of their script
+
+from faulty_worker import CRASH, HANG  # noqa: E402
+
+from tuning.remote_worker import RemoteServer  # noqa: E402
+from tuning.worker import serve  # noqa: E402
 
 
 class FaultyServer(RemoteServer):
