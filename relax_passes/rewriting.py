@@ -90,11 +90,13 @@ class Context:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Let code that asks for the current block builder add its functions here."""
+        """Let code that asks for the current block builder add its functions and bindings here."""
         relax.BlockBuilder._stack.append(self._builder)
+        self._builder._begin_binding_block()
         try:
             yield
         finally:
+            self._pending.extend(self._builder._end_block().bindings)
             relax.BlockBuilder._stack.pop()
 
     def replace(self, var: relax.Var, by: relax.Expr) -> None:

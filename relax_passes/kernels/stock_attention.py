@@ -80,7 +80,7 @@ class StockAttention:
                 dtype="float16",
                 target=self.target,
             )
-        return relax.Tuple([ctx.emit(made._expr, "paged_kv_cache")])
+        return relax.Tuple([made._expr])
 
     def attend(self, _ctx: Context, asked: Attention) -> relax.Expr:
         """Return the attention of one layer."""

@@ -8,6 +8,7 @@ import pytest
 from tuning_points import edit
 
 from amx_tvm.cli import main
+from amx_tvm.targets import resolve
 from tuning import journal
 from tuning.kernels import KernelId
 from tuning.records import Record, RecordFile, file_name
@@ -80,3 +81,9 @@ def test_tune_command_and_records(tmp_path, target, capsys):
     assert "prefetch=8192" in capsys.readouterr().out
     assert run("tune", "prune", path) == 0
     assert RecordFile(path).records == [record]
+
+
+def test_heads_that_no_gpu_kernel_takes_go_to_tvms_attention():
+    """Their cache is made by TVM's own code, inside the function that is being rebuilt."""
+    config = {**CONFIG, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert tasks_of(config, resolve("cuda:sm_80"))
