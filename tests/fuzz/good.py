@@ -141,6 +141,14 @@ def gguf_file(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+LINEAR = {
+    "name": "lm_head",
+    "spec": {"format": "none", "n": VOCAB, "k": HIDDEN},
+    "kernel": "direct",
+    "rows": {"1": "x"},
+}
+
+
 def artifact(folder: Path) -> dict[str, bytes]:
     """Return the files of an artifact whose library is none: it is checked and never loaded."""
     from amx_tvm.artifact import ArtifactWriter, Manifest, TargetRecord, Versions
@@ -163,7 +171,7 @@ def artifact(folder: Path) -> dict[str, bytes]:
                 | {"context_length": 64, "eos_token_ids": [2], "prompt_prefix": [1]},
                 kv_cache={"page_size": 16, "dtype": "float32", **shape},
                 quantization={"format": "none", "bits_per_weight": 32.0},
-                linears=[{"name": "lm_head", "shape": [VOCAB, HIDDEN], "rows": {"1": "x"}}],
+                linears=[LINEAR],
                 recipes={name: {"sources": [name]} for name in weights()},
             )
         )
