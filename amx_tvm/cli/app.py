@@ -274,6 +274,39 @@ def devices(
     devices_command.run(as_json=json)
 
 
+@app.command(epilog="Examples:\n\namx-tvm doctor\n\namx-tvm doctor --json")
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what this machine has and lacks, what each is for, and how to install it."""
+    from amx_tvm.cli import doctor_command
+
+    raise typer.Exit(doctor_command.run(as_json=json))
+
+
+def _show_versions(asked: bool) -> None:
+    if asked:
+        from amx_tvm.version import versions
+
+        print(", ".join(f"{name} {found or 'missing'}" for name, found in versions().items()))
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of this package and of TVM.",
+        ),
+    ] = False,
+) -> None:
+    """Compile language models to 4 bits with TVM, and run them on the machine at hand."""
+
+
 bench_command.register(app)
 eval_command.register(app)
 export_command.register(app)
