@@ -67,6 +67,10 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     differences = {
         "norms are not in front of attention and MLP": config.norm_placement != "pre",
         "queries and keys are normalized across heads": config.qk_norm not in ("", "head"),
+        "norms are no RMSNorm": config.norm != "rms",
+        "residual stream, logits or queries have factors": (
+            config.residual_scale != 1.0 or config.logit_scale != 1.0 or bool(config.query_growth)
+        ),
         f"activation is {config.activation}": config.activation not in ACTIVATIONS,
         "scores or logits are capped": bool(config.attention_soft_cap or config.logit_soft_cap),
     }

@@ -41,6 +41,7 @@ class Scaling(TypedDict, total=False):
     mscale: Cap
     mscale_all_dim: Cap
     truncate: bool
+    llama_4_scaling_beta: Cap
     short_factor: list[Positive]
     long_factor: list[Positive]
     partial_rotary_factor: Share
@@ -70,19 +71,32 @@ class Configuration(TypedDict, total=False):
     n_ctx: Count
     original_max_position_embeddings: Count
     rms_norm_eps: Epsilon
+    layer_norm_eps: Epsilon
     layer_norm_epsilon: Epsilon
     rope_theta: Base
     rope_local_base_freq: Base
     rope_scaling: Scaling
     rope_parameters: dict[str, Any]
     partial_rotary_factor: Share
+    attention_multiplier: Positive
+    embedding_multiplier: Positive
+    residual_multiplier: Positive
+    logits_scaling: Positive
+    logit_scale: Positive
     attn_logit_softcapping: Cap
     final_logit_softcapping: Cap
     hidden_act: str
     hidden_activation: str
     activation_function: str
     attention_bias: bool
+    attention_out_bias: bool
     mlp_bias: bool
+    use_bias: bool
+    use_qkv_bias: bool
+    use_parallel_residual: bool
+    qk_layernorm: bool
+    use_qk_norm: bool
+    clip_qkv: Positive
     tie_word_embeddings: bool
     use_sliding_window: bool
     use_bidirectional_attention: bool

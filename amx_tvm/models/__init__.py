@@ -2,18 +2,28 @@
 
 import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm.models import (  # noqa: F401 - they register themselves
+    cohere,
+    ernie4_5,
+    exaone4,
     gemma,
+    glm,
     gpt2,
     gpt_oss,
+    granite,
     llama,
+    ministral3,
     mistral,
     mixtral,
     olmo2,
+    olmo3,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
     smollm3,
+    stablelm,
 )
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.registry import ModelFamily, families, find, register

@@ -39,8 +39,10 @@ class DecoderConfig:
     Parameters
     ----------
     norm_placement : str
-        "pre" (Llama: norms in front of attention and MLP), "post" (OLMo 2: behind them) or
-        "sandwich" (Gemma: both).
+        "pre" (Llama: norms in front of attention and MLP), "post" (OLMo 2: behind them),
+        "sandwich" (Gemma: both) or "parallel" (Cohere: one norm in front of both, which are added).
+    norm : str
+        "rms" (RMSNorm), "layer" (LayerNorm) or "layer_weight" (LayerNorm without bias).
     qk_norm : str
         "" (none), "head" (RMSNorm of each head's query and key) or "full" (of all heads at once).
     activation : str
@@ -56,8 +58,11 @@ class DecoderConfig:
         Factor on q k^T; None is 1 / sqrt(head_dim).
     attention_soft_cap, logit_soft_cap : float
         Bound c of c tanh(s / c) on scores and logits; 0 leaves them.
-    embedding_scale : float
-        Factor on the embeddings.
+    query_growth : tuple of float and int, or None
+        (beta, tokens): queries at a position are multiplied by 1 + beta ln(1 + position // tokens).
+    embedding_scale, residual_scale, logit_scale : float
+        Factors on the embeddings, on what attention and MLP add to the residual stream, and on the
+        logits.
     experts, experts_per_token, expert_size : int
         Experts of an MLP (0: none), how many of them a token takes, and their intermediate size.
     shares_of_all : bool
@@ -89,6 +94,7 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: str = ""
+    norm: str = "rms"
     norm_placement: str = "pre"
     activation: str = "silu"
     layer_kinds: tuple[str, ...] = ()
@@ -98,7 +104,10 @@ class DecoderConfig:
     attention_factor: float | None = None
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
+    query_growth: tuple[float, int] | None = None
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
     expert_size: int = 0
@@ -302,7 +311,6 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
         "num_kv_heads": int(read.get("num_key_value_heads", heads)),
         "head_dim": head_dim,
         "context_length": context,
-        "norm_eps": read.require("rms_norm_eps", float),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "tie_embeddings": bool(read.get("tie_word_embeddings", False)),
@@ -312,6 +320,8 @@ def read_decoder(values: dict[str, Any], family: str, **differences: Any) -> Dec
     }
     if "activation" not in differences:
         found["activation"] = read.activation()
+    if "norm_eps" not in differences:
+        found["norm_eps"] = read.require("rms_norm_eps", float)
     share = float(read.get("partial_rotary_factor", 1.0))
     if share != 1.0:
         found["rotary_dim"] = int(head_dim * share)

@@ -30,6 +30,28 @@ def rms_norm(config: DecoderConfig, size: int) -> nn.RMSNorm:
     return nn.RMSNorm(size, -1, config.norm_eps, bias=False)
 
 
+class WeightedLayerNorm(nn.Module):
+    """LayerNorm over the last axis without a bias."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        self.size, self.eps = size, eps
+        self.weight = nn.Parameter((size,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [tokens, size] to [tokens, size]."""
+        return op.layer_norm(x, self.size, self.weight, eps=self.eps)
+
+
+def block_norm(config: DecoderConfig) -> nn.Module:
+    """Build the norm of a residual stream, of the kind that the configuration asks for."""
+    size = config.hidden_size
+    if config.norm == "layer":
+        return nn.LayerNorm(size, config.norm_eps)
+    if config.norm == "layer_weight":
+        return WeightedLayerNorm(size, config.norm_eps)
+    return rms_norm(config, size)
+
+
 class Attention(nn.Module):
     """Grouped-query attention; RoPE, the cache and the product with V are one operator."""
 
@@ -57,6 +79,8 @@ class Attention(nn.Module):
         elif config.qk_norm == "head":
             q = op.reshape(self.q_norm(op.reshape(q, (tokens, heads, d))), (tokens, heads * d))
             k = op.reshape(self.k_norm(op.reshape(k, (tokens, kv, d))), (tokens, kv * d))
+        if config.query_growth:
+            q = q * step.query_factors(config.query_growth, q.dtype)
         qkv = op.reshape(op.concat([q, k, v], dim=-1), (tokens, heads + 2 * kv, d))
         attended = step.attend(self.spec, qkv, self.sinks)
         return self.o_proj(op.reshape(attended, (tokens, -1)))
@@ -85,17 +109,17 @@ class DecoderLayer(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
-        self.placement = config.norm_placement
+        self.placement, self.scale = config.norm_placement, config.residual_scale
         self.self_attn = self.make_attention(config, layer)
         self.mlp = self.make_mlp(config, layer)
-        size = config.hidden_size
-        self.post_attention_layernorm = rms_norm(config, size)
+        if self.placement != "parallel":
+            self.post_attention_layernorm = block_norm(config)
         if self.placement != "post":
-            self.input_layernorm = rms_norm(config, size)
-        if self.placement != "pre":
-            self.post_feedforward_layernorm = rms_norm(config, size)
+            self.input_layernorm = block_norm(config)
+        if self.placement in ("post", "sandwich"):
+            self.post_feedforward_layernorm = block_norm(config)
         if self.placement == "sandwich":
-            self.pre_feedforward_layernorm = rms_norm(config, size)
+            self.pre_feedforward_layernorm = block_norm(config)
 
     def make_attention(self, config: DecoderConfig, layer: int) -> nn.Module:
         """Build the attention; families with their own override this."""
@@ -108,13 +132,19 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map the residual stream [tokens, hidden] to the next one."""
         if self.placement == "pre":
-            x = self.self_attn(self.input_layernorm(x), step) + x
-            return self.mlp(self.post_attention_layernorm(x)) + x
+            x = self._scaled(self.self_attn(self.input_layernorm(x), step)) + x
+            return self._scaled(self.mlp(self.post_attention_layernorm(x))) + x
+        if self.placement == "parallel":
+            normed = self.input_layernorm(x)
+            return self.self_attn(normed, step) + self.mlp(normed) + x
         if self.placement == "post":
             x = self.post_attention_layernorm(self.self_attn(x, step)) + x
             return self.post_feedforward_layernorm(self.mlp(x)) + x
         x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), step)) + x
         return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))) + x
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        return added if self.scale == 1.0 else added * self.scale
 
 
 class DecoderModel(nn.Module):
@@ -134,7 +164,7 @@ class DecoderModel(nn.Module):
 
     def make_norm(self, config: DecoderConfig) -> nn.Module:
         """Build the final norm."""
-        return rms_norm(config, config.hidden_size)
+        return block_norm(config)
 
     def embed(self, input_ids: Tensor, _step: Step) -> Tensor:
         """Return the residual stream's start [tokens, hidden]."""
@@ -174,6 +204,8 @@ class CausalLM(nn.Module):
         else:
             logits = self.lm_head(hidden)
         logits = logits.astype("float32") if logits.dtype != "float32" else logits
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_soft_cap
         return op.tanh(logits * (1.0 / cap)) * cap if cap else logits
 

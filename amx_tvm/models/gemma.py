@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: norms around both blocks, scaled embeddings, local and global layers, soft caps.
+"""Gemma 1 to 3: scaled embeddings, norms around both blocks, local and global layers, soft caps.
 
 Differences from Llama's block:
 
@@ -7,6 +7,7 @@ Differences from Llama's block:
 * embeddings are multiplied by sqrt(hidden_size), and the head is tied to them;
 * q k^T is scaled by query_pre_attn_scalar ** -0.5;
 * most layers see only a window, and in Gemma 3 rotate with a base of their own;
+* Gemma 1 has Llama's two norms a layer, and no layer that slides;
 * Gemma 2 bounds scores and logits by c tanh(s / c); Gemma 3 normalizes queries and keys instead.
 """
 
@@ -47,6 +48,22 @@ def _configure(values: dict[str, Any], family: str, period: int, **differences) 
     )
 
 
+def configure_gemma(values: dict[str, Any]) -> DecoderConfig:
+    """Read a Gemma 1 configuration."""
+    read = ConfigReader(values)
+    # Old files write "gelu" and mean its approximation, as llama.cpp and Google's own code have it.
+    name = "hidden_act" if read.get("hidden_activation", None) is None else "hidden_activation"
+    read.activation(name, "gelu_pytorch_tanh")
+    values = {"head_dim": 256, **values, "layer_types": None}
+    values["tie_word_embeddings"] = read.get("tie_word_embeddings", True)
+    return read_decoder(
+        values,
+        "gemma",
+        activation="gelu_tanh",
+        embedding_scale=read.require("hidden_size") ** 0.5,
+    )
+
+
 def configure_gemma2(values: dict[str, Any]) -> DecoderConfig:
     """Read a Gemma 2 configuration: every second layer is global."""
     return _configure(values, "gemma2", 2)
@@ -77,6 +94,16 @@ def weight(name: str, _config: DecoderConfig) -> Weight:
     return Weight(name, offset=1.0 if name.endswith("norm.weight") else 0.0)
 
 
+register(
+    ModelFamily(
+        name="gemma",
+        architectures=("GemmaForCausalLM",),
+        model_types=("gemma",),
+        configure=configure_gemma,
+        build=CausalLM,
+        weight=weight,
+    )
+)
 register(
     ModelFamily(
         name="gemma2",

@@ -34,12 +34,25 @@ class Step:
         self.cache, self.rows = cache, rows
         self.long: Tensor | None = None  # 1 for rows of long sequences, where longrope asks
         self._positions: Tensor | None = None
+        self._factors: Tensor | None = None
 
     def positions(self) -> Tensor:
         """Return each row's position in its sequence, int32 [rows]."""
         if self._positions is None:
             self._positions = self.cache.get_query_positions(self.rows)
         return self._positions
+
+    def query_factors(self, growth: tuple[float, int], dtype: str) -> Tensor:
+        """Return the factor on each row's query, [rows, 1]; see ``DecoderConfig.query_growth``."""
+        if self._factors is None:
+            beta, tokens = growth
+            builder = relax.BlockBuilder.current()
+            spans = relax.op.floor_divide(self.positions()._expr, relax.const(tokens, "int32"))
+            grown = relax.op.log(relax.op.astype(spans, "float32") + relax.const(1.0, "float32"))
+            factors = grown * relax.const(beta, "float32") + relax.const(1.0, "float32")
+            column = relax.op.expand_dims(relax.op.astype(factors, dtype), 1)
+            self._factors = Tensor(_expr=builder.emit(column))
+        return self._factors
 
     def attend(self, spec: AttentionSpec, qkv: Tensor, sinks: Tensor | None = None) -> Tensor:
         """Append keys and values of one layer to the cache and attend.

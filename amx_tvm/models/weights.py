@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from amx_tvm.models.config import DecoderConfig
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -31,6 +33,9 @@ class Weight:
         Distance of the rows, for weights that interleave two projections.
     offset : float
         Added to every value.
+    pairs : tuple of int or None
+        (channels of a head, leading ones that rotate), where neighbouring channels turn together:
+        rows are put in the order in which channel i turns with i + half, as everywhere here.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Weight:
     rows: tuple[int, int] | None = None
     step: int = 1
     offset: float = 0.0
+    pairs: tuple[int, int] | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that a stored shape becomes."""
@@ -50,6 +56,20 @@ class Weight:
         return shape
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """Return the view of the stored array (or entry) that this weight is, without offset."""
+        """Return what this weight is of the stored array (or entry), without offset."""
         array = array.T if self.transpose else array
-        return array if self.rows is None else array[slice(*self.rows, self.step)]
+        array = array if self.rows is None else array[slice(*self.rows, self.step)]
+        if self.pairs is None:
+            return array
+        size, turned = self.pairs
+        order = np.arange(size)
+        order[:turned] = np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2)])
+        heads = array.reshape(-1, size, *array.shape[1:])
+        return np.ascontiguousarray(heads[:, order]).reshape(array.shape)
+
+
+def paired(name: str, config: DecoderConfig) -> Weight:
+    """Find a weight of a family that turns neighbouring channels; for ``ModelFamily.weight``."""
+    if ".q_proj." not in name and ".k_proj." not in name:
+        return Weight(name)
+    return Weight(name, pairs=(config.head_dim, config.rotary_dim or config.head_dim))

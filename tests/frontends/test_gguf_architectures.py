@@ -33,6 +33,7 @@ SIZES = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
+TIED = {"tie_word_embeddings": True}
 UNTIED = {"attention_bias": False}
 LONGROPE = {
     "rope_type": "longrope",
@@ -108,6 +109,56 @@ MODELS = {
     ),
     "smollm3": ("smollm3", "smollm3", {"tie_word_embeddings": True}, {}),
     "olmo2": ("olmo2", "olmo2", {}, {}),
+    "olmo3": (
+        "olmo2",
+        "olmo3",
+        {"sliding_window": 16},
+        {**WINDOW, "attention.sliding_window_pattern": 4},
+    ),
+    "granite": (
+        "granite",
+        "granite",
+        {"attention_multiplier": 0.25, "embedding_multiplier": 4.0, "residual_multiplier": 0.5}
+        | {"logits_scaling": 8.0},
+        {"attention.scale": 0.25, "embedding_scale": 4.0, "residual_scale": 0.5}
+        | {"logit_scale": 8.0},
+    ),
+    "exaone4": (
+        "exaone4",
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * BLOCKS},
+        {},
+    ),
+    "exaone4 with a window": (
+        "exaone4",
+        "exaone4",
+        {"sliding_window": 16},
+        {**WINDOW, "attention.sliding_window_pattern": 4},
+    ),
+    "cohere": ("command-r", "cohere", {**TIED, "logit_scale": 0.5}, {"logit_scale": 0.5}),
+    "cohere2": (
+        "cohere2",
+        "cohere2",
+        {**TIED, "logit_scale": 0.5, "sliding_window": 16},
+        {**WINDOW, "logit_scale": 0.5},
+    ),
+    "seed_oss": ("seed_oss", "seed_oss", {"head_dim": 16}, {}),
+    "stablelm": ("stablelm", "stablelm", {"use_qkv_bias": True}, {"rope.dimension_count": 4}),
+    "stablelm in parallel": (
+        "stablelm",
+        "stablelm",
+        {"use_parallel_residual": True},
+        {"rope.dimension_count": 4, "use_parallel_residual": True},
+    ),
+    "ernie4_5": ("ernie4_5", "ernie4_5", {**TIED, "head_dim": 32}, WIDE),
+    "glm4": ("glm4", "glm4", {"head_dim": 32}, {**WIDE, "rope.dimension_count": 16}),
+    "gemma": ("gemma", "gemma", {**TIED, "head_dim": 32}, WIDE),
+    "olmoe": (
+        "olmoe",
+        "olmoe",
+        {"num_experts": 4, "num_experts_per_tok": 2},
+        {"expert_count": 4, "expert_used_count": 2},
+    ),
     "gpt2": ("gpt2", "gpt2", {"tie_word_embeddings": True}, {}),
     "gpt-oss": (
         "gpt-oss",
@@ -118,7 +169,7 @@ MODELS = {
         | {"expert_feed_forward_length": 96, "attention.sliding_window_pattern": 2},
     ),
 }
-INTERLEAVED = ("llama", "mistral3", "smollm3")
+INTERLEAVED = ("granite", "llama", "mistral3", "smollm3")
 
 
 def interleave(weight, heads):
@@ -193,10 +244,14 @@ def write(path, architecture, model, keys, tables=None, change=lambda name, valu
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     else:
         writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_freq_base(theta)
+        if hasattr(config, "layer_norm_eps"):
+            writer.add_layer_norm_eps(config.layer_norm_eps)
+        else:
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for key, value in keys.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[bool] = writer.add_bool
         add[type(value)](f"{architecture}.{key}", value)
     for name, values in converted(architecture, model):
         changed = change(name, values)

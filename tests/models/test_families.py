@@ -14,7 +14,7 @@ LENGTH, FIRST, PREFILLED = 40, 20, 33  # two chunks; past the window and into a 
 
 
 def test_every_family_has_a_case():
-    assert sorted(family.name for family in families()) == sorted(tiny.CASES)
+    assert sorted(family.name for family in families()) == sorted(tiny.CASES | tiny.VARIANTS)
 
 
 @pytest.fixture(scope="module", params=sorted(tiny.CASES))
@@ -36,6 +36,17 @@ def run(artifact, ids):
 
 @pytest.mark.parametrize("quantization", ["none", "amxfp4"])
 def test_logits_equal_torch(saved, quantization, tmp_path):
+    compare(saved, quantization, tmp_path)
+
+
+# Flags and factors on what the families above have; unquantized, they compute the same.
+@pytest.mark.parametrize("variant", sorted(tiny.VARIANTS))
+def test_logits_of_variants(variant, tmp_path):
+    model = tiny.make(variant)
+    compare((model, tiny.save(model, tmp_path)), "amxfp4", tmp_path)
+
+
+def compare(saved, quantization, tmp_path):
     model, directory = saved
     artifact = amx_tvm.compile(
         directory, quantization=quantization, strict=quantization != "none", output=tmp_path / "out"

@@ -83,10 +83,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "GraniteConfig",
+        {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.3}
+        | {"logits_scaling": 2.0},
+    ),
+    # transformers 5.23 does not look for "truncate" in the dictionary of a kind of layers.
+    "olmo3": (
+        "Olmo3Config",
+        {**LOCAL, "rope_parameters": {"full_attention": {**YARN, "truncate": True}}},
+    ),
+    "exaone4": ("Exaone4Config", LOCAL),
+    "cohere": ("CohereConfig", {"logit_scale": 0.5}),
+    "cohere2": ("Cohere2Config", {**LOCAL, "logit_scale": 0.5}),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 16}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 32, "use_bias": True}),
+    "glm": ("GlmConfig", {"head_dim": 32}),
+    "glm4": ("Glm4Config", {"head_dim": 32}),
+    "gemma": ("GemmaConfig", {"head_dim": 32}),
+    "ministral3": (
+        "Ministral3Config",
+        {"head_dim": 32, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 5, "num_experts_per_tok": 2}),
+}
+
 
 def make(family: str, seed: int = 0) -> torch.nn.Module:
     """Build the model of a family in float32, every parameter random (norms and biases too)."""
-    class_name, differences = CASES[family]
+    class_name, differences = {**CASES, **VARIANTS}[family]
     fields = differences if family == "gpt2" else {**SHAPE, **differences}
     config = getattr(transformers, class_name)(**fields)
     config._attn_implementation = "eager"

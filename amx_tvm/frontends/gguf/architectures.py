@@ -183,6 +183,16 @@ def _finish_gemma3(config: dict[str, Any], keys: ModelKeys) -> None:
     config["query_pre_attn_scalar"] = width
 
 
+def _finish_layer_norm(config: dict[str, Any], keys: ModelKeys) -> None:
+    config["layer_norm_eps"] = config["rms_norm_eps"]
+
+
+def _finish_olmo2(config: dict[str, Any], keys: ModelKeys) -> None:
+    """Tell OLMo 3 by its window."""
+    if config.get("sliding_window"):
+        config["architectures"], config["model_type"] = ["Olmo3ForCausalLM"], "olmo3"
+
+
 def _finish_gpt2(config: dict[str, Any], keys: ModelKeys) -> None:
     config.update(
         n_embd=config["hidden_size"],
@@ -206,6 +216,12 @@ SILU = {"hidden_act": "silu"}
 LLAMA = {**SILU, "attention_bias": False, "mlp_bias": False}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
 NO_WINDOW = {**SILU, "use_sliding_window": False}
+LAYER_NORM = {"rms_norm_eps": "attention.layer_norm_epsilon"}
+POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+LOGITS = {"logit_scale": "logit_scale"}
 
 ARCHITECTURES = {
     "llama": GgufArchitecture(
@@ -282,11 +298,85 @@ ARCHITECTURES = {
     "olmo2": GgufArchitecture(
         model_type="olmo2",
         class_name="Olmo2ForCausalLM",
-        block_tensors={
-            "post_attention_norm": "post_attention_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
-        },
+        block_tensors=POST_NORMS,
+        keys=WINDOW,
         defaults=SILU,
+        finish=_finish_olmo2,
+    ),
+    "granite": GgufArchitecture(
+        model_type="granite",
+        class_name="GraniteForCausalLM",
+        keys={
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",  # logits are divided by it, in llama.cpp as well
+        },
+        defaults=LLAMA,
+        interleaved_rope=True,
+    ),
+    "exaone4": GgufArchitecture(
+        model_type="exaone4",
+        class_name="Exaone4ForCausalLM",
+        block_tensors=POST_NORMS,
+        keys=WINDOW,
+        defaults=SILU,
+    ),
+    "command-r": GgufArchitecture(
+        model_type="cohere",
+        class_name="CohereForCausalLM",
+        renamed=LAYER_NORM,
+        keys=LOGITS,
+        defaults=SILU,
+        finish=_finish_layer_norm,
+    ),
+    "cohere2": GgufArchitecture(
+        model_type="cohere2",
+        class_name="Cohere2ForCausalLM",
+        renamed=LAYER_NORM,
+        keys={**WINDOW, **LOGITS},
+        defaults=SILU,
+        finish=_finish_layer_norm,
+    ),
+    "seed_oss": GgufArchitecture(
+        model_type="seed_oss",
+        class_name="SeedOssForCausalLM",
+        block_tensors={"post_attention_norm": "post_attention_layernorm"},
+        defaults={**SILU, "attention_bias": False},
+    ),
+    "stablelm": GgufArchitecture(
+        model_type="stablelm",
+        class_name="StableLmForCausalLM",
+        renamed=LAYER_NORM,
+        keys={"use_parallel_residual": "use_parallel_residual"},
+        defaults={**SILU, "partial_rotary_factor": 1.0},
+        finish=_finish_layer_norm,
+    ),
+    "ernie4_5": GgufArchitecture(
+        model_type="ernie4_5", class_name="Ernie4_5ForCausalLM", defaults=SILU
+    ),
+    "glm4": GgufArchitecture(
+        model_type="glm4",
+        class_name="Glm4ForCausalLM",
+        block_tensors={
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+        },
+        defaults={**SILU, "attention_bias": False, "partial_rotary_factor": 1.0},
+    ),
+    "gemma": GgufArchitecture(
+        model_type="gemma",
+        class_name="GemmaForCausalLM",
+        defaults={"hidden_act": "gelu_pytorch_tanh"},
+        norm_offset=1.0,
+    ),
+    "olmoe": GgufArchitecture(
+        model_type="olmoe",
+        class_name="OlmoeForCausalLM",
+        keys=EXPERTS,
+        # llama.cpp computes shares over all experts.
+        defaults={**SILU, "norm_topk_prob": False},
     ),
     "gpt2": GgufArchitecture(
         model_type="gpt2",

@@ -142,4 +142,6 @@ def _read_layer_types(keys: ModelKeys, config: dict[str, Any]) -> None:
 
 
 def _attention_scale(config: dict[str, Any]) -> float:
+    if "attention_multiplier" in config:
+        return config["attention_multiplier"]
     return float(config.get("query_pre_attn_scalar", config["head_dim"])) ** -0.5
