@@ -21,7 +21,6 @@ app = typer.Typer(
     name="amx-tvm",
     help="Compile language models to 4 bits with TVM, and run them on the machine at hand.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
