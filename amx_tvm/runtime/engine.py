@@ -255,7 +255,8 @@ class Engine:
             )
         if mask is not None and not callable(mask):
             raise GenerationError(f"mask is {mask!r}, expected a callable; see Request.mask")
-        self._model.check_tokens([*sampling.logit_bias, *limits.stop_token_ids])
+        self._model.check_tokens(sampling.logit_bias, "logit_bias")
+        self._model.check_tokens(limits.stop_token_ids, "stop_token_ids")
         has_text = self._has_text
         if limits.stop and not has_text:
             raise GenerationError(

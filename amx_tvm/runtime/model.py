@@ -155,8 +155,11 @@ class Model:
         found = [int(number[1]) for number in numbers if number]
         return bool(found) and min(found) >= 90
 
-    def check_tokens(self, tokens: Iterable[int]) -> np.ndarray:
-        """Return token ids as int32 [n]; GenerationError names the first that is out of range."""
+    def check_tokens(self, tokens: Iterable[int], name: str = "") -> np.ndarray:
+        """Return token ids as int32 [n]; GenerationError names the first that is out of range.
+
+        ``name`` is the option that holds them, if one does.
+        """
         array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise GenerationError(
@@ -166,8 +169,8 @@ class Model:
         wrong = np.flatnonzero((array < 0) | (array >= self.vocab_size))
         if wrong.size:
             raise GenerationError(
-                f"token id {array[wrong[0]]} at position {wrong[0]} is outside the vocabulary of "
-                f"{self.vocab_size}"
+                f"token id {array[wrong[0]]} at position {wrong[0]}{name and f' of {name}'} is "
+                f"outside the vocabulary of {self.vocab_size}"
             )
         return array.astype(np.int32)
 

@@ -15,13 +15,25 @@ from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.options import Sampling
 from amx_tvm.runtime.result import TokenLogprobs
 
-BROKEN_LOGITS = (
-    "the model's logits hold NaN or infinity; its weights or its kernels are broken: check the "
-    "model with quantization 'none', and report the kernel otherwise"
-)
-NOTHING_ALLOWED = "no token is allowed here; the mask of allowed tokens leaves none"
 _BLOCK = 512
 _SORTED = 4096  # so few weights are sorted without narrowing them down
+
+
+class BrokenLogits(GenerationError):
+    """The model's logits are no numbers to choose by."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits hold NaN or infinity; its weights or its kernels are broken: check "
+            "the model with quantization 'none', and report the kernel otherwise"
+        )
+
+
+class NothingAllowed(GenerationError):
+    """A mask and ``min_tokens`` leave no token to choose."""
+
+    def __init__(self) -> None:
+        super().__init__("no token is allowed here; the mask of allowed tokens leaves none")
 
 
 class Sampler:
@@ -78,7 +90,7 @@ class Sampler:
         token = int(np.argmax(logits))
         if not np.isfinite(logits[token]):
             restricted = allowed is not None or banned
-            raise GenerationError(NOTHING_ALLOWED if restricted else BROKEN_LOGITS)
+            raise NothingAllowed if restricted else BrokenLogits
         if self._draws:
             token = self._draw(logits)
         self.note(token)

@@ -31,12 +31,12 @@ from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import TokenLogprobs
-from amx_tvm.runtime.sampler import BROKEN_LOGITS, NOTHING_ALLOWED
+from amx_tvm.runtime.sampler import BrokenLogits, NothingAllowed
 from amx_tvm.runtime.session import Sequence, choose_batch
 from amx_tvm.runtime.turns import Turns
 from amx_tvm.runtime.worker import Worker, as_error, on_thread
 
-_FAULTS: dict[Any, str] = {BROKEN: BROKEN_LOGITS, NOTHING: NOTHING_ALLOWED}
+_FAULTS: dict[Any, type[GenerationError]] = {BROKEN: BrokenLogits, NOTHING: NothingAllowed}
 
 
 class Scheduler:
@@ -239,7 +239,7 @@ class Scheduler:
             return True
         for handle, token in zip(ready, tokens, strict=True):
             if isinstance(token, int) and token in _FAULTS:
-                self._fail(handle, GenerationError(_FAULTS[token]))
+                self._fail(handle, _FAULTS[token]())
             elif handle.sequence is not None:  # no callback of this step has cancelled it
                 self._take(handle, token)
         self.turns.last = (len(ready), 0)

@@ -18,7 +18,7 @@ from amx_tvm.runtime.choices import BROKEN, GREEDY, RowChoice
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.result import TokenLogprobs
-from amx_tvm.runtime.sampler import BROKEN_LOGITS
+from amx_tvm.runtime.sampler import BrokenLogits
 from amx_tvm.runtime.worker import Worker
 
 _P = ParamSpec("_P")
@@ -138,7 +138,7 @@ class Sequence:
         """
         (chosen,) = choose_batch([self], [token])
         if chosen == BROKEN:
-            raise GenerationError(BROKEN_LOGITS)
+            raise BrokenLogits
         assert isinstance(chosen, int)  # nothing else was asked for
         return chosen
 

@@ -14,6 +14,7 @@ give per second say, and none is made where plain steps are faster.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ _OWN, _ALL = 0.2, 0.02  # weight of the newest observation for its request, and 
 _GAIN = 1.1  # times of plain decoding's speed that a draft has to promise
 _NEW = 0.2  # weight of the newest time of a step
 _FRESH = 50  # steps in which a time loses half of its weight
-_OWNERS, _REMEMBERED = 64, 1 << 15  # owners of past answers, and tokens of each
+_OWNERS, _REMEMBERED = 64, 1 << 15  # owners of past answers, and tokens of each: 12 bytes a token
 _BEFORE = 16  # tokens of a prompt that are remembered with its answer
 _NOTHING = -1  # between remembered answers: no token
 
@@ -153,16 +154,17 @@ class Speculation:
         """Keep an ended request's answer for drafts of the same owner's next ones."""
         answer = handle.tokens[max(0, len(handle.request.prompt) - _BEFORE) :]
         salt = handle.request.salt
-        if len(answer) > _REMEMBERED or not handle.result.token_ids:
+        if len(answer) >= _REMEMBERED // 2 or not handle.result.token_ids:
             return
-        kept = self._past.setdefault(salt, [Lookup([])])
+        kept = self._past.setdefault(salt, [])
         self._past.move_to_end(salt)
         if len(self._past) > _OWNERS:
             self._past.popitem(last=False)
-        if len(kept[-1].tokens) + len(answer) > _REMEMBERED // 2:  # older ones go by halves
-            kept.append(Lookup([]))
+        half = _REMEMBERED // 2  # older ones go by halves
+        if not kept or len(kept[-1].tokens) + len(answer) >= half:
+            kept.append(Lookup(array("i"), half))
             del kept[:-2]
-        kept[-1].tokens += [*answer, _NOTHING]
+        kept[-1].tokens.extend([*answer, _NOTHING])
         kept[-1].update()
 
     def forget(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from amx_tvm.runtime.request import Request
@@ -54,6 +55,16 @@ class Answer:
         self._last = self._started
 
     @property
+    def note(self) -> str:
+        """What the log says of it."""
+        reasons = " ".join(
+            reason if count == 1 else f"{reason}*{count}"
+            for reason, count in Counter(self.reasons).items()
+        )
+        used = self.usage
+        return f" prompt={used.prompt_tokens} new={used.completion_tokens} {reasons}"
+
+    @property
     def seconds(self) -> float:
         """Seconds since the request was taken."""
         return time.perf_counter() - self._started
@@ -75,8 +86,8 @@ class Answer:
             while self._running:
                 await self._wait()
                 arrived, self._arrived = self._arrived, {}
-                for piece in arrived.values():
-                    self._count(piece)
+                for index, piece in arrived.items():
+                    self._count(index, piece)
                 yield sorted(arrived.items())
         finally:
             self.cancel()
@@ -108,7 +119,7 @@ class Answer:
             held.add(piece)
         self._wake.set()
 
-    def _count(self, piece: Piece) -> None:
+    def _count(self, index: int, piece: Piece) -> None:
         if piece.tokens:
             now = time.perf_counter()
             if self.first_token_s is None:
@@ -120,6 +131,7 @@ class Answer:
         if piece.finish_reason is not None:
             self._running -= 1
             self.reasons.append(piece.finish_reason)
-            self.usage.cached_tokens += piece.cached_tokens
+            if self._requests[index].stream == 0:  # a prompt's further choices share its pages
+                self.usage.cached_tokens += piece.cached_tokens
         if piece.finish_reason == "error":
             raise piece.error or ApiError(500, "this answer failed")

@@ -20,11 +20,12 @@ from amx_tvm.runtime import Engine
 from amx_tvm.server.answer import Answer
 from amx_tvm.server.chat import Chat
 from amx_tvm.server.chat import form_of as chat_form
+from amx_tvm.server.choices import Asked
 from amx_tvm.server.choices import form_of as common_form
 from amx_tvm.server.completions import Completion
 from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError, ServerError
-from amx_tvm.server.grammar import Form, Forms, Matcher
+from amx_tvm.server.grammar import Form, Forms
 from amx_tvm.server.http import CLIENT_LEFT, Door, EventStream, read_body, unless_left
 from amx_tvm.server.limits import Limits
 from amx_tvm.server.metrics import Metrics
@@ -95,16 +96,22 @@ class Server:
         self._forms = Forms(engine)
         self._core: Core | None = None
         self._door = door = Door(settings.keys, self.metrics)
+        gets = {
+            "/v1/models": self._models,
+            "/v1/models/{model:path}": self._model,
+            "/metrics": self._metrics,
+        }
+        posts = {
+            "/v1/completions": self._completions,
+            "/v1/chat/completions": self._chat,
+            "/v1/responses": self._responses,
+            "/v1/embeddings": self._embeddings,
+            "/tokenize": self._tokenize,
+            "/detokenize": self._detokenize,
+        }
         routes = [
-            Route("/v1/models", door(self._models)),
-            Route("/v1/models/{model:path}", door(self._model)),
-            Route("/v1/completions", door(self._completions), methods=["POST"]),
-            Route("/v1/chat/completions", door(self._chat), methods=["POST"]),
-            Route("/v1/responses", door(self._responses), methods=["POST"]),
-            Route("/v1/embeddings", door(self._embeddings), methods=["POST"]),
-            Route("/tokenize", door(self._tokenize), methods=["POST"]),
-            Route("/detokenize", door(self._detokenize), methods=["POST"]),
-            Route("/metrics", door(self._metrics)),
+            *(Route(path, door(path, handler)) for path, handler in gets.items()),
+            *(Route(path, door(path, one), methods=["POST"]) for path, one in posts.items()),
             Route("/health", self._health),
             Route("/openapi.json", self._openapi),
             Route("/", self._page),
@@ -155,9 +162,7 @@ class Server:
         body = parse(CompletionRequest, await self._body(request))
         self._check_model(body.model)
         ids = await self._prompts.of_completion(body.prompt)
-        salt = request.state.key
-        matcher = await self._compiled(common_form(body))
-        made = Completion(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        made = Completion(body, ids, await self._asked(request, common_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _chat(self, request: Request) -> Response:
@@ -170,9 +175,7 @@ class Server:
         if body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)
         ids = await self._prompts.of_chat(body.messages, tools, variables=variables)
-        salt = request.state.key
-        matcher = await self._compiled(form)
-        made = Chat(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        made = Chat(body, ids, await self._asked(request, form))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _responses(self, request: Request) -> Response:
@@ -186,13 +189,13 @@ class Server:
         ids = await self._prompts.of_chat(
             body.messages(), tools, variables=variables, param="input"
         )
-        matcher = await self._compiled(response_form(body))
-        salt = request.state.key
-        made = Responding(body, ids, self._prompts, self.core, self.settings.name, salt, matcher)
+        made = Responding(body, ids, await self._asked(request, response_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
-    async def _compiled(self, form: Form | None) -> Matcher | None:
-        return None if form is None else await self._forms.compile(form)
+    async def _asked(self, request: Request, form: Form | None) -> Asked:
+        matcher = None if form is None else await self._forms.compile(form)
+        name, key = self.settings.name, request.state.key
+        return Asked(self._prompts, self.core, name, key, matcher)
 
     async def _answered(
         self, request: Request, answer: Answer, stream: bool, made: Chat | Completion | Responding
@@ -201,11 +204,7 @@ class Server:
         answer.start(self.settings.limits.timeout_s)
 
         def finished(status: int) -> None:
-            usage = answer.usage
-            request.state.note = (
-                f" prompt={usage.prompt_tokens} new={usage.completion_tokens} "
-                f"{' '.join(answer.reasons)}"
-            )
+            request.state.note = answer.note
             self.metrics.record(answer)
             if stream:
                 self._door.finished(request, status)

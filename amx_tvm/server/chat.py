@@ -8,14 +8,12 @@ from typing import Any
 
 from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.server import tools
-from amx_tvm.server.answer import Answer
-from amx_tvm.server.choices import choices_of
+from amx_tvm.server.choices import Asked
 from amx_tvm.server.choices import form_of as common_form
-from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
-from amx_tvm.server.grammar import Form, Matcher
+from amx_tvm.server.grammar import Form
 from amx_tvm.server.objects import DONE, Envelope, event
-from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import ChatRequest
 from amx_tvm.server.reading import Reading
 from amx_tvm.server.reasoning import OPEN
@@ -55,30 +53,16 @@ class Chat:
         Its choices.
     """
 
-    def __init__(
-        self,
-        body: ChatRequest,
-        ids: list[int],
-        prompts: Prompts,
-        core: Core,
-        model: str,
-        salt: str,
-        matcher: Matcher | None = None,
-    ):
+    def __init__(self, body: ChatRequest, ids: list[int], asked: Asked):
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        room = prompts.room(ids, "messages", getattr(body, name), name, None)
-        self._body, self._spelling = body, prompts.spelling
-        self._model = model
+        room = asked.prompts.room(ids, "messages", getattr(body, name), name, None)
+        self._body, self._spelling = body, asked.prompts.spelling
+        self._model = asked.model
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        self.answer = Answer(
-            core, choices_of(prompts.engine, body, [ids], [room], logprobs, salt, matcher)
-        )
-        self.answer.usage.prompt_tokens = len(ids)
-        self._readings = readings_of(
-            body.tools, body.tool_choice, ids, prompts, matcher, body.n or 1
-        )
+        self.answer = asked.answer(body, [ids], [room], logprobs)
+        self._readings = readings_of(body.tools, body.tool_choice, ids, asked, body.n or 1)
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
@@ -146,15 +130,14 @@ def readings_of(
     tools: list[dict[str, Any]] | None,
     choice: str | dict[str, Any] | None,
     ids: list[int],
-    prompts: Prompts,
-    matcher: Matcher | None,
+    asked: Asked,
     count: int,
 ) -> list[Reading]:
     """Return who reads each of so many choices of a prompt; ``choice`` is its tool_choice."""
     listens = bool(tools) and choice != "none"
     forced = choice not in (None, "auto", "none")
-    thinks = matcher is None  # what is held to a form is so from its first token on
-    inside = prompts.ends_with(ids, OPEN)
+    thinks = asked.matcher is None  # what is held to a form is so from its first token on
+    inside = asked.prompts.ends_with(ids, OPEN)
     return [Reading(listens, forced, thinks, inside) for _ in range(count)]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime import Engine
 from amx_tvm.runtime.request import Request
+from amx_tvm.server.answer import Answer
+from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Form, Matcher
+from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import Generation
 
 _OPTIONS = (
@@ -29,39 +31,75 @@ _OPTIONS = (
 )
 
 
-def choices_of(
-    engine: Engine,
-    body: Generation,
-    prompts: list[list[int]],
-    rooms: list[int],
-    logprobs: int | None,
-    salt: str,
-    matcher: Matcher | None = None,
-) -> list[Request]:
-    """Return a request for each choice: n of the first prompt, n of the second, ...
+@dataclass(frozen=True)
+class Asked:
+    """What a request is answered with, whatever its endpoint.
 
-    Parameters
+    Attributes
     ----------
-    engine : Engine
-        What they are for.
-    body : Generation
-        The HTTP request.
-    prompts : list of list of int
-        Token ids.
-    rooms : list of int
-        Most new tokens for each prompt.
-    logprobs : int or None
-        How many most likely tokens are told beside each chosen one; None tells nothing.
+    prompts : Prompts
+        The engine's tokenizer, chat template and context.
+    core : Core
+        Where answers run.
+    model : str
+        The model's name in the response.
     salt : str
-        Whose it is: only prompts of one salt share what was computed.
-    matcher : Matcher, optional
-        The form that answers are held to.
-
-    Raises
-    ------
-    ApiError
-        400 names the option that is wrong.
+        Whose the request is: only prompts of one salt share what was computed.
+    matcher : Matcher or None
+        The form that its answers are held to.
     """
+
+    prompts: Prompts
+    core: Core
+    model: str
+    salt: str
+    matcher: Matcher | None = None
+
+    def answer(
+        self, body: Generation, ids: list[list[int]], rooms: list[int], logprobs: int | None
+    ) -> Answer:
+        """Return the answer, not started: n choices of the first prompt, n of the second, ...
+
+        Parameters
+        ----------
+        body : Generation
+            The HTTP request.
+        ids : list of list of int
+            The prompts' token ids.
+        rooms : list of int
+            Most new tokens for each prompt; without any there are no choices.
+        logprobs : int or None
+            How many most likely tokens are told beside each chosen one; None tells nothing.
+
+        Raises
+        ------
+        ApiError
+            400 names the option that is wrong.
+        """
+        made = Answer(self.core, self._choices(body, ids, rooms, logprobs))
+        made.usage.prompt_tokens = sum(map(len, ids))
+        return made
+
+    def _choices(
+        self, body: Generation, ids: list[list[int]], rooms: list[int], logprobs: int | None
+    ) -> list[Request]:
+        options, matcher, make = _options(body), self.matcher, self.prompts.engine.request
+        try:
+            return [
+                replace(
+                    make(prompt, stream, max_new_tokens=room, logprobs=logprobs, **options),
+                    salt=self.salt,
+                    mask=matcher.mask() if matcher is not None else None,
+                )
+                for prompt, room in zip(ids, rooms, strict=bool(rooms))
+                for stream in range(body.n or 1)
+            ]
+        except GenerationError as error:
+            raise ApiError(400, str(error)) from None
+
+
+def _options(body: Generation) -> dict[str, Any]:
+    """Return a request's options as the engine takes them."""
     options: dict[str, Any] = {name: getattr(body, name) for name in _OPTIONS}
     if options["temperature"] is None:
         options["temperature"] = 1.0  # OpenAI's
@@ -69,18 +107,7 @@ def choices_of(
         options["top_k"] = 0
     if options["seed"] is not None:
         options["seed"] &= (1 << 64) - 1  # OpenAI's may be negative
-    try:
-        return [
-            replace(
-                engine.request(prompt, stream, max_new_tokens=room, logprobs=logprobs, **options),
-                salt=salt,
-                mask=matcher.mask() if matcher is not None else None,
-            )
-            for prompt, room in zip(prompts, rooms, strict=True)
-            for stream in range(body.n or 1)
-        ]
-    except GenerationError as error:
-        raise ApiError(400, str(error)) from None
+    return options
 
 
 def form_of(body: Generation) -> Form | None:

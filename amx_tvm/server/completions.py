@@ -7,13 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from amx_tvm.runtime.result import TokenLogprobs
-from amx_tvm.server.answer import Answer
-from amx_tvm.server.choices import choices_of
-from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.choices import Asked
+from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
-from amx_tvm.server.grammar import Matcher
 from amx_tvm.server.objects import DONE, Envelope, event
-from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import MAX_ANSWERS, CompletionRequest
 
 _DEFAULT_TOKENS = 16  # OpenAI's, where a completion says no max_tokens
@@ -28,16 +25,7 @@ class Completion:
         Its choices.
     """
 
-    def __init__(
-        self,
-        body: CompletionRequest,
-        ids: list[list[int]],
-        prompts: Prompts,
-        core: Core,
-        model: str,
-        salt: str,
-        matcher: Matcher | None = None,
-    ):
+    def __init__(self, body: CompletionRequest, ids: list[list[int]], asked: Asked):
         if body.best_of not in (None, body.n or 1):
             raise ApiError(
                 400, f"best_of is {body.best_of}, expected n ({body.n or 1}) or nothing", "best_of"
@@ -51,21 +39,18 @@ class Completion:
             )
         if body.suffix:
             raise ApiError(400, "suffix is not supported; leave it out", "suffix")
+        prompts = asked.prompts
         rooms = [
             prompts.room(p, "prompt", body.max_tokens, "max_tokens", _DEFAULT_TOKENS) for p in ids
         ]
-        self._body, self._ids, self._core = body, ids, core
+        self._body, self._ids, self._core = body, ids, asked.core
         self._spelling = prompts.spelling
         self._scores: list[list[TokenLogprobs]] | None = None
-        self._envelope = Envelope("text_completion", model, "cmpl")
+        self._envelope = Envelope("text_completion", asked.model, "cmpl")
         self._echoes = [prompts.decode(p) if body.echo else "" for p in ids]
         self._each = body.n or 1
         self._offsets: dict[int, int] = {}
-        choices = []
-        if body.max_tokens != 0:
-            choices = choices_of(prompts.engine, body, ids, rooms, body.logprobs, salt, matcher)
-        self.answer = Answer(core, choices)
-        self.answer.usage.prompt_tokens = sum(map(len, ids))
+        self.answer = asked.answer(body, ids, rooms if body.max_tokens != 0 else [], body.logprobs)
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""

@@ -16,6 +16,7 @@ from typing import Any
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.runtime.sampler import NothingAllowed
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.limits import Limits
@@ -346,7 +347,14 @@ class _Crank:
             self._end(number, result.finish_reason)
 
         def failed(error: Exception) -> None:
-            if not isinstance(error, ApiError):  # a form that fails says how itself
+            if isinstance(error, NothingAllowed):
+                error = ApiError(
+                    400,
+                    "the answer's form allows no token here: min_tokens or ignore_eos asks for "
+                    "more than the form does; leave it out",
+                    "ignore_eos" if request.limits.ignore_eos else "min_tokens",
+                )
+            elif not isinstance(error, ApiError):  # a form that fails says how itself
                 error = ApiError(500, f"this answer failed: {error}")
             self._end(number, "error", error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -18,6 +19,7 @@ from amx_tvm.server.errors import ApiError
 from amx_tvm.server.metrics import Metrics
 
 log = logging.getLogger("amx_tvm.server")
+_ID = re.compile(r"[!-~]{1,128}")  # a client's own id of a request
 CLIENT_LEFT = 499  # as nginx logs it; nobody reads the response
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -122,7 +124,7 @@ class Door:
         if not self._keys:
             return ""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        fits = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        fits = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         if scheme.lower() != "bearer" or not any(fits):
             raise ApiError(
                 401,
@@ -132,11 +134,13 @@ class Door:
             )
         return given
 
-    def __call__(self, handler: Handler) -> Handler:
-        """Return the handler as a route's endpoint."""
+    def __call__(self, route: str, handler: Handler) -> Handler:
+        """Return the handler as the endpoint of a route, under whose name requests are counted."""
 
         async def endpoint(request: Request) -> Response:
-            request.state.id = request.headers.get("x-request-id") or uuid.uuid4().hex
+            given = request.headers.get("x-request-id", "")
+            request.state.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+            request.state.route = route
             request.state.started = time.perf_counter()
             request.state.note = ""
             try:
@@ -157,7 +161,7 @@ class Door:
 
     def finished(self, request: Request, status: int) -> None:
         """Count a request, and write its line: no text of it."""
-        route = request.url.path
+        route = request.state.route
         self._metrics.requests.labels(route, str(status)).inc()
         seconds = time.perf_counter() - request.state.started
         log.info(

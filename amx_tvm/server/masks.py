@@ -9,6 +9,8 @@ import llguidance
 import llguidance.numpy
 import numpy as np
 
+_END = "EndOfSentence"  # llguidance's word for an end that was chosen where more could have come
+
 
 class Mask:
     """What one answer may go on with: the sampler asks it before each token.
@@ -32,10 +34,11 @@ class Mask:
         self._matcher, self._vocabulary, self._refused = matcher, vocabulary, refused
         self._words: np.ndarray | None = None  # int32 [1, vocab / 32], a bit a token
         self._seen = 0  # tokens that the matcher, and so the words, stand behind
+        self._ended = False  # whether the end of the text is among them
         self._ahead: Future[None] | None = None
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
-        """Return bool [vocab] for the token behind these."""
+        """Return bool [vocab] for the token behind these; behind the form's end there is none."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.result()
@@ -43,13 +46,18 @@ class Mask:
             self._consume(tokens[self._seen :])
             self._words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
             llguidance.numpy.fill_next_token_bitmask(self._matcher, self._words)
+        if self._ended:
+            return np.zeros(self._vocabulary, bool)
         if self._matcher.is_error():
             raise self._refused(self._matcher.get_error())
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary].view(bool)
 
     def _consume(self, tokens: list[int]) -> None:
-        self._matcher.consume_tokens(tokens)
+        for token in tokens:
+            self._ended |= self._matcher.is_stopped()  # the end of the text alone may follow
+            self._ended or self._matcher.consume_token(token)
+            self._ended |= self._matcher.stop_reason() == _END
         self._seen += len(tokens)
 
     @staticmethod

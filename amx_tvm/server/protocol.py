@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from amx_tvm.server.errors import ApiError
 
@@ -127,7 +128,8 @@ class ChatRequest(Generation):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -141,6 +143,11 @@ class ChatRequest(Generation):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    prediction: dict[str, Any] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class TokenizeRequest(Strict):
@@ -176,10 +183,11 @@ def _first_error(error: ValidationError) -> ApiError:
     """Turn pydantic's report into one sentence about one field.
 
     A union reports each of its members; the longest path belongs to the member that came nearest.
+    An object of another type has other fields: the type comes before them.
     """
     found = error.errors(include_url=False, include_context=False, include_input=True)
     first = found[0]["loc"][:1]
-    worst = max((e for e in found if e["loc"][:1] == first), key=lambda e: len(_path(e["loc"])))
+    worst = max((e for e in found if e["loc"][:1] == first), key=_nearness)
     path = _path(worst["loc"])
     if worst["type"] == "json_invalid":
         return ApiError(400, f"the request's body is no JSON: {worst['msg']}")
@@ -192,6 +200,11 @@ def _first_error(error: ValidationError) -> ApiError:
     reasons = dict.fromkeys(e["msg"] for e in found if e["loc"][:1] == first)
     expected = "; ".join(list(reasons)[:4])
     return ApiError(400, f"{path or 'the body'} is {given}: {expected}", path or None)
+
+
+def _nearness(error: ErrorDetails) -> tuple[int, bool, int]:
+    path = _path(error["loc"])
+    return path.count(".") + path.count("["), error["type"] != "extra_forbidden", len(path)
 
 
 def _path(place: tuple[int | str, ...]) -> str:

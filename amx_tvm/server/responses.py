@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from amx_tvm.server import tools
-from amx_tvm.server.answer import Answer
 from amx_tvm.server.chat import readings_of, spelled
-from amx_tvm.server.choices import choices_of
-from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.choices import Asked
+from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
-from amx_tvm.server.grammar import Form, Matcher
+from amx_tvm.server.grammar import Form
 from amx_tvm.server.objects import Usage, named_event
-from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import Generation
 from amx_tvm.server.reasoning import CLOSE
 from amx_tvm.server.response_output import Event, Output
@@ -43,29 +41,18 @@ class Responding:
         Its one choice.
     """
 
-    def __init__(
-        self,
-        body: ResponseRequest,
-        ids: list[int],
-        prompts: Prompts,
-        core: Core,
-        model: str,
-        salt: str,
-        matcher: Matcher | None = None,
-    ):
+    def __init__(self, body: ResponseRequest, ids: list[int], asked: Asked):
         limit = "max_output_tokens"
-        room = prompts.room(ids, "input", body.max_output_tokens, limit, None)
+        room = asked.prompts.room(ids, "input", body.max_output_tokens, limit, None)
         options = Generation(temperature=body.temperature, top_p=body.top_p)
-        requests = choices_of(prompts.engine, options, [ids], [room], body.logprobs, salt, matcher)
-        self.answer = Answer(core, requests)
-        self.answer.usage.prompt_tokens = len(ids)
-        self._body, self._prompts = body, prompts
+        self.answer = asked.answer(options, [ids], [room], body.logprobs)
+        self._body, self._prompts = body, asked.prompts
         listened, choice = body.listened_tools, body.chat_tool_choice
-        self._reading = readings_of(listened, choice, ids, prompts, matcher, 1)[0]
+        self._reading = readings_of(listened, choice, ids, asked, 1)[0]
         self._output = Output()
         self._tokens: list[int] = []
         self._logprobs: list[Any] = []  # of tokens whose text is held back
-        self._object = _echoed(body, model)
+        self._object = _echoed(body, asked.model)
         self._count = 0
 
     async def whole(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def form_of(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | None
     if isinstance(choice, dict):
         function = choice.get("function")
         wanted = function.get("name") if isinstance(function, dict) else None
-        if wanted not in schemas:
+        if not isinstance(wanted, str) or wanted not in schemas:
             raise ApiError(
                 400,
                 f"tool_choice names {wanted!r}, expected one of {', '.join(schemas) or 'no tool'}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_the_longest_match_is_found():
     turning = Lookup([1, 2, 1, 2, 1, 2])
     turning.update()
     assert turning.following(turning.repeated()[1], 5) == [1, 2, 1, 2, 1]
+
+
+def test_pairs_of_one_hash_are_told_apart():
+    text = np.random.default_rng(0).integers(0, 3, 40).tolist()
+    lookup = Lookup(text[:2], room=2)
+    for token in text[2:]:
+        lookup.tokens.append(token)
+        lookup.update()
+        seen = lookup.tokens
+        length, behind = lookup.repeated()
+        assert seen[behind - length : behind] == seen[len(seen) - length :]
+        assert bool(length) == any(seen[i : i + 2] == seen[-2:] for i in range(len(seen) - 2))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -199,6 +212,24 @@ def test_past_answers_are_bounded(plain):
     for _ in range(200):
         speculation.remember(handle)
     assert sum(len(lookup.tokens) for lookup in speculation._past["99"]) <= 1 << 15
+
+
+def test_past_answers_take_little_memory(plain):
+    speculation = Speculation()
+    with plain.scheduler() as scheduler:
+        handle = scheduler.add(plain.request(PROMPT, max_new_tokens=2))
+        while scheduler.step():
+            pass
+    tokens = np.random.default_rng(0).integers(1000, 40000, (400, 100)).tolist()
+    tracemalloc.start()
+    try:
+        for handle.tokens in tokens:
+            speculation.remember(handle)
+        del tokens
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1 << 19  # for the 32768 tokens of one owner
 
 
 def test_the_option_is_checked(artifact):

@@ -12,6 +12,10 @@ def schema(given):
     return {"type": "json_schema", "json_schema": {"schema": given}}
 
 
+def named(function):
+    return {"type": "function", "function": {"name": function}}
+
+
 WRONG_OPTIONS = [
     ("temperature", [-1, "hot", 1e9, [0.5], True]),
     ("top_p", [0, -0.1, 1.5, "x"]),
@@ -25,8 +29,11 @@ WRONG_OPTIONS = [
     ("min_tokens", [-1, "x"]),
     ("seed", [1.5, "x"]),
     ("stop", ["", [""], [1], {}, ["a"] * 17]),
-    ("stop_token_ids", [["x"], [-1], "x"]),
-    ("logit_bias", [[1], {"5": 101}, {"x": 1}, {"5": "y"}, {"9" * 5000: 1}, {"²": 1}]),
+    ("stop_token_ids", [["x"], [-1], [10**6], "x"]),
+    (
+        "logit_bias",
+        [[1], {"5": 101}, {"x": 1}, {"5": "y"}, {"9" * 9: 1}, {"9" * 5000: 1}, {"²": 1}],
+    ),
     ("stream", ["yes", 1]),
     ("stream_options", [1, {"include": True}]),
     ("ignore_eos", ["x", 1]),
@@ -49,6 +56,9 @@ WRONG_CHATS = [
         "messages",
         [None, [], "x", [{}], [{"role": "x", "content": "y"}], [{"role": "user", "content": 5}]],
     ),
+    ("max_tokens", [0]),
+    ("max_completion_tokens", [0, -1]),
+    ("modalities", [["audio"]]),
     ("top_logprobs", [21, -1, 2]),
     ("logprobs", [3]),
     (
@@ -57,7 +67,7 @@ WRONG_CHATS = [
     ),
     ("tools", [[{}], [{"type": "function", "function": {"name": "f", "parameters": "x"}}]]),
     ("chat_template_kwargs", [5, {"self": 1}, {"messages": 5}]),
-    ("tool_choice", ["any", {"type": "function", "function": {"name": "g"}}]),
+    ("tool_choice", ["any", {}, *map(named, ["g", [1], {}, None])]),
     ("prompt", ["x"]),
 ]
 
@@ -120,14 +130,23 @@ def test_routes_methods_models(served):
     error_of(served.http.get("/v1/models/gpt"), 404)
 
 
+def test_parts_that_are_no_text_are_named(served):
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    error = error_of(served.post(CHAT, messages=[{"role": "user", "content": parts}]))
+    assert error["param"] == "messages[0].content[1].type"
+    assert "'image_url'" in error["message"] and "'text'" in error["message"]
+
+
 def test_keys(artifact):
-    with serving(artifact, keys=["first", "second"]) as locked:
+    with serving(artifact, keys=["first", "second", "schlüssel"]) as locked:
         body = {"prompt": "the cat", "max_tokens": 1}
         for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "second"}):
             error_of(locked.http.post(COMPLETION, json=body, headers=headers), 401)
             error_of(locked.http.get("/v1/models", headers=headers), 401)
         right = {"authorization": "Bearer second"}
         assert locked.http.post(COMPLETION, json=body, headers=right).status_code == 200
+        other = {"authorization": "Bearer schlüssel".encode()}
+        assert locked.http.get("/v1/models", headers=other).status_code == 200
         assert locked.http.get("/health").status_code == 200
         assert "access-control-allow-origin" not in locked.http.get("/health").headers
 

@@ -68,6 +68,16 @@ def test_regex_and_grammar(served):
     assert served.post("/v1/chat/completions", **body).status_code == 400
 
 
+@pytest.mark.parametrize("more", [{"min_tokens": 9}, {"ignore_eos": True}])
+@pytest.mark.parametrize("regex", ["ab", "ab?"])
+def test_forms_that_end_before_the_answer_may(served, more, regex):
+    body = {"prompt": "the cat", "regex": regex, "max_tokens": 20, "seed": 1, **more}
+    answer = served.post("/v1/completions", **body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == next(iter(more)) and "form" in error["message"]
+
+
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "count"}}]
 )

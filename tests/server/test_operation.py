@@ -71,6 +71,24 @@ def test_metrics_count(artifact):
         assert values["amx_tvm_running",] == 0
 
 
+def test_what_clients_choose_is_no_name_of_a_metric(artifact, caplog):
+    with serving(artifact) as counted, caplog.at_level("INFO", "amx_tvm.server"):
+        for index in range(9):
+            assert counted.http.get(f"/v1/models/x%20{index}").status_code == 404
+        told = counted.http.get("/v1/models", headers={"x-request-id": "my-1"})
+        assert told.headers["x-request-id"] == "my-1"
+        for wrong in ("a b", "x" * 500):
+            told = counted.http.get("/v1/models", headers={"x-request-id": wrong})
+            assert told.headers["x-request-id"] != wrong
+        counted.post(COMPLETION, prompt="a", max_tokens=1, n=50, ignore_eos=True)
+        families = text_string_to_metric_families(counted.http.get("/metrics").text)
+        routes = {s.labels["route"] for f in families for s in f.samples if "route" in s.labels}
+        assert routes == {"/v1/models", "/v1/models/{model:path}", COMPLETION}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 14 and not any("\n" in line for line in lines)
+    assert "length*50" in lines[12]
+
+
 def test_metrics_tell_of_drafts(artifact, engine):
     with serving(artifact, speculation=True) as drafting:
         drafting.engine.speculation.cost.seconds = lambda rows: 1.0 + 1e-6 * rows

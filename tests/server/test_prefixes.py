@@ -102,3 +102,10 @@ def test_scoring_takes_what_is_kept(keeping, engine):
         rows = engine.logits(prompt).astype(np.float64)[-2]
         truth = rows[prompt[-1]] - rows.max() - np.log(np.exp(rows - rows.max()).sum())
         assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(truth, abs=1e-4)
+
+
+def test_no_more_is_cached_than_was_asked(artifact):
+    with serving(artifact, kept=2) as keeping:
+        for known in (0, len(PROMPT) - 1):
+            usage = keeping.post(COMPLETION, prompt=PROMPT, max_tokens=2, n=3).json()["usage"]
+            assert usage["prompt_tokens_details"]["cached_tokens"] == known

@@ -13,7 +13,7 @@ import numpy as np
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import choices
 from amx_tvm.runtime.options import Sampling
-from amx_tvm.runtime.sampler import NOTHING_ALLOWED, Sampler, logprobs
+from amx_tvm.runtime.sampler import NothingAllowed, Sampler, logprobs
 
 SLOTS = 8  # tables of counts and masks in tests
 BIASES = 64
@@ -55,7 +55,7 @@ class Row:
         try:
             return self.sampler(seed)(self.logits, self.allowed)
         except GenerationError as error:
-            return choices.NOTHING if str(error) == NOTHING_ALLOWED else choices.BROKEN
+            return choices.NOTHING if isinstance(error, NothingAllowed) else choices.BROKEN
 
     def explains(self, seed: int, token: int, tolerance: float = 3e-6) -> bool:
         """Whether rounding explains a token: the draw lies at its edge in the CPU's running sum.
