@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,7 +27,7 @@ from amx_tvm.server.completions import Completion
 from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError, ServerError
 from amx_tvm.server.grammar import Form, Forms
-from amx_tvm.server.http import CLIENT_LEFT, Door, EventStream, read_body, unless_left
+from amx_tvm.server.http import CLIENT_LEFT, Door, EventStream, ToWhomever, read_body, unless_left
 from amx_tvm.server.limits import Limits
 from amx_tvm.server.metrics import Metrics
 from amx_tvm.server.openapi import document
@@ -119,6 +120,7 @@ class Server:
         self.app = Starlette(
             routes=routes,
             lifespan=self._lifespan,
+            middleware=[Middleware(ToWhomever)],
             exception_handlers={HTTPException: _as_api_error},
         )
 
@@ -204,6 +206,7 @@ class Server:
         answer.start(self.settings.limits.timeout_s)
 
         def finished(status: int) -> None:
+            answer.cancel()  # if anything of it still runs
             request.state.note = answer.note
             self.metrics.record(answer)
             if stream:

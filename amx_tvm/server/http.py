@@ -11,9 +11,9 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.metrics import Metrics
@@ -55,7 +55,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; an error in their middle is the last of them."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        status = None
 
         async def body() -> int:
             try:
@@ -68,12 +68,39 @@ class EventStream(Response):
             return 200
 
         try:
+            await send(start)
             status = await unless_left(receive, body())
-        except OSError:  # the connection broke while sending
-            status = CLIENT_LEFT
-        self._finished(status if status is not None else CLIENT_LEFT)
-        if status is not None and status != CLIENT_LEFT:
+        finally:
+            self._finished(status if status is not None else CLIENT_LEFT)
+        if status is not None:
             await send({"type": "http.response.body", "body": b""})
+
+
+class ToWhomever:
+    """An application that may send to a client that has left: the next ``receive`` tells of it.
+
+    Parameters
+    ----------
+    app : ASGI application
+        Who sends.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application; what cannot be sent any more is dropped."""
+
+        async def try_to_send(message: Message) -> None:
+            try:
+                await send(message)
+            except OSError:
+                pass
+            except RuntimeError as error:  # uvloop's, between the close and the word of it
+                if "handler is closed" not in str(error):
+                    raise
+
+        await self._app(scope, receive, try_to_send)
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
@@ -146,6 +173,8 @@ class Door:
             try:
                 request.state.key = self.key_of(request)
                 response = await handler(request)
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_LEFT)
             except ApiError as error:
                 response = error.response()
                 request.state.note = f" {error.code or error.param or ''}"

@@ -56,6 +56,38 @@ def test_clients_that_leave_free_their_pages(artifact):
         assert left.post(COMPLETION, prompt="the cat", max_tokens=2).status_code == 200
 
 
+def test_clients_that_leave_at_once_are_no_faults(artifact, caplog):
+    """Within the body, behind it, and with a reset: nothing of them is an error of the server."""
+    draw = random.Random(7)
+    with serving(artifact, kv_tokens=2048) as left:
+        host = ("127.0.0.1", int(left.url.rpartition(":")[2]))
+        body = json.dumps({**LONG, "stream": True}).encode()
+        head = f"POST {COMPLETION} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        plain = json.dumps({**LONG, "n": 1, "stream": None}).encode().ljust(len(body))
+        for index in range(60):
+            with socket.create_connection(host) as client:
+                whole = head.encode() + (body if index % 2 else plain)
+                client.sendall(whole[: -5 if index % 3 == 0 else None])
+                time.sleep(draw.choice([0, 0.001, 0.003]))
+                if index % 4:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" * 2)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            text = left.http.get("/metrics").text
+            families = {f.name: f for f in text_string_to_metric_families(text)}
+            posts = {
+                s.labels["status"]: s.value
+                for s in families["amx_tvm_requests"].samples
+                if s.name.endswith("_total") and s.labels["route"] == COMPLETION
+            }
+            if sum(posts.values()) >= 40:
+                break
+            time.sleep(0.05)
+        assert left.free_pages() == left.pages
+        assert not [status for status in posts if status >= "500"], posts
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_metrics_count(artifact):
     with serving(artifact) as counted:
         counted.post(COMPLETION, prompt="the cat", max_tokens=3, ignore_eos=True)
