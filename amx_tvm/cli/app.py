@@ -115,6 +115,9 @@ def compile(  # noqa: A001 - the verb that users know
             help="How: best (default), gptq, smooth, search, plain; best:48: by 48 windows."
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Directory of a LoRA adapter (PEFT) to merge first.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact at the output.")
     ] = False,
@@ -142,6 +145,7 @@ def compile(  # noqa: A001 - the verb that users know
         attention=quantize_attention,
         calibration=calibration,
         recipe=recipe,
+        adapter=adapter,
         overwrite=overwrite,
         dump_ir=dump_ir,
         records=records,

@@ -32,6 +32,7 @@ from amx_tvm.errors import CalibrationError
 from amx_tvm.extras import require
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.importers.torch_module import is_torch_module
+from amx_tvm.frontends.lora import MergedLora
 from amx_tvm.linker import collector, linker
 from amx_tvm.targets import ResolvedTarget, resolve
 from amx_tvm.targets.cuda.toolchain import require_compiler
@@ -71,6 +72,7 @@ def compile(  # noqa: A001 - the verb that users know
     attention: bool = False,
     calibration: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     recipe: Any = None,
+    adapter: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     overrides: Overrides = NO_OVERRIDES,
     records: Any = None,
@@ -108,6 +110,9 @@ def compile(  # noqa: A001 - the verb that users know
         torch module that is no language model, a list of calls' positional inputs. Needs torch.
     recipe : str or Recipe, optional
         How: a name of ``amx_tvm.calibration.RECIPES``, by default "best", "gptq" for modules.
+    adapter : path, optional
+        Directory of a LoRA adapter in PEFT's layout, merged into the weights before they are
+        rounded.
     overwrite : bool
         Replace an existing artifact at ``output``.
     overrides : Overrides
@@ -148,6 +153,8 @@ def compile(  # noqa: A001 - the verb that users know
     config = config.resolve(resolved.device)
     linking = linker(resolved.triple) if link else None
     source = open_model(model, example_inputs, dynamic_shapes)
+    if adapter is not None:
+        source = MergedLora(source, adapter)
     tell = progress or (lambda *_: None)
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)

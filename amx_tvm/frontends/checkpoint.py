@@ -129,7 +129,10 @@ def check_layers(source: ModelSource, family: ModelFamily, decoder: DecoderConfi
     stem = wanted.removeprefix(family.prefix)
     near = [name for name in names if name.endswith("." + stem)]
     if any(".lora_" in name for name in names):
-        hint = "it holds LoRA adapters: merge them into their base model (merge_and_unload) first"
+        hint = (
+            "it holds LoRA adapters: compile their base model with --adapter, or merge them "
+            "(merge_and_unload) first"
+        )
     elif near:
         hint = f"it holds {near[0]!r}: rename its tensors to begin as {wanted!r} does"
     else:

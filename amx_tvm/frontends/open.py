@@ -70,7 +70,7 @@ def open_model(
         if file is not None:
             return GgufSource(file)
         adapter = (
-            " but a LoRA adapter: merge it into its base model first"
+            " but a LoRA adapter: name its base model here, and it with --adapter"
             if (path / "adapter_config.json").is_file()
             else ""
         )
