@@ -2,7 +2,7 @@
 
 The base may be any checkpoint (safetensors, GGUF, quantized). Tensors that the adapter does not
 change stay as they are, stored codes included; weights that it holds whole replace the base's. The
-rules are those of PEFT's ``merge_and_unload``: the factor is alpha / r, with rsLoRA alpha / sqrt(r),
+rules are those of PEFT's ``merge_and_unload``: the factor is alpha / r (rsLoRA: alpha / sqrt(r)),
 and both may differ by module.
 """
 
