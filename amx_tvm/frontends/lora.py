@@ -41,6 +41,9 @@ _REFUSED = {
     "alora_invocation_tokens": ([],),
     "megatron_config": ({},),
 }
+# A pattern of strangers is searched in bounded time: few repetitions, and none inside another.
+MOST_PATTERN = 1000
+_REPEATED, _SLOW = re.compile(r"[*+{]"), re.compile(r"\)[*+{]|\(\?|\\[1-9]")
 # Beginnings that take the adapter out of the base's weights: it belongs to another base.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -273,6 +276,11 @@ def _modules(file: SafetensorsFile) -> dict[str, dict[str, str]]:
 def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """Return the value whose key is the end of a module's name (a regular expression), as PEFT."""
     for key, value in pattern.items():
+        if len(key) > MOST_PATTERN or _SLOW.search(key) or len(_REPEATED.findall(key)) > 3:
+            raise ModelError(
+                f"{CONFIG}: the pattern {key[:80]!r} is more than the names of modules need; "
+                "expected at most 3 repetitions, none of a group"
+            )
         try:
             if re.fullmatch(rf"(.*\.)?({key})", module):
                 return value

@@ -155,6 +155,8 @@ def test_compiled_logits_equal_those_of_merged_weights(base, tmp_path):
         ({"r": 8}, "r = 8"),
         ({"lora_alpha": "much"}, "lora_alpha"),
         ({"rank_pattern": {"(": 4}}, "regular expression"),
+        ({"rank_pattern": {"(a*)*b": 4}}, "repetitions"),
+        ({"alpha_pattern": {"a*a*a*a*b": 4}}, "repetitions"),
     ],
 )
 def test_what_is_more_than_lora_is_refused(base, fields, word, tmp_path):

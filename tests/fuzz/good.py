@@ -70,6 +70,16 @@ def weights(names: bool = True) -> dict[str, np.ndarray]:
     return {key: value.astype(np.float32) for key, value in made.items()}
 
 
+def adapter() -> dict[str, np.ndarray]:
+    """Return the tensors of a LoRA adapter for the tiny model."""
+    random, made = np.random.default_rng(1), {}
+    for module, out in (("self_attn.q_proj", HIDDEN), ("mlp.up_proj", INNER)):
+        stem = f"base_model.model.model.layers.0.{module}.lora"
+        made[f"{stem}_A.weight"] = random.standard_normal((4, HIDDEN))
+        made[f"{stem}_B.weight"] = random.standard_normal((out, 4))
+    return {key: value.astype(np.float32) for key, value in made.items()}
+
+
 def safetensors_parts(tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
     """Return the header and the data of a safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -55,6 +55,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
     tokens = {"eos_token": {"content": "</s>", "lstrip": False}, "add_bos_token": True}
     tokens |= {"added_tokens_decoder": {"257": {"content": "</s>", "special": True}}}
     tokens |= {"chat_template": [{"name": "default", "template": "x"}], "extra_special_tokens": []}
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": False}
+    adapter |= {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {r"0\.mlp\..*": 2.0}}
+    lora, lora_data = good.safetensors_parts(good.adapter())
     generation = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
 
     def directory(name: str, value: Any) -> st.SearchStrategy[dict[str, bytes]]:
@@ -93,6 +96,18 @@ def kinds(folder: Path) -> dict[str, Kind]:
                 directory("tokenizer.json", made), directory("tokenizer_config.json", tokens)
             ),
             readers.read_directory,
+        ),
+        "adapter": Kind(
+            st.one_of(
+                directory("adapter_config.json", adapter),
+                damage.damaged_json(lora).map(
+                    lambda v: {
+                        "adapter_config.json": damage.text_of(adapter),
+                        "adapter_model.safetensors": good.safetensors(damage.text_of(v), lora_data),
+                    }
+                ),
+            ),
+            readers.read_adapter,
         ),
         "template": Kind(
             damage.damaged_text(good.TEMPLATE, TEMPLATE_WORDS), readers.read_template, False

@@ -44,18 +44,39 @@ def _identify(source: Any) -> None:
         rotation(decoder, layer)
 
 
-def read_directory(folder: Path, files: dict[str, bytes]) -> None:
-    from amx_tvm.frontends import open_model
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
+
+def _model() -> dict[str, bytes]:
     header, data = good.safetensors_parts(good.weights())
-    whole = {
+    return {
         "config.json": damage.text_of(good.CONFIG),
         "model.safetensors": good.safetensors(damage.text_of(header), data),
         "tokenizer.json": damage.text_of(good.tokenizer()),
         "tokenizer_config.json": b'{"eos_token": "</s>"}',
     }
-    for name, content in {**whole, **files}.items():
-        (folder / name).write_bytes(content)
+
+
+def read_adapter(folder: Path, files: dict[str, bytes]) -> None:
+    from amx_tvm.frontends import open_model
+    from amx_tvm.frontends.lora import MergedLora
+
+    header, data = good.safetensors_parts(good.adapter())
+    weights = {"adapter_model.safetensors": good.safetensors(damage.text_of(header), data)}
+    _write(folder, {**_model(), **weights, **files})
+    source = MergedLora(open_model(folder), folder)
+    for name in source.names():
+        source.check(name)
+        if source.load(name).shape != tuple(source.shape(name)):
+            raise WrongError(f"{name} has another shape than the base's")
+
+
+def read_directory(folder: Path, files: dict[str, bytes]) -> None:
+    from amx_tvm.frontends import open_model
+
+    _write(folder, {**_model(), **files})
     source = open_model(folder)
     _identify(source)
     _ = source.generation_config
