@@ -13,6 +13,7 @@ from amx_tvm.cli import (
     eval_command,
     export_command,
     quantize_command,
+    run_command,
     serve_command,
     tune_command,
 )
@@ -316,6 +317,7 @@ export_command.register(app)
 tune_command.register(app)
 quantize_command.register(app)
 serve_command.register(app)
+run_command.register(app)
 
 
 def _pick(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from amx_tvm.artifact.publication import Publication
 from amx_tvm.errors import ArtifactError
-from amx_tvm.exporting.wheels import cache_folder, extract
+from amx_tvm.exporting.wheels import extract
 from amx_tvm.scratch import scratch
+from amx_tvm.user_cache import cache_folder
 
 SOURCES = (Path(__file__).parent / "runner").resolve()
 DEBIAN_ARCH = {"aarch64": "arm64", "x86_64": "amd64", "riscv64": "riscv64"}

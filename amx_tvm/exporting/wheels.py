@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from amx_tvm.errors import ArtifactError
 from amx_tvm.schema import INSIDE
+from amx_tvm.user_cache import cache_folder
 from amx_tvm.version import TVM, TVM_FFI
 
 PACKAGES = {
@@ -32,12 +32,6 @@ PYTHONS = ("3.11", "3.12", "3.13")
 ANY = PYTHONS[0]  # whose wheel is taken for files that are the same in all
 _UNPACKED_BYTES = 2 << 30
 _GLIBC = ("2_28", "2_27", "2_17")  # the manylinux levels of these wheels
-
-
-def cache_folder(name: str) -> Path:
-    """Return a folder of this package in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "amx-tvm" / name
 
 
 def find_wheel(package: str, arch: str, python: str, folder: Path | None = None) -> Path:
