@@ -104,15 +104,18 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
         return Space(values, point, (rows,))
     quantized = spec.format != "none"
     panels = quantized and spec.activation.integer and info.has("avx512vbmi")
+    terms = quantized and spec.activation.integer and not panels and info.has("avx2", "fma")
+    terms = terms and not spec.experts and spec.fmt.terms[0].table is not None
     knobs: dict[str, tuple[Any, ...]] = {}
     if quantized:
         knobs["prefetch"] = PREFETCH if spec.m is not None else PREFETCH_MANY
     if spec.m is None:
         knobs["rows"] = ROWS
-        if panels:
+        if panels or terms:
             knobs["panel_rows"] = PANEL_ROWS
             even = spec.silu_mul  # a gate tile and its up tile belong to one panel
             knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
+        if panels:
             knobs["panel_block"] = PANEL_BLOCKS
     defaults = CpuKnobs.default(spec)
     default = {name: getattr(defaults, name) for name in knobs}

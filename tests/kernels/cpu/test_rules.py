@@ -48,7 +48,9 @@ def test_rows_that_cannot_occur_are_left_out():
 
 def test_knobs_and_instructions_move_the_limits():
     assert runs(INT8, panel_rows=8) == {1: "direct", 4: "merged", 8: "panel-int8"}
-    assert runs(INT8, AVX2) == {1: "direct"}
+    assert runs(INT8, AVX2) == {1: "direct", 32: "panel-terms"}
+    assert runs(INT8, AVX2, panel_rows=8) == {1: "direct", 8: "panel-terms"}
+    assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
 
 
 def test_a_chosen_kernel_says_what_it_runs():

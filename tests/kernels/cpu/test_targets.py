@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 
+import numpy as np
 import pytest
 from cpu_oracle import HOST_INFO, Case, assembly, compile_func, kernel_func
 from tvm.target import Target
@@ -29,6 +31,8 @@ MEANT = {
     "neon-dotprod": [r"\btbl\s+v\d+\.16b", r"\bsdot\s+v\d+\.4s", r"\bprfm\b"],
     "neon": [r"\btbl\s+v\d+\.16b", r"\bsmull2?\s+v\d+\.8h", r"\baddp\b", r"\bsaddlp\b|\bsadalp\b"],
 }
+SLOW = pytest.mark.slow
+PANEL = {"panel_rows": 4, "panel_tiles": 2}  # from the fewest rows that a block takes
 BANNED = {"neon": r"\bsdot\b", "avx2": r"vpdpbusd|%zmm", "avxvnni": "%zmm"}
 
 
@@ -60,6 +64,55 @@ def test_avx2_numbers(name):
             assert case.error(func, m) < 2e-6, f"{activation} M={m}"
 
 
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+@pytest.mark.parametrize("name", ["amxfp4", "mxfp4", "int4", pytest.param("nvfp4", marks=SLOW)])
+def test_avx2_panels(name):
+    """Whole and partly filled blocks of rows, panels and parts of K."""
+    spec = LinearSpec(name, 41, 1100, OUTLIERS, bias=True)
+    case, func = Case(spec), kernel_func(spec, "avx2", PANEL, Target(HASWELL))
+    for m in (3, 4, 5, 6, 7, 8, 33):
+        assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+def test_avx2_panels_of_pairs():
+    spec = LinearSpec("amxfp4", 96, 64, INT8, silu_mul=True, residual=True)
+    case, func = Case(spec), kernel_func(spec, "avx2", PANEL, Target(HASWELL))
+    for m in (4, 7):
+        assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+@pytest.mark.parametrize("name", ["amxfp4", "mxfp4"])
+def test_the_largest_sums_fit_16_bits_on_avx2(name):
+    """Every weight is the largest and every activation: 127, second bytes -128."""
+    target = Target(HASWELL)
+    spec = LinearSpec(name, 32, 2048, OUTLIERS)
+    case, func = Case(spec), kernel_func(spec, "avx2", PANEL, target)
+    for sign, x_sign in product((1, -1), (1, -1)):
+        case.set_weight(np.full((32, 2048), 10.5 * sign, np.float32))
+        x = np.full((9, 2048), x_sign, np.float32)
+        x[:, 0] *= 40
+        x[:, 1:32] *= 40 * 32384 / 32512
+        case.draw = lambda m, x=x: x[:m].copy()
+        for m in (1, 2, 9):
+            assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+def test_groups_stay_in_16_bits_on_avx2():
+    target = Target(HASWELL)
+
+    def count(text, name):
+        return len(re.findall(rf"\b{name}\s", text))
+
+    for m, rest in ((1, 0.5), (64, 0.2)):  # of the multiplications
+        spec = LinearSpec("amxfp4", 32, 256, INT8, m=m)
+        text = assembly(linear_kernel(spec, target).func, target)
+        assert count(text, "vpmaddwd") <= rest * count(text, "vpmaddubsw")
+        # Weights are loaded once for four rows of x, not again for each.
+        assert m == 1 or count(text, "vpbroadcastd") >= 2 * count(text, "vpmaddwd")
+
+
 def test_eight_rows_on_avx512_keep_the_multiplier_for_products():
     target = Target(TARGETS["avx512"])
 
@@ -86,6 +139,6 @@ def test_avx_vnni_numbers(name):
     info = TargetInfo.of(target)
     info = TargetInfo(info.kind, info.arch, info.features | {"avxvnni"} - {"avx512vnni"})
     spec = LinearSpec(name, 41, 100, INT8, residual=True)
-    func = compile_func(linear_kernel(spec, info, rule="avxvnni").func, target)
-    for m in (1, 7):
+    func = compile_func(linear_kernel(spec, info, PANEL, rule="avxvnni").func, target)
+    for m in (1, 3, 7, 33):
         assert Case(spec).error(func, m) < 2e-6

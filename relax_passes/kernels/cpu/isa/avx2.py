@@ -1,8 +1,9 @@
 """AVX2: vpshufb looks up 32 codes; products by vpmaddubsw, or by vpdpbusd with AVX-VNNI.
 
 A 512-bit packed vector is two halves of eight rows.  vpmaddubsw adds two products in 16 bits with
-saturation: tables end at 24, far below the limit.  Eight-bit weights would saturate: their
-even and odd bytes are widened to 16 bits instead and multiplied by vpmaddwd.
+saturation: tables end at 24, far below the limit, and where they end at 15 (E2M1 in half units: 12)
+16 bits hold all eight pairs of a group.  Eight-bit weights would saturate: their even and odd bytes
+are widened to 16 bits instead and multiplied by vpmaddwd.
 """
 
 from __future__ import annotations
@@ -10,10 +11,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tvm import tirx
+
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
 
 from .base import Isa, byte_vector
+
+# The empty assembly keeps a sum one chain and steps apart: LLVM would make trees of each row of x
+# in turn, and load (or spill) all weights of a group again for every row.
+ADD_NAME = "amx_add_pairs_256"
+ADD_TEXT = f"""
+declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
+
+define linkonce_odr <16 x i16> @{ADD_NAME}(<16 x i16> %sum, <32 x i8> %w, <32 x i8> %x)
+    alwaysinline nounwind {{
+  %pairs = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %w, <32 x i8> %x)
+  %more = add <16 x i16> %sum, %pairs
+  %kept = call <16 x i16> asm sideeffect "", "=v,0"(<16 x i16> %more)
+  ret <16 x i16> %kept
+}}
+"""
 
 
 class Avx2(Isa):
@@ -62,8 +80,23 @@ class Avx2(Isa):
             return self._wide_dot(acc, weights, activation)
         name = "llvm.x86.avx2.pmadd.ub.sw"
         pairs = e.llvm("int16x16", name, _i8(weights), activation)
-        ones = e.const(1, "int16", 16)
-        return acc + e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+        return acc + self.widen(pairs)
+
+    def scope(self) -> Any:
+        """Define the function of ``narrow_add``."""
+        return e.llvm_text(ADD_TEXT)
+
+    def narrow_dots(self, largest: int) -> int:
+        """Count dots of weights up to ``largest`` with activations of -128 to 127."""
+        return (2**15 - 1) // (2 * 128 * largest)
+
+    def narrow_add(self, total: Expr, weights: Expr, activation: Expr) -> Expr:
+        """Multiply, add pairs (vpmaddubsw) and add those."""
+        return tirx.call_extern("int16x16", ADD_NAME, total, _i8(weights), activation)
+
+    def widen(self, total: Expr) -> Expr:
+        """Add pairs (vpmaddwd with ones)."""
+        return e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", total, e.const(1, "int16", 16))
 
     def _wide_dot(self, acc: Expr, weights: tuple, activation: Expr) -> Expr:
         words = e.let(e.bits(activation, "int16", 16))
@@ -83,6 +116,10 @@ class AvxVnni(Avx2):
     def eight_bit(self, packed: Expr) -> Expr:
         """Take unsigned bytes as they are: vpdpbusd does not saturate."""
         return packed
+
+    def narrow_dots(self, _largest: int) -> int:
+        """Return 0: vpdpbusd adds in 32 bits."""
+        return 0
 
     def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
         """Multiply unsigned weights by signed activations, without saturation."""

@@ -8,6 +8,7 @@ multiplies them with four activation bytes, adding the four products to the row'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from tvm import tirx
@@ -121,6 +122,24 @@ class Isa:
             a = e.cast(tirx.Shuffle([activation], [tirx.const(j, "int32")]), "int32")
             acc = acc + weights[j] * e.splat(a, self.rows)
         return acc
+
+    # sums in 16 bits, where an instruction set adds products of bytes in pairs
+
+    def scope(self) -> Any:
+        """Open what a function needs around it to call ``narrow_add``."""
+        return nullcontext()
+
+    def narrow_dots(self, _largest: int) -> int:
+        """Return how many dots of weights up to ``largest`` 16-bit lanes hold; 0 without them."""
+        return 0
+
+    def narrow_add(self, _total: Expr, _weights: Expr, _activation: Expr) -> Expr:
+        """Add the products of four columns to the two 16-bit lanes of each row."""
+        raise NotImplementedError
+
+    def widen(self, _total: Expr) -> Expr:
+        """Add the two 16-bit lanes of each row, in int32."""
+        raise NotImplementedError
 
     # float32 arithmetic: a four-bit code becomes a float32 lane
 

@@ -9,6 +9,7 @@ For one tile of 16 rows and one group of 32 columns (the "pn8" kernel):
 Weights are unsigned bytes, activations signed, so vpdpbusd needs no bias and no sign trick.  A
 group's four activations are one 32-bit broadcast; a row of W is one lane: no horizontal sums.
 M > 1 runs the same text on blocks of rows of x, so that decoded bytes are used several times.
+Sums are in 16 bits where an instruction set has it so and they hold a group (sums.py).
 
 Activations in four bits (W4A4) are several arrays of small integers, for AMXFP4 the values of
 either sign: two terms of W times two of x are four accumulators of small-integer products.
@@ -34,6 +35,7 @@ from .epilogue import Epilogue
 from .knobs import CpuKnobs
 from .merged import MergedTile
 from .rows import Part, each_tile, row_blocks, tile_group, tile_pair
+from .sums import Sum, narrow_steps, scope
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 
@@ -81,7 +83,7 @@ class Direct:
         span = 2 if self.spec.silu_mul else 1
         if self.quantizer is not None:
             span *= PAIRS
-        with each_tile(self.spec, self.buffers, self.m, span) as part:
+        with scope(self.isa, self.spec), each_tile(self.spec, self.buffers, self.m, span) as part:
             self._tile(part)
 
     def _tile(self, part: Part) -> None:
@@ -120,7 +122,7 @@ def block_notes(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any) -> Bl
     return BlockNotes(spec, buffers, most, panel.offset(spec.fmt))
 
 
-class _Activation:
+class ActivationCodes:
     """One array of activation codes with its scales and, where a format needs them, sums."""
 
     def __init__(self, suffix: str, buffers: Any, sub_groups: int):
@@ -155,7 +157,7 @@ class _Tile:
         self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor, expert)
         names = [name for name, _, _ in spec.activation_buffers() if name.startswith("codes")]
         per_group = GROUP // spec.activation.group
-        arrays = {n: _Activation(n.removeprefix("codes"), buffers, per_group) for n in names}
+        arrays = {n: ActivationCodes(n.removeprefix("codes"), buffers, per_group) for n in names}
         self.low = arrays.pop("codes_low", None)
         self.x = list(arrays.values())
         self.sub_groups = max(per_group, self.reader.sub_groups)
@@ -176,7 +178,9 @@ class _Tile:
         self.add_second_bytes(tile, row, out)
         return out
 
-    def _one_row(self, tile: Expr, row: Expr, out: list[e.Register], second: _Activation) -> None:
+    def _one_row(
+        self, tile: Expr, row: Expr, out: list[e.Register], second: ActivationCodes
+    ) -> None:
         """Emit the loop over K for one row, each group with its second bytes where it is listed.
 
         Memory bounds it, so it waits for nothing else: a pass of its own for second bytes would
@@ -227,7 +231,7 @@ class _Tile:
         group: Expr,
         part: int,
         row: Expr,
-        xs: list[_Activation],
+        xs: list[ActivationCodes],
         out: list[e.Register],
     ) -> None:
         """Emit one group of 32 columns for the rows of one vector part."""
@@ -252,7 +256,7 @@ class _Tile:
                         totals[r][i] = None
 
     def _sums(
-        self, row: Expr, rows: int, group: Expr, sub: int, xs: list[_Activation]
+        self, row: Expr, rows: int, group: Expr, sub: int, xs: list[ActivationCodes]
     ) -> list[list[Expr | None]]:
         """Load the sums of activation codes that offsets need, [row][array of x]."""
         needed = any(t.offset != 0 for t in self.terms)
@@ -265,14 +269,19 @@ class _Tile:
         part: int,
         row: Expr,
         sub: int,
-        xs: list[_Activation],
+        xs: list[ActivationCodes],
         sums: list[list[Expr | None]],
-    ) -> list[list[list[e.Register]]]:
+    ) -> list[list[list[Sum]]]:
         """Emit the integer products of a sub-group: [row][array of x][term of W]."""
-        isa, lanes = self.isa, self.isa.rows
+        isa = self.isa
         per_sub = self.spec.tile_code_bytes // 64 // self.sub_groups
+        steps = GROUP // 4 // self.sub_groups
+        most = [n if (n := narrow_steps(isa, t)) >= steps else 0 for t in self.terms]
         acc = [
-            [[e.Register("int32", lanes, self._start(t, s)) for t in self.terms] for s in row_sums]
+            [
+                [Sum(isa, n, self._start(t, s)) for t, n in zip(self.terms, most, strict=True)]
+                for s in row_sums
+            ]
             for row_sums in sums
         ]
         with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
@@ -282,10 +291,10 @@ class _Tile:
                 column = group * GROUP + (v * 4 if self.eight_bit else v * 8 + 4 * half)
                 prepared = [isa.prepare(w) for w in decoded]
                 for r, arrays in enumerate(acc):
-                    for x, registers in zip(xs, arrays, strict=True):
+                    for x, own in zip(xs, arrays, strict=True):
                         a = isa.activation(x.codes, row + r, column)
-                        for register, w in zip(registers, prepared, strict=True):
-                            register.set(isa.dot(register.get(), w, a))
+                        for one, w in zip(own, prepared, strict=True):
+                            one.add(w, a)
         return acc
 
     def _start(self, term: Term, total: Expr) -> Expr:
