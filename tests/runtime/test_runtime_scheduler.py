@@ -241,7 +241,7 @@ def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
         turn(scheduler)
     assert [h.result.finish_reason for h in handles] == ["length", "error", "error", "error"]
     assert handles[0].result.token_ids == expected[0]
-    assert {type(error) for error in errors} == {ValueError, KeyError, GenerationError}
+    assert {type(error) for error in errors} == {ValueError, KeyError, NothingAllowed}
     assert engine._cache.sequences == 0
 
 
