@@ -10,6 +10,7 @@ import pytest
 
 import amx_tvm.runtime
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.sampler import NothingAllowed
 
 PAGE = 16
 
