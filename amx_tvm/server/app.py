@@ -159,6 +159,16 @@ class Server:
         assert self._core is not None
         return self._core
 
+    def drain(self) -> None:
+        """Refuse what is new from now on; what is under way goes on."""
+        if self._core is not None:
+            self._core.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        return self._core is None or not self._core.running + self._core.waiting
+
     async def _completions(self, request: Request) -> Response:
         self.core.check_room()
         body = parse(CompletionRequest, await self._body(request))

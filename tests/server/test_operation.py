@@ -223,11 +223,16 @@ def start(artifact, *options, program=("-m", "amx_tvm", "serve")):
 
 def test_sigterm_lets_answers_end(artifact):
     process, url = start(artifact)
-    body = {**LONG, "stream": True}
+    body = {**LONG, "stream": True, "n": 64}
     with httpx.stream("POST", url + COMPLETION, json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
         os.kill(process.pid, signal.SIGTERM)
+        while (health := httpx.get(f"{url}/health")).status_code == 200:
+            time.sleep(0.01)
+        assert health.json() == {"status": "ending"}
+        new = httpx.post(url + COMPLETION, json={"prompt": "the cat"})
+        assert new.status_code == 503 and int(new.headers["retry-after"]) >= 1
         rest = list(lines)
     assert rest[-2] == "data: [DONE]"
     assert process.wait(30) == 0
