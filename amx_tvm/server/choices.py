@@ -83,19 +83,17 @@ class Asked:
     def _choices(
         self, body: Generation, ids: list[list[int]], rooms: list[int], logprobs: int | None
     ) -> list[Request]:
-        options, matcher, make = _options(body), self.matcher, self.prompts.engine.request
+        matcher, make, made = self.matcher, self.prompts.engine.request, []
+        options = _options(body)
         try:
-            return [
-                replace(
-                    make(prompt, stream, max_new_tokens=room, logprobs=logprobs, **options),
-                    salt=self.salt,
-                    mask=matcher.mask() if matcher is not None else None,
-                )
-                for prompt, room in zip(ids, rooms, strict=bool(rooms))
-                for stream in range(body.n or 1)
-            ]
+            for prompt, room in zip(ids, rooms, strict=bool(rooms)):
+                first = make(prompt, max_new_tokens=room, logprobs=logprobs, **options)
+                for stream in range(body.n or 1):
+                    mask = matcher.mask() if matcher is not None else None
+                    made.append(replace(first, stream=stream, salt=self.salt, mask=mask))
         except GenerationError as error:
             raise ApiError(400, str(error)) from None
+        return made
 
 
 def _options(body: Generation) -> dict[str, Any]:

@@ -27,5 +27,5 @@ class Limits:
     queue: int = 256
     queue_tokens: int = 1 << 20
     kept: int = 0
-    body_bytes: int = 32 << 20
+    body_bytes: int = 8 << 20
     timeout_s: float | None = None

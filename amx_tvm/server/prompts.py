@@ -82,12 +82,15 @@ class Prompts:
         size = sum(len(str(m.get("content") or "")) for m in plain)
         if fits:
             self._check_size(size, param)
+        size += len(str(tools or ""))
         templates = self._templates
 
         def made() -> list[int]:
             text = templates.find(tools).render(
                 plain, add_generation_prompt, tools, **(variables or {})
             )
+            if fits:  # tools and calls are text too
+                self._check_size(len(text), param)
             return self.engine.encode(text)
 
         try:

@@ -8,10 +8,11 @@ are taken and have no effect. ``regex`` and ``grammar`` (Lark) hold an answer to
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from amx_tvm.server.errors import ApiError
 
@@ -19,8 +20,16 @@ MAX_CHOICES = 128
 MAX_ANSWERS = 2048  # choices of all prompts of one request
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_MESSAGES = 8192
+MAX_ENTRIES = 1024  # of other lists: parts of a message, tools, tokens that stop
+MAX_TOKENS = 1 << 20  # of a prompt that is token ids
+MAX_CHARACTERS = 1 << 22  # of a text that is only tokenized
 
 TokenId = Annotated[int, Field(ge=0)]
+# Lists end at the first entry that is wrong or too much: a body of megabytes holds streams up for
+# as long as it is checked, and each error takes longer than an entry.
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
+Entries = Field(max_length=MAX_ENTRIES, fail_fast=True)
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -53,9 +62,11 @@ class Generation(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, Field(max_length=1 << 16)
+    ] = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Entries] | None = None
     ignore_eos: bool | None = False
     seed: int | None = None
     regex: str | None = None
@@ -66,7 +77,12 @@ class Generation(Strict):
 class CompletionRequest(Generation):
     """The body of /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(max_length=MAX_ANSWERS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MAX_ANSWERS, fail_fast=True)]
+    )
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: int | None = None
@@ -102,10 +118,15 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Text] | None = None
+    content: str | Annotated[list[Text], Entries] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Entries] | None = None
     tool_call_id: str | None = None
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Tools = Annotated[list[dict[str, Any]], Entries]
+Metadata = Annotated[dict[str, str], Field(max_length=MAX_STOPS)]  # OpenAI's bound
 
 
 class Schema(Strict):
@@ -127,19 +148,19 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -154,10 +175,10 @@ class TokenizeRequest(Strict):
     """The body of /tokenize: a text, or a chat through the model's template."""
 
     model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    prompt: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
+    messages: Messages | None = None
     add_generation_prompt: bool = True
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -165,18 +186,24 @@ class DetokenizeRequest(Strict):
     """The body of /detokenize."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse(kind: type[Body], body: bytes) -> Body:
-    """Return a request's body as its type; ApiError 400 names the first field that is wrong."""
+    """Return a request's body as its type; ApiError 400 names the first field that is wrong.
+
+    JSON is read before it is checked: pydantic's errors hold what they are about, and would make it
+    anew for each.
+    """
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate(from_json(body, allow_inf_nan=False))
     except ValidationError as error:
         raise _first_error(error) from None
+    except ValueError as error:
+        raise ApiError(400, f"the request's body is no JSON: {error}") from None
 
 
 def _first_error(error: ValidationError) -> ApiError:
@@ -189,17 +216,19 @@ def _first_error(error: ValidationError) -> ApiError:
     first = found[0]["loc"][:1]
     worst = max((e for e in found if e["loc"][:1] == first), key=_nearness)
     path = _path(worst["loc"])
-    if worst["type"] == "json_invalid":
-        return ApiError(400, f"the request's body is no JSON: {worst['msg']}")
     if worst["type"] == "extra_forbidden":
         return ApiError(400, f"{path} is no field of this request; leave it out", path)
     if worst["type"] == "missing":
         return ApiError(400, f"{path} is missing, it is required", path)
-    given = repr(worst["input"])
+    given = _SHORT.repr(worst["input"])
     given = given if len(given) <= 80 else given[:77] + "..."
     reasons = dict.fromkeys(e["msg"] for e in found if e["loc"][:1] == first)
     expected = "; ".join(list(reasons)[:4])
     return ApiError(400, f"{path or 'the body'} is {given}: {expected}", path or None)
+
+
+_SHORT = reprlib.Repr()  # of what may be megabytes
+_SHORT.maxstring = _SHORT.maxother = 76
 
 
 def _nearness(error: ErrorDetails) -> tuple[int, bool, int]:

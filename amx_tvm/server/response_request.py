@@ -12,7 +12,17 @@ from pydantic_core import PydanticCustomError
 
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Form
-from amx_tvm.server.protocol import MAX_LOGPROBS, Function, Message, Strict, Text, ToolCall
+from amx_tvm.server.protocol import (
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    Entries,
+    Function,
+    Message,
+    Metadata,
+    Strict,
+    Text,
+    ToolCall,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -22,11 +32,11 @@ class TextPart(Strict):
 
     type: Literal["input_text", "output_text", "reasoning_text", "summary_text", "text"]
     text: str
-    annotations: list[Any] | None = None
+    annotations: Annotated[list[Any], Entries] | None = None
     logprobs: list[Any] | None = None
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Entries]
 
 
 class Item(Strict):
@@ -67,8 +77,8 @@ class ReasoningItem(Item):
     """The thinking part before a message or a call."""
 
     type: Literal["reasoning"]
-    summary: list[TextPart] = Field(default_factory=list)
-    content: list[TextPart] | None = None
+    summary: Annotated[list[TextPart], Entries] = Field(default_factory=list)
+    content: Annotated[list[TextPart], Entries] | None = None
     encrypted_content: str | None = None
 
 
@@ -160,7 +170,10 @@ class ResponseRequest(Strict):
     """The body of /v1/responses."""
 
     model: str | None = None
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: (
+        str
+        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    )
     instructions: str | None = None
     stream: bool | None = False
     stream_options: ResponseStreamOptions | None = None
@@ -173,7 +186,7 @@ class ResponseRequest(Strict):
     )
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], Entries] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None
@@ -183,7 +196,7 @@ class ResponseRequest(Strict):
     background: Literal[False] | None = None
     store: bool | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -4,12 +4,19 @@ import httpx
 import pytest
 from conftest import serving
 
-COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
+from amx_tvm.server.errors import ApiError
+from amx_tvm.server.protocol import CompletionRequest, parse
+
+COMPLETION, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 USER = [{"role": "user", "content": "the cat"}]
 
 
 def schema(given):
     return {"type": "json_schema", "json_schema": {"schema": given}}
+
+
+def text_part():
+    return {"type": "text", "text": "a"}
 
 
 def named(function):
@@ -205,6 +212,41 @@ def test_answers_of_one_request_are_bounded(served):
         assert error.status_code == 400 and "at most 2048" in error.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "most"),
+    [
+        (COMPLETION, {"prompt": [5] * (1 << 20) + [5]}, 1 << 20),
+        (COMPLETION, {"prompt": ["a"] * 2049}, 2048),
+        (COMPLETION, {"prompt": "a", "stop_token_ids": [5] * 1025}, 1024),
+        (
+            COMPLETION,
+            {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(65537)), 1)},
+            65536,
+        ),
+        (CHAT, {"messages": USER * 8193}, 8192),
+        (CHAT, {"messages": [{"role": "user", "content": [text_part()] * 1025}]}, 1024),
+        (CHAT, {"messages": USER, "tools": [{}] * 1025}, 1024),
+        (CHAT, {"messages": USER, "metadata": dict.fromkeys(map(str, range(17)), "a")}, 16),
+        (RESPONSES, {"input": USER * 8193}, 8192),
+        ("/tokenize", {"prompt": "a" * ((1 << 22) + 1)}, 1 << 22),
+        ("/detokenize", {"tokens": [5] * ((1 << 20) + 1)}, 1 << 20),
+    ],
+)
+def test_lists_are_bounded(served, route, body, most):
+    error = error_of(served.post(route, **body))
+    assert f"at most {most}" in error["message"] and len(error["message"]) < 600
+
+
+def test_an_error_of_many_is_told_soon(served):
+    """Lists end at their first wrong entry: reporting all takes a hundred times as long."""
+    body = b'{"prompt": "a", "stop_token_ids": [' + b'"x",' * 1000 + b'"x"]}'
+    error = error_of(served.http.post(COMPLETION, content=body))
+    assert error["param"] == "stop_token_ids[0]"
+    with pytest.raises(ApiError) as caught:
+        parse(CompletionRequest, body)
+    assert len(caught.value.__context__.errors()) == 1
+
+
 def test_a_text_that_cannot_fit_is_not_tokenized(served, monkeypatch):
     text = "the cat " * 100_000
     monkeypatch.setattr(served.engine, "encode", None)
@@ -212,7 +254,8 @@ def test_a_text_that_cannot_fit_is_not_tokenized(served, monkeypatch):
         (COMPLETION, {"prompt": text}),
         (COMPLETION, {"prompt": ["x", text]}),
         (CHAT, {"messages": [{"role": "user", "content": text}]}),
+        (CHAT, {"messages": [{"role": "user", "content": ""}] * 8000}),  # the template's own text
     ):
         error = served.post(route, **body).json()["error"]
         assert error["code"] == "context_length_exceeded"
-        assert "800000 characters" in error["message"] and "context is 256" in error["message"]
+        assert " characters, at least" in error["message"] and "context is 256" in error["message"]
