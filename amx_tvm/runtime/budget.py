@@ -27,7 +27,7 @@ RUNTIME_BYTES = 48 << 20  # tvm_ffi, libtvm_runtime, thread stacks, the tokenize
 # Of a GPU: CUDA's context is there before it is asked; TVM's cache takes 128 MiB whatever its size,
 # graphs and tables the rest.
 DEVICE_BYTES = 256 << 20
-_POOLED = 2  # a chunk of full size and a last, shorter one
+POOLED_CHUNKS = 2  # whose buffers are kept: one of full size and a last, shorter one
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -60,7 +60,7 @@ def working_bytes(manifest: Manifest, chunk: int) -> int:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"] * manifest.kv_cache["head_dim"]
     row = 4 * (6 * hidden + 4 * inner + 6 * heads)
-    return _POOLED * chunk * row + 2 * 4 * manifest.model["vocab_size"]
+    return POOLED_CHUNKS * chunk * row + 2 * 4 * manifest.model["vocab_size"]
 
 
 def fit(

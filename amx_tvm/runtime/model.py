@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.budget import POOLED_CHUNKS
 from amx_tvm.runtime.choices import ROWS
 from amx_tvm.runtime.device_steps import DeviceSteps, padded
 from amx_tvm.runtime.inputs import Vector
@@ -64,6 +65,7 @@ class Model:
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
         self._ids, self._picks = Vector(machine), Vector(machine)
+        self._pooled: set[int] = set()  # rows of steps whose buffers TVM keeps
 
     def forward(
         self,
@@ -119,6 +121,8 @@ class Model:
         else:
             name = key = "forward"
             picks = last_rows(lengths, wanted)
+            if count not in self._pooled:
+                self._pool(count)
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._machine.function(name)
@@ -128,6 +132,17 @@ class Model:
             logits = function(*given, *arguments, self._parameters)
             found = self._machine.to_host(logits, rows)
         return found if rows == asked else found[np.flatnonzero(wanted)]
+
+    def _pool(self, rows: int) -> None:
+        """Bound what TVM's allocator keeps: it has a pool of its own for each size of a buffer.
+
+        Prompts have chunks of any number of rows. On GPUs the allocator empties its pools itself
+        when memory runs out; a CPU's system ends the process then.
+        """
+        if sum(self._pooled) + rows > POOLED_CHUNKS * self.chunk and self._machine.is_cpu:
+            self._machine.release()
+            self._pooled.clear()
+        self._pooled.add(rows)
 
     @cached_property
     def steps(self) -> DeviceSteps:

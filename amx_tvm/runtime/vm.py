@@ -102,6 +102,10 @@ class VirtualMachine:
         found = self._ffi.get_global_func(name)
         return found if self.is_cpu else GPU.guarded(found)
 
+    def release(self) -> None:
+        """Give memory back that TVM's allocator keeps for buffers of the sizes that it has seen."""
+        self.builtin("vm.builtin.memory_manager.clear")()
+
     def shape(self, values: Iterable[int]) -> Any:
         """Return a tvm_ffi Shape."""
         return self._ffi.Shape(tuple(values))

@@ -46,3 +46,17 @@ def test_a_step_that_fails_leaves_every_sequence_as_it_was(artifact, ids):
     assert cache.available_pages() == free
     assert [cache.length(handle) for handle in handles] == [0, 0]
     made[0].append(ids[:20])
+
+
+def test_buffers_of_prompts_of_all_lengths_are_not_kept(engine, ids, monkeypatch):
+    """TVM's allocator keeps what it has given once, apart for each number of rows."""
+    model, released = engine._model, []
+    release = model._machine.release
+    monkeypatch.setattr(model._machine, "release", lambda: (released.append(1), release()))
+    expected = engine.logits(ids[: model.chunk])
+    for length in [*range(17, model.chunk + 1), *range(17, model.chunk + 1)]:
+        with engine.sequence() as sequence:
+            row = sequence.append(ids[:length])
+        assert np.abs(row - expected[length - 1]).max() < TOLERANCE
+        assert sum(model._pooled) <= 2 * model.chunk
+    assert 2 * (32 - 17) // 4 <= len(released) <= 32
