@@ -83,7 +83,7 @@ def test_avx2_panels_of_pairs():
 
 
 @pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
-@pytest.mark.parametrize("name", ["amxfp4", "mxfp4"])
+@pytest.mark.parametrize("name", ["amxfp4", "mxfp4", "int8"])
 def test_the_largest_sums_fit_16_bits_on_avx2(name):
     """Every weight is the largest and every activation: 127, second bytes -128."""
     target = Target(HASWELL)

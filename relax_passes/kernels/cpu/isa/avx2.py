@@ -2,8 +2,8 @@
 
 A 512-bit packed vector is two halves of eight rows.  vpmaddubsw adds two products in 16 bits with
 saturation: tables end at 24, far below the limit, and where they end at 15 (E2M1 in half units: 12)
-16 bits hold all eight pairs of a group.  Eight-bit weights would saturate: their even and odd bytes
-are widened to 16 bits instead and multiplied by vpmaddwd.
+16 bits hold all eight pairs of a group.  Eight-bit weights would saturate: their nibbles are
+multiplied apart.
 """
 
 from __future__ import annotations
@@ -66,18 +66,15 @@ class Avx2(Isa):
         return e.let(e.bits(e.splat(word, 8), "int8", 32))
 
     def eight_bit(self, packed: Expr) -> Any:
-        """Widen even and odd bytes to 16 bits."""
-        words = e.let(e.bits(packed, "uint16", 16))
-        return (e.let(words & e.const(255, "uint16", 16)), e.let(words >> e.const(8, "uint16", 16)))
+        """Split codes into nibbles, whose products fit 16 bits: (low, high)."""
+        return e.let(self.low(packed)), e.let(self.high(packed))
 
     def prepare(self, weights: Any) -> Any:
-        """Take the bytes (or the widened halves) as they are."""
+        """Take the bytes (or nibbles) as they are."""
         return weights
 
     def dot(self, acc: Expr, weights: Any, activation: Expr) -> Expr:
         """Multiply unsigned weights by signed activations and add four neighbours."""
-        if isinstance(weights, tuple):
-            return self._wide_dot(acc, weights, activation)
         name = "llvm.x86.avx2.pmadd.ub.sw"
         pairs = e.llvm("int16x16", name, _i8(weights), activation)
         return acc + self.widen(pairs)
@@ -97,14 +94,6 @@ class Avx2(Isa):
     def widen(self, total: Expr) -> Expr:
         """Add pairs (vpmaddwd with ones)."""
         return e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", total, e.const(1, "int16", 16))
-
-    def _wide_dot(self, acc: Expr, weights: tuple, activation: Expr) -> Expr:
-        words = e.let(e.bits(activation, "int16", 16))
-        eight = e.const(8, "int16", 16)
-        for weight, a in zip(weights, ((words << eight) >> eight, words >> eight), strict=True):
-            signed = e.bits(weight, "int16", 16)
-            acc = acc + e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", signed, a)
-        return acc
 
 
 class AvxVnni(Avx2):

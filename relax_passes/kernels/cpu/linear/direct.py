@@ -279,7 +279,10 @@ class _Tile:
         most = [n if (n := narrow_steps(isa, t)) >= steps else 0 for t in self.terms]
         acc = [
             [
-                [Sum(isa, n, self._start(t, s)) for t, n in zip(self.terms, most, strict=True)]
+                [
+                    Sum(isa, n, self._start(t, s), t.table is None)
+                    for t, n in zip(self.terms, most, strict=True)
+                ]
                 for s in row_sums
             ]
             for row_sums in sums

@@ -17,8 +17,11 @@ from relax_passes.terms import Term
 
 
 def narrow_steps(isa: Isa, term: Term) -> int:
-    """Return how many times four columns of a term fit 16-bit lanes; 0 is never."""
-    return 0 if term.table is None else isa.narrow_dots(max(term.table))
+    """Return how many times four columns of a term fit 16-bit lanes; 0 is never.
+
+    Eight-bit weights are two nibbles then.
+    """
+    return isa.narrow_dots(15 if term.table is None else max(term.table))
 
 
 def scope(isa: Isa, spec: LinearSpec) -> Any:
@@ -38,34 +41,42 @@ class Sum:
         After so many calls of ``add`` 16-bit lanes have to be emptied; 0 uses none.
     start : Expr
         int32 of the rows of a vector, what the sum begins with.
+    nibbles : bool
+        16-bit lanes take low and high nibbles of weights apart.
     """
 
-    def __init__(self, isa: Isa, most: int, start: Expr):
+    def __init__(self, isa: Isa, most: int, start: Expr, nibbles: bool = False):
         self.isa, self.most, self.start = isa, most, start
         self.steps = 0
+        self.register = None if most else e.Register("int32", isa.rows, start)
+        self.narrow: list[e.Register] = []
         if most:
-            self.register = self._zero()
-        else:
-            self.register = e.Register("int32", isa.rows, start)
+            self.empty(2 if nibbles else 1)
 
-    def _zero(self) -> e.Register:
+    def empty(self, count: int) -> None:
+        """Set the 16-bit parts to 0: one, or those of low and high nibbles."""
         lanes = 2 * self.isa.rows
-        return e.Register("int16", lanes, e.const(0, "int16", lanes))
+        zero = e.const(0, "int16", lanes)
+        self.narrow = [e.Register("int16", lanes, zero) for _ in range(count)]
 
-    def add(self, weights: Expr, activation: Expr) -> None:
-        """Add the products of four columns."""
-        total = self.register.get()
-        if not self.most:
-            self.register.set(self.isa.dot(total, weights, activation))
+    def add(self, weights: Any, activation: Expr) -> None:
+        """Add the products of four columns; ``weights`` may be a tuple of nibbles."""
+        if self.register is not None:
+            self.register.set(self.isa.dot(self.register.get(), weights, activation))
             return
         if self.steps == self.most:
             self.start, self.steps = e.let(self.get()), 0
-            self.register = self._zero()
-            total = self.register.get()
-        self.register.set(self.isa.narrow_add(total, weights, activation))
+            self.empty(len(self.narrow))
+        parts = weights if isinstance(weights, tuple) else (weights,)
+        for register, part in zip(self.narrow, parts, strict=True):
+            register.set(self.isa.narrow_add(register.get(), part, activation))
         self.steps += 1
 
     def get(self) -> Expr:
         """Read the sum, int32."""
-        total = self.register.get()
-        return self.isa.widen(total) + self.start if self.most else total
+        if self.register is not None:
+            return self.register.get()
+        low, *high = (e.let(self.isa.widen(register.get())) for register in self.narrow)
+        for more in high:
+            low = low + (more << e.const(4, "int32", self.isa.rows))
+        return low + self.start
