@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import openai
-from conftest import NAME
+from serving import NAME
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat"}]
 PROMPT = "[system]be brief\n[user]the cat\n[assistant]"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import NAME
+from serving import NAME
 
 PROMPT = "the quick brown fox"
 GREEDY = {"model": NAME, "temperature": 0, "max_tokens": 12}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from conftest import serving
+from serving import serving
 
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.protocol import CompletionRequest, parse

@@ -7,7 +7,7 @@ import re
 
 import jsonschema
 import pytest
-from conftest import NAME
+from serving import NAME
 
 from amx_tvm.server.tools import Reader
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import serving
+from serving import serving
 
 COMPLETION = "/v1/completions"
 PROMPT = [5, 9, 13, 21, 34, 55]

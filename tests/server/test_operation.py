@@ -14,8 +14,8 @@ import time
 
 import httpx
 import pytest
-from conftest import serving
 from prometheus_client.parser import text_string_to_metric_families
+from serving import serving
 from typer.testing import CliRunner
 
 from amx_tvm.cli.app import app

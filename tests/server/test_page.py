@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from conftest import serving
+from serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

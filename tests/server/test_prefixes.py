@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import serving
+from serving import serving
 
 from amx_tvm.runtime.prefixes import Prefixes
 

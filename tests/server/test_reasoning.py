@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import serving
+from serving import serving
 
 from amx_tvm.server.reasoning import Reasoning
 

@@ -4,9 +4,9 @@ import json
 
 import openai
 import pytest
-from conftest import NAME, serving
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from serving import NAME, serving
 
 ROUTE = "/v1/responses"
 EVENTS = TypeAdapter(ResponseStreamEvent)
