@@ -19,13 +19,14 @@ def rest(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     for _ in range(3):
         with ours(args.artifact, 16, args.threads) as server:
             starts.append(server.start_s)
-    with ours(args.artifact, 16, args.threads) as server, Load() as load:
+    size = ("--kv-tokens", "4096")  # all pages are in use soon: a page's memory comes at its first
+    with ours(args.artifact, 16, args.threads, *size) as server, Load() as load:
 
         def some(count: int) -> None:
             bodies = [{"prompt": prompts.ids(24), "max_tokens": 4, **WHOLE} for _ in range(count)]
             asked(load, server, bodies, at_once=16)
 
-        some(200)  # the cache of kept answers is full behind them
+        some(200)  # the cache is full of kept answers behind them
         before = server.resident_bytes()
         some(2000)
         grown = server.resident_bytes() / before - 1
