@@ -229,9 +229,10 @@ def test_chat_templates_of_all_files(tmp_path, stored, files):
 
 
 def test_chat_templates_that_are_no_text(tmp_path):
-    place = write_directory(tmp_path, "smollm", config={"chat_template": [{"name": "default"}]})
-    with pytest.raises(ModelError, match="chat template.*no text"):
-        read_tokenizer(place)
+    for entry in ({"name": "default"}, {"name": [], "template": "x"}, {"name": {}, "template": 1}):
+        place = write_directory(tmp_path, "smollm", config={"chat_template": [entry]})
+        with pytest.raises(ModelError, match="chat template.*no text"):
+            read_tokenizer(place)
     place = write_directory(tmp_path, "smollm")
     (place / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="chat_template.jinja"):

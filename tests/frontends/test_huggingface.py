@@ -236,6 +236,8 @@ HEADER = {
     "hole": lambda h: h["lm_head.weight"].update(data_offsets=[4228, 8324]),
     "metadata that is no text": lambda h: h.update(__metadata__={"x": [1]}),
     "offsets that are none": lambda h: h["model.norm.weight"].update(data_offsets="ab"),
+    "three offsets": lambda h: h["model.norm.weight"]["data_offsets"].append(8192),
+    "one offset": lambda h: h["model.norm.weight"]["data_offsets"].pop(),
     "a shape of texts": lambda h: h["model.norm.weight"].update(shape=["32"]),
     "no dtype": lambda h: h["model.norm.weight"].pop("dtype"),
     "no object": lambda h: h.update({"model.norm.weight": []}),

@@ -45,13 +45,13 @@ def read_chat_templates(directory: Path, config: Mapping[str, Any]) -> str | lis
 def _named(stored: Any, directory: Path) -> dict[str, str]:
     """Return templates by name, of a configuration's text, dictionary or list of objects."""
     if isinstance(stored, list):
-        stored = {
-            entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)
-        }
-    named = stored if isinstance(stored, dict) else {DEFAULT: stored}
-    if not all(isinstance(item, str) for pair in named.items() for item in pair):
+        entries = [entry for entry in stored if isinstance(entry, dict)]
+        pairs = [(entry.get("name"), entry.get("template")) for entry in entries]
+    else:
+        pairs = list(stored.items()) if isinstance(stored, dict) else [(DEFAULT, stored)]
+    if not all(isinstance(item, str) for pair in pairs for item in pair):
         raise ModelError(
             f"a chat template in {directory} is no text; expected a text, or a list of objects "
             "with 'name' and 'template'"
         )
-    return named
+    return dict(pairs)

@@ -106,7 +106,12 @@ class SafetensorsFile:
 
     def _entry(self, name: str, fields: _Described, start: int) -> TensorEntry:
         dtype, shape = fields["dtype"], tuple(fields["shape"])
-        begin, end = (*fields["data_offsets"], -1, -1)[:2]
+        if len(fields["data_offsets"]) != 2:
+            raise ModelError(
+                f"tensor {name!r} in {self.path} has {len(fields['data_offsets'])} data_offsets; "
+                "expected two, its first byte and the one past its last; the file is damaged"
+            )
+        begin, end = fields["data_offsets"]
         # A type that the format got later has no known size; it stops only who needs the tensor.
         expected = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else end - begin
         if end < begin or end - begin != expected:
