@@ -208,8 +208,12 @@ def unlikely(count: Expr) -> Expr:
 
 
 def llvm_text(text: str) -> Any:
-    """Open a scope in which functions defined by LLVM text can be called."""
-    return I.attr(tirx.const(0, "int32"), "pragma_import_llvm", text)
+    """Open a scope in which functions defined by LLVM text can be called.
+
+    The text becomes one line: TVM's printer takes others out of the text that it prints, which then
+    cannot be parsed.
+    """
+    return I.attr(tirx.const(0, "int32"), "pragma_import_llvm", " ".join(text.split()))
 
 
 then, otherwise = I.Then, I.Else
