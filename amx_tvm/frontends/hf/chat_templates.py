@@ -46,7 +46,7 @@ def _named(stored: Any, directory: Path) -> dict[str, str]:
     """Return templates by name, of a configuration's text, dictionary or list of objects."""
     if isinstance(stored, list):
         entries = [entry for entry in stored if isinstance(entry, dict)]
-        pairs = [(entry.get("name"), entry.get("template")) for entry in entries]
+        pairs: list[Any] = [(entry.get("name"), entry.get("template")) for entry in entries]
     else:
         pairs = list(stored.items()) if isinstance(stored, dict) else [(DEFAULT, stored)]
     if not all(isinstance(item, str) for pair in pairs for item in pair):
