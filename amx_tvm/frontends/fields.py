@@ -106,7 +106,7 @@ class Configuration(TypedDict, total=False):
     add_cross_attention: bool
     norm_topk_prob: bool
     sliding_window: Window
-    sliding_window_pattern: Layers
+    sliding_window_pattern: Layers | str
     max_window_layers: Annotated[int, Range(0, 1 << 20)]
     layer_types: list[str]
     no_rope_layers: list[int]

@@ -195,6 +195,8 @@ class MergedLora(ModelSource):
 
     def load_entry(self, name: str, index: int) -> np.ndarray:
         """Read one entry along axis 0 of a stacked tensor."""
+        if self._changes(name):
+            return self.load(name)[index]
         return self.source.load_entry(name, index)
 
     def load_raw(self, name: str) -> Quantized | None:
@@ -203,7 +205,7 @@ class MergedLora(ModelSource):
 
     def load_raw_entry(self, name: str, index: int) -> Quantized | None:
         """Return one entry of :meth:`load_raw`."""
-        return self.source.load_raw_entry(name, index)
+        return None if self._changes(name) else self.source.load_raw_entry(name, index)
 
     @property
     def nbytes(self) -> int:

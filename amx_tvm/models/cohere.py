@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.config import SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.weights import paired
@@ -36,11 +36,7 @@ def configure_cohere(values: dict[str, Any]) -> DecoderConfig:
 def configure_cohere2(values: dict[str, Any]) -> DecoderConfig:
     """Read a Cohere 2 configuration."""
     read = ConfigReader(values)
-    layers, period = read.require("num_hidden_layers"), read.get("sliding_window_pattern", 4)
-    kinds = values.get("layer_types") or [
-        FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)
-    ]
-    rope = Rope(*read.rope())
+    kinds, rope = read.sliding_pattern(4), Rope(*read.rope())
     return _configure(
         {**values, "layer_types": kinds},
         "cohere2",

@@ -10,6 +10,7 @@ from amx_tvm.errors import ModelError
 ROPE_SCALINGS = ("llama3", "linear", "yarn", "longrope")
 MOST_HEAD_DIM, MOST_CHANNELS = 4096, 1 << 20
 FULL, SLIDING = "full_attention", "sliding_attention"
+PATTERN = "sliding_window_pattern"
 
 # Linears that share a flag for their biases: the DecoderConfig's field without "_bias".
 BIAS_GROUPS = {
@@ -221,6 +222,25 @@ class ConfigReader:
         if kind == "yarn" and not scaling.get("original_max_position_embeddings"):
             scaling["original_max_position_embeddings"] = self.require("max_position_embeddings")
         return theta, scaling
+
+    def sliding_pattern(self, period: int) -> list[str]:
+        """Return ``layer_types``, or what ``sliding_window_pattern`` says of each layer.
+
+        That is a period whose last layer is full (``period`` without the field), or letters L and G
+        (EXAONE), which repeat; the last layer of all is full then.
+        """
+        if kinds := self.get("layer_types", None):
+            return list(kinds)
+        layers, pattern = self.require("num_hidden_layers"), self.get(PATTERN, period)
+        if isinstance(pattern, int):
+            return [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layers)]
+        if not pattern or set(pattern) - set("LG"):
+            raise ModelError(
+                f"the configuration field {PATTERN!r} is {pattern!r}; expected a period, or a text "
+                "of L (sliding) and G (full)"
+            )
+        full = [pattern[i % len(pattern)] == "G" or i == layers - 1 for i in range(layers)]
+        return [FULL if one else SLIDING for one in full]
 
     def layer_kinds(self, layers: int, default: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Return the attention kind of each layer; empty when no layer slides."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.config import SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.weights import Weight
@@ -24,14 +24,12 @@ from amx_tvm.models.weights import Weight
 def _configure(values: dict[str, Any], family: str, period: int, **differences) -> DecoderConfig:
     """Read what both have in common; every ``period``-th layer is global by default."""
     read = ConfigReader(values)
-    layers, hidden = read.require("num_hidden_layers"), read.require("hidden_size")
-    period = int(read.get("sliding_window_pattern", period))
-    kinds = [FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)]
+    hidden = read.require("hidden_size")
     read.only("use_bidirectional_attention", {False: False}, False)
     head_dim = read.get("head_dim", 256)
     values = {
         **values,
-        "layer_types": values.get("layer_types") or kinds,
+        "layer_types": read.sliding_pattern(period),
         "tie_word_embeddings": read.get("tie_word_embeddings", True),
         "head_dim": head_dim,
     }
@@ -72,20 +70,15 @@ def configure_gemma2(values: dict[str, Any]) -> DecoderConfig:
 def configure_gemma3(values: dict[str, Any]) -> DecoderConfig:
     """Read a Gemma 3 text configuration: every sixth layer is global, with a longer RoPE."""
     read = ConfigReader(values)
-    layers = read.require("num_hidden_layers")
-    period = int(read.get("sliding_window_pattern", 6))
-    kinds = values.get("layer_types") or [
-        FULL if (i + 1) % period == 0 else SLIDING for i in range(layers)
-    ]
     theta, scaling = ConfigReader({"rope_theta": 1e6, **values}).rope()
     far = Rope(theta, scaling)
     near = Rope(float(read.get("rope_local_base_freq", 10000.0)))
     return _configure(
         values,
         "gemma3",
-        period,
+        6,
         qk_norm="head",
-        layer_ropes=tuple(near if kind == SLIDING else far for kind in kinds),
+        layer_ropes=tuple(near if kind == SLIDING else far for kind in read.sliding_pattern(6)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.config import SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.registry import ModelFamily, register
 
@@ -13,10 +13,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
     """Read an OLMo 3 configuration."""
     values = {"rope_theta": 5e5, **values}
     read = ConfigReader(values)
-    layers = read.require("num_hidden_layers")
-    kinds = values.get("layer_types") or [
-        FULL if (i + 1) % 4 == 0 else SLIDING for i in range(layers)
-    ]
+    kinds = read.sliding_pattern(4)
     theta, scaling = read.rope()
     far, near = Rope(theta, scaling), Rope(float(read.get("rope_local_base_freq", theta)))
     return read_decoder(

@@ -119,6 +119,8 @@ def test_weights_that_were_saved_whole_replace_the_base(base, name, tmp_path):
     safetensors.save_file({**safetensors.load_file(file), f"base_model.model.{name}": whole}, file)
     merged = MergedLora(open_model(base), place)
     np.testing.assert_array_equal(merged.load("lm_head.weight"), whole)
+    np.testing.assert_array_equal(merged.load_entry("lm_head.weight", 3), whole[3])
+    assert merged.load_raw_entry("lm_head.weight", 3) is None
 
 
 def test_adapters_of_the_base_model_alone(base, tmp_path):

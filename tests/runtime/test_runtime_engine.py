@@ -132,16 +132,6 @@ def test_stream_pieces_join_to_the_text(engine):
     assert engine.decode(tokens + result.token_ids) == "the cat" + result.text
 
 
-def test_leaving_a_stream_early_frees_its_sequence_alone(engine):
-    with engine.sequence() as other:
-        other.append([1, 2])
-        live = engine._cache.sequences
-        with engine.stream("the cat", max_new_tokens=40, ignore_eos=True) as stream:
-            next(stream)
-        assert engine._cache.sequences == live > 0
-        other.append([3])
-
-
 def test_sampling_is_reproducible(engine):
     options = {"max_new_tokens": 24, "temperature": 1.5, "top_k": 50, "ignore_eos": True}
     runs = [engine.generate("the", seed=seed, **options).token_ids for seed in (1, 1, 2)]

@@ -75,6 +75,16 @@ def test_a_stream_that_is_left_frees_its_sequence_at_once(own, way):
     assert own.call(lambda: own._cache.sequences) == 0
 
 
+def test_leaving_a_stream_early_frees_its_sequence_alone(own):
+    with own.sequence() as other:
+        other.append([1, 2])
+        live = own._cache.sequences
+        with own.stream("the cat", max_new_tokens=40, ignore_eos=True) as stream:
+            next(stream)
+        assert own._cache.sequences == live > 0
+        other.append([3])
+
+
 def test_several_readers_of_a_stream_all_end(own):
     stream, parts = own.stream("the cat", 100, ignore_eos=True), []
 

@@ -173,11 +173,6 @@ def _finish_gemma2(config: dict[str, Any], keys: ModelKeys) -> None:
 
 def _finish_gemma3(config: dict[str, Any], keys: ModelKeys) -> None:
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    # Every sixth layer sees the whole context (Gemma 3 report, section 2).
-    every_sixth = [
-        "full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)
-    ]
-    config.setdefault("layer_types", every_sixth)
     # The 27B model (62 layers) scales queries by its hidden size, the others by the head's.
     width = config["hidden_size"] // heads if layers == 62 else config["head_dim"]
     config["query_pre_attn_scalar"] = width
