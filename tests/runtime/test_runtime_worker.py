@@ -210,7 +210,7 @@ def threads():
     return count
 
 sizes = []
-for cycles in (10, 30):
+for cycles in (10, 15, 15):
     for _ in range(cycles):
         engine = amx_tvm.runtime.load(sys.argv[1], threads=1)
         engine.generate([1, 2, 3], 4)
@@ -218,7 +218,7 @@ for cycles in (10, 30):
     count = threads()
     sizes.append(resident())
 mapped = sum(sys.argv[1] in line for line in open("/proc/self/maps"))
-print(sizes[1] - sizes[0], count, mapped)
+print(min(sizes[1] - sizes[0], sizes[2] - sizes[1]), count, mapped)  # a leak is in both
 """
 
 
@@ -227,7 +227,7 @@ def test_unloading_returns_memory_and_threads(artifact):
         [sys.executable, "-c", UNLOAD, str(artifact)], capture_output=True, text=True, check=True
     )
     growth, threads, mapped = map(int, done.stdout.split())
-    assert growth < 1 << 20 and threads <= 2 and mapped == 0
+    assert growth < 1 << 19 and threads <= 2 and mapped == 0
 
 
 def test_a_dropped_engine_is_gone_without_the_collector(artifact):
