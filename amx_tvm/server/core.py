@@ -247,7 +247,7 @@ class _Crank:
         self._pace = Pace(self._scheduler)
         self._handles: dict[int, Handle] = {}
         self._pieces: dict[int, Piece] = {}
-        self._ahead = Ahead()
+        self._ahead = Ahead(beside=engine.manifest.target.device != "cpu")
         self._masked: dict[int, tuple[Mask, list[int]]] = {}  # of requests with a new token
         self.pages = (0, 0, 0)
 

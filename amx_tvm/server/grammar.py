@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +23,8 @@ from amx_tvm.server.schemas import closed
 
 # At most one blank: small models fill JSON with endless ones where it allows them.
 _WHITESPACE: Any = {"whitespace_pattern": r"\x20?"}
+_AT_ONCE = 2  # forms that are compiled at once: the steps need the cores too
+_KEPT_TEXT = 1 << 18  # characters of the forms that are kept, all together
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,26 @@ class Forms:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._vocabulary = int(engine.manifest.model["vocab_size"])
+        self._compiling = asyncio.Semaphore(_AT_ONCE)
+        self._kept: OrderedDict[str, Matcher] = OrderedDict()
 
     async def compile(self, form: Form) -> Matcher:
-        """Return the matcher of a form; ApiError 400 where it is none that can be held."""
-        return await asyncio.to_thread(self._compile, form)
+        """Return the matcher of a form; ApiError 400 where it is none that can be held.
+
+        Programs ask for one form again and again: those asked for last are kept.
+        """
+        key = json.dumps([form.kind, form.source, form.param])
+        if key not in self._kept:
+            async with self._compiling:
+                if key not in self._kept:  # nor was it made meanwhile
+                    self._keep(key, await asyncio.to_thread(self._compile, form))
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _keep(self, key: str, matcher: Matcher) -> None:
+        self._kept[key] = matcher
+        while len(self._kept) > 1 and sum(map(len, self._kept)) > _KEPT_TEXT:
+            self._kept.popitem(last=False)
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:

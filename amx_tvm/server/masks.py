@@ -1,4 +1,4 @@
-"""Which tokens an answer's form allows next, computed while the step before the choice runs."""
+"""Which tokens an answer's form allows next, computed for all answers of a step at once."""
 
 from __future__ import annotations
 
@@ -73,10 +73,17 @@ class Mask:
 
 
 class Ahead:
-    """Computes masks beside the steps, on threads of its own."""
+    """Computes masks behind each step, on several cores.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "masks")
+    Parameters
+    ----------
+    beside : bool
+        Whether the next step begins meanwhile: a GPU's does. A CPU's steps need all cores, and
+        wait at every barrier for a thread that has lost its own.
+    """
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "masks") if beside else None
         self._executor: llguidance.LLExecutor | None = None
 
     def begin(self, masks: Iterable[tuple[Mask, list[int]]]) -> None:
@@ -87,6 +94,9 @@ class Ahead:
         for mask, tokens in masks:
             asked.append(mask)
             more.append(tokens[mask._seen :])
+        if self._thread is None:
+            Mask._fill(asked, more, self._executor)
+            return
         future = self._thread.submit(Mask._fill, asked, more, self._executor)
         for mask in asked:
             mask._ahead = future

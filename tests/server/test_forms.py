@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
@@ -9,6 +10,8 @@ import jsonschema
 import pytest
 from serving import NAME
 
+from amx_tvm.server import grammar
+from amx_tvm.server.grammar import Form, Forms
 from amx_tvm.server.tools import Reader
 
 USER = [{"role": "user", "content": "the cat"}]
@@ -137,3 +140,28 @@ def test_forced_calls_stream_their_arguments(size):
     found += reader.add("", last=True)
     assert found[0].name == "f"
     assert "".join(delta.arguments for delta in found) == '{"a": {"b": "}"}}'
+
+
+def test_a_form_is_compiled_once_and_kept(engine, monkeypatch):
+    forms = Forms(engine)
+    compiled, compile_one = [], forms._compile
+    monkeypatch.setattr(forms, "_compile", lambda form: compiled.append(form) or compile_one(form))
+
+    async def ask(*texts):
+        return await asyncio.gather(*(forms.compile(Form("regex", t, "regex")) for t in texts))
+
+    asyncio.run(ask("yes|no"))
+    same = asyncio.run(ask("yes|no", "yes|no"))
+    assert len(compiled) == 1 and same[0] is same[1]
+    first, second = same[0].mask(), same[1].mask()
+    allowed = first([])
+    first(engine.encode("y")[-1:])  # one answer's mask goes on
+    assert (second([]) == allowed).all()  # the other's stands at the beginning
+    monkeypatch.setattr(grammar, "_KEPT_TEXT", 60)
+    for text in ("a+b", "c+d", "e+f"):
+        asyncio.run(ask(text))
+    assert len(compiled) == 4
+    asyncio.run(ask("e+f"))
+    assert len(compiled) == 4
+    asyncio.run(ask("yes|no"))  # the longest unasked made room
+    assert len(compiled) == 5
