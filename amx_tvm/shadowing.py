@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # What this project's code imports of others: packages, so a single file of that name is none.
 PACKAGES = (
     "cloudpickle cryptography gguf huggingface_hub jax jaxlib jinja2 llguidance lm_eval "
-    "matplotlib ml_dtypes numpy onnx prometheus_client psutil pydantic pydantic_core rich "
+    "matplotlib ml_dtypes numpy onnx orjson prometheus_client psutil pydantic pydantic_core rich "
     "starlette tokenizers torch tornado tvm tvm_ffi typer uvicorn xgboost"
 ).split()
 

@@ -8,6 +8,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 
 @dataclass
 class Usage:
@@ -58,13 +60,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # 
 
 
 def event(data: Any) -> bytes:
-    """Return one server-sent event."""
-    return b"data: " + _encode(data).encode() + b"\n\n"
+    """Return one server-sent event of a stream's own objects."""
+    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def named_event(name: str, data: Any) -> bytes:
-    """Return one server-sent event that has a name."""
-    return f"event: {name}\n".encode() + event(data)
+    """Return one server-sent event that has a name; it may repeat any JSON of the request."""
+    return f"event: {name}\ndata: {_encode(data)}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"
