@@ -38,6 +38,8 @@ class Publication:
     ----------
     output : path
         The name it will have. Its parent is created.
+    instead : str
+        What a user does where that cannot be, the end of errors.
 
     Attributes
     ----------
@@ -47,11 +49,14 @@ class Publication:
         Where to make the new directory or file, below ``workspace``.
     """
 
-    def __init__(self, output: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, output: str | os.PathLike[str], instead: str = "choose another --output"
+    ) -> None:
         self.output = Path(os.path.abspath(output))
         self.workspace = self.output.parent / f".{self.output.name}{_SUFFIX}"
         self.path = self.workspace / "new"
         self._asked = _asked_for(self.output)
+        self._instead = instead
         self._lock = -1
 
     def __enter__(self) -> Publication:
@@ -84,7 +89,7 @@ class Publication:
         if _free(self.output.parent) < size:
             raise ArtifactError(
                 f"no space left: {self._asked} needs {bytes_text(size)}, and "
-                f"{room(self._asked.parent)}; free some space or choose another --output"
+                f"{room(self._asked.parent)}; free some space or {self._instead}"
             )
 
     def publish(self, replace: bool = False) -> None:
@@ -117,7 +122,7 @@ class Publication:
 
     def _taken(self) -> ArtifactError:
         return ArtifactError(
-            f"{self.output} was made by another run in the meantime; choose another --output, or "
+            f"{self.output} was made by another run in the meantime; {self._instead}, or "
             "pass --overwrite to replace it"
         )
 
@@ -129,7 +134,7 @@ class Publication:
             if self.workspace.is_symlink():  # a stranger's, who would have its target emptied
                 raise ArtifactError(
                     f"{self.workspace} is a link, and what lies there would be removed; remove the "
-                    "link or choose another --output"
+                    f"link or {self._instead}"
                 )
             try:
                 self._lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -142,8 +147,8 @@ class Publication:
                 os.close(self._lock)
                 self._lock = -1
                 raise ArtifactError(
-                    f"another run is writing {self.output}; wait until it has ended, or choose "
-                    "another --output"
+                    f"another run is writing {self.output}; wait until it has ended, or "
+                    f"{self._instead}"
                 ) from None
             if self._lock >= 0:
                 os.close(self._lock)
@@ -179,11 +184,11 @@ class Publication:
         if error.errno in _NO_SPACE:
             return ArtifactError(
                 f"no space left for {self._asked}: {room(self._asked.parent)}; nothing was kept: "
-                "free some space or choose another --output"
+                f"free some space or {self._instead}"
             )
         return ArtifactError(
-            f"cannot write {self._asked}: {error.strerror or error}; nothing was kept: choose "
-            "another --output"
+            f"cannot write {self._asked}: {error.strerror or error}; nothing was kept: "
+            f"{self._instead}"
         )
 
 

@@ -205,8 +205,8 @@ def generate(
     epilog="Examples:\n\n"
     "amx-tvm chat dist/smollm2\n\n"
     'amx-tvm chat dist/smollm2 --system "Answer in one sentence." --temperature 0.7\n\n'
-    "In the chat: /reset forgets the conversation, /exit or Ctrl-D leaves, /help says so, Ctrl-C "
-    "cuts an answer; any other line, also one that begins with /, is said to the model."
+    "In the chat, /help lists its commands (/system, /save, /load, /regenerate, /reset, /exit) and "
+    "keys; Ctrl-C cuts an answer short. Any other line is said to the model."
 )
 def chat(
     artifact: ArtifactPath,
