@@ -92,8 +92,8 @@ class Chat:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the response as server-sent events."""
-        options = self._body.stream_options
-        with_usage = options is not None and options.include_usage
+        with_usage = self._body.tells_usage
+        so_far = self.answer.usage if self._body.tells_usage_always else None
         envelope = Envelope("chat.completion.chunk", self._model, "chatcmpl")
 
         def chunk(index: int, delta: dict[str, Any], piece: Piece, reason: str | None) -> bytes:
@@ -104,8 +104,8 @@ class Chat:
                 "logprobs": _listed(entries) if entries else None,
                 "finish_reason": reason,
             }
-            made = envelope.of([choice])
-            return event({**made, "usage": None} if with_usage else made)
+            made = envelope.of([choice], so_far)
+            return event({"usage": None, **made} if with_usage else made)
 
         begun: set[int] = set()
         async for arrived in self.answer.pieces():

@@ -73,15 +73,14 @@ class Completion:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the response as server-sent events."""
-        options = self._body.stream_options
-        with_usage = options is not None and options.include_usage
+        so_far = self.answer.usage if self._body.tells_usage_always else None
         async for arrived in self._pieces():
             for index, piece in arrived:
                 choice = self._choice(index, piece)
                 if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
                     continue
-                yield event(self._envelope.of([choice]))
-        if with_usage:
+                yield event(self._envelope.of([choice], so_far))
+        if self._body.tells_usage:
             yield event(self._envelope.of([], self.answer.usage))
         yield DONE
 

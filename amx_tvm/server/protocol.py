@@ -40,10 +40,11 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """``stream_options``."""
+    """``stream_options``; vLLM's clients ask for usage with every chunk."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Generation(Strict):
@@ -72,6 +73,17 @@ class Generation(Strict):
     regex: str | None = None
     grammar: str | None = None
     user: str | None = None
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tells_usage_always(self) -> bool:
+        """Whether its other chunks have the usage so far, too."""
+        options = self.stream_options
+        return self.tells_usage and options is not None and bool(options.continuous_usage_stats)
 
 
 class CompletionRequest(Generation):

@@ -14,6 +14,23 @@ def streamed(client, **options):
     return chunks[:-1], chunks[-1].usage
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_usage_with_every_chunk(served, chat):
+    api, asked = served.client.completions, {"prompt": PROMPT}
+    if chat:
+        api = served.client.chat.completions
+        asked = {"messages": [{"role": "user", "content": PROMPT}]}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(api.create(stream=True, stream_options=options, **asked, **GREEDY))
+    made = [chunk.usage.completion_tokens for chunk in chunks]
+    assert made == sorted(made) and 0 < made[0] and made[-1] == made[-2] == GREEDY["max_tokens"]
+    assert len({chunk.usage.prompt_tokens for chunk in chunks}) == 1
+    quiet = api.create(
+        stream=True, stream_options=options | {"include_usage": False}, **asked, **GREEDY
+    )
+    assert not any(chunk.usage for chunk in quiet)
+
+
 def test_whole_and_streamed_answers_are_the_engines(served, engine):
     expected = engine.generate(PROMPT, max_new_tokens=12)
     whole = served.client.completions.create(prompt=PROMPT, **GREEDY)
