@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from amx_tvm.errors import EvaluationError
 from amx_tvm.extras import plotting
@@ -62,6 +60,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure perplexity; with a reference also KL divergence and top-1 agreement."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from amx_tvm.evaluation import Protocol, compare, report, settings
     from amx_tvm.evaluation import evaluate as measure
 

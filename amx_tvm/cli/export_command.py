@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-
-from amx_tvm.cli.compile_command import StageProgress
 
 
 class Runtime(str, Enum):
@@ -82,6 +79,10 @@ def export(
     from amx_tvm.exporting.api import export as make
 
     runtimes = {Runtime.all: RUNTIMES, Runtime.none: ()}.get(runtime, (runtime.value,))
+    from rich.console import Console
+
+    from amx_tvm.cli.compile_command import StageProgress
+
     console = Console(stderr=True)
     start = time.perf_counter()
     with StageProgress(console, not quiet) as progress:

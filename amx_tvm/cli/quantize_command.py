@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-
-from amx_tvm.cli.compile_command import StageProgress
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +23,10 @@ def quantize(
 ) -> None:
     """Write a model's quantized weights as a checkpoint that `compile` takes."""
     from amx_tvm.compiler.checkpoint import quantize_checkpoint
+
+    from rich.console import Console
+
+    from amx_tvm.cli.compile_command import StageProgress
 
     console = Console()
     with StageProgress(console, console.is_terminal) as show:

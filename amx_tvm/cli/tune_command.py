@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         name="device-server",
         epilog="Examples:\n\n"
         "python -m tvm.exec.rpc_tracker --port 9190   (on the machine that tunes)\n\n"
-        "amx-tvm device-server --tracker 192.168.0.2:9190 --key pi4 --host 0.0.0.0    # on the board"
+        "amx-tvm device-server --tracker 192.168.0.2:9190 --key pi4 --host 0.0.0.0  # board"
         "\n\n"
         "amx-tvm tune MODEL --target raspberry-pi/4b-aarch64 --remote 192.168.0.2:9190 --key pi4",
     )(device_server)
