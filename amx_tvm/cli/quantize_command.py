@@ -22,11 +22,10 @@ def quantize(
     quantization: Annotated[str, typer.Option(help="Format of the weights.")] = "amxfp4",
 ) -> None:
     """Write a model's quantized weights as a checkpoint that `compile` takes."""
-    from amx_tvm.compiler.checkpoint import quantize_checkpoint
-
     from rich.console import Console
 
     from amx_tvm.cli.compile_command import StageProgress
+    from amx_tvm.compiler.checkpoint import quantize_checkpoint
 
     console = Console()
     with StageProgress(console, console.is_terminal) as show:
