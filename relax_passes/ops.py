@@ -6,6 +6,8 @@
 ``amx.expert_matmul``       a mixture's products before annotation: rows sorted by expert
 ``amx.expert_route``        which experts a row takes, and their shares
 ``amx.expert_group``        rows sorted by expert
+``amx.expert_combine``      each row's products, added by their shares
+``amx.clamped_gate``        (up + 1) * gate * sigmoid(alpha * gate), both bounded first
 ``amx.kv_cache``            the paged cache of keys and values
 ``amx.attention``           appends a layer's keys and values to it and attends
 
@@ -49,6 +51,9 @@ class LinearAttrs:
     silu_mul: bool = False
     out_dtype: str = "float32"
     experts: int = 0
+    gathered: int = 0
+    gate_alpha: float = 0.0
+    gate_limit: float = 0.0
 
     @property
     def out_features(self) -> int:
@@ -126,6 +131,7 @@ class Linear:
     weights: tuple[relax.Expr, ...]
     bias: relax.Expr | None = None
     residual: relax.Expr | None = None
+    source: relax.Expr | None = None  # rows of x of a mixture's slots; see LinearSpec.gathered
     bounds: relax.Expr | None = None  # of the experts' rows; see LinearSpec.experts
 
     @staticmethod
@@ -137,8 +143,9 @@ class Linear:
         w, args = args[: attrs.num_w], args[attrs.num_w :]
         bias = args.pop(0) if attrs.bias else None
         residual = args.pop(0) if attrs.residual else None
+        source = args.pop(0) if attrs.gathered else None
         bounds = args.pop(0) if attrs.experts else None
-        return Linear(attrs, tuple(x), tuple(w), bias, residual, bounds)
+        return Linear(attrs, tuple(x), tuple(w), bias, residual, source, bounds)
 
     def call(self) -> relax.Call:
         """Build the call; counts and flags in the attributes follow from the arguments."""
@@ -149,7 +156,8 @@ class Linear:
             bias=self.bias is not None,
             residual=self.residual is not None,
         )
-        extra = [a for a in (self.bias, self.residual, self.bounds) if a is not None]
+        given = (self.bias, self.residual, self.source, self.bounds)
+        extra = [a for a in given if a is not None]
         return relax.Call(_operator("amx.linear"), [*self.x, *self.weights, *extra], _node(attrs))
 
 
@@ -193,6 +201,25 @@ def expert_group(ids: relax.Expr, experts: int) -> relax.Call:
     """
     attrs = make_node("ir.DictAttrs", experts=experts)
     return relax.Call(_operator("amx.expert_group"), [ids], attrs)
+
+
+def expert_combine(y: relax.Expr, shares: relax.Expr, place: relax.Expr) -> relax.Call:
+    """Build a call of ``amx.expert_combine``: y [slots, N] -> [rows, N].
+
+    ``shares`` and ``place`` [rows, chosen] are those of ``amx.expert_route`` and
+    ``amx.expert_group``.
+    """
+    attrs = make_node("ir.DictAttrs")
+    return relax.Call(_operator("amx.expert_combine"), [y, shares, place], attrs)
+
+
+def clamped_gate(x: relax.Expr, alpha: float, limit: float) -> relax.Call:
+    """Build a call of ``amx.clamped_gate``: x [.., 2 n], gates in front of ups -> [.., n].
+
+    Gates are at most ``limit``, ups within plus and minus it.
+    """
+    attrs = make_node("ir.DictAttrs", alpha=alpha, limit=limit)
+    return relax.Call(_operator("amx.clamped_gate"), [x], attrs)
 
 
 def kv_cache(sizes: relax.Expr) -> relax.Call:
@@ -299,7 +326,10 @@ def _lead(expr: relax.Expr) -> list:
 
 def _infer_linear(call: relax.Call, _ctx: object) -> relax.Type:
     attrs = _read(LinearAttrs, call)
-    return relax.TensorType([*_lead(call.args[0]), attrs.out_features], attrs.out_dtype)
+    lead = _lead(call.args[0])
+    if attrs.gathered:
+        lead = [lead[0] * attrs.gathered]
+    return relax.TensorType([*lead, attrs.out_features], attrs.out_dtype)
 
 
 def _infer_quantize(call: relax.Call, _ctx: object) -> relax.Type:
@@ -332,6 +362,16 @@ def _infer_expert_group(call: relax.Call, _ctx: object) -> relax.Type:
     return relax.TupleType([ids, ids, bounds])
 
 
+def _infer_expert_combine(call: relax.Call, _ctx: object) -> relax.Type:
+    y, shares = (a.ty for a in call.args[:2])
+    return relax.TensorType([shares.shape.values[0], y.shape.values[1]], y.dtype)
+
+
+def _infer_clamped_gate(call: relax.Call, _ctx: object) -> relax.Type:
+    x = call.args[0].ty
+    return relax.TensorType([*_lead(call.args[0]), x.shape.values[-1] // 2], x.dtype)
+
+
 def _infer_kv_cache(_call: relax.Call, _ctx: object) -> relax.Type:
     return relax.AnyType()
 
@@ -346,6 +386,8 @@ _INFER = {
     "amx.attention": _infer_attention,
     "amx.expert_route": _infer_expert_route,
     "amx.expert_group": _infer_expert_group,
+    "amx.expert_combine": _infer_expert_combine,
+    "amx.clamped_gate": _infer_clamped_gate,
     "amx.linear": _infer_linear,
     "amx.expert_matmul": _infer_expert_matmul,
     "amx.quantize_activation": _infer_quantize,

@@ -75,7 +75,7 @@ def phases(
 
     return [
         ("find", [annotate_linears(policy), fuse_bias()]),
-        ("merge", [merge_projections, fuse_residual_and_gate()]),
+        ("merge", [merge_projections, fuse_residual_and_gate(target)]),
         ("quantize", [quantize_parameters(policy, layout), quantize_activations]),
         (
             "legalize",
@@ -84,7 +84,7 @@ def phases(
                 lower_attention(target, storage),
                 fuse_conversions,
                 device_steps(target),
-                lower_experts,
+                lower_experts(target),
                 legalize(target, records),
             ],
         ),

@@ -33,6 +33,8 @@ class Recipe:
         The sources are [K, N] and are transposed first.
     interleave : int
         0, or the tile height: the two equal halves of the rows alternate in tiles of this many.
+    stacked : int
+        How many equal parts lie behind each other, each of two halves.
     format, layout, part : str
         For quantized weights: the number format, the packed layout and which of its arrays.
         An empty format is a float32 parameter.
@@ -41,6 +43,7 @@ class Recipe:
     sources: tuple[str, ...]
     transpose: bool = False
     interleave: int = 0
+    stacked: int = 1
     format: str = ""
     layout: str = ""
     part: str = ""

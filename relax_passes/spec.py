@@ -3,7 +3,8 @@
 A :class:`LinearSpec` names everything a schedule rule may depend on.  It also lists the kernel's
 arguments, so that a caller and a rule can never disagree about their order:
 
-    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual], [bounds], y
+    activation buffers, weight codes, weight scales, [tile_scale], [bias], [residual],
+    [source], [bounds], y
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ class LinearSpec:
         0, or how many weights of n rows lie behind each other in the buffers (and in the bias): a
         mixture of experts. Rows of x are then sorted by expert; ``bounds`` int32 [experts + 1] are
         the first row of each and the end, and an expert without rows is not read.
+    gathered : int
+        0, or how many rows of y a row of x has, each by another expert: row s of y is of row
+        ``source[s]`` of x then.
+    gate_alpha, gate_limit : float
+        With silu_mul and an alpha, (up + 1) * gate * sigmoid(alpha * gate) in silu's place, with
+        gates of at most the limit and ups within plus and minus it.
     """
 
     format: str
@@ -80,6 +87,9 @@ class LinearSpec:
     silu_mul: bool = False
     out_dtype: str = "float32"
     experts: Size = 0
+    gathered: Size = 0
+    gate_alpha: float = 0.0
+    gate_limit: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the one JSON form: fields that are not their defaults, the activation as text."""
@@ -196,6 +206,8 @@ class LinearSpec:
         if self.residual:
             dtype = "float16" if half else "float32"
             args.append(("residual", (None, self.out_features), dtype))
+        if self.gathered:
+            args.append(("source", (None,), "int32"))
         if self.experts:
             args.append(("bounds", (self.experts + 1,), "int32"))
         args.append(("y", (None, self.out_features), self.out_dtype))

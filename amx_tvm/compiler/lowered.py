@@ -21,7 +21,8 @@ from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
-from relax_passes.kernels.cpu.attention.config import stored_channels
+from relax_passes.kernels.cpu.attention import config as cpu
+from relax_passes.kernels.cuda.attention import config as cuda
 from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.rewriting import relax_functions
 
@@ -58,7 +59,6 @@ def lower_source(
                 f"is {target.key}; compile without quantized attention"
             )
     storage = cache_storage(config, decoder, target)
-    check_experts(decoder, target)
     on_cpu = target.device == "cpu"
     dtype = "float32" if on_cpu else "float16"
     network = family.build(decoder)
@@ -81,21 +81,12 @@ def lower_source(
             "dtype": storage.dtype or dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
-            "head_dim": stored_channels(decoder.head_dim) if on_cpu else decoder.head_dim,
+            "head_dim": (cpu if on_cpu else cuda).stored_channels(decoder.head_dim),
         },
         functions=[gvar.name_hint for gvar, _ in relax_functions(module)],
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
     )
-
-
-def check_experts(decoder: DecoderConfig, target: ResolvedTarget) -> None:
-    """Refuse a mixture of experts for a target without grouped products."""
-    if decoder.experts and target.device != "cpu":
-        raise ModelError(
-            f"this {decoder.family} model has {decoder.experts} experts, whose grouped products "
-            f"have kernels for CPUs only; {target.key} is no CPU"
-        )
 
 
 def longrope(decoder: DecoderConfig, target: ResolvedTarget) -> dict[str, int]:

@@ -81,26 +81,29 @@ class Materializer:
             parts = [self.quantize(name, recipe) for name in recipe.sources]
             joined = parts[0] if len(parts) == 1 else concatenate(parts)
             if recipe.interleave:
-                joined = _interleave_quantized(joined, recipe.interleave)
+                joined = _interleave_quantized(joined, recipe.interleave, recipe.stacked)
             return packing.pack(recipe.format, joined, recipe.layout)
         arrays = [self.load(name) for name in recipe.sources]
         arrays = [a.T if recipe.transpose else a for a in arrays]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if recipe.interleave:
-            array = array[interleaved_rows(len(array), recipe.interleave)]
+            array = array[interleaved_rows(len(array), recipe.interleave, recipe.stacked)]
         if recipe.layout:
             return packing.pack_floats(array, recipe.layout)
         return {"": np.ascontiguousarray(array)}
 
 
-def interleaved_rows(rows: int, tile: int) -> np.ndarray:
-    """Return the row order in which tiles of the first and of the second half alternate."""
-    halves = np.arange(rows).reshape(2, rows // 2 // tile, tile)
-    return halves.transpose(1, 0, 2).reshape(-1)
+def interleaved_rows(rows: int, tile: int, stacked: int = 1) -> np.ndarray:
+    """Return the row order in which tiles of the first and of the second half alternate.
+
+    Of several equal parts behind each other, each has halves of its own.
+    """
+    halves = np.arange(rows).reshape(stacked, 2, rows // stacked // 2 // tile, tile)
+    return halves.transpose(0, 2, 1, 3).reshape(-1)
 
 
-def _interleave_quantized(q: Quantized, tile: int) -> Quantized:
-    order = interleaved_rows(len(q.codes), tile)
+def _interleave_quantized(q: Quantized, tile: int, stacked: int) -> Quantized:
+    order = interleaved_rows(len(q.codes), tile, stacked)
     scales = {name: stored[order] for name, stored in q.scales.items()}
     row_scale = q.tensor_scale
     if row_scale is not None and np.ndim(row_scale):

@@ -5,19 +5,19 @@ Expert weights of published checkpoints are MXFP4 with gate and up rows alternat
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from tvm import relax
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 
 from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, read_decoder
 from amx_tvm.models.decoder import CausalLM, DecoderModel
 from amx_tvm.models.moe import Experts, MixtureLayer, MixtureMLP, read_experts
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.weights import Weight
+from relax_passes.ops import clamped_gate
 
 
 class ClampedExperts(Experts):
@@ -27,16 +27,10 @@ class ClampedExperts(Experts):
         super().__init__(config)
         self.alpha, self.limit = config.gate_alpha, config.gate_limit
 
-    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return what the down projection reads."""
-        bounded = _clip(gate, -math.inf, self.limit)
-        return (
-            (_clip(up, -self.limit, self.limit) + 1.0) * bounded * op.sigmoid(bounded * self.alpha)
-        )
-
-
-def _clip(x: Tensor, low: float, high: float) -> Tensor:
-    return Tensor(_expr=relax.BlockBuilder.current().emit(relax.op.clip(x._expr, low, high)))
+    def gated(self, x: Tensor) -> Tensor:
+        """Return what the down projection reads, of gates and ups side by side."""
+        call = clamped_gate(x._expr, self.alpha, self.limit)
+        return Tensor(_expr=relax.BlockBuilder.current().emit(call))
 
 
 class GptOssLayer(MixtureLayer):

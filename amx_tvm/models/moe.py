@@ -17,7 +17,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from amx_tvm.errors import ModelError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.decoder import ACTIVATIONS, CausalLM, DecoderLayer, DecoderModel, GatedMLP
-from relax_passes.ops import expert_group, expert_matmul, expert_route
+from relax_passes.ops import expert_combine, expert_group, expert_matmul, expert_route
 
 TILE = 16  # rows of a tile of the packed layouts, which experts do not share
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)\.(weight|bias)")
@@ -84,14 +84,30 @@ class Experts(nn.Module):
         self.gate_up_proj = ExpertLinear(config, 2 * inner, hidden, config.mlp_bias)
         self.down_proj = ExpertLinear(config, hidden, inner, config.mlp_bias)
 
-    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return what the down projection reads."""
+    def gated(self, x: Tensor) -> Tensor:
+        """Return what the down projection reads, of gates and ups side by side."""
+        gate, up = op.split(x, 2, axis=-1)
         return self.activation(gate) * up
 
     def forward(self, x: Tensor, bounds: Tensor) -> Tensor:
         """Map [slots, hidden] to [slots, hidden]."""
-        gate, up = op.split(self.gate_up_proj(x, bounds), 2, axis=-1)
-        return self.down_proj(self.gate(gate, up), bounds)
+        return self.down_proj(self.gated(self.gate_up_proj(x, bounds)), bounds)
+
+
+class Router(nn.Linear):
+    """Scores of the experts, in float32 whatever the model computes in."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(
+            config.hidden_size, config.experts, bias=config.router_bias, dtype="float32"
+        )
+
+    def to(self, dtype: str | None = None) -> None:
+        """Keep the weights' type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [tokens, hidden] to float32 [tokens, experts]."""
+        return super().forward(x if x.dtype == "float32" else x.astype("float32"))
 
 
 class MixtureMLP(nn.Module):
@@ -99,7 +115,7 @@ class MixtureMLP(nn.Module):
 
     def __init__(self, config: DecoderConfig, experts: nn.Module | None = None) -> None:
         self.config = config
-        self.router = nn.Linear(config.hidden_size, config.experts, bias=config.router_bias)
+        self.router = Router(config)
         self.experts = experts or Experts(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +126,9 @@ class MixtureMLP(nn.Module):
         ids, shares = _emit(route)
         source, place, bounds = _emit(expert_group(ids._expr, experts))
         sorted_rows = op.take(x, op.reshape(source, (tokens * chosen,)), axis=0)
-        return _weighted_sum(self.experts(sorted_rows, bounds), shares, place)
+        products = self.experts(sorted_rows, bounds)
+        combined = expert_combine(products._expr, shares._expr, place._expr)
+        return Tensor(_expr=relax.BlockBuilder.current().emit(combined))
 
 
 def _emit(call: relax.Call) -> tuple[Tensor, ...]:
@@ -119,13 +137,6 @@ def _emit(call: relax.Call) -> tuple[Tensor, ...]:
     made = builder.emit(call)
     items = (relax.TupleGetItem(made, i) for i in range(len(made.ty.fields)))
     return tuple(Tensor(_expr=builder.emit(item)) for item in items)
-
-
-def _weighted_sum(y: Tensor, shares: Tensor, place: Tensor) -> Tensor:
-    """Add each token's experts: y [slots, hidden], shares and place [tokens, chosen]."""
-    tokens, chosen = shares.shape
-    products = op.reshape(shares, (tokens, chosen, 1)) * op.take(y, place, axis=0)
-    return op.sum(products, axis=1)
 
 
 class MixtureLayer(DecoderLayer):

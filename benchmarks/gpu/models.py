@@ -1,4 +1,4 @@
-"""Whole models of random weights at the shapes of Llama-3.2-1B and Llama-3-8B: build, then time.
+"""Whole models of random weights at the shapes of published ones: build, then time.
 
     python -m benchmarks.gpu.models build --out build/models --arch sm_90a [--model llama-8b]
     python -m benchmarks.gpu.models run --out build/models --json models.json [--profile]
@@ -19,6 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from benchmarks.gpu.mixtures import MIXTURES, expert_shapes
 
 COMMON = {
     "architectures": ["LlamaForCausalLM"],
@@ -49,6 +51,7 @@ MODELS = {
 }
 # Rounding adds up over layers: rows of a batch are compared with sequences alone on four of them.
 MODELS["llama-8b-4"] = {**MODELS["llama-8b"], "num_hidden_layers": 4}
+MODELS |= MIXTURES
 _TINY = {
     **COMMON,
     "vocab_size": 1024,
@@ -78,14 +81,18 @@ TINY = {
     },
 }
 SCALE = 0x20  # E5M2, 2^-7: keeps a deep residual stream within float16
+POWER = 0x78  # E8M0, the same
 ROW_SCALE = 0.0625
+ROUTER = 0.02  # scores of about 1
 TOLERANCE = 2e-2
+MIXED_TOLERANCE = 1.0  # one other choice of an expert changes what follows
 LONG = 7800  # tokens of the long context
 CHUNK = 8192  # rows of a call
 
 
 def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Weights of a Llama model by their Hugging Face names."""
+    """Weights of a model by their Hugging Face names."""
+    whole: dict[str, tuple[int, ...]] = {}
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     q, kv = (config[k] * config["head_dim"] for k in ("num_attention_heads", "num_key_value_heads"))
     found = {n: (config["vocab_size"], hidden) for n in ("model.embed_tokens", "lm_head")}
@@ -98,16 +105,18 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{at}.self_attn.k_proj": (kv, hidden),
             f"{at}.self_attn.v_proj": (kv, hidden),
             f"{at}.self_attn.o_proj": (hidden, q),
-            f"{at}.mlp.gate_proj": (inner, hidden),
-            f"{at}.mlp.up_proj": (inner, hidden),
-            f"{at}.mlp.down_proj": (hidden, inner),
             f"{at}.input_layernorm": (hidden,),
             f"{at}.post_attention_layernorm": (hidden,),
         }
+        if "num_experts_per_tok" in config:
+            whole |= expert_shapes(config, at)
+        else:
+            found |= {f"{at}.mlp.{n}_proj": (inner, hidden) for n in ("gate", "up")}
+            found[f"{at}.mlp.down_proj"] = (hidden, inner)
         if config["model_type"] == "gemma2":
             found |= {f"{at}.{n}_feedforward_layernorm": (hidden,) for n in ("pre", "post")}
     found["model.norm"] = (hidden,)
-    return {f"{name}.weight": shape for name, shape in found.items()}
+    return {f"{name}.weight": shape for name, shape in found.items()} | whole
 
 
 def build(name: str, arch: str, out: Path, quantization: str, head: str = "amxfp4") -> None:
@@ -167,6 +176,7 @@ def build(name: str, arch: str, out: Path, quantization: str, head: str = "amxfp
         "name": name,
         "arch": arch,
         "quantization": quantization,
+        "head": head,
         "parameters": parameters,
         "model": lowered.model,
         "kv_cache": lowered.kv_cache,
@@ -193,11 +203,16 @@ class RandomModel:
                 made = torch.randn(halves, device="cuda", generator=generator)
                 return made.mul_(0.05).half().view(torch.uint8)
             if dtype == "uint8" and name.endswith("scales"):
-                return torch.full(shape, SCALE, dtype=torch.uint8, device="cuda")
+                head = "lm_head" in name or "embed_tokens" in name
+                fmt = self.entry.get("head" if head else "quantization", "")
+                scale = POWER if fmt.startswith("mxfp4") else SCALE
+                return torch.full(shape, scale, dtype=torch.uint8, device="cuda")
             if dtype == "uint8":
                 options = {"dtype": torch.uint8, "device": "cuda", "generator": generator}
                 return torch.randint(0, 256, shape, **options)
-            if dtype == "float32":  # a tensor's scale, one a tile
+            if "router" in name:
+                return torch.randn(shape, device="cuda", generator=generator).mul_(ROUTER)
+            if dtype == "float32":  # a tensor's scale, one a tile; a bias
                 return torch.full(shape, ROW_SCALE, device="cuda")
             if "norm" in name:
                 return torch.ones(shape, dtype=torch.float16, device="cuda")
@@ -306,7 +321,7 @@ def run(name: str, out: Path, profiled: bool) -> dict[str, Any]:
     model = RandomModel(out, name)
     errors = check(model)
     result: dict[str, Any] = {"name": name, "errors": errors}
-    if not max(errors.values()) < TOLERANCE:
+    if not max(errors.values()) < (TOLERANCE if name not in MIXTURES else MIXED_TOLERANCE):
         raise SystemExit(f"{name}: wrong results: {errors}")
     longest = int(model.entry["model"]["context_length"])
     for context in (c for c in (128, LONG) if c < longest):

@@ -5,6 +5,10 @@
     silu(split(linear)[0]) * split(linear)[1] -> silu_mul: the gate's and the up projection's rows
                                                  alternate in tiles of 16, so that one pass over
                                                  the weights holds both halves of each product
+    clamped_gate(linear)                      -> the same, with another gate
+
+The linears of a mixture of experts take gates on GPUs only. A clamped gate that is not folded
+becomes Relax's own operators.
 
 A linear is folded only where nothing else reads it. Runs twice: for biases before projections are
 merged, for the rest after.
@@ -12,7 +16,9 @@ merged, for the rest after.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -25,12 +31,12 @@ from relax_passes.rewriting import Context, rewrite
 TILE = 16  # rows of gate, then rows of up: the row tile of the packed layouts
 
 
-def _linear(ctx: Context, expr: relax.Expr) -> Linear | None:
+def _linear(ctx: Context, expr: relax.Expr, experts: bool = False) -> Linear | None:
     """Return the linear behind a variable that only this expression reads."""
     value = ctx.value(expr)
     if is_op(value, "amx.linear") and ctx.uses(expr) == 1:
         linear = Linear.of(value)
-        return None if linear.attrs.experts else linear
+        return None if linear.attrs.experts and not experts else linear
     return None
 
 
@@ -56,8 +62,9 @@ def fuse_bias() -> tvm.transform.Pass:
     return run
 
 
-def fuse_residual_and_gate() -> tvm.transform.Pass:
-    """Make the pass that folds residual additions and silu(gate) * up."""
+def fuse_residual_and_gate(target: Any) -> tvm.transform.Pass:
+    """Make the pass that folds residual additions and gates, for a target."""
+    experts = target.kind.name == "cuda"
 
     @tvm.transform.module_pass(opt_level=0, name="FuseResidualAndGate")
     def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -67,7 +74,9 @@ def fuse_residual_and_gate() -> tvm.transform.Pass:
             if is_op(value, "relax.add"):
                 return _residual(ctx, value)
             if is_op(value, "relax.multiply"):
-                return _gate(ctx, value, plan)
+                return _gate(ctx, value, plan, experts)
+            if is_op(value, "amx.clamped_gate"):
+                return _clamped(ctx, value, plan, experts)
             return None
 
         return parameters.write(rewrite(module, rule), plan)
@@ -85,7 +94,7 @@ def _residual(ctx: Context, value: relax.Call) -> relax.Expr | None:
     return None
 
 
-def _gate(ctx: Context, value: relax.Call, plan: dict) -> relax.Expr | None:
+def _gate(ctx: Context, value: relax.Call, plan: dict, experts: bool) -> relax.Expr | None:
     for a, b in (value.args, reversed(value.args)):
         silu = ctx.value(a)
         if not is_op(silu, "relax.nn.silu"):
@@ -97,20 +106,49 @@ def _gate(ctx: Context, value: relax.Call, plan: dict) -> relax.Expr | None:
         if (gate.index, up.index) != (0, 1) or not same:
             continue
         split = ctx.value(gate.tuple_value)
-        linear = _linear(ctx, split.args[0]) if is_op(split, "relax.split") else None
-        if linear is None or linear.residual is not None or linear.attrs.format == "none":
+        linear = _linear(ctx, split.args[0], experts) if is_op(split, "relax.split") else None
+        if linear is None or len(split.ty.fields) != 2:
             continue
-        halves = len(split.ty.fields) == 2 and linear.attrs.n % (2 * TILE) == 0
-        if not halves or not tvm_ffi.structural_equal(split.ty.fields[0], split.ty.fields[1]):
+        if not tvm_ffi.structural_equal(split.ty.fields[0], split.ty.fields[1]):
             continue
-        weights = tuple(_interleaved(ctx, w, plan) for w in linear.weights)
-        bias = _interleaved(ctx, linear.bias, plan) if linear.bias is not None else None
-        attrs = replace(linear.attrs, silu_mul=True)
-        return replace(linear, attrs=attrs, weights=weights, bias=bias).call()
+        folded = _gated(ctx, linear, plan)
+        if folded is not None:
+            return folded.call()
     return None
 
 
-def _interleaved(ctx: Context, param: relax.Var, plan: dict) -> relax.Var:
+def _clamped(ctx: Context, value: relax.Call, plan: dict, experts: bool) -> relax.Expr:
+    x, dtype = value.args[0], value.ty.dtype
+    alpha, limit = (float(value.attrs[name]) for name in ("alpha", "limit"))
+    linear = _linear(ctx, x, experts)
+    folded = _gated(ctx, linear, plan) if linear is not None else None
+    if folded is not None:
+        attrs = replace(folded.attrs, gate_alpha=alpha, gate_limit=limit)
+        return replace(folded, attrs=attrs).call()
+    halves = ctx.emit(relax.op.split(x, 2, axis=-1))
+    gate, up = (ctx.emit(relax.TupleGetItem(halves, i)) for i in range(2))
+    gate = ctx.emit(relax.op.clip(gate, -math.inf, limit))
+    up = ctx.emit(relax.op.clip(up, -limit, limit))
+    up = ctx.emit(relax.op.add(up, relax.const(1.0, dtype)))
+    product = ctx.emit(relax.op.multiply(up, gate))
+    scaled = ctx.emit(relax.op.multiply(gate, relax.const(alpha, dtype)))
+    return relax.op.multiply(product, ctx.emit(relax.op.sigmoid(scaled)))
+
+
+def _gated(ctx: Context, linear: Linear, plan: dict) -> Linear | None:
+    """Return a linear of gates and ups that gates what it computes, where its kernels can."""
+    attrs = linear.attrs
+    if linear.residual is not None or attrs.format == "none" or attrs.n % (2 * TILE):
+        return None
+    stacked = max(1, attrs.experts)
+    weights = tuple(_interleaved(ctx, w, plan, stacked) for w in linear.weights)
+    bias = linear.bias
+    bias = _interleaved(ctx, bias, plan, stacked) if bias is not None else None
+    return replace(linear, attrs=replace(attrs, silu_mul=True), weights=weights, bias=bias)
+
+
+def _interleaved(ctx: Context, param: relax.Var, plan: dict, stacked: int) -> relax.Var:
     name = f"{param.name}.interleaved"
-    plan[name] = replace(parameters.recipe_of(plan, param.name), interleave=TILE)
+    recipe = parameters.recipe_of(plan, param.name)
+    plan[name] = replace(recipe, interleave=TILE, stacked=stacked)
     return ctx.parameter(name, param.ty)

@@ -15,6 +15,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from amx_tvm.errors import TargetError
 from relax_passes import ops
 from relax_passes.activation import FLOAT32
 from relax_passes.chosen import ChosenKernel
@@ -110,8 +111,8 @@ class _Lowering:
             args.append(linear.bias)
         if linear.residual is not None:
             args.append(flat(ctx, linear.residual, m))
-        if linear.bounds is not None:
-            args.append(linear.bounds)
+        args += [a for a in (linear.source, linear.bounds) if a is not None]
+        m = m if not attrs.gathered else m * attrs.gathered
         out = relax.TensorType([m, spec.out_features], spec.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, args, out), type_)
 
@@ -258,8 +259,10 @@ class _Lowering:
 
 
 def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
-    """Say what a linear's kernel has to do for M rows, any number where ``m`` is None."""
+    """Say what a linear's kernel has to do for M rows of x, any number where ``m`` is None."""
     attrs = linear.attrs
+    if m is not None and attrs.gathered:
+        m *= attrs.gathered
     return LinearSpec(
         format=attrs.format,
         n=attrs.n,
@@ -271,6 +274,9 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
         silu_mul=attrs.silu_mul,
         out_dtype=attrs.out_dtype,
         experts=attrs.experts,
+        gathered=attrs.gathered,
+        gate_alpha=attrs.gate_alpha,
+        gate_limit=attrs.gate_limit,
     )
 
 
@@ -280,7 +286,18 @@ def quantization(attrs: ops.QuantizeAttrs) -> Quantization:
 
 
 def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
-    """Write an unquantized linear as Relax's own operators again."""
+    """Write an unquantized linear as Relax's own operators again.
+
+    Raises
+    ------
+    TargetError
+        For a mixture's weights, whose products Relax has no operator for.
+    """
+    if linear.attrs.experts:
+        raise TargetError(
+            f"no kernel for the experts {linear.attrs.name} with {linear.attrs.k} input features "
+            "on this target; it takes multiples of 8"
+        )
     transposed = ctx.emit(relax.op.permute_dims(linear.weights[0]))
     y = relax.op.matmul(linear.x[0], transposed)
     for extra in (linear.bias, linear.residual):

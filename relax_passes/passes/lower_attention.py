@@ -1,8 +1,7 @@
 """Lower ``amx.kv_cache`` and ``amx.attention`` for the target.
 
     CPU    calls of TVM's cache object, which get this project's kernels when it is made
-    CUDA   this project's kernels, with the cache's state as a parameter; TVM's own cache for heads
-           that these do not take
+    CUDA   this project's kernels, with the cache's state as a parameter
 
 Models say only what is computed; which functions rotate, what is converted and what travels beside
 the cache is decided here and in the packages of the kernels.
@@ -18,9 +17,7 @@ from tvm import relax
 from relax_passes.attention_spec import AttentionSpec, CacheStorage
 from relax_passes.kernels.cpu.attention.config import KVCacheConfig
 from relax_passes.kernels.cpu.attention.lowering import CpuAttention
-from relax_passes.kernels.cuda.attention.config import fits
 from relax_passes.kernels.cuda.attention.lowering import CudaAttention
-from relax_passes.kernels.stock_attention import StockAttention
 from relax_passes.ops import Attention, is_op
 from relax_passes.rewriting import Context, relax_functions, rewrite
 
@@ -78,9 +75,7 @@ def lowering(specs: tuple[AttentionSpec, ...], target: Any, storage: CacheStorag
     if target.kind.name == "llvm":
         config = KVCacheConfig(specs, storage.dtype or "float32", storage.format)
         return CpuAttention(config, target)
-    if target.kind.name == "cuda" and fits(specs[0]):
-        return CudaAttention(specs, target)
-    return StockAttention(specs, target)
+    return CudaAttention(specs, target)
 
 
 def specs_of(module: tvm.IRModule) -> tuple[AttentionSpec, ...]:

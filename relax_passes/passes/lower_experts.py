@@ -1,32 +1,168 @@
-"""Lower the routing of a mixture of experts to kernels: which rows go to which expert."""
+"""Lower the routing of a mixture of experts to kernels: which rows go to which expert.
+
+The products between are linears. On GPUs a router that is not quantized is a kernel too; rows of a
+step of few are gathered by the first product itself; and the sum of a row's experts adds the
+residual.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, Protocol
+
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
-from relax_passes.kernels.cpu import experts as kernels
-from relax_passes.ops import is_op
-from relax_passes.rewriting import Context, rewrite
+from amx_tvm.errors import ModelError
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu import experts as cpu
+from relax_passes.kernels.cuda.experts import kernels as cuda
+from relax_passes.ops import Linear, is_op
+from relax_passes.rewriting import EACH, Context, marked, rewrite
 
 
-@tvm.transform.module_pass(opt_level=0, name="LowerExperts")
-def lower_experts(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-    """Replace ``amx.expert_route`` and ``amx.expert_group``; the products are linears."""
+class _Kernels(Protocol):
+    """How a target does a mixture's routing; each returns what to bind in an operator's place."""
 
-    def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if not (is_op(value, "amx.expert_route") or is_op(value, "amx.expert_group")):
-            return None
-        given = value.args[0]
-        rows, columns = given.ty.shape.values
-        count = int(rows) if isinstance(rows, tirx.IntImm) else None
-        if value.op.name == "amx.expert_route":
+    def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        """Lower one bound expression, or leave it."""
+
+
+def lower_experts(target: Any) -> tvm.transform.Pass:
+    """Make the pass for a target."""
+
+    @tvm.transform.module_pass(opt_level=0, name="LowerExperts")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        how: _Kernels = _Cuda(target) if target.kind.name == "cuda" else _Cpu()
+        return rewrite(module, how.rule)
+
+    return run
+
+
+def _size(value: relax.Expr) -> tuple[int | None, int]:
+    """Rows, where they are a number, and columns."""
+    rows, columns = value.ty.shape.values
+    return int(rows) if isinstance(rows, tirx.IntImm) else None, int(columns)
+
+
+class _Cpu:
+    """Routing in sequential kernels; the sum in Relax's own operators."""
+
+    def rule(self, ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if is_op(value, "amx.expert_combine"):
+            return _weighted_sum(ctx, *value.args)
+        if is_op(value, "amx.expert_route"):
+            rows, columns = _size(value.args[0])
             chosen, over_all = int(value.attrs["chosen"]), bool(value.attrs["over_all"])
-            name, kernel = "expert_route", kernels.route(int(columns), chosen, over_all, count)
+            name, kernel = "expert_route", cpu.route(columns, chosen, over_all, rows)
+        elif is_op(value, "amx.expert_group"):
+            rows, columns = _size(value.args[0])
+            name, kernel = "expert_group", cpu.group(int(value.attrs["experts"]), columns, rows)
         else:
-            experts = int(value.attrs["experts"])
-            name, kernel = "expert_group", kernels.group(experts, int(columns), count)
+            return None
         made = ctx.add_function(kernel, name)
-        return relax.call_tir(made, [given], list(value.ty.fields))
+        return relax.call_tir(made, [value.args[0]], list(value.ty.fields))
 
-    return rewrite(module, rule)
+
+def _weighted_sum(ctx: Context, y: relax.Expr, shares: relax.Expr, place: relax.Expr) -> relax.Expr:
+    tokens, chosen = shares.ty.shape.values
+    factors = ctx.emit(relax.op.reshape(shares, [tokens, chosen, 1]))
+    rows = ctx.emit(relax.op.take(y, place, axis=0))
+    return relax.op.sum(ctx.emit(relax.op.multiply(factors, rows)), axis=1)
+
+
+class _Cuda:
+    """Routing in kernels of warps and blocks."""
+
+    def __init__(self, target: Any) -> None:
+        gpu = TargetInfo.of(target).gpu
+        self.dependent = gpu is not None and gpu.clusters
+        self.functions: dict[tuple, tvm.ir.GlobalVar] = {}
+        self.combined: dict[relax.Var, relax.Call] = {}
+
+    def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if is_op(value, "amx.expert_route"):
+            return self.route(ctx, value)
+        if is_op(value, "amx.expert_group"):
+            (rows, chosen), experts = _size(value.args[0]), int(value.attrs["experts"])
+            given = ("group", experts, chosen, rows)
+            return self.call(ctx, given, list(value.args), list(value.ty.fields))
+        if is_op(value, "amx.expert_combine"):
+            self.combined[var] = value
+            return self.combine(ctx, value, None)
+        if is_op(value, "relax.add"):
+            return self.added(ctx, value)
+        if is_op(value, "amx.linear"):
+            return gathered(ctx, Linear.of(value))
+        return None
+
+    def call(self, ctx: Context, key: tuple, args: list, out: Any) -> relax.Expr:
+        """Call a kernel by its name and numbers."""
+        name, *numbers = key
+        if key not in self.functions:
+            made = getattr(cuda, name)(*numbers, self.dependent)
+            self.functions[key] = ctx.add_function(made, f"expert_{name}")
+        return relax.call_tir(self.functions[key], args, out)
+
+    def route(self, ctx: Context, value: relax.Call) -> relax.Expr:
+        """Choose experts by the scores, which a router in float32 gets from a kernel here."""
+        scores = value.args[0]
+        (rows, experts), chosen = _size(scores), int(value.attrs["chosen"])
+        if experts > cuda.MOST_EXPERTS or chosen > cuda.MOST_CHOSEN:
+            raise ModelError(
+                f"a layer with {experts} experts of which a token takes {chosen} has no kernel on "
+                f"GPUs: expected at most {cuda.MOST_EXPERTS} and {cuda.MOST_CHOSEN}; compile for "
+                "a CPU"
+            )
+        router = _plain_router(ctx, scores)
+        if router is not None:
+            given = ("scores", experts, router.attrs.k, router.bias is not None, rows)
+            args = [ctx.value(router.x[0]).args[0], *router.weights]
+            args += [router.bias] if router.bias is not None else []
+            scores = ctx.emit(self.call(ctx, given, args, scores.ty), "scores")
+        elif scores.ty.dtype != "float32":
+            scores = ctx.emit(relax.op.astype(scores, "float32"))
+        given = ("route", experts, chosen, bool(value.attrs["over_all"]), rows)
+        return self.call(ctx, given, [scores], list(value.ty.fields))
+
+    def combine(self, ctx: Context, value: relax.Call, residual: relax.Expr | None) -> relax.Expr:
+        """Add a row's experts, and a residual where one is given."""
+        y, shares, place = value.args
+        rows, chosen = _size(shares)
+        given = ("combine", _size(y)[1], chosen, residual is not None, rows)
+        args = [y, shares, place] + ([residual] if residual is not None else [])
+        return self.call(ctx, given, args, value.ty)
+
+    def added(self, ctx: Context, value: relax.Call) -> relax.Expr | None:
+        """Fold an addition into the sum of a row's experts."""
+        for y, other in (value.args, reversed(value.args)):
+            alone = y in self.combined and ctx.uses(y) == 1 and not ctx.is_weight(other)
+            if alone and tvm_ffi.structural_equal(y.ty, other.ty):
+                return self.combine(ctx, self.combined[y], other)
+        return None
+
+
+def _plain_router(ctx: Context, scores: relax.Expr) -> Linear | None:
+    """Return the linear behind scores where it computes in float32 from float16."""
+    value = ctx.value(scores)
+    linear = Linear.of(value) if is_op(value, "amx.linear") else None
+    if linear is None or linear.attrs.layout or linear.residual is not None:
+        return None
+    wide = is_op(ctx.value(linear.x[0]), "relax.astype") and linear.attrs.k % 8 == 0
+    return linear if wide else None
+
+
+def gathered(ctx: Context, linear: Linear) -> relax.Expr | None:
+    """Let a product of a step of few rows gather them itself."""
+    taken = ctx.value(linear.x[0])
+    if not (linear.attrs.experts and is_op(taken, "relax.take") and marked(ctx.function, EACH)):
+        return None
+    x, source = taken.args
+    listed = ctx.value(source)
+    places = listed.args[0] if is_op(listed, "relax.reshape") else None
+    if places is None:
+        return None
+    chosen = _size(places)[1]
+    attrs = replace(linear.attrs, gathered=chosen)
+    return replace(linear, attrs=attrs, x=(x,), source=source).call()

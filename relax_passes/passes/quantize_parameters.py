@@ -3,7 +3,8 @@
 The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``tile_scale``) become
 parameters of their own; the plan says how each is made. An embedding table that the policy
 quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
-linear that is not quantized gets the layout of floats that goes with the packed one.
+linear that is not quantized gets the layout of floats that goes with the packed one. Biases are
+float32 whatever a model computes in.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                 parts.append(ctx.parameter(name, relax.TensorType(shape, dtype)))
             return parts
 
+        def wide(ctx: Context, bias: relax.Var) -> relax.Var:
+            """Return a bias as kernels read it: float32."""
+            if bias.ty.dtype == "float32":
+                return bias
+            name = f"{bias.name}.float32"
+            plan[name] = parameters.recipe_of(plan, bias.name)
+            return ctx.parameter(name, relax.TensorType(bias.ty.shape, "float32"))
+
         def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
             if is_op(value, "amx.linear"):
                 linear = Linear.of(value)
@@ -56,7 +65,8 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                     chosen = floats.name
                 parts = packed(ctx, linear.weights[0], linear.attrs.format, chosen)
                 attrs = replace(linear.attrs, layout=chosen)
-                return replace(linear, attrs=attrs, weights=tuple(parts)).call()
+                bias = wide(ctx, linear.bias) if linear.bias is not None else None
+                return replace(linear, attrs=attrs, weights=tuple(parts), bias=bias).call()
             if is_op(value, "relax.take") and ctx.is_weight(value.args[0]):
                 table, ids = value.args
                 format_name = policy.table(table.name.removesuffix(".weight"))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import amx_tvm
 from amx_tvm.errors import ModelError
 from amx_tvm.models import families, find
-
-from . import tiny
 
 BASE = {
     "vocab_size": 96,
@@ -55,14 +52,6 @@ def test_unknown_architecture_names_what_is_missing():
     config = {"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}
     with pytest.raises(ModelError, match="no family here has its latent attention"):
         find({**config, "n_shared_experts": 1})
-
-
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_experts_are_refused_for_a_gpu(family, tmp_path):
-    directory = tiny.save(tiny.make(family), tmp_path / "model")
-    with pytest.raises(ModelError, match="experts.*CPUs only"):
-        amx_tvm.compile(directory, target="cuda:sm_90a", output=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_full_windows_are_no_windows():

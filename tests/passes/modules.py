@@ -10,7 +10,13 @@ from tvm.script import tirx as T
 from amx_tvm.models.config import FULL, SLIDING, DecoderConfig
 from amx_tvm.models.decoder import CausalLM
 from relax_passes.activation import FLOAT32
-from relax_passes.ops import expert_group, expert_route
+from relax_passes.ops import (
+    clamped_gate,
+    expert_combine,
+    expert_group,
+    expert_matmul,
+    expert_route,
+)
 from relax_passes.policy import LinearPolicy
 
 
@@ -137,5 +143,37 @@ def routed(experts=4, chosen=2):
             ids, shares = (builder.emit(relax.TupleGetItem(made, i)) for i in range(2))
             grouped = builder.emit(expert_group(ids, experts))
             out = builder.emit_output(relax.Tuple([shares, grouped]))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def mixture(experts=4, chosen=2, hidden=64, inner=32):
+    """Return a step of a mixture's layer on a GPU: router, products with a gate, sum, residual."""
+    builder = relax.BlockBuilder()
+    rows, emit = tirx.Var("rows", "int64"), builder.emit
+
+    def var(name, *shape, dtype="float16"):
+        return relax.Var(name, relax.TensorType(shape, dtype))
+
+    x, router = var("x", rows, hidden), var("mlp.router.weight", experts, hidden, dtype="float32")
+    gate_up = var("mlp.experts.gate_up_proj.weight", experts * 2 * inner, hidden)
+    bias = var("mlp.experts.gate_up_proj.bias", experts * 2 * inner)
+    down = var("mlp.experts.down_proj.weight", experts * hidden, inner)
+    params = [x, router, gate_up, bias, down]
+    with builder.function("forward_each", params, attrs={"num_input": 1, "amx.each": 1}):
+        with builder.dataflow():
+            wide = emit(relax.op.astype(x, "float32"))
+            scores = emit(relax.op.matmul(wide, emit(relax.op.permute_dims(router))))
+            made = emit(expert_route(scores, chosen, over_all=True))
+            ids, shares = (emit(relax.TupleGetItem(made, i)) for i in range(2))
+            grouped = emit(expert_group(ids, experts))
+            source, place, bounds = (emit(relax.TupleGetItem(grouped, i)) for i in range(3))
+            listed = emit(relax.op.reshape(source, [rows * chosen]))
+            taken = emit(relax.op.take(x, listed, axis=0))
+            gates = emit(expert_matmul(taken, gate_up, bounds, bias, experts))
+            gated = emit(clamped_gate(gates, 1.702, 7.0))
+            products = emit(expert_matmul(gated, down, bounds, None, experts))
+            combined = emit(expert_combine(products, shares, place))
+            out = builder.emit_output(relax.op.add(combined, x))
         builder.emit_func_output(out)
     return builder.get()

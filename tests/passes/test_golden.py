@@ -17,6 +17,7 @@ import tvm
 from tvm import relax
 
 import relax_passes.passes
+from amx_tvm.config import QuantizationConfig
 from amx_tvm.targets import resolve
 from relax_passes import pipeline
 from relax_passes.activation import INT8
@@ -36,7 +37,7 @@ from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
 
-from .modules import Gated, Loops, Policy, decoder, routed
+from .modules import Gated, Loops, Policy, decoder, mixture, routed
 from .test_chains import network
 from .test_order_shape_functions import dependent, module_of, same
 
@@ -48,12 +49,15 @@ TARGET = tvm.target.Target(
 CUDA = resolve("cuda:sm_90a").tvm
 LAYOUT = "tile16x32"
 EIGHT_BITS = Policy("amxfp4", INT8)
+MIXTURE = QuantizationConfig.parse("mxfp4").resolve("cuda")
 
 FOUND = (annotate_linears(EIGHT_BITS), fuse_bias())
-MERGED = (*FOUND, merge_projections, fuse_residual_and_gate())
+MERGED = (*FOUND, merge_projections, fuse_residual_and_gate(TARGET))
 QUANTIZED = (*MERGED, quantize_parameters(EIGHT_BITS, LAYOUT), quantize_activations)
 
 HALF = CacheStorage("float16")
+MIXED = (annotate_linears(MIXTURE), fuse_residual_and_gate(CUDA))
+PACKED = quantize_parameters(MIXTURE, "cuda-fragment")
 BEGUN = (make_buckets(CUDA), lower_attention(CUDA, HALF))
 
 # pass -> (module, what runs before, the pass)
@@ -74,7 +78,9 @@ CASES = {
         fuse_conversions,
     ),
     "device_steps": (decoder(1), BEGUN, device_steps(CUDA)),
-    "lower_experts": (routed(), (), lower_experts),
+    "lower_experts-cpu": (routed(), (), lower_experts(TARGET)),
+    "lower_experts-cuda": (mixture(), (*MIXED, PACKED), lower_experts(CUDA)),
+    "fuse_epilogue-experts": (mixture(), MIXED[:1], MIXED[1]),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),
     "schedule_rest": (Loops, (), schedule_rest(TARGET)),

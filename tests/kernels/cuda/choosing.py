@@ -189,7 +189,7 @@ def on_cpu(text: str, functions: str, folder: Path) -> ctypes.CDLL:
     source, out = folder / "text.cpp", folder / "text.so"
     source.write_text(f'#include "{here}/fibers.h"\n{text}\n{functions}\n')
     flags = ["-std=c++17", "-O2", "-w", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0"]
-    flags += ["-ffp-contract=off", "-shared", "-fPIC", f"-I{folder}"]
+    flags += ["-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{folder}"]
     subprocess.run(["g++", *flags, "-o", out, source], check=True, capture_output=True, text=True)
     return ctypes.CDLL(str(out))
 

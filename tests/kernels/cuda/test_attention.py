@@ -11,10 +11,12 @@ tvm = pytest.importorskip("tvm")
 from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, resources  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
+from amx_tvm.errors import ModelError  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
 from relax_passes.kernels.cuda.attention.batch_text import Batches  # noqa: E402
+from relax_passes.kernels.cuda.attention.config import Heads, check, page_elements  # noqa: E402
 from relax_passes.kernels.cuda.choose.ids import ids  # noqa: E402
 from relax_passes.kernels.cuda.rows.kernels import row_kernel  # noqa: E402
 
@@ -73,11 +75,46 @@ def test_state_is_an_argument_of_every_kernel_and_no_global():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "head_dim,heads,cap", [(64, 6, 0.0), (96, 2, 0.0), (256, 4, 50.0), (128, 32, 0)]
+    "head_dim,heads,more",
+    [
+        (64, 16, {"sinks": True}),
+        (96, 2, {}),
+        (256, 4, {"soft_cap": 50.0}),
+        (128, 32, {}),
+        (100, 128, {}),
+    ],
 )
-def test_other_heads_compile(head_dim, heads, cap):
-    _, cubin = compile_functions(attention("sm_90a", head_dim, heads, soft_cap=cap), "sm_90a")
+def test_other_heads_compile(head_dim, heads, more):
+    _, cubin = compile_functions(attention("sm_90a", head_dim, heads, **more), "sm_90a")
     assert cubin[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize(
+    "head_dim,group,stored,blocks",
+    [(64, 8, 64, 8), (80, 4, 96, 4), (100, 16, 128, 16), (256, 64, 256, 16), (6, 17, 32, 1)],
+)
+def test_heads_lie_in_whole_pieces(head_dim, group, stored, blocks):
+    """Channels are padded to 32; more than 16 queries of a kv head are several blocks'."""
+    heads = Heads(AttentionSpec(0, 2 * group, 2, head_dim, 0.1))
+    assert (heads.stored, heads.group, heads.blocks) == (stored, blocks, 2 * group // blocks)
+    assert page_elements(heads.spec, 3) == 3 * 2 * 2 * 16 * stored
+
+
+def test_a_kernel_of_sinks_takes_them():
+    functions = attention("sm_90a", 100, 16, sinks=True)
+    takes = {n: [p.name for p in f.params] for n, f in functions.items()}
+    for name in ("decode_one", "batch", "prefill"):
+        assert takes[name][2:5] == ["state", "sinks", "layer"]
+    assert "sinks" not in takes["store"] and "sinks" not in takes["plan"]
+    text = functions["prefill"].script()  # pages have 128 channels, the result has 100
+    assert 'q: T.Buffer((m, 16, 128), "float16")' in text
+    assert 'out: T.Buffer((m, 16, 100), "float16")' in text
+
+
+@pytest.mark.parametrize("head_dim,heads", [(258, 2), (33, 2), (64, 130)])
+def test_heads_without_kernels_are_refused(head_dim, heads):
+    with pytest.raises(ModelError, match=f"{heads} heads of {head_dim} channels.*a CPU"):
+        check(AttentionSpec(0, heads, 2, head_dim, 0.1))
 
 
 @pytest.mark.parametrize("name", [n for n in formats.names() if formats.get(n).rule])

@@ -9,11 +9,11 @@ beside the others. Windows differ between layers: each has items of its own.
 
     tables   counts int [16]: items of each window
              items  AmxItem [windows][ITEMS]
-             arrived int [MOST][KV]: parts of a sequence that are done, zero between layers
-             parts  float [ITEMS][KV][G][D + 2]: sums of values, maximum and sum of each query
+             arrived int [MOST][H]: parts of a sequence that are done, zero between layers
+             parts  float [ITEMS][H][G][D + 2]: sums of values, maximum and sum of each query
              pages  int [MOST][state->most]
 
-`ATTEND` is a block for each item and kv head; blocks without an item return. Of a sequence with
+`ATTEND` is a block for each item and each of H = KV * PARTS groups of queries; blocks without an item return. Of a sequence with
 several items, the block that is done last joins the parts.
 """
 
@@ -29,7 +29,7 @@ from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 
-from .config import MOST_SEQUENCES, frequencies
+from .config import MOST_SEQUENCES, Heads, frequencies
 from .decode_text import ATTEND_PAGES
 from .state_text import STATE
 
@@ -70,7 +70,7 @@ __device__ __forceinline__ int amx_until(int value, int* shared, int tid) {
 __device__ __forceinline__ int amx_splits(int pages, int item) { return max(1, (2 * pages + item) / (2 * item)); }
 
 // Block 0 makes the items, block 1 + r the table of sequence r.
-template <int KV, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN>
+template <int H, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN>
 __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windows, int kinds, long long arrived_at,
                                          long long pages_at, int rows, int block, int tid) {
   const int n = min(min(state->sequences, rows), MOST);
@@ -86,7 +86,7 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
   __shared__ int sums[256], pages_of[256], cost[8], size[8];
   int* counts = (int*)state->tables;
   int* arrived = (int*)(state->tables + arrived_at);
-  for (int i = tid; i < n * KV; i += 256) arrived[i] = 0;
+  for (int i = tid; i < n * H; i += 256) arrived[i] = 0;
   const int position = tid < n ? state->positions[tid] : 0;
   for (int kind = 0; kind < kinds; ++kind) {
     AmxItem* items = (AmxItem*)(state->tables + 64) + kind * ITEMS;
@@ -127,13 +127,13 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
 ATTEND = Source(
     "amx_attend_items_text",
     r"""
-template <int D, int G, int KV, int ITEMS, int WARPS, int HALF, bool DEPENDENT>
+template <int D, int C, int G, int KV, int PARTS, int ITEMS, int WARPS, int HALF, bool DEPENDENT>
 __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_, const void* state_, void* out_,
-                                                const float* frequencies, float factor, int kind, long long items_at,
+                                                const void* sinks, const float* frequencies, float factor, int kind, long long items_at,
                                                 long long arrived_at, long long parts_at, long long pages_at, int layer,
                                                 int layers, float scale, float cap, int window, int number, int head,
                                                 int warp, int lane) {
-  constexpr int HEADS = G * KV, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
+  constexpr int H = KV * PARTS, HEADS = G * H, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
   constexpr int ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
   const AmxState* state = (const AmxState*)state_;
   half* out = (half*)out_;
@@ -153,7 +153,7 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
   const int length = item.position + 1, last = item.position >> 4;
   const int low = window > 0 ? max(0, length - window) : 0;
   const long long stride = (long long)layers * 2 * KV * BLOCK;
-  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + head / PARTS) * BLOCK;
   const int page = item.begin + warp;
   const int id = page < item.end ? pages(page) : 0;
   uint4 k[2][D / 32];
@@ -162,23 +162,24 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
   __syncthreads();
   if (DEPENDENT) amx_wait_prerequisites();
 
-  const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * D;
+  const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * C;
   half* target = item.end > last ? base + pages(last) * stride : nullptr;
-  amx_take_token<D, G, KV, THREADS, HALF>(qs, mine, turn, target, item.position & 15, head, tid);
+  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, mine, turn, target, item.position & 15, head, tid);
   __syncthreads();
   AmxSoftmax<D, ROWS> seen;
   amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, WARPS, item.end, low, length, scale, cap, g, t);
   amx_show_warp<D, G>(seen, part, tops, warp, g, t);
 
   float* parts = (float*)(tables + parts_at);
-  float* own = parts + ((long long)number * KV + head) * PART;
-  half* to = out + ((long long)item.row * HEADS + head * G) * D;
+  float* own = parts + ((long long)number * H + head) * PART;
+  half* to = out + ((long long)item.row * HEADS + head * G) * C;
   for (int i = tid; i < G * D / 2; i += THREADS) {
     const int r = 2 * i / D, e = 2 * i % D;
     float2 acc;
     const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
     if (item.splits == 1) {
-      *(half2*)(to + r * D + e) = __floats2half2_rn(acc.x / found.y, acc.y / found.y);
+      const float total = found.y + amx_sink(sinks, head * G + r, found.x);
+      if (e < C) *(half2*)(to + r * C + e) = __floats2half2_rn(acc.x / total, acc.y / total);
     } else {
       __stcg((float2*)(own + r * D + e), acc);
       if (e == 0) __stcg((float2*)(own + G * D + 2 * r), found);
@@ -187,18 +188,18 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
   if (item.splits == 1) return;
   __threadfence();
   __syncthreads();
-  int* arrived = (int*)(tables + arrived_at) + item.row * KV + head;
+  int* arrived = (int*)(tables + arrived_at) + item.row * H + head;
   if (tid == 0) *before = atomicAdd(arrived, 1);
   __syncthreads();
   if (*before != item.splits - 1) return;
   if (tid == 0) *arrived = 0;
   __threadfence();
-  const float* first = parts + ((long long)(number - item.split) * KV + head) * PART;
+  const float* first = parts + ((long long)(number - item.split) * H + head) * PART;
   for (int i = tid; i < G * D / 2; i += THREADS) {
     const int r = 2 * i / D, e = 2 * i % D;
     float best = -1e30f, total = 0.f, a = 0.f, b = 0.f;
     for (int p = 0; p < item.splits; ++p) {  // a running maximum: no second pass over the parts
-      const float* from = first + (long long)p * KV * PART;
+      const float* from = first + (long long)p * H * PART;
       const float2 stats = __ldcg((const float2*)(from + G * D + 2 * r));
       const float2 x = __ldcg((const float2*)(from + r * D + e));
       const float top = fmaxf(best, stats.x), old = exp2f(best - top), now = exp2f(stats.x - top);
@@ -207,7 +208,8 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
       b = b * old + x.y * now;
       best = top;
     }
-    *(half2*)(to + r * D + e) = __floats2half2_rn(a / total, b / total);
+    total += amx_sink(sinks, head * G + r, best);
+    if (e < C) *(half2*)(to + r * C + e) = __floats2half2_rn(a / total, b / total);
   }
 }
 """,
@@ -234,15 +236,20 @@ class Batches:
     gpu: Gpu
 
     @property
+    def heads(self) -> Heads:
+        """How heads lie in pages and blocks."""
+        return Heads(self.spec)
+
+    @property
     def resident(self) -> int:
         """Blocks that a multiprocessor holds, by their registers."""
-        rows = 16 if self.spec.group > 8 else 8
-        return 4 if self.spec.head_dim * rows <= 1024 else 2
+        rows = 16 if self.heads.group > 8 else 8
+        return 4 if self.heads.stored * rows <= 1024 else 2
 
     @cached_property
     def slots(self) -> int:
-        """Items that the multiprocessors hold at once, for each kv head."""
-        return max(1, self.resident * self.gpu.multiprocessors // self.spec.kv_heads)
+        """Items that the multiprocessors hold at once, for each block of heads."""
+        return max(1, self.resident * self.gpu.multiprocessors // self.heads.blocks)
 
     @property
     def items(self) -> int:
@@ -266,22 +273,22 @@ class Batches:
     @property
     def parts_at(self) -> int:
         """Offset of the parts."""
-        end = self.arrived_at + 4 * MOST_SEQUENCES * self.spec.kv_heads
+        end = self.arrived_at + 4 * MOST_SEQUENCES * self.heads.blocks
         return -(-end // 16) * 16
 
     @property
     def pages_at(self) -> int:
         """Offset of the table of pages, 4 `MOST_SEQUENCES` bytes for each page."""
-        parts = self.items * self.spec.kv_heads * self.spec.group * (self.spec.head_dim + 2)
+        parts = self.items * self.heads.blocks * self.heads.group * (self.heads.stored + 2)
         return self.parts_at + 4 * parts
 
     def plan(self) -> Intrinsic:
         """Build the function that begins a step."""
         windows = ", ".join(map(str, self.windows))
-        numbers = f"{self.spec.kv_heads}, {MOST_SEQUENCES}, {self.items}, {self.slots}, {SHORTEST}"
+        numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots}, {SHORTEST}"
         numbers += f", {ROUNDS}, {FEW}, {_BEGIN}"
         return Intrinsic(
-            f"amx_plan_{self.spec.kv_heads}_{len(self.windows)}",
+            f"amx_plan_{self.heads.blocks}_{len(self.windows)}",
             f"""
   const int windows[] = {{{windows}}};
   amx_plan<{numbers}>((const AmxState*)state, windows, {len(self.windows)}, {self.arrived_at}, {self.pages_at}, rows,
@@ -292,23 +299,25 @@ class Batches:
 
     def attend(self, spec: AttentionSpec, layers: int) -> Intrinsic:
         """Build the function of one block of a layer's attention."""
-        turns, d, half = frequencies(spec.rotation), spec.head_dim, spec.rotation.pairs
+        turns, half = frequencies(spec.rotation), spec.rotation.pairs
+        sinks, given = ("sinks", "const void* sinks, ") if spec.sinks else ("nullptr", "")
         kind = self.windows.index(spec.window)
         dependent = "true" if self.gpu.clusters else "false"
-        numbers = f"{d}, {spec.group}, {spec.kv_heads}, {self.items}, {WARPS}, {half}, {dependent}"
+        numbers = f"{self.heads.numbers}, {self.items}, {WARPS}, {half}, {dependent}"
         return Intrinsic(
-            f"amx_attend_item_{turns.name}_{d}_{spec.group}_{spec.kv_heads}_{kind}",
+            f"amx_attend_item_{turns.name}_{self.heads.name}_{kind}" + "_sinks" * spec.sinks,
             f"""
-  amx_attend_item<{numbers}>(shared, qkv, state, out, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
+  amx_attend_item<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
                              {self.arrived_at}, {self.parts_at}, {self.pages_at}, layer, {layers}, scale, cap,
                              {spec.window}, number, head, warp, lane);""",
             (ATTEND, turns),
-            "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
-            "float cap, int number, int head, int warp, int lane)",
+            f"void(float* shared, const void* qkv, const void* state, {given}void* out, int layer, "
+            "float scale, float cap, int number, int head, int warp, int lane)",
         )
 
 
 def shared_floats(spec: AttentionSpec) -> int:
     """Floats of shared memory that ``amx_attend_item`` lays out."""
-    d, rows = spec.head_dim, 16 if spec.group > 8 else 8
-    return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + WARPS * spec.group * (d + 2) + 1
+    heads = Heads(spec)
+    d, rows = heads.stored, 16 if heads.group > 8 else 8
+    return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + WARPS * heads.group * (d + 2) + 1

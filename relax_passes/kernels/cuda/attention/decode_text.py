@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """CUDA text of decode attention: one new token a sequence, rotated, stored and attended in one go.
 
-Queries that share a kv head are the 16 (8 used) rows of mma.m16n8k16, the keys of a page its
-columns, in an order that needs no shuffle:
+Queries that share a kv head (at most 16 of them, else several blocks share it) are the 16 (8 used)
+rows of mma.m16n8k16, the keys of a page its columns, in an order that needs no shuffle:
 
     scores   S[query][token] = Q K^T     columns 2t, 2t+1 of tile i are tokens 4t + 2i, 4t + 2i + 1
     values   O[query][d] = P V           k = 2t, 2t+1, 2t+8, 2t+9 are tokens 4t .. 4t+3
@@ -31,7 +31,7 @@ from relax_passes.kernels.cuda.intrinsics.sync import (
     WAIT_PREREQUISITES,
 )
 
-from .state_text import STATE
+from .state_text import SINK, STATE
 
 ATTEND_PAGES = Source(
     "amx_attend_pages_text",
@@ -50,21 +50,24 @@ __device__ __forceinline__ void amx_load_keys(uint4 (*k)[D / 32], const half* pa
 template <int D, int ROWS>
 struct AmxSoftmax { float o[D / 8][ROWS / 4], top[ROWS / 8], sum[ROWS / 8]; };
 
-// Rotated queries of a kv head to shared memory, [ROWS][D + 8], rows behind the G zero; the new
-// token's key and value to its page, where that is given.
-template <int D, int G, int KV, int THREADS, int HALF>
+// Rotated queries of a block to shared memory, [ROWS][D + 8], rows behind the G and channels behind
+// the C true ones zero; the new token's key and value to its page, where that is given. Block `head`
+// has G of the queries of kv head `head` / PARTS.
+template <int D, int C, int G, int KV, int PARTS, int THREADS, int HALF>
 __device__ __forceinline__ void amx_take_token(half* qs, const half* mine, const float2* turn, half* target, int slot,
                                                int head, int tid) {
-  constexpr int HEADS = G * KV, STRIDE = D + 8, ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
+  constexpr int HEADS = G * KV * PARTS, STRIDE = D + 8, ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
+  const int kv = head / PARTS;
   for (int i = tid; i < ROWS * D; i += THREADS) {
     const int r = i / D, e = i % D;
-    const float v = r < G ? amx_rotated(mine + (head * G + r) * D, e, HALF, turn) : 0.f;
+    const float v = r < G && e < C ? amx_rotated(mine + (head * G + r) * C, e, HALF, turn) : 0.f;
     qs[r * STRIDE + e] = __float2half_rn(v);
   }
   if (target != nullptr) {
     for (int e = tid; e < D; e += THREADS) {
-      target[slot * D + e] = __float2half_rn(amx_rotated(mine + (HEADS + head) * D, e, HALF, turn));
-      target[KV * BLOCK + e * 16 + slot] = mine[(HEADS + KV + head) * D + e];
+      const float key = e < C ? amx_rotated(mine + (HEADS + kv) * C, e, HALF, turn) : 0.f;
+      target[slot * D + e] = __float2half_rn(key);
+      target[KV * BLOCK + e * 16 + slot] = e < C ? mine[(HEADS + KV + kv) * C + e] : __float2half_rn(0.f);
     }
   }
 }
@@ -218,15 +221,16 @@ __device__ __forceinline__ float2 amx_join_warps(const float* part, const float*
   return make_float2(best, total);
 }
 """,
-    (STATE, MMA, MMA_UPPER, PACK_HALF2),
+    (STATE, SINK, MMA, MMA_UPPER, PACK_HALF2),
 )
 DECODE = Source(
     "amx_attend_decode_text",
     r"""
-// D channels a head, G query heads a kv head, KV kv heads, HALF channels that turn with another HALF
-template <int D, int G, int KV, int SPLITS, int WARPS, int HALF, bool DEPENDENT>
+// D channels of a head in pages, C true ones, G query heads a block, PARTS blocks for each of KV kv
+// heads, HALF channels that turn with another HALF
+template <int D, int C, int G, int KV, int PARTS, int SPLITS, int WARPS, int HALF, bool DEPENDENT>
 __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, const void* state_, void* out_,
-                                                  const float* frequencies, float factor, int layer,
+                                                  const void* sinks, const float* frequencies, float factor, int layer,
                                                   int layers, float scale, float cap, int window,
                                                   int split, int head, int warp, int lane) {
   constexpr int THREADS = WARPS * 32, STRIDE = D + 8;
@@ -248,7 +252,7 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   const int length = position + 1, last = position >> 4;
   const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
   const long long stride = (long long)layers * 2 * KV * BLOCK;
-  half* base = state->pages + ((long long)layer * 2 * KV + head) * BLOCK;
+  half* base = state->pages + ((long long)layer * 2 * KV + head / PARTS) * BLOCK;
   for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
 
   const auto pages = [&](int page) { return amx_page(table, page); };
@@ -260,7 +264,7 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   if (DEPENDENT) amx_wait_prerequisites();
 
   half* target = (last - first) % SPLITS == split ? base + pages(last) * stride : nullptr;
-  amx_take_token<D, G, KV, THREADS, HALF>(qs, qkv, turn, target, position & 15, head, tid);
+  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, qkv, turn, target, position & 15, head, tid);
   __syncthreads();
   AmxSoftmax<D, ROWS> seen;
   amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, SPLITS * WARPS, last + 1, low, length, scale,
@@ -271,7 +275,8 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
     float2 acc;
     const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
     if (SPLITS == 1) {
-      *(half2*)(out + (head * G + r) * D + e) = __floats2half2_rn(acc.x / found.y, acc.y / found.y);
+      const float total = found.y + amx_sink(sinks, head * G + r, found.x);
+      if (e < C) *(half2*)(out + (head * G + r) * C + e) = __floats2half2_rn(acc.x / total, acc.y / total);
     } else {
       *(float2*)(part + r * D + e) = acc;  // read by this thread alone until now
       if (e == 0) { whole[2 * r] = found.x; whole[2 * r + 1] = found.y; }
@@ -295,7 +300,8 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
       const float f = exp2f(m[p].x - best);
       total += f * m[p].y; a += f * x[p].x; b += f * x[p].y;
     }
-    *(half2*)(out + (head * G + r) * D + e) = __floats2half2_rn(a / total, b / total);
+    total += amx_sink(sinks, head * G + r, best);
+    if (e < C) *(half2*)(out + (head * G + r) * C + e) = __floats2half2_rn(a / total, b / total);
   }
   amx_cluster_sync();  // no block may leave while another reads its part
 }

@@ -7,7 +7,8 @@
     store     qkv, token, state -> q [m, heads, d]; keys and values go to the pages
     prefill   q, token, state -> out [m, heads, d]; new tokens of any sequences
 
-The number of the layer, an int64, comes before the result, so that layers share functions. `token`
+Between `state` and the layer stand the sinks float16 [heads] where a layer has them, and q has the
+channels that pages have. The number of the layer, an int64, comes before the result, so that layers share functions. `token`
 [m, 1, 4] is the result of the call that told the kernels where the pages are (`cache`); nothing
 reads it, but it orders the kernels behind that call. `state` is where that call's callbacks noted
 it (`state_text`).
@@ -28,7 +29,7 @@ from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import batch_text, decode_text, prefill_text
 from .batch_text import Batches
-from .config import TOKEN, frequencies
+from .config import TOKEN, Heads, frequencies, stored_channels
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
@@ -66,6 +67,11 @@ def _state() -> tirx.Expr:
     return at(T.arg("state", T.Buffer((STATE_WORDS,), "int32")), 0)
 
 
+def _sinks(spec: AttentionSpec) -> list:
+    """Return the address of the sinks, where the layer has any."""
+    return [at(_argument("sinks", spec.heads), 0)] if spec.sinks else []
+
+
 def _shared(floats: int) -> tirx.Buffer:
     """Dynamic shared memory; a store to a last element, used by nobody, keeps its size."""
     shared = T.sblock_alloc_buffer((floats + 1,), "float32", scope="shared.dyn")
@@ -92,7 +98,7 @@ def _attention(
     def body() -> None:
         qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
-        state = _state()
+        state, sinks = _state(), _sinks(spec)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, spec.heads, d)
         with T.frame_scope(threads()) as bound:
@@ -100,7 +106,7 @@ def _attention(
                 T.reads()
                 T.writes()
                 zero = tirx.const(0, "int32")
-                places = (at(qkv, zero, zero, zero), state, at(out, zero, zero, zero))
+                places = (at(qkv, zero, zero, zero), state, *sinks, at(out, zero, zero, zero))
                 scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
                 emit(at(_shared(floats), zero), *places, layer, *scales, *bound)
 
@@ -119,27 +125,27 @@ def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     arch : str
         Architecture, such as "sm_90a".
     """
-    rotation, facts = spec.rotation, gpu(arch)
+    rotation, facts, heads = spec.rotation, gpu(arch), Heads(spec)
     # a cluster for each kv head: about as many blocks as multiprocessors
-    splits = (8 if spec.kv_heads <= 16 else 4) if facts.clusters else 1
-    d, group = spec.head_dim, spec.group
+    splits = (8 if heads.blocks <= 16 else 4) if facts.clusters else 1
     dependent = "true" if facts.clusters else "false"
-    numbers = f"{d}, {group}, {spec.kv_heads}, {splits}, {_WARPS}, {rotation.pairs}, {dependent}"
+    numbers = f"{heads.numbers}, {splits}, {_WARPS}, {rotation.pairs}, {dependent}"
     # A function around it passes the frequencies, which the IR cannot name.
     turns = frequencies(rotation)
+    sinks, given = ("sinks", "const void* sinks, ") if spec.sinks else ("nullptr", "")
     attend = Intrinsic(
-        f"amx_decode_{turns.name}_{d}_{group}_{spec.kv_heads}_{splits}_{spec.window}",
-        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {turns.name}, {rotation.factor!r}f, layer, {layers},
+        f"amx_decode_{turns.name}_{heads.name}_{splits}_{spec.window}" + "_sinks" * spec.sinks,
+        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {rotation.factor!r}f, layer, {layers},
                                scale, cap, {spec.window}, split, head, warp, lane);""",
         (decode_text.DECODE, turns),
-        "void(float* shared, const void* qkv, const void* state, void* out, int layer, float scale, "
+        f"void(float* shared, const void* qkv, const void* state, {given}void* out, int layer, float scale, "
         "float cap, int head, int split, int warp, int lane)",
     )
-    floats = decode_text.shared_floats(d, group, rotation.pairs, _WARPS)
+    floats = decode_text.shared_floats(heads.stored, heads.group, rotation.pairs, _WARPS)
 
     def threads() -> list:
         found = [
-            T.thread_binding(spec.kv_heads, thread="blockIdx.y"),
+            T.thread_binding(heads.blocks, thread="blockIdx.y"),
             T.thread_binding(splits, thread="blockIdx.x"),
             T.thread_binding(_WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
@@ -149,7 +155,8 @@ def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
         return found
 
     def emit(*given: Any) -> None:
-        attend(*given[:9], *given[-2:])
+        *before, warp, lane = given
+        attend(*before[: len(attend.parameters) - 2], warp, lane)
 
     return _attention("attention_decode", spec, 1, floats, threads, emit, facts.clusters)
 
@@ -184,7 +191,7 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
     def threads() -> list:
         return [
             T.thread_binding(rows + batches.extra(rows), thread="blockIdx.y"),
-            T.thread_binding(spec.kv_heads, thread="blockIdx.x"),
+            T.thread_binding(batches.heads.blocks, thread="blockIdx.x"),
             T.thread_binding(batch_text.WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
@@ -201,12 +208,12 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
 
 def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
-    d, rotation = spec.head_dim, spec.rotation
+    d, stored, rotation = spec.head_dim, stored_channels(spec.head_dim), spec.rotation
     turns = frequencies(rotation)
     name = f"amx_store_{turns.name}_{d}_{spec.heads}_{spec.kv_heads}"
     put = Intrinsic(
         name,
-        f"""  amx_attend_store<{d}, {spec.heads}, {spec.kv_heads}, {rotation.pairs}>(
+        f"""  amx_attend_store<{stored}, {d}, {spec.heads}, {spec.kv_heads}, {rotation.pairs}>(
       qkv, state, q, {turns.name}, {rotation.factor!r}f, layer, {layers}, m, block, head, tid);""",
         (prefill_text.PREFILL, turns),
         "void(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid)",
@@ -218,7 +225,7 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
         _orders(extent)
         state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        q = _argument("q", extent, spec.heads, d)
+        q = _argument("q", extent, spec.heads, stored)
         threads = [
             T.thread_binding(spec.heads + 2 * spec.kv_heads, thread="blockIdx.y"),
             T.thread_binding((rows + 15) // 16, thread="blockIdx.x"),
@@ -238,18 +245,19 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
 
 def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     """Build attention of chunks over all pages of their sequences; see `decode`."""
-    d = spec.head_dim
+    d = stored_channels(spec.head_dim)
     limit = gpu(arch).shared_bytes
     tokens = next(n for n in (64, 32, 16) if prefill_text.shared_floats(d, n) * 4 + 64 <= limit)
-    attend = prefill_text.ATTEND[d, spec.group, spec.kv_heads, tokens]
+    attend = prefill_text.ATTEND[d, spec.head_dim, spec.group, spec.kv_heads, tokens]
 
     def body() -> None:
         extent, rows = _rows()
         q = _argument("q", extent, spec.heads, d)
         _orders(extent)
         state = _state()
+        sinks = _sinks(spec) or [tirx.reinterpret("handle", tirx.const(0, "uint64"))]
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, spec.heads, d)
+        out = _argument("out", extent, spec.heads, spec.head_dim)
         blocks = (rows + 63) // 64
         threads = [
             T.thread_binding(blocks, thread="blockIdx.y"),
@@ -266,6 +274,7 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
                     at(_shared(prefill_text.shared_floats(d, tokens)), zero),
                     at(q, zero, zero, zero),
                     state,
+                    *sinks,
                     at(out, zero, zero, zero),
                     layer,
                     tirx.const(layers, "int32"),

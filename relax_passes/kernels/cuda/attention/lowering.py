@@ -20,7 +20,7 @@ from relax_passes.rewriting import EACH, STATE, Context, marked
 from . import cache as pages
 from . import kernels
 from .batch_text import Batches
-from .config import MOST_SEQUENCES, page_elements
+from .config import MOST_SEQUENCES, check, page_elements, stored_channels
 from .state_text import STATE_WORDS
 
 STATE_TYPE = relax.TensorType((STATE_WORDS,), "int32")
@@ -35,9 +35,16 @@ class CudaAttention:
         All layers.
     target : tvm.target.Target
         What is compiled for.
+
+    Raises
+    ------
+    ModelError
+        For heads that no kernel computes.
     """
 
     def __init__(self, specs: tuple[AttentionSpec, ...], target: Any) -> None:
+        for spec in specs:
+            check(spec)
         self.layers, gpu = len(specs), gpu_of(target)
         self.arch = gpu.arch
         windows = tuple(sorted({spec.window for spec in specs}))
@@ -69,20 +76,24 @@ class CudaAttention:
         alike = replace(spec, layer=0, long_rotation=NONE)
         out = relax.TensorType([rows, spec.heads, spec.head_dim], "float16")
         given = [self._token, ctx.parameter(STATE, STATE_TYPE)]
+        sinks = [asked.sinks] if asked.sinks is not None else []
         layer = relax.prim_value(tirx.const(spec.layer, "int64"))
 
-        def call(name: str, x: relax.Expr, build: Any, *more: Any) -> relax.Expr:
+        def call(
+            name: str, x: relax.Expr, build: Any, *more: Any, args: Any = sinks, out: Any = out
+        ) -> relax.Expr:
             key = (name, alike, *more)
             if key not in self._functions:
                 made = build(alike, self.layers, *more)
                 self._functions[key] = ctx.add_function(made, f"attention_{name}")
-            return relax.call_tir(self._functions[key], [x, *given, layer], out)
+            return relax.call_tir(self._functions[key], [x, *given, *args, layer], out)
 
         if marked(ctx.function, EACH):
             if _many(ctx.function, rows):
                 return call("batch", qkv, kernels.batch, self.batches)
             return call("decode", qkv, kernels.decode, self.arch)
-        q = ctx.emit(call("store", qkv, kernels.store), "q")
+        stored = relax.TensorType([rows, spec.heads, stored_channels(spec.head_dim)], "float16")
+        q = ctx.emit(call("store", qkv, kernels.store, args=[], out=stored), "q")
         return call("prefill", q, kernels.prefill, self.arch)
 
 

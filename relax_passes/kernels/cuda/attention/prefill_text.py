@@ -25,14 +25,14 @@ from relax_passes.kernels.cuda.intrinsics.memory import (
 )
 from relax_passes.kernels.cuda.intrinsics.mma import MMA
 
-from .state_text import STATE
+from .state_text import SINK, STATE
 
 PREFILL = Source(
     "amx_attend_prefill_text",
     r"""
 // Sixteen rows of one head of q, k or v, 128 threads. Slots behind a sequence's last token become
 // zero: tiles read whole pages, and what a product multiplies by zero must be finite.
-template <int D, int HEADS, int KV, int HALF>
+template <int D, int C, int HEADS, int KV, int HALF>
 __device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* state_, void* q_, const float* frequencies,
                                                  float factor, int layer, int layers, int m, int block,
                                                  int head, int tid) {
@@ -49,8 +49,8 @@ __device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* s
     const int token = is_v ? i & 15 : i / D, e = is_v ? i >> 4 : i % D, row = block * 16 + token;
     if (row >= m) continue;
     const int position = state->positions[row], place = position & 15;
-    const half* x = qkv + ((long long)row * (HEADS + 2 * KV) + head) * D;
-    half value = x[e];
+    const half* x = qkv + ((long long)row * (HEADS + 2 * KV) + head) * C;
+    half value = e < C ? x[e] : __float2half_rn(0.f);
     if (!is_v && e < 2 * HALF) {
       const int f = e < HALF ? e : e - HALF;
       const float2 turn = amx_turn(position, frequencies[f], factor);
@@ -99,14 +99,14 @@ __device__ __forceinline__ AmxTile amx_tile(const AmxState* state, int job, int 
   return {0, 0, 0};
 }
 
-template <int D, int G, int KV, int BN>
-__device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* state, const void* q_, void* out_,
+template <int D, int C, int G, int KV, int BN>
+__device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* state, const void* q_, const void* sinks, void* out_,
                                                 int layer, int layers, float scale, float cap, int window,
                                                 AmxTile mine, int head, int warp, int lane) {
   constexpr int HEADS = G * KV, ROW = D + 8, BLOCK = 16 * D, NT = BN / 8, CHUNKS = D / 8;
   constexpr float NONE = -1e30f;
   const half* q = (const half*)q_ + (long long)mine.first * HEADS * D;
-  half* out = (half*)out_ + (long long)mine.first * HEADS * D;
+  half* out = (half*)out_ + (long long)mine.first * HEADS * C;
   half* qs = (half*)shared;
   half* ks = qs + 64 * ROW;
   half* vs = ks + 2 * BN * ROW;  // [2][BN / 16][D][24]
@@ -225,15 +225,16 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
     sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
     const int row = m0 + warp * 16 + g + 8 * h;
     if (row >= m) continue;
-    const float inverse = 1.f / sum[h];
+    const float inverse = 1.f / (sum[h] + amx_sink(sinks, head, top[h]));
 #pragma unroll
     for (int i = 0; i < D / 8; ++i)
-      *(half2*)(out + ((long long)row * HEADS + head) * D + 8 * i + 2 * t) =
-          __floats2half2_rn(o[i][2 * h] * inverse, o[i][2 * h + 1] * inverse);
+      if (8 * i + 2 * t < C)
+        *(half2*)(out + ((long long)row * HEADS + head) * C + 8 * i + 2 * t) =
+            __floats2half2_rn(o[i][2 * h] * inverse, o[i][2 * h + 1] * inverse);
   }
 }
 """,
-    (STATE, MMA, PACK_HALF2, SHARED_ADDRESS, COPY16, COPY_COMMIT, COPY_WAIT, MATRIX[4]),
+    (STATE, SINK, MMA, PACK_HALF2, SHARED_ADDRESS, COPY16, COPY_COMMIT, COPY_WAIT, MATRIX[4]),
 )
 # Block `block` of `blocks` takes every blocks-th tile: with one sequence there are as many as
 # blocks.
@@ -244,12 +245,12 @@ ATTEND = Intrinsic(
   for (int job = block;; job += blocks) {
     const AmxTile mine = amx_tile(state, job, lane);
     if (mine.rows == 0) return;
-    amx_attend_tile<D, G, KV, BN>(shared, state, q, out, layer, layers, scale, cap, window, mine, head, warp, lane);
+    amx_attend_tile<D, C, G, KV, BN>(shared, state, q, sinks, out, layer, layers, scale, cap, window, mine, head, warp, lane);
   }""",
     (PREFILL,),
-    "void(float* shared, const void* q, const void* state_, void* out, int layer, int layers, "
+    "void(float* shared, const void* q, const void* state_, const void* sinks, void* out, int layer, int layers, "
     "float scale, float cap, int window, int block, int blocks, int head, int warp, int lane)",
-    "int D, int G, int KV, int BN",
+    "int D, int C, int G, int KV, int BN",
 )
 
 

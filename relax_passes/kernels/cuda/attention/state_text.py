@@ -108,6 +108,17 @@ __device__ __forceinline__ float amx_rotated(const half* x, int e, int half_, co
     COMMON,
 )
 
+SINK = Source(
+    "amx_attention_sink",
+    r"""
+// What a head's sink adds to the sum of a softmax whose maximum, in powers of two, is `top`.
+__device__ __forceinline__ float amx_sink(const void* sinks, int head, float top) {
+  return sinks == nullptr ? 0.f : exp2f(__half2float(((const half*)sinks)[head]) * 1.44269504f - top);
+}
+""",
+    COMMON,
+)
+
 # -- what the cache object tells; `carrier` is a buffer of its own that holds the state's address
 _CARRIED = Intrinsic(
     "amx_carried",

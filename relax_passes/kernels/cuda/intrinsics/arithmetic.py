@@ -81,5 +81,22 @@ SILU = Intrinsic(
     meaning=lambda v: v / (1 + np.exp(-v)),
 )
 
+
+def _clamped(gate: np.ndarray, up: np.ndarray, alpha: float, limit: float) -> np.ndarray:
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return (up + 1) * gate / (1 + np.exp(-alpha * gate))
+
+
+# The gate of gpt-oss.
+CLAMPED_GATE = Intrinsic(
+    "amx_clamped_gate",
+    """
+  gate = fminf(gate, limit);
+  up = fminf(fmaxf(up, -limit), limit);
+  return (up + 1.0f) * gate / (1.0f + __expf(-alpha * gate));""",
+    signature="float(float gate, float up, float alpha, float limit)",
+    meaning=_clamped,
+)
+
 # What decoding and products of all formats use.
 COMMON: tuple[Source, ...] = (HALF2, WORD, BYTE, HIGH, POWER, ROW)

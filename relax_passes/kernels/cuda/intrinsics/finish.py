@@ -8,7 +8,7 @@ from functools import cache
 
 from relax_passes.spec import LinearSpec
 
-from .arithmetic import PACK_HALF2, SILU
+from .arithmetic import CLAMPED_GATE, PACK_HALF2, SILU
 from .base import Intrinsic
 from .sync import PEER
 
@@ -46,6 +46,8 @@ class Finish:
             "t": self.tile_scale,
         }
         flags = "".join(letter for letter, on in letters.items() if on) or "plain"
+        if spec.gate_alpha:
+            flags += f"_{spec.gate_alpha}_{spec.gate_limit}".replace(".", "_")
         factor = str(self.factor).replace(".", "_").replace("-", "_")
         return f"amx_finish_{factor}_{self.rows}_{self.block_m}_{self.cluster}_{spec.n}_{flags}"
 
@@ -71,9 +73,12 @@ def finish(what: Finish) -> Intrinsic:
         pieces.append(f"v[i] += bias[min(n0 + column + i, {spec.n - 1})];")
     if spec.silu_mul:
         gather = "const int column = (c >> 4) * 32 + (c & 15);"
-        combine = """float g[4], u[4];
+        gated = "amx_silu(g[i]) * u[i]"
+        if spec.gate_alpha:
+            gated = f"amx_clamped_gate(g[i], u[i], {spec.gate_alpha}f, {spec.gate_limit}f)"
+        combine = f"""float g[4], u[4];
     part(column, g); part(column + 16, u);
-    for (int i = 0; i < 4; ++i) o[i] = amx_silu(g[i]) * u[i];"""
+    for (int i = 0; i < 4; ++i) o[i] = {gated};"""
         origin = "(n0 >> 1)"
     else:
         gather, combine, origin = "const int column = c;", "part(column, o);", "n0"
@@ -110,6 +115,6 @@ def finish(what: Finish) -> Intrinsic:
     {add}
     {store_full if full else store_each}
   }}""",
-        (PEER[4], PACK_HALF2, SILU),
+        (PEER[4], PACK_HALF2, CLAMPED_GATE if spec.gate_alpha else SILU),
         _SIGNATURE,
     )

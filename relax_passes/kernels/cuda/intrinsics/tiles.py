@@ -25,22 +25,28 @@ def swizzled(row: np.ndarray, chunk: np.ndarray) -> np.ndarray:
 
 
 # x rows [m0, m0 + BM) of 64 columns from `column`; rows beyond m and columns beyond K become 0.
-COPY_X = Intrinsic(
-    "amx_copy_x",
-    """
+def _copy_x(name: str, row: str, given: str) -> Intrinsic:
+    return Intrinsic(
+        name,
+        f"""
 #pragma unroll
-  for (int i = 0; i < (BM * 8 + THREADS - 1) / THREADS; ++i) {
+  for (int i = 0; i < (BM * 8 + THREADS - 1) / THREADS; ++i) {{
     const int id = tid + i * THREADS, row = id >> 3, c = id & 7;
-    if (BM * 8 % THREADS == 0 || id < BM * 8) {
+    if (BM * 8 % THREADS == 0 || id < BM * 8) {{
       const bool inside = m0 + row < m && column + c * 8 < K;
-      const half* src = inside ? x + (long long)(m0 + row) * K + column + c * 8 : x;
+      const half* src = inside ? x + (long long){row} * K + column + c * 8 : x;
       amx_copy16_cg(dst + row * 128 + ((c ^ (row & 7)) << 4), src, inside);
-    }
-  }""",
-    (COPY16,),
-    "void(unsigned dst, const half* x, int m, int m0, int column, int tid)",
-    "int BM, int THREADS, int K",
-)
+    }}
+  }}""",
+        (COPY16,),
+        f"void(unsigned dst, const half* x, {given}int m, int m0, int column, int tid)",
+        "int BM, int THREADS, int K",
+    )
+
+
+COPY_X = _copy_x("amx_copy_x", "(m0 + row)", "")
+# The same of rows of x that lie anywhere: row i of the product is row source[i] of x.
+GATHER_X = _copy_x("amx_gather_x", "source[m0 + row]", "const int* source, ")
 # A warp's codes and scales of one stage: UNITS loads of 512 bytes, and SCALES bytes.
 COPY_W = Intrinsic(
     "amx_copy_w",

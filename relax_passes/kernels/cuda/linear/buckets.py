@@ -34,10 +34,14 @@ SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessor
 
 @dataclass(frozen=True)
 class Bucket:
-    """One range of M: the largest number of rows (None: any) and the kernel's knobs."""
+    """One range of M: the largest number of rows (None: any) and the kernel's knobs.
+
+    A mixture's kernel also says how many rows of one expert a block has (experts.py).
+    """
 
     rows: int | None
     knobs: GemvKnobs | TileKnobs
+    item: int = 0
 
 
 def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int, gpu: Gpu) -> GemvKnobs:

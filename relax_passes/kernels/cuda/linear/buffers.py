@@ -1,9 +1,11 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
     x [m, K] float16, codes, [scales], [tile_scale], [bias [N]],
-    [residual [m, Nout]], y [m, Nout] float16
+    [residual [m, Nout]], [source [m]], [bounds [experts + 1]], y [m, Nout] float16
 
 Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
+Of a mixture's linear (experts.py) a block has the weights of one expert and the rows from a first
+on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from tvm.script.ir_builder import tirx as T
 from relax_passes.spec import LinearSpec
 
 from ..intrinsics.decode import FragmentDecode, decode_of
+
+_NAMES = ("x", "codes", "scales", "tile_scale", "bias", "residual", "source", "bounds", "y")
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Linear:
     tile_scale: tirx.Buffer | None
     bias: tirx.Buffer | None
     residual: tirx.Buffer | None
+    source: tirx.Buffer | None
+    bounds: tirx.Buffer | None
     y: tirx.Buffer
+    expert: tirx.Expr | None = None
+    first: tirx.Expr | None = None
 
     @property
     def tiles(self) -> int:
-        """Row tiles of 16."""
+        """Row tiles of 16, of one expert where there are several."""
         return self.decode.shape.tiles(self.spec.n)
 
     @property
@@ -46,6 +54,23 @@ class Linear:
     def with_rows(self, m: tirx.Expr | int) -> Linear:
         """Same linear with another expression for the number of rows of x."""
         return replace(self, m=m)
+
+    def tile(self, index: tirx.Expr) -> tirx.Expr:
+        """Place of a row tile among all in the packed arrays."""
+        return index if self.expert is None else self.expert * self.tiles + index
+
+    def feature(self, index: tirx.Expr) -> tirx.Expr:
+        """Place of a row of W in the bias."""
+        return index if self.expert is None else self.expert * self.spec.n + index
+
+    def y_row(self, row: tirx.Expr) -> tirx.Expr:
+        """Row of y, and of the residual, of a block's row."""
+        return row if self.first is None else self.first + row
+
+    def x_row(self, row: tirx.Expr) -> tirx.Expr:
+        """Row of x of a block's row."""
+        row = self.y_row(row)
+        return row if self.source is None else self.source[row]
 
 
 def format_of(spec: LinearSpec):  # noqa: ANN201 - amx_tvm.formats.Format
@@ -63,13 +88,18 @@ def declare(spec: LinearSpec) -> Linear:
     """Declare the arguments in the PrimFunc being built."""
     # Relax counts in int64; kernels count rows in int32
     m = tirx.Var("m", "int64") if spec.m is None else spec.m
+    rows = m
+    if spec.gathered:
+        rows = m // spec.gathered if isinstance(m, int) else m
+        m = m if isinstance(m, int) else m * spec.gathered
     made: dict[str, tirx.Buffer] = {}
     for name, shape, dtype in argument_shapes(spec):
-        concrete = tuple(m if extent is None else extent for extent in shape)
+        extent = rows if name == "x" else m
+        concrete = tuple(extent if size is None else size for size in shape)
         made[name] = T.arg(name, T.Buffer(concrete, dtype))
     return Linear(
         spec,
         decode_of(format_of(spec)),
         m if isinstance(m, int) else tirx.Cast("int32", m),
-        *(made.get(n) for n in ("x", "codes", "scales", "tile_scale", "bias", "residual", "y")),
+        *(made.get(n) for n in _NAMES),
     )

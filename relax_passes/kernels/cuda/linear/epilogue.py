@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 
 from relax_passes.spec import TILE_ROWS
 
-from ..intrinsics.arithmetic import SILU
+from ..intrinsics.arithmetic import CLAMPED_GATE, SILU
 from .buffers import Linear
 
 
@@ -16,26 +16,30 @@ def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> t
     if factor != 1.0:
         value = value * tirx.const(factor, "float32")
     if linear.tile_scale is not None:
-        value = value * linear.tile_scale[tirx.min(row // TILE_ROWS, linear.tiles - 1)]
+        tile = tirx.min(row // TILE_ROWS, linear.tiles - 1)
+        value = value * linear.tile_scale[linear.tile(tile)]
     if linear.bias is not None:
         # rows beyond N are computed and dropped; the read must stay inside
-        value = value + linear.bias[tirx.min(row, linear.spec.n - 1)]
+        value = value + linear.bias[linear.feature(tirx.min(row, linear.spec.n - 1))]
     return value
 
 
-def gated(gate: tirx.Expr, up: tirx.Expr) -> tirx.Expr:
-    """silu(gate) * up in float32."""
+def gated(linear: Linear, gate: tirx.Expr, up: tirx.Expr) -> tirx.Expr:
+    """silu(gate) * up in float32, or what the linear has in its place."""
+    spec = linear.spec
+    if spec.gate_alpha:
+        return CLAMPED_GATE(gate, up, spec.gate_alpha, spec.gate_limit)
     return SILU(gate) * up
 
 
 def store(linear: Linear, row: tirx.Expr, column: tirx.Expr, value: tirx.Expr) -> None:
-    """Add the residual and write y[row, column]; the caller checks the row, this the column."""
+    """Add the residual and write y at a row of the block; the caller checks it, this the column."""
 
     def write() -> None:
-        total = value
+        total, place = value, linear.y_row(row)
         if linear.residual is not None:
-            total = total + tirx.Cast("float32", linear.residual[row, column])
-        T.buffer_store(linear.y, tirx.Cast("float16", total), [row, column])
+            total = total + tirx.Cast("float32", linear.residual[place, column])
+        T.buffer_store(linear.y, tirx.Cast("float16", total), [place, column])
 
     with T.If(column < linear.spec.out_features):
         with T.Then():

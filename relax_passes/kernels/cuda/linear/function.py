@@ -8,6 +8,7 @@ left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -20,6 +21,7 @@ from relax_passes.spec import LinearSpec
 
 from . import buffers, gemv, tile
 from .buckets import Bucket, default_buckets
+from .experts import expert_buckets
 
 # TVM 0.27's own spelling
 _DEPENDENT = "tirx.use_programtic_dependent_launch"
@@ -28,11 +30,25 @@ _DEPENDENT = "tirx.use_programtic_dependent_launch"
 def supported(spec: LinearSpec) -> bool:
     """Whether the CUDA schedules compute a linear: 16-byte rows of x, float16 in and out."""
     held = spec.activation.exact or spec.activation.scheme is Scheme.ROUNDED
-    if spec.experts or not held or spec.out_dtype != "float16":
+    if not held or spec.out_dtype != "float16":
+        return False
+    if spec.experts and (spec.residual or spec.n % 16 or not _addressable(spec)):
         return False
     if spec.silu_mul and (spec.n % 32 or spec.residual):
         return False
     return spec.k % 8 == 0
+
+
+def _addressable(spec: LinearSpec) -> bool:
+    """Whether 32 bits count the bytes of all experts' codes."""
+    ((_, shape, _), *_) = spec.weight_buffers("cuda-fragment")
+    return prod(shape) < 2**31
+
+
+def buckets_of(spec: LinearSpec, gpu: Gpu) -> list[Bucket]:
+    """Return the kernels of a linear, in rising order of rows: the defaults."""
+    shape = shape_of(buffers.format_of(spec))
+    return (expert_buckets if spec.experts else default_buckets)(spec, shape, gpu)
 
 
 def build(
@@ -68,8 +84,7 @@ def build(
     if dependent and not gpu.clusters:
         raise ValueError(f"dependent launch needs sm_90 or later, not {gpu.arch}")
     if buckets is None:
-        shape = shape_of(buffers.format_of(spec))
-        buckets = default_buckets(spec, shape, gpu)
+        buckets = buckets_of(spec, gpu)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -91,7 +106,8 @@ def _dispatch(linear: buffers.Linear, left: list[Bucket], gpu: Gpu, dependent: b
     assert bucket.rows is not None
     with T.If(linear.m <= bucket.rows):
         with T.Then():
-            _emit(linear.with_rows(1) if bucket.rows == 1 else linear, bucket, gpu, dependent)
+            one = bucket.rows == 1 and not bucket.item
+            _emit(linear.with_rows(1) if one else linear, bucket, gpu, dependent)
         with T.Else():
             _dispatch(linear, rest, gpu, dependent)
 
@@ -100,7 +116,7 @@ def _emit(linear: buffers.Linear, bucket: Bucket, gpu: Gpu, dependent: bool) -> 
     """Emit one kernel."""
     values = {**vars(bucket.knobs), "dependent": dependent}
     if isinstance(bucket.knobs, gemv.GemvKnobs):
-        rows = bucket.rows if bucket.rows is not None else 8
+        rows = bucket.item or bucket.rows or 8
         gemv.emit(linear, rows, gemv.GemvKnobs(**values))
     else:
         tile.emit(linear, tile.TileKnobs(**values), gpu)

@@ -32,14 +32,14 @@ youngest shares.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..intrinsics.base import at
 from ..intrinsics.sync import SHUFFLE_ADD
-from . import epilogue
+from . import epilogue, experts
 from .buffers import Linear
 from .gemv_plan import GemvKnobs, Plan, plan_of
 from .gemv_warp import Warp
@@ -108,10 +108,16 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
         T.thread_binding(warps, thread="threadIdx.y"),
         T.thread_binding(32, thread="threadIdx.x"),
     ]
-    with T.frame_scope(threads) as (block, ty, tx):
+    if linear.spec.experts:
+        threads.insert(1, T.thread_binding(experts.items(linear, rows), thread="blockIdx.y"))
+    with T.frame_scope(threads) as bound:
         with T.sblock("linear"):
             T.reads()
             T.writes()
+            block, ty, tx = bound[0], bound[-2], bound[-1]
+            if linear.spec.experts:
+                linear = experts.take(linear, bound[1], rows, tx, knobs.dependent)
+                knobs = replace(knobs, dependent=False)
             # One buffer: TVM would give two that it thinks never live together the same bytes,
             # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
             # their place after a barrier where both together would pass 48 KB.
@@ -158,5 +164,5 @@ def _reduce(linear: Linear, plan: Plan, knobs: GemvKnobs, partial, block, thread
                 value = epilogue.finish(linear, total(tile, index), packed_row, factor)
                 if gated:
                     up = epilogue.finish(linear, total(tile + 1, index), packed_row + 16, factor)
-                    value = epilogue.gated(value, up)
+                    value = epilogue.gated(linear, value, up)
                 epilogue.store(linear, row, (block * pairs + pair) * 16 + tile_row, value)

@@ -44,7 +44,8 @@ class Warp:
         self.stage = T.bind(SHARED_ADDRESS(stage))
 
     def _tile(self, i: int):
-        return tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
+        tile = tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
+        return self.linear.tile(tile)
 
     def _chunk(self, batch, c: int):
         return (batch * self.knobs.warps + self.warp) * self.plan.batch + c
@@ -119,7 +120,7 @@ class Warp:
             place = self._place(self.g, self.t)
             slot = (buffer * plan.operands // plan.pieces + index) * 8 * plan.pieces
             target = self.stage + tirx.Cast("uint32", (slot + place) * 16)
-            source = at(self.linear.x, safe_row, column)
+            source = at(self.linear.x, self.linear.x_row(safe_row), column)
             if plan.pieces == 4:
                 COPY16_L1(target, source, inside)
             else:

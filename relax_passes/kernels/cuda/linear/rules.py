@@ -7,13 +7,11 @@ from typing import Any
 
 import tvm
 
-from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import RowRange, TargetInfo
 from relax_passes.spec import LinearSpec
 
 from . import function
-from .buckets import Bucket, default_buckets
-from .buffers import format_of
+from .buckets import Bucket
 from .gemv import GemvKnobs
 from .tile import TileKnobs
 
@@ -66,7 +64,7 @@ class CudaLinear:
         if knobs and "buckets" in knobs:
             buckets = knobs_to_buckets(knobs)
         else:
-            buckets = default_buckets(spec, shape_of(format_of(spec)), target.gpu)
+            buckets = function.buckets_of(spec, target.gpu)
         found: list[RowRange] = []
         first = spec.m or 1
         for bucket in buckets:

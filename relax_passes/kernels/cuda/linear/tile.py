@@ -19,11 +19,14 @@ cluster, split in x and shared in y. The finished tile goes through shared memor
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from amx_tvm.targets.cuda.gpus import Gpu
 
+from . import experts
 from .buffers import Linear
 from .tile_mma import MmaTile
 from .tile_persistent import PersistentTile
@@ -43,6 +46,10 @@ def emit(linear: Linear, knobs: TileKnobs, gpu: Gpu) -> None:
     if knobs.wgmma and not knobs.persistent and knobs.stages % 2:
         # the sets of registers for codes and scales alternate with the slots
         raise ValueError(f"with wgmma a ring has an even number of stages, not {knobs.stages}")
+    if linear.spec.experts and knobs.persistent:
+        raise ValueError(f"persistent blocks do not walk over experts: {knobs}")
+    if linear.spec.gathered and knobs.wgmma:
+        raise ValueError(f"the copy engine gathers no rows: {knobs}")
     if knobs.block_m % knobs.cluster or knobs.cluster * knobs.share > 8:
         raise ValueError(
             f"a cluster has at most 8 blocks, and those that split K divide the rows of x: {knobs}"
@@ -50,6 +57,8 @@ def emit(linear: Linear, knobs: TileKnobs, gpu: Gpu) -> None:
     n_tiles = -(-linear.tiles * 16 // (knobs.groups * 64))
     n_tiles = -(-n_tiles // knobs.share) * knobs.share
     m_tiles = (linear.m + knobs.block_m - 1) // knobs.block_m
+    if linear.spec.experts:
+        m_tiles = experts.items(linear, knobs.block_m)
     split = knobs.cluster > 1
     # both kinds of neighbours lie in x then: TVM 0.27 cannot have clusters of one and of two
     # dimensions in a module
@@ -75,6 +84,12 @@ def emit(linear: Linear, knobs: TileKnobs, gpu: Gpu) -> None:
             T.reads()
             T.writes()
             by, bx, ty, tx = bound[0], bound[1], bound[-2], bound[-1]
+            m_tile = bx // (knobs.cluster * beside) if split else bx
+            if linear.spec.experts:
+                # here a row is counted from the first of all
+                found = experts.take(linear, m_tile, knobs.block_m, tx, knobs.dependent)
+                linear = found.with_rows(found.y_row(found.m))
+                knobs = replace(knobs, dependent=False)
             if knobs.persistent and maps is not None:
                 _run(PersistentTile(linear, knobs, gpu, maps, by, blocks, lane=tx, warp=ty))
                 return
@@ -82,7 +97,7 @@ def emit(linear: Linear, knobs: TileKnobs, gpu: Gpu) -> None:
                 "lane": tx,
                 "warp": ty,
                 "n_tile": by if beside == 1 else by * beside + bx // knobs.cluster % beside,
-                "m_tile": bx // (knobs.cluster * beside) if split else bx,
+                "m_tile": m_tile,
                 "rank": bx % knobs.cluster if split else tirx.const(0, "int32"),
             }
             if maps is not None:

@@ -26,8 +26,9 @@ class TileBlock:
         warp = T.bind(UNIFORM(warp))
         self.lane, self.warp, self.tid = lane, warp, warp * 32 + lane
         self.peer = n_tile % knobs.share  # place among the blocks that share x
-        self.m0, self.n0 = m_tile * knobs.block_m, n_tile * self.rows
-        self.tile = tirx.min(n_tile * (self.rows // 16) + warp, linear.tiles - 1)
+        self.n0 = n_tile * self.rows
+        self.m0 = m_tile * knobs.block_m if linear.first is None else linear.first
+        self.tile = linear.tile(tirx.min(n_tile * (self.rows // 16) + warp, linear.tiles - 1))
         self.units = STAGE_COLUMNS // shape.unit
         self.warp_codes = self.units * 512
         self.warp_scales = self.units * 8 * shape.record
@@ -152,8 +153,8 @@ class TileBlock:
             place,
             at(linear.y, zero, zero),
             unused if linear.residual is None else at(linear.residual, zero, zero),
-            unused if linear.bias is None else at(linear.bias, zero),
-            unused if linear.tile_scale is None else at(linear.tile_scale, zero),
+            unused if linear.bias is None else at(linear.bias, linear.feature(zero)),
+            unused if linear.tile_scale is None else at(linear.tile_scale, linear.tile(zero)),
             linear.m,
             *corner,
             *ranks,

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from ..intrinsics.base import at, local
 from ..intrinsics.memory import COPY_COMMIT, COPY_WAIT
 from ..intrinsics.sync import BARRIER, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
-from ..intrinsics.tiles import COPY_W, COPY_X, TILE_MMA, stage_words
+from ..intrinsics.tiles import COPY_W, COPY_X, GATHER_X, TILE_MMA, stage_words
 from .buffers import Linear
 from .tile_block import TileBlock
 from .tile_plan import STAGE_COLUMNS, TileKnobs
@@ -46,9 +46,13 @@ class MmaTile(TileBlock):
         """Request the block's rows of x of local stage k, and close the stage's group."""
         linear = self.linear
         zero = tirx.const(0, "int32")
-        COPY_X[self.knobs.block_m, self.threads, linear.spec.k](
+        given = [at(linear.x, zero, zero)]
+        copy = COPY_X if linear.source is None else GATHER_X
+        if linear.source is not None:
+            given.append(at(linear.source, zero))
+        copy[self.knobs.block_m, self.threads, linear.spec.k](
             self.x_at(slot),
-            at(linear.x, zero, zero),
+            *given,
             linear.m,
             self.m0,
             (self.first + k) * STAGE_COLUMNS,

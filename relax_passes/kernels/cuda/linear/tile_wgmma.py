@@ -60,7 +60,7 @@ def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
     Persistent blocks have two of x: for `block_m` rows at a time and for half of them.
     """
     shape, k = linear.decode.shape, linear.spec.k
-    units, tiles = linear.units, linear.tiles
+    units, tiles = linear.units, linear.tiles * max(1, linear.spec.experts)
     per_stage, warps = STAGE_COLUMNS // shape.unit, knobs.groups * 4
     blocks = [knobs.block_m] + [knobs.block_m // 2] * knobs.persistent
     maps = []
@@ -108,7 +108,7 @@ class WgmmaTile(TileBlock):
     def _copy_weights(self, k, slot) -> None:
         """Announce a stage's bytes and request its codes and scales."""
         bytes_of_stage = self.x_rows * 128 + self.warps * (self.warp_codes + self.warp_scales)
-        unit, tile = (self.first + k) * self.units, self.n0 // 16
+        unit, tile = (self.first + k) * self.units, self.linear.tile(self.n0 // 16)
         full, zero = self._full(slot), tirx.const(0, "int32")
         hopper.EXPECT(full, self._u32(bytes_of_stage))
         codes = self.codes_base + self._u32(slot * (self.warps * self.warp_codes))

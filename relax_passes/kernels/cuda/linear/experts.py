@@ -1,0 +1,87 @@
+"""Linears of a mixture of experts: which block has which expert, and kernels by the rows of each.
+
+Rows of x are sorted by expert, `bounds` says where each one's begin. Of every expert so many rows
+are an *item*; a block finds the expert and the rows of its item itself, so nothing is copied to the
+host and a step's graph holds for any choice. There are launched as many items as rows could be
+spread over; those that are too many end at once. An expert without rows is not read.
+
+Which schedule a number of rows gets follows from the rows that an expert has on average, with room
+for twice as many and more: an item holds all rows of most experts, whose weights are read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tvm import tirx
+
+from amx_tvm.formats.cuda_layout import FragmentShape
+from amx_tvm.targets.cuda.gpus import Gpu
+from relax_passes.spec import LinearSpec
+
+from ..experts.text import ITEM, LEAVE
+from ..intrinsics.base import at, local
+from ..intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+from .buckets import Bucket, fit, gemv_knobs
+from .buffers import Linear
+from .tile_plan import TileKnobs
+
+# Rows of an item, and up to how many rows an expert has on average it is taken.
+FEW = ((4, 1.0), (8, 3.5), (16, 9.0))
+MANY = ((32, 20.0), (64, 44.0), (128, 100.0), (256, None))
+
+
+def items(linear: Linear, rows: int) -> tirx.Expr | int:
+    """Return the most items of so many rows each."""
+    spec, m = linear.spec, linear.m
+    if rows == 1:
+        return m
+    if isinstance(m, int):
+        return m // rows + min(m, spec.experts)
+    return tirx.truncdiv(m, tirx.const(rows, "int32")) + tirx.min(m, spec.experts)
+
+
+def take(linear: Linear, item: tirx.Expr, rows: int, lane: tirx.Expr, dependent: bool) -> Linear:
+    """Return the linear of a block's item, from its first row on; without an item the block ends.
+
+    Where the kernel may begin before the one in front has ended, this waits for it.
+    """
+    if dependent:
+        LAUNCH_DEPENDENTS()
+        WAIT_PREREQUISITES()
+    assert linear.bounds is not None
+    found = local(3, "int32")
+    ITEM[linear.spec.experts, rows](at(found, 0), at(linear.bounds, 0), item, lane)
+    LEAVE(found[0] < 0)
+    expert, first, end = (found[i] for i in range(3))
+    return replace(linear, expert=expert, first=first, m=end - first)
+
+
+def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Bucket]:
+    """Return the kernels of a linear, in rising order of rows of x of all experts."""
+
+    def few(rows: int, most: int | None, busy: int) -> Bucket:
+        # as if the weights of all experts with rows were one
+        knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, rows, gpu)
+        return Bucket(most, knobs, rows)
+
+    if spec.m is not None and spec.m <= spec.experts:
+        return [few(1, None, spec.m)]  # one row of x, by experts of its own
+    found = [few(rows, int(mean * spec.experts), spec.experts) for rows, mean in FEW]
+    for rows, mean in MANY:
+        knobs = fit(_tile_knobs(spec, gpu, rows), shape, gpu)
+        most = None if mean is None else int(mean * spec.experts)
+        if not found or found[-1].rows != most:
+            found.append(Bucket(most, knobs, knobs.block_m))
+    if spec.m is not None:
+        chosen = next(b for b in found if b.rows is None or b.rows >= spec.m)
+        return [Bucket(None, chosen.knobs, chosen.item)]
+    return found
+
+
+def _tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
+    if spec.gathered or not gpu.wgmma:
+        return TileKnobs(min(rows, 128), 2, 6 if rows <= 64 else 4, wgmma=False)
+    if rows == 256:
+        return TileKnobs(256, 2, 4, producer=True)
+    return TileKnobs(rows, 4 if rows <= 64 else 2, 6 if rows <= 64 else 4, producer=True)
