@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from amx_tvm import shadowing
 from amx_tvm.errors import AmxError
@@ -18,8 +19,6 @@ from amx_tvm.errors import AmxError
 shadowing.watch()
 try:
     shadowing.check("numpy", "tvm_ffi", "tokenizers", "jinja2")
-    from typing import Any
-
     from amx_tvm.version import __version__, guard, use_bundled
 
     use_bundled()
@@ -49,14 +48,28 @@ _MODULES = ("formats",)
 __all__ = ["__version__", *_LAZY, *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        if _LAZY[name] == "tuning":  # a user's tuning.py may have a function of this name
-            import_module("amx_tvm.own_packages")
-        return getattr(import_module(_LAZY[name]), name)
-    if name in _MODULES:
-        return import_module(f"amx_tvm.{name}")
-    raise AttributeError(f"module 'amx_tvm' has no attribute {name!r}")
+if TYPE_CHECKING:  # for editors, and for those who check types
+    from amx_tvm import formats as formats
+    from amx_tvm.calibration import calibrate as calibrate
+    from amx_tvm.compiler.compile import Artifact as Artifact
+    from amx_tvm.compiler.compile import compile as compile
+    from amx_tvm.config import QuantizationConfig as QuantizationConfig
+    from amx_tvm.evaluation import compare as compare
+    from amx_tvm.evaluation import evaluate as evaluate
+    from amx_tvm.exporting import export as export
+    from amx_tvm.runtime import Engine as Engine
+    from amx_tvm.runtime import load as load
+    from tuning.api import tune as tune
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            if _LAZY[name] == "tuning":  # a user's tuning.py may have a function of this name
+                import_module("amx_tvm.own_packages")
+            return getattr(import_module(_LAZY[name]), name)
+        if name in _MODULES:
+            return import_module(f"amx_tvm.{name}")
+        raise AttributeError(f"module 'amx_tvm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ from amx_tvm.cli import (
     bench_command,
     eval_command,
     export_command,
+    logs,
     quantize_command,
     run_command,
     serve_command,
@@ -307,8 +308,13 @@ def common(
             help="Show the versions of this package and of TVM.",
         ),
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say what is done; -vv says more."),
+    ] = 0,
 ) -> None:
     """Compile language models to 4 bits with TVM, and run them on the machine at hand."""
+    logs.start(verbose)
 
 
 bench_command.register(app)

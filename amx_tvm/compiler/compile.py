@@ -7,7 +7,9 @@ open the model -> Relax module of its family -> passes -> library
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +44,7 @@ from relax_passes.passes.bundle_parameters import bytes_of, dtypes_of
 from relax_passes.recipes import recipe_of, to_json
 from tuning.lookup import records_for
 
+log = logging.getLogger("amx_tvm.compiler")
 Progress = Callable[[str, int, int, str], None]
 OBJECTS = "objects"  # folder of object files that are not linked yet
 
@@ -52,6 +55,10 @@ class Artifact:
 
     path: str
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        made = self.manifest.quantization.get("format", "none")
+        return f"<Artifact {self.path}: {made} for {self.manifest.target.key}>"
 
     @property
     def bits_per_weight(self) -> float:
@@ -155,7 +162,8 @@ def compile(  # noqa: A001 - the verb that users know
     source = open_model(model, example_inputs, dynamic_shapes)
     if adapter is not None:
         source = MergedLora(source, adapter)
-    tell = progress or (lambda *_: None)
+    tell = _told(progress)
+    log.info("%s for %s, %s", source.name, resolved.key, config.describe())
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
     with ArtifactWriter(place, overwrite=overwrite, key=key) as writer:
@@ -188,6 +196,21 @@ def compile(  # noqa: A001 - the verb that users know
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
         manifest = writer.finish(manifest)
     return Artifact(str(place), manifest)
+
+
+def _told(progress: Progress | None) -> Progress:
+    """Return a callback that calls another one and logs when stages end."""
+    began: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int, detail: str = "") -> None:
+        start = began.setdefault(stage, time.perf_counter())
+        log.debug("%s: %d of %d %s", stage, done, total, detail)
+        if done == total:
+            log.info("%s: %.1f s", stage, time.perf_counter() - start)
+        if progress is not None:
+            progress(stage, done, total, detail)
+
+    return tell
 
 
 def calibrated(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from amx_tvm.targets import resolve
 from amx_tvm.user_cache import cache_folder
 from amx_tvm.version import versions
 
+log = logging.getLogger("amx_tvm.compiler")
 MANIFEST = "manifest.json"
 _DIGITS = 10  # of the digest, in a folder's name
 
@@ -66,7 +68,9 @@ def kept_artifact(
     said: list[Any] = [source.digest(), asdict(resolved.record()), config.describe(), versions()]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:_DIGITS]
     path = _folder() / f"{default_output(source.name, config.format).name}-{digest}"
-    if not (path / MANIFEST).is_file():
+    there = (path / MANIFEST).is_file()
+    log.info("%s: %s", path, "taken as it is" if there else "compiled first")
+    if not there:
         path.parent.mkdir(parents=True, exist_ok=True)
         compile(source, target, quantization, path, progress=progress)
     return path

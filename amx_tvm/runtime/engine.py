@@ -12,31 +12,41 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from amx_tvm.artifact import Manifest
-from amx_tvm.errors import ArtifactError, GenerationError
-from amx_tvm.runtime import options as checks
+from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
-from amx_tvm.runtime.options import DEFAULT_NEW_TOKENS, flag, number, read_options
+from amx_tvm.runtime.options import (
+    DEFAULT_NEW_TOKENS,
+    GenerateOptions,
+    OptionsBesides,
+    RequestOptions,
+    flag,
+    number,
+    read_options,
+)
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.speculation import Speculation
 from amx_tvm.runtime.stream import special_stops
+from amx_tvm.runtime.tokenizer import encode, load_tokenizer
 from amx_tvm.runtime.verification import DraftingScheduler
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 from amx_tvm.runtime.worker import Worker
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 DEFAULT_CONTEXT = 4096
-_LONG_TEXT = 1 << 14  # characters
 _MOST_TOKENS = (1 << 31) - 1  # what TVM's cache counts with
 
 Prompt = str | Sequence[int]
@@ -104,6 +114,13 @@ class Engine:
         self._cache: KVCache | None = None
         self.speculation = Speculation() if flag("speculation", speculation) else None
 
+    def __repr__(self) -> str:
+        model, made = self.manifest.model, self.manifest.quantization.get("format", "none")
+        return (
+            f"<Engine {model.get('name', '?')}, {made} on {self.manifest.target.device}, "
+            f"context {self.context_length}>"
+        )
+
     def __del__(self) -> None:
         # The thread last: with it, what everything else has freed goes back to the system.
         worker = self.__dict__.pop("_worker", None)
@@ -113,22 +130,7 @@ class Engine:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, a `tokenizers.Tokenizer`; read at the first use."""
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise ArtifactError(
-                f"{self.path} has no tokenizer.json, so it takes and returns token ids only"
-            )
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise ArtifactError(
-                "text needs the package `tokenizers`, which is not installed here (`pip install "
-                "tokenizers`); give and take token ids instead, or use the C++ runner"
-            ) from None
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing else
-            raise ArtifactError(f"{file} is no tokenizer that can be read: {error}") from None
+        return load_tokenizer(self.path)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt, with the BOS token if the model wants one.
@@ -143,28 +145,17 @@ class Engine:
             The text holds bytes that are no characters, or characters that the model's vocabulary
             lacks and has no token for.
         """
-        checks.text("the prompt", text)
-        tokenizer = self.tokenizer
-        try:
-            if len(text) < _LONG_TEXT:
-                ids = tokenizer.encode(text, add_special_tokens=False).ids
-            else:  # without offsets, and other threads go on meanwhile
-                [found] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
-                ids = found.ids
-        except Exception as error:  # the library raises nothing else
-            raise GenerationError(
-                f"the model's tokenizer cannot encode the prompt: {error}; give token ids, or "
-                "other words"
-            ) from None
-        prefix = self.manifest.prompt_prefix
-        return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
+        return encode(self.tokenizer, text, self.manifest.prompt_prefix)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(token_ids))
 
     def generate(
-        self, prompt: Prompt, max_new_tokens: int | None = DEFAULT_NEW_TOKENS, **options: Any
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        **options: Unpack[GenerateOptions],
     ) -> GenerationResult:
         """Continue a prompt.
 
@@ -193,7 +184,10 @@ class Engine:
         return complete(self._worker, self._scheduler(1), [request], self._start)[0]
 
     def stream(
-        self, prompt: Prompt, max_new_tokens: int | None = DEFAULT_NEW_TOKENS, **options: Any
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """Continue a prompt piece by piece; options as in `generate`.
 
@@ -210,7 +204,7 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
-        **options: Any,
+        **options: Unpack[OptionsBesides],
     ) -> list[GenerationResult]:
         """Continue several prompts together; options as in `generate`, the same for all.
 
@@ -234,7 +228,7 @@ class Engine:
         stream: int = 0,
         sequence: Any = None,
         mask: Any = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> Request:
         """Return a checked request for `Scheduler.add`; options as in `generate`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from amx_tvm.runtime.library import installed_versions, set_threads
 from amx_tvm.runtime.vm import Memory, VirtualMachine, free_memory
 
 DEFAULT_CHUNK = 512
+log = logging.getLogger("amx_tvm.runtime")
 
 
 @one_directory
@@ -85,6 +87,14 @@ def load(
         context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
         memory = "map"
     target = manifest.target
+    log.info(
+        "%s, checked (%s): %s on %s, %d threads",
+        root,
+        verify,
+        target.key,
+        device or target.device,
+        threads,
+    )
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
         return FunctionEngine(root, manifest, machine, memory, threads)

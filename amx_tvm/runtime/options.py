@@ -12,9 +12,12 @@ import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from amx_tvm.errors import AmxError, GenerationError
+
+if TYPE_CHECKING:
+    from amx_tvm.runtime.session import Sequence
 
 DEFAULT_NEW_TOKENS = 128
 MOST_LOGPROBS = 128
@@ -244,6 +247,38 @@ class Limits(_Options):
     stop: tuple[str, ...] = _option((), texts)
     stop_token_ids: frozenset[int] = _option(frozenset(), token_ids)
     ignore_eos: bool = _option(False, flag)
+
+
+class OptionsBesides(TypedDict, total=False):
+    """The options of `Sampling` and `Limits` but ``max_new_tokens``, for those who check types."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
+    seed: int | None
+    min_tokens: int | None
+    stop: str | Iterable[str] | None
+    stop_token_ids: Iterable[int] | None
+    ignore_eos: bool | None
+
+
+class RequestOptions(OptionsBesides, total=False):
+    """All options of a generation."""
+
+    max_new_tokens: int | None
+
+
+class GenerateOptions(OptionsBesides, total=False):
+    """What `Engine.generate` and `Engine.stream` take beside the prompt and its length."""
+
+    sequence: Sequence | None
+    mask: Callable[..., Any] | None
 
 
 def _take(kind: type[_Kind], options: dict[str, Any]) -> _Kind:

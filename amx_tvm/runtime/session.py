@@ -69,6 +69,9 @@ class Sequence:
         if self._handle is not None and self._worker is not None:
             self._worker.leave(self._cache.remove, self._handle)
 
+    def __repr__(self) -> str:
+        return f"<Sequence of {len(self.tokens)} tokens{'' if self.open else ', closed'}>"
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -219,3 +220,20 @@ def test_devices_after_building_for_cuda():
     if toolchain.enable() != "stub":
         pytest.skip("this machine has an NVIDIA driver")
     assert describe_gpus() == []
+
+
+def test_what_is_done_is_said_where_it_is_asked_for(run, artifact, monkeypatch):
+    """By -v or the variable, on stderr; nothing else changes."""
+    monkeypatch.delenv("AMX_TVM_LOG", raising=False)
+    log = logging.getLogger("amx_tvm")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    plain = run("generate", artifact, "the", "-n", 2, "-q")
+    assert plain[2] == ""
+    code, out, err = run("-v", "generate", artifact, "the", "-n", 2, "-q")
+    assert (code, out) == plain[:2] and "amx_tvm.runtime: " in err and "threads" in err
+    monkeypatch.setenv("AMX_TVM_LOG", "debug")
+    assert "amx_tvm.runtime: " in run("generate", artifact, "the", "-n", 2, "-q")[2]
+    monkeypatch.setenv("AMX_TVM_LOG", "loud")
+    code, _, err = run("devices")
+    assert code == 2 and "AMX_TVM_LOG is 'loud'" in err
