@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,7 +55,7 @@ def run(
 
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the artifacts that `run` keeps."""
-    from amx_tvm.compiler.kept import kept_artifacts
+    from amx_tvm.artifact.kept import kept_artifacts
 
     kept = kept_artifacts()
     if as_json:
@@ -75,7 +76,7 @@ def remove(
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
     """Remove artifacts that `run` keeps."""
-    from amx_tvm.compiler.kept import kept_artifacts, remove_kept
+    from amx_tvm.artifact.kept import kept_artifacts, remove_kept
 
     if bool(names) == every:
         raise typer.BadParameter("name what is to go, or say --all")
@@ -84,8 +85,12 @@ def remove(
         print(f"removed {one.path} ({one.bytes / 1e6:.1f} MB)")
 
 
-def _artifact(model: str, target: str, quantization: str, quiet: bool):
+def _artifact(model: str, target: str, quantization: str, quiet: bool) -> Path:
     """Return the artifact's folder; progress is shown on stderr where somebody looks."""
+    from amx_tvm.artifact.kept import is_artifact
+
+    if is_artifact(model):
+        return Path(model)
     from rich.console import Console
 
     from amx_tvm.cli.compile_command import StageProgress

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from amx_tvm.artifact.kept import kept_artifacts, remove_kept
 from amx_tvm.compiler import kept
 from amx_tvm.errors import ArtifactError
 
@@ -24,7 +25,7 @@ def cache(tmp_path_factory):
     model = tiny_model.write_model(place / "a-model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place))
-        assert kept.kept_artifacts() == []
+        assert kept_artifacts() == []
         path = kept.kept_artifact(model, quantization="none")
     return place, model, path
 
@@ -80,7 +81,7 @@ def test_the_commands(here):
 @pytest.mark.parametrize("name", ["nothing", "", "../a-model"])
 def test_a_name_of_nothing_removes_nothing(here, name):
     with pytest.raises(ArtifactError, match="is no kept artifact"):
-        kept.remove_kept([name])
+        remove_kept([name])
     assert here[2].is_dir()
 
 
