@@ -70,7 +70,7 @@ class KVCache:
         self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
         self.pages = self.available_pages()
         self._lengths: dict[int, int] = {}
-        self._ahead: list[int] = []  # sequences of a step that may turn out not to be wanted
+        self._ahead: dict[int, None] = {}  # sequences of a step that may turn out not to be wanted
         self._finish: Callable[[], Any] | None = None
         self._shapes: tuple[Any, list[Any]] = (None, [])  # of the last forward pass
         self._free = list(range(max_sequences - 1, -1, -1))
@@ -103,7 +103,7 @@ class KVCache:
         counts = [1] * len(sequences)
         self.check_room(sequences, counts)
         self._call["begin_forward"](self._object, *self._pair(sequences, counts))
-        self._ahead, self._finish = list(sequences), finish
+        self._ahead, self._finish = dict.fromkeys(sequences), finish
         yield self.arguments
         self._call["end_forward"](self._object)
 
@@ -118,7 +118,7 @@ class KVCache:
         """
         if not self._ahead or not set(sequences) <= set(self._ahead):
             return False
-        others, self._ahead = set(self._ahead).difference(sequences), []
+        others, self._ahead = set(self._ahead).difference(sequences), {}
         for sequence in others:
             self._call["popn"](self._object, sequence, 1)
         for sequence in sequences:
@@ -128,7 +128,7 @@ class KVCache:
     def settle(self) -> None:
         """Take back the step ahead, if there is one."""
         if self._ahead and self._finish is not None:
-            ahead, self._ahead = self._ahead, []
+            ahead, self._ahead = self._ahead, {}
             self._finish()
             for sequence in ahead:
                 self._call["popn"](self._object, sequence, 1)
@@ -175,7 +175,7 @@ class KVCache:
         Of a step ahead of several it may be one: their kernels have noted what they need.
         """
         if len(self._ahead) > 1 and sequence in self._ahead:
-            self._ahead.remove(sequence)
+            del self._ahead[sequence]
         self._settle(sequence)
         self._call["remove_sequence"](self._object, sequence)
         del self._lengths[sequence]

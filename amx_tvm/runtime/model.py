@@ -153,10 +153,10 @@ class Model:
     def mixes(self) -> bool:
         """Whether one call for next tokens and prompts is faster than two.
 
-        On GPUs it reads the weights once. CPUs have kernels for few rows that a mixed call cannot
-        use.
+        On GPUs it reads the weights once; but it brings all logits to the host, so not where the
+        device chooses tokens itself. CPUs have kernels for few rows that a mixed call cannot use.
         """
-        return not self._machine.is_cpu
+        return not self._machine.is_cpu and self.chooses <= 1
 
     @cached_property
     def chooses(self) -> int:

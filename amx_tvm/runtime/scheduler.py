@@ -157,14 +157,15 @@ class Scheduler:
         """
         if self._waiting:
             self._admit()
-        if self._model.chooses and self._choose():
-            return True
-        parts = self.turns.parts(self._active)
-        if parts:
-            try:
-                self._forward(parts)
-            except Exception as error:
-                self._recover(parts, error)
+        if not (self._model.chooses and self._end_ahead()):
+            parts = self.turns.parts(self._active)
+            if self._on_device([handle for handle, _ in parts]):
+                self._choose([handle for handle, _ in parts])
+            elif parts:
+                try:
+                    self._forward(parts)
+                except Exception as error:
+                    self._recover(parts, error)
         return bool(self._active or self._waiting)
 
     def _forward(self, parts: list[tuple[Handle, int]]) -> None:
@@ -211,24 +212,26 @@ class Scheduler:
             given += handle.sequence.given(ids).tolist()
         return given
 
-    def _choose(self) -> bool:
-        """Let the device choose the tokens of the requests that decode, where it can.
+    def _end_ahead(self) -> bool:
+        """End the step that the device has started already, where there is one."""
+        ready = [h for h in self._active if h.sequence.is_ahead and self._on_device([h])]
+        if ready:
+            self._choose(ready)
+            self.turns.last = (len(ready), 0)
+        return bool(ready)
 
-        Beside prompts it only ends the step that it has started already.
-        """
-        clusters = self._model.clusters
-        ready = [
-            h
-            for h in self._active
-            if h.run.on_device(clusters) and len(h.tokens) == len(h.sequence.tokens) + 1
-        ]
-        all_ready = len(ready) == len(self._active)
-        if not all_ready:
-            ready = [handle for handle in ready if handle.sequence.is_ahead]
-        if not ready or len(ready) > self._model.chooses:
-            return False
-        going = [i for i, h in enumerate(ready) if all_ready and h.run.left > 1]
+    def _on_device(self, handles: list[Handle]) -> bool:
+        """Whether these lack a token each, behind which the device can choose the next ones."""
+        return 0 < len(handles) <= self._model.chooses and all(
+            len(h.tokens) == len(h.sequence.tokens) + 1 and h.run.on_device(self._model.clusters)
+            for h in handles
+        )
+
+    def _choose(self, ready: list[Handle]) -> None:
+        """Run a step whose tokens the device chooses; one ahead follows unless prompts wait."""
         sequences = [handle.sequence for handle in ready]
+        alone = len(ready) == len(self._active)
+        going = [i for i, handle in enumerate(ready) if alone and handle.run.left > 1]
         try:
             last = [handle.tokens[-1] for handle in ready]
             masks = [handle.run.mask_words(self._model.vocab_size) for handle in ready]
@@ -236,14 +239,12 @@ class Scheduler:
             tokens = choose_batch(sequences, last, going, choices, masks)
         except Exception as error:
             self._recover([(handle, 1) for handle in ready], error)
-            return True
+            return
         for handle, token in zip(ready, tokens, strict=True):
             if isinstance(token, int) and token in _FAULTS:
                 self._fail(handle, _FAULTS[token]())
             elif handle.sequence is not None:  # no callback of this step has cancelled it
                 self._take(handle, token)
-        self.turns.last = (len(ready), 0)
-        return bool(self._active or self._waiting)
 
     def _take(self, handle: Handle, given: np.ndarray | int | TokenLogprobs) -> None:
         """Give a request its logits [vocab], or the token that the device chose."""

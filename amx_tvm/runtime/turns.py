@@ -29,6 +29,8 @@ class Turns:
     ----------
     limit : callable
         Given the parts of those that decode, returns ``prefill_rows``: it may be another's.
+    most : int
+        Rows of a step.
     last : tuple of int
         How many requests the last step continued, and how many tokens of prompts it computed.
     """
@@ -37,6 +39,7 @@ class Turns:
         rows = model.chunk if prefill_rows is None else prefill_rows
         self.limit: Callable[[Parts], int] = lambda _: rows
         self.last = (0, 0)
+        self.most = model.chunk
         self._model = model
         self._decoded = False  # whether it is the prompts' turn
 

@@ -18,7 +18,7 @@ from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.turns import Parts
 
 _SLOWER = 2.8  # times of a quiet step that come between two tokens while there are prompts
-_LADDER = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # rows of a chunk
+_LADDER = tuple(n << i for i in range(10) for n in (12, 16))  # rows of a chunk, at most a step's
 _START = 16  # tokens of an answer's start
 _WEIGHT = 0.2  # of the newest measurement
 
@@ -29,6 +29,7 @@ class Pace:
     def __init__(self, scheduler: Scheduler):
         self._scheduler, self._turns = scheduler, scheduler.turns
         self._turns.limit = self._limit
+        self._ladder = [n for n in _LADDER if n <= self._turns.most] or [self._turns.most]
         self._quiet: dict[int, float] = {}  # seconds of a step behind its like, by its requests
         self._behind: dict[int, float] = {}  # and of one behind a chunk, which finds cold caches
         self._rung = 2
@@ -46,7 +47,7 @@ class Pace:
             times = self._behind if self._chunk else self._quiet
             known = times.get(decoding, seconds)
             times[decoding] = known + _WEIGHT * (seconds - known)
-        elif rows >= _LADDER[self._rung] and self._decoding:
+        elif rows >= self._ladder[self._rung] and self._decoding:
             self._learn(rows, seconds, 0 if decoding else self._decoding)
         self._chunk = rows > 0
         return more
@@ -54,9 +55,9 @@ class Pace:
     def _limit(self, decoding: Parts) -> int:
         """Return how many rows of prompts may run for a step of these."""
         if all(len(handle.result.token_ids) <= _START for handle, _ in decoding):
-            return _LADDER[-1]
+            return self._ladder[-1]
         self._decoding = len(decoding)
-        return _LADDER[self._rung]
+        return self._ladder[self._rung]
 
     def _learn(self, rows: int, seconds: float, apart: int) -> None:
         """Choose the next chunk's rung by one of ``rows`` that took so long.
@@ -70,5 +71,5 @@ class Pace:
         wanted, rung = _SLOWER * quiet - behind, self._rung
         if seconds > wanted:
             self._rung = max(rung - 1, 0)
-        elif rung + 1 < len(_LADDER) and seconds * _LADDER[rung + 1] < wanted * rows:
+        elif rung + 1 < len(self._ladder) and seconds * self._ladder[rung + 1] < wanted * rows:
             self._rung = rung + 1
