@@ -243,6 +243,7 @@ def chat(
     "amx-tvm inspect dist/smollm2\n\n"
     "amx-tvm inspect dist/smollm2 --all\n\n"
     "amx-tvm inspect dist/smollm2 --json | jq .linears\n\n"
+    "amx-tvm inspect dist/smollm2 --html smollm2.html\n\n"
     "amx-tvm inspect dist/smollm2 --emit tensorir --kernel layers.0.mlp.down_proj"
 )
 def inspect(
@@ -251,6 +252,14 @@ def inspect(
         bool, typer.Option("--all", help="One row a linear, instead of equal layers together.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest and sizes.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page: layers, kernels, and what this machine's memory allows."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model it was made of: --html then has the errors of its weights."),
+    ] = None,
     verify: VerifyOption = Verify.none,
     emit: Annotated[
         str | None,
@@ -265,6 +274,9 @@ def inspect(
 
     if emit is not None:
         inspect_command.run_emit(artifact, emit, kernel)
+        return
+    if html is not None:
+        inspect_command.run_page(artifact, html, model, _depth(verify))
         return
     inspect_command.run(artifact, every=every, as_json=json, verify=_depth(verify))
 

@@ -55,6 +55,56 @@ def run(artifact: Path, every: bool, as_json: bool, verify: Verify | bool) -> No
     console.print(table, highlight=False)
 
 
+def run_page(artifact: Path, output: Path, model: str | None, verify: Verify | bool) -> None:
+    """Write the page of an artifact; with its model also the errors of its weights."""
+    from amx_tvm.artifact.publication import Publication
+    from amx_tvm.bench.measure import weight_bytes
+    from amx_tvm.bench.memory import read_bandwidth
+    from amx_tvm.cli.inspect_page import page
+    from amx_tvm.cli.inspect_sizes import floors, layer_sizes
+    from amx_tvm.runtime.budget import kv_bytes
+    from amx_tvm.runtime.library import physical_cores
+
+    manifest = verify_artifact(artifact, verify) if verify else Manifest.load(artifact)
+    kernels = chosen_kernels(manifest.linears)
+    linears = list({kernel.name: kernel for kernel in kernels}.values())  # once, for any rows
+    with Publication(output, "choose another --html") as new:
+        errors = _errors(model, str(manifest.quantization.get("format", "none"))) if model else {}
+        steps, bandwidth = [], None
+        if manifest.kind == "causal_lm" and manifest.target.device == "cpu":
+            bandwidth = read_bandwidth(physical_cores())
+            longest = int(manifest.model["context_length"])
+            contexts = [0, *(c for c in (512, 1024, 2048, 4096, 8192) if c <= longest)]
+            weights, token = weight_bytes(manifest), kv_bytes(manifest)
+            steps = floors(linears, weights, token, contexts, bandwidth)
+        new.path.write_text(
+            page(
+                str(manifest.model.get("name", artifact)),
+                _facts(artifact, manifest),
+                layer_sizes(manifest, linears),
+                rows(kernels, every=False),
+                _COLUMNS,
+                steps,
+                bandwidth,
+                errors,
+            ),
+            encoding="utf-8",
+        )
+        new.publish(replace=output.is_file())
+    print(output)
+
+
+def _errors(model: str, made: str) -> dict[str, float]:
+    """Return the relative squared error of the weights of every layer of a model in a format."""
+    from amx_tvm.evaluation import by_layer, weight_errors
+    from amx_tvm.frontends import open_model
+
+    if made == "none":
+        return {}
+    found = by_layer(list(weight_errors(open_model(model), [made])), made)
+    return {f"layer {number}": error for number, error in enumerate(found)}
+
+
 def run_emit(artifact: Path, level: str, kernel: str | None) -> None:
     """Print one kernel of the artifact at one level of its lowering."""
     from amx_tvm.compiler.emit import emit
