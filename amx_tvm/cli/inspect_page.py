@@ -151,13 +151,13 @@ def _steps(steps: Sequence[Floor], bandwidth: float) -> str:
 def _chart(steps: Sequence[Floor]) -> str:
     """Return an SVG of tokens/s of one sequence by context: at most what memory allows."""
     points = [step for step in steps if step.sequences == steps[0].sequences]
-    width, height, left, top = 640, 240, 60, 10
+    width, height, left, top = 640, 260, 60, 10
     most = max(step.tokens_per_s for step in points)
     longest = max(step.context for step in points) or 1
 
     def place(step: Floor) -> tuple[float, float]:
         x = left + (width - left - 10) * step.context / longest
-        return x, top + (height - top - 30) * (1 - step.tokens_per_s / most)
+        return x, top + (height - top - 50) * (1 - step.tokens_per_s / most)
 
     line = " ".join("{:.1f},{:.1f}".format(*place(step)) for step in points)
     dots = "".join(
@@ -165,12 +165,12 @@ def _chart(steps: Sequence[Floor]) -> str:
         for step in points
     )
     labels = "".join(
-        f'<text x="{place(step)[0]:.1f}" y="{height - 12}" text-anchor="middle">'
+        f'<text x="{place(step)[0]:.1f}" y="{height - 34}" text-anchor="{_anchor(step, longest)}">'
         f"{step.context}</text>"
         for step in points
         if step.context in (points[0].context, longest) or step.context * 3 > longest
     )
-    base = height - 30
+    base = height - 50
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
         'aria-label="tokens a second at most, by cached tokens">'
@@ -178,6 +178,10 @@ def _chart(steps: Sequence[Floor]) -> str:
         f'<polyline points="{line}" fill="none" stroke="#4269d0" stroke-width="2"/>{dots}{labels}'
         f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>'
         f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-        f'<text x="{width - 12}" y="{height}" text-anchor="end">cached tokens; up: tokens/s</text>'
+        f'<text x="{width - 12}" y="{height - 12}" text-anchor="end">cached tokens; up: tokens/s</text>'
         "</svg>"
     )
+
+
+def _anchor(step: Floor, longest: int) -> str:
+    return "end" if step.context == longest else "middle"
