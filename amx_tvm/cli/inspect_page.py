@@ -178,7 +178,8 @@ def _chart(steps: Sequence[Floor]) -> str:
         f'<polyline points="{line}" fill="none" stroke="#4269d0" stroke-width="2"/>{dots}{labels}'
         f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>'
         f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-        f'<text x="{width - 12}" y="{height - 12}" text-anchor="end">cached tokens; up: tokens/s</text>'
+        f'<text x="{width - 12}" y="{height - 12}" text-anchor="end">'
+        "cached tokens; up: tokens/s</text>"
         "</svg>"
     )
 
