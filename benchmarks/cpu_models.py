@@ -92,7 +92,7 @@ def smollm2_gguf() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def prepare(directory: Path, model: str) -> dict[str, tuple[str, Path]]:
+def prepare(directory: Path, model: str, target: str) -> dict[str, tuple[str, Path]]:
     """Make models and artifacts that are missing; return {contender: (engine, path)}."""
     import amx_tvm
 
@@ -105,10 +105,10 @@ def prepare(directory: Path, model: str) -> dict[str, tuple[str, Path]]:
         peers = {"llama.cpp Q4_0": made["q4_0"], "llama.cpp MXFP4": made["mxfp4"]}
     contenders = {}
     for name, activation in ((OURS, "auto"), (W4A4, "w4a4")):
-        place = directory / f"{model}-{name}"
+        place = directory / f"{model}-{name}{'' if target == 'llvm' else '-' + target[5:]}"
         if not (place / "manifest.json").exists():
             config = amx_tvm.QuantizationConfig("amxfp4", activation, head)
-            amx_tvm.compile(source, quantization=config, output=place)
+            amx_tvm.compile(source, target, quantization=config, output=place)
         contenders[name] = ("amx", place)
     return contenders | {name: ("llama.cpp", path) for name, path in peers.items()}
 
@@ -132,7 +132,7 @@ def start(
 
 def run(model: str, threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time every case of one model; return a row for each case and contender."""
-    everybody = prepare(args.directory, model).items()
+    everybody = prepare(args.directory, model, args.target).items()
     wanted = {n: c for n, c in everybody if not args.contender or n in (OURS, *args.contender)}
     workers = start(wanted, threads, args.peer_python)
     chosen = cases(32 if model == "smollm2" else 16, args.case)
@@ -153,6 +153,7 @@ def run(model: str, threads: int, args: argparse.Namespace) -> list[dict[str, An
     rows = [
         {
             "model": model,
+            "target": args.target,
             "threads": threads,
             "case": case.name,
             "contender": name,
@@ -176,6 +177,8 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make them, and time nothing")
     models = ["smollm2", "llama-1b"]
     parser.add_argument("--model", nargs="+", choices=models, default=models)
+    help_ = "llvm or llvm:CPU; build llama.cpp for the same features then"
+    parser.add_argument("--target", default="llvm", help=help_)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--contender", nargs="+", help="beside amxfp4; by default everybody")
@@ -185,7 +188,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     for model in args.model:
-        prepare(args.directory, model)
+        prepare(args.directory, model, args.target)
     rows = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     for model in () if args.prepare else args.model:
         for threads in args.threads:

@@ -9,6 +9,7 @@ multiplied apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from tvm import tirx
@@ -20,7 +21,7 @@ from .base import Isa, byte_vector
 
 # The empty assembly keeps a sum one chain and steps apart: LLVM would make trees of each row of x
 # in turn, and load (or spill) all weights of a group again for every row.
-ADD_NAME = "amx_add_pairs_256"
+ADD_NAME, WORDS_NAME = "amx_add_pairs_256", "amx_add_words_256"
 ADD_TEXT = f"""
 declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
 
@@ -30,6 +31,17 @@ define linkonce_odr <16 x i16> @{ADD_NAME}(<16 x i16> %sum, <32 x i8> %w, <32 x 
   %more = add <16 x i16> %sum, %pairs
   %kept = call <16 x i16> asm sideeffect "", "=v,0"(<16 x i16> %more)
   ret <16 x i16> %kept
+}}
+"""
+WORDS_TEXT = f"""
+declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
+
+define linkonce_odr <8 x i32> @{WORDS_NAME}(<8 x i32> %sum, <16 x i16> %w, <16 x i16> %x)
+    alwaysinline nounwind {{
+  %pairs = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %w, <16 x i16> %x)
+  %more = add <8 x i32> %sum, %pairs
+  %kept = call <8 x i32> asm sideeffect "", "=v,0"(<8 x i32> %more)
+  ret <8 x i32> %kept
 }}
 """
 
@@ -83,6 +95,18 @@ class Avx2(Isa):
         """Define the function of ``narrow_add``."""
         return e.llvm_text(ADD_TEXT)
 
+    def words_scope(self) -> Any:
+        """Define the function of ``words_dot``."""
+        return e.llvm_text(WORDS_TEXT)
+
+    def words_of(self, codes: Expr, factors: Expr) -> Expr:
+        """Multiply unsigned bytes by signed ones and add two neighbours: int16 of 16."""
+        return e.llvm("int16x16", "llvm.x86.avx2.pmadd.ub.sw", _i8(codes), factors)
+
+    def words_dot(self, acc: Expr, weights: Expr, pair: Expr) -> Expr:
+        """Add to each int32 lane its two int16 weights times two int16 activations."""
+        return tirx.call_extern("int32x8", WORDS_NAME, acc, weights, pair)
+
     def narrow_dots(self, largest: int) -> int:
         """Count dots of weights up to ``largest`` with activations of -128 to 127."""
         return (2**15 - 1) // (2 * 128 * largest)
@@ -109,6 +133,14 @@ class AvxVnni(Avx2):
     def narrow_dots(self, _largest: int) -> int:
         """Return 0: vpdpbusd adds in 32 bits."""
         return 0
+
+    def words_scope(self) -> Any:
+        """Open nothing: there is an instruction."""
+        return nullcontext()
+
+    def words_dot(self, acc: Expr, weights: Expr, pair: Expr) -> Expr:
+        """Multiply and add at once (vpdpwssd)."""
+        return e.llvm("int32x8", "llvm.x86.avx512.vpdpwssd.256", acc, weights, pair)
 
     def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
         """Multiply unsigned weights by signed activations, without saturation."""

@@ -8,7 +8,8 @@ rows of x on it is this linear's:
     direct       integer or four-bit x: a tile is decoded again for every block of rows
     merged       a group of W is decoded once for a block of rows of int8 x
     panel-int8   a panel of W becomes bytes, then is used for all rows of int8 x
-    panel-terms  the same with the terms of W apart, for vectors of less than 16 rows
+    panel-words  a panel of W becomes 16-bit words, and so does x, for vectors of eight rows
+    panel-terms  a panel of bytes, with the terms of W apart, for vectors of eight rows
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
 
@@ -35,7 +36,17 @@ from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.kernels.cpu.isa.neon import Neon, NeonDot
 from relax_passes.spec import LinearSpec
 
-from . import dense, direct, float32, merged, panel_bf16, panel_int8, panel_terms, panel_w4a4
+from . import (
+    dense,
+    direct,
+    float32,
+    merged,
+    panel_bf16,
+    panel_int8,
+    panel_terms,
+    panel_w4a4,
+    panel_words,
+)
 from .chain import linear_chain
 from .knobs import CpuKnobs
 from .rows import either
@@ -62,6 +73,7 @@ DIRECT = RowKernel("direct", direct.from_rows, "decoded for each block of rows",
 MERGED = RowKernel("merged", merged.from_rows, "decoded once a block of rows", direct.emit_direct)
 PANELS = (
     RowKernel("panel-int8", panel_int8.from_rows, "bytes for all rows", panel_int8.emit_panel),
+    RowKernel("panel-words", panel_words.from_rows, "words for all rows", panel_words.emit_panel),
     RowKernel("panel-terms", panel_terms.from_rows, "terms for all rows", panel_terms.emit_panel),
     RowKernel("panel-w4a4", panel_w4a4.from_rows, "exact bytes for all rows", panel_w4a4.emit_w4a4),
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
