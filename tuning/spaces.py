@@ -15,6 +15,7 @@ from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.linear.knobs import CpuKnobs
+from relax_passes.kernels.cpu.linear.rules import isa_of
 from relax_passes.spec import LinearSpec
 
 PREFETCH = (0, 512, 1024, 2048, 4096, 8192, 16384)
@@ -117,7 +118,7 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
             knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
         if panels:
             knobs["panel_block"] = PANEL_BLOCKS
-    defaults = CpuKnobs.default(spec)
+    defaults = CpuKnobs.default(spec, isa_of(info))
     default = {name: getattr(defaults, name) for name in knobs}
     knobs = {n: tuple(sorted({*v, default[n]})) for n, v in knobs.items()}
     return Space(knobs, default, (spec.m,) if spec.m is not None else MANY_ROWS)

@@ -35,6 +35,7 @@ class Isa:
     name = "plain"
     rows = 16
     block: Sequence[int] = (4, 1)
+    panel_rows = 32  # rows of x from which on panels pay, where no knob says otherwise
     bf16 = False  # whether bf16 dot products exist
     doc = "vectorized TensorIR for any LLVM target"
 
@@ -140,6 +141,10 @@ class Isa:
     def widen(self, _total: Expr) -> Expr:
         """Add the two 16-bit lanes of each row, in int32."""
         raise NotImplementedError
+
+    def words_scope(self) -> Any:
+        """Open what a function needs around it to add products of 16-bit words (``words_dot``)."""
+        return nullcontext()
 
     # float32 arithmetic: a four-bit code becomes a float32 lane
 

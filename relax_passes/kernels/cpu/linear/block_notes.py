@@ -30,6 +30,8 @@ LANES = 16
 class BlockNotes:
     """Starts and lists for M rows, ``most`` at most."""
 
+    unit = UNIT
+
     def __init__(self, spec: LinearSpec, buffers: Any, most: int, offset: int):
         self.spec, self.buffers, self.offset = spec, buffers, offset
         self.starts = e.workspace((most, spec.groups), "int32")

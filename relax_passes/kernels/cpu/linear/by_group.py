@@ -23,6 +23,7 @@ from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from .block_notes import BlockNotes
+from .x_words import XWords
 
 PAIRS = GROUP // TILE_ROWS  # pairs of tiles that make a group
 
@@ -46,7 +47,7 @@ class GroupQuantizer:
         Where the codes, scales, sums and lists go.
     rows : int
         Rows of x at most.
-    notes : BlockNotes or None
+    notes : BlockNotes, XWords or None
         Of the linear that reads it.
     """
 
@@ -56,7 +57,7 @@ class GroupQuantizer:
         scheme: Activation,
         buffers: Any,
         rows: int,
-        notes: BlockNotes | None,
+        notes: BlockNotes | XWords | None,
     ):
         self.buffers, self.k = buffers, spec.out_features
         self.groups = self.k // GROUP

@@ -3,7 +3,7 @@
     in one parallel region
         quantize x, each thread some rows                              | all threads wait
         for each linear
-            (what blocks of eight rows need, one thread                | all threads wait)
+            (what larger blocks need, one thread                       | all threads wait)
             for each tile of W, shared out to the threads: y           | all threads wait
             quantize y for the next linear, each thread some rows      | all threads wait
                 or, behind silu * up, with the tiles: by_group.py
@@ -23,7 +23,6 @@ from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.base import Isa
 
 from . import by_group
-from .block_notes import UNIT
 from .direct import Direct, block_notes
 from .knobs import CpuKnobs
 
@@ -120,14 +119,15 @@ class _Chain:
 
     def _notes(self, i: int) -> None:
         """Emit what blocks of eight rows need: one thread makes it."""
-        if self.notes[i] is not None:
-            with e.when(self.m >= UNIT), e.then(), e.barrier_behind(), e.one_thread():
+        notes = self.notes[i]
+        if notes is not None:
+            with e.when(self.m >= notes.unit), e.then(), e.barrier_behind(), e.one_thread():
                 self._list(i)
 
     def _list(self, i: int) -> None:
         notes = self.notes[i]
         if notes is not None:
-            with e.when(self.m >= UNIT), e.then():
+            with e.when(self.m >= notes.unit), e.then():
                 notes.list(self.m)
 
     def _quantize(self, i: int, x: Any) -> None:

@@ -17,6 +17,7 @@ either sign: two terms of W times two of x are four accumulators of small-intege
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from relax_passes.kernels.cpu import emit as e
@@ -28,14 +29,16 @@ from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import Term, common_factor
 
-from . import merged, panel
+from . import merged, merged_words, panel
 from .block_notes import MOST_ROWS, UNIT, BlockNotes
 from .by_group import PAIRS, GroupQuantizer
 from .epilogue import Epilogue
 from .knobs import CpuKnobs
 from .merged import MergedTile
+from .merged_words import WordsTile
 from .rows import Part, each_tile, row_blocks, tile_group, tile_pair
 from .sums import Sum, narrow_steps, scope
+from .x_words import XWords
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
 
@@ -52,7 +55,7 @@ def emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Ex
         if spec.m:
             notes.make(m)
         else:
-            with e.when(m >= UNIT), e.then():
+            with e.when(m >= notes.unit), e.then():
                 notes.make(m)
     Direct(spec, isa, knobs, buffers, m, notes).tiles()
 
@@ -60,7 +63,7 @@ def emit_direct(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Ex
 class Direct:
     """The kernel that decodes a tile again for every block of rows of x.
 
-    ``notes`` are what blocks of eight rows need, made before ``tiles`` emits the parallel loop;
+    ``notes`` are what larger blocks of rows need, made before ``tiles`` emits the parallel loop;
     ``quantizer`` takes groups of the result instead of y.
     """
 
@@ -71,29 +74,38 @@ class Direct:
         knobs: CpuKnobs,
         buffers: Any,
         m: Expr,
-        notes: BlockNotes | None,
+        notes: BlockNotes | XWords | None,
         quantizer: GroupQuantizer | None = None,
     ):
         self.spec, self.isa, self.knobs, self.buffers, self.m = spec, isa, knobs, buffers, m
         self.notes, self.quantizer = notes, quantizer
-        self.merge_rows = merged.from_rows(spec, isa, knobs)
+        kind = merged_words if isinstance(notes, XWords) else merged
+        self.merge_rows = kind.from_rows(spec, isa, knobs)
 
     def tiles(self) -> None:
         """Emit the parallel loop."""
         span = 2 if self.spec.silu_mul else 1
         if self.quantizer is not None:
             span *= PAIRS
-        with scope(self.isa, self.spec), each_tile(self.spec, self.buffers, self.m, span) as part:
-            self._tile(part)
+        words = self.isa.words_scope() if isinstance(self.notes, XWords) else nullcontext()
+        with scope(self.isa, self.spec), words:
+            with each_tile(self.spec, self.buffers, self.m, span) as part:
+                self._tile(part)
 
     def _tile(self, part: Part) -> None:
         spec, isa, knobs, buffers = self.spec, self.isa, self.knobs, self.buffers
         kernel = _Tile(spec, isa, knobs, buffers, part.expert)
-        merging: MergedTile | None = None
-        if self.merge_rows is not None:
+        most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
+        sizes = [s for s in isa.block if s <= most] or [1]
+        merging: MergedTile | WordsTile | None = None
+        if isinstance(self.notes, XWords):
+            merging = WordsTile(spec, isa, knobs, buffers, self.notes)
+            sizes = [*merged_words.BLOCKS, *(s for s in sizes if s < min(merged_words.BLOCKS))]
+        elif self.merge_rows is not None:
             assert isinstance(isa, Avx512)
             second = kernel.add_second_bytes
             merging = MergedTile(spec, isa, knobs, buffers, self.notes, second, part.expert)
+            sizes = list(isa.block)
 
         def body(row: Expr, rows: int) -> None:
             merges = self.merge_rows is not None and rows >= self.merge_rows
@@ -104,17 +116,19 @@ class Direct:
             else:
                 tile_group(spec, one, part, row, rows, self.quantizer)
 
-        most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
-        sizes = [s for s in isa.block if s <= most or merging] or [1]
         row_blocks(part.count, knobs.blocks(sizes, spec.m), body)
 
 
-def block_notes(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any) -> BlockNotes | None:
-    """Make room for the notes of blocks of eight rows; None where they do not pay.
+def block_notes(
+    spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any
+) -> BlockNotes | XWords | None:
+    """Make room for what blocks of several rows need; None where it does not pay.
 
     Eight-bit weights are their own bytes: a pass of its own for second bytes costs little there.
     """
     most = spec.m or spec.m_max or max(knobs.panel_rows, knobs.panel_block)
+    if (rows := merged_words.from_rows(spec, isa, knobs)) is not None:
+        return XWords(spec, buffers, most, rows) if rows <= most <= MOST_ROWS else None
     eight_bit = spec.fmt.terms[0].table is None
     pays = spec.activation.outliers and not eight_bit and not spec.experts
     if merged.from_rows(spec, isa, knobs) is None or not pays or not UNIT <= most <= MOST_ROWS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import LinearSpec
 
 
@@ -36,9 +37,13 @@ class CpuKnobs:
     panel_block: int = 8
 
     @staticmethod
-    def of(knobs: Mapping[str, Any] | CpuKnobs | None, spec: LinearSpec | None = None) -> CpuKnobs:
+    def of(
+        knobs: Mapping[str, Any] | CpuKnobs | None,
+        spec: LinearSpec | None = None,
+        isa: Isa | None = None,
+    ) -> CpuKnobs:
         """Read a mapping, the rest as a linear has it by default; unknown names are an error."""
-        default = CpuKnobs() if spec is None else CpuKnobs.default(spec)
+        default = CpuKnobs() if spec is None else CpuKnobs.default(spec, isa or Isa())
         if knobs is None:
             return default
         if isinstance(knobs, CpuKnobs):
@@ -50,14 +55,15 @@ class CpuKnobs:
         return replace(default, **knobs)
 
     @staticmethod
-    def default(spec: LinearSpec) -> CpuKnobs:
+    def default(spec: LinearSpec, isa: Isa) -> CpuKnobs:
         """Return what a linear has without tuning.
 
         One row of eight-bit weights leaves the fetching to the hardware: eight more instructions
         for 512 bytes cost more than they bring (SmolLM2's head 0.91 to 0.95 of the time).
         """
         bytes_ = spec.format != "none" and spec.fmt.terms[0].table is None
-        return CpuKnobs(prefetch=0) if bytes_ and spec.m == 1 else CpuKnobs()
+        fetch = 0 if bytes_ and spec.m == 1 else CpuKnobs.prefetch
+        return CpuKnobs(prefetch=fetch, panel_rows=isa.panel_rows)
 
     def prefetch_tile(
         self, spec: LinearSpec, buffers: Mapping[str, Any], tile: Any, group: Any, level: int = 1

@@ -22,7 +22,6 @@ from tvm import tirx
 
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
-from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
 from .epilogue import Epilogue
@@ -36,9 +35,9 @@ BLOCK = ROWS  # of x: their sums with both halves of a tile fit sixteen register
 UNROLLED = 4  # steps
 
 
-def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+def from_rows(spec: LinearSpec, isa: Any, knobs: CpuKnobs) -> int | None:
     """Return the rows from which on this is a linear's kernel."""
-    fits = supports(spec, isa) and not spec.experts
+    fits = supports(spec, isa) and isa.word_panels and not spec.experts
     return max(knobs.panel_rows, BLOCK) if fits else None
 
 

@@ -6,15 +6,16 @@ rows of x on it is this linear's:
     dense        float32 weights (format "none")
     float32      exact x, decoded weights
     direct       integer or four-bit x: a tile is decoded again for every block of rows
-    merged       a group of W is decoded once for a block of rows of int8 x
+    merged       a group of W is decoded once for a block of rows of int8 x, to bytes
+    merged-words the same, to 16-bit words
     panel-int8   a panel of W becomes bytes, then is used for all rows of int8 x
     panel-words  a panel of W becomes 16-bit words, and so does x, for vectors of eight rows
     panel-terms  a panel of bytes, with the terms of W apart, for vectors of eight rows
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
 
-The first three are whole kernels, merged takes blocks of the direct one, and a panel takes the
-place of both. `rows` lists what a linear runs; `amx-tvm inspect` prints it.
+The first three are whole kernels, the merged ones take blocks of the direct one, and a panel takes
+the place of both. `rows` lists what a linear runs; `amx-tvm inspect` prints it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from . import (
     direct,
     float32,
     merged,
+    merged_words,
     panel_bf16,
     panel_int8,
     panel_terms,
@@ -70,7 +72,10 @@ class RowKernel:
 DENSE = RowKernel("dense", dense.from_rows, "float32 weights", dense.emit_dense)
 FLOAT32 = RowKernel("float32", float32.from_rows, "exact x, float32 products", float32.emit_float32)
 DIRECT = RowKernel("direct", direct.from_rows, "decoded for each block of rows", direct.emit_direct)
-MERGED = RowKernel("merged", merged.from_rows, "decoded once a block of rows", direct.emit_direct)
+BLOCKS = (
+    RowKernel("merged", merged.from_rows, "decoded once a block of rows", direct.emit_direct),
+    RowKernel("merged-words", merged_words.from_rows, "words of a block", direct.emit_direct),
+)
 PANELS = (
     RowKernel("panel-int8", panel_int8.from_rows, "bytes for all rows", panel_int8.emit_panel),
     RowKernel("panel-words", panel_words.from_rows, "words for all rows", panel_words.emit_panel),
@@ -108,7 +113,7 @@ def linear(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> tvm.tirx.PrimFunc:
 
 def rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> tuple[RowRange, ...]:
     """List which kernels a linear runs, by rising number of rows of x."""
-    found = [chosen(kernels, spec, isa, knobs) for kernels in (WHOLE, (MERGED,), PANELS)]
+    found = [chosen(kernels, spec, isa, knobs) for kernels in (WHOLE, BLOCKS, PANELS)]
     kept: dict[int, RowKernel] = {}
     for first, kernel in (f for f in found if f is not None):
         kept = {at: other for at, other in kept.items() if at < first} | {first: kernel}
@@ -130,9 +135,9 @@ class CpuRule:
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tvm.tirx.PrimFunc | None:
         """Build the kernel, or None when the target lacks the features."""
-        if not self._fits(target):
+        if not self.fits(target):
             return None
-        return linear(spec, self.isa.on(target), CpuKnobs.of(knobs, spec))
+        return linear(spec, self.isa.on(target), CpuKnobs.of(knobs, spec, self.isa))
 
     def chain(
         self,
@@ -141,12 +146,13 @@ class CpuRule:
         knobs: Sequence[Mapping[str, Any] | None],
     ) -> tvm.tirx.PrimFunc | None:
         """Build the kernel of a chain, or None when the target lacks the features."""
-        if not self._fits(target):
+        if not self.fits(target):
             return None
-        each = tuple(CpuKnobs.of(k, s) for k, s in zip(knobs, spec.stages, strict=True))
+        each = tuple(CpuKnobs.of(k, s, self.isa) for k, s in zip(knobs, spec.stages, strict=True))
         return linear_chain(spec, self.isa.on(target), each)
 
-    def _fits(self, target: TargetInfo) -> bool:
+    def fits(self, target: TargetInfo) -> bool:
+        """Whether a target has the features."""
         arch_fits = self.arch in ("", target.arch)
         return target.kind == "llvm" and arch_fits and target.has(*self.features)
 
@@ -154,7 +160,7 @@ class CpuRule:
         self, spec: LinearSpec, target: TargetInfo, knobs: Mapping[str, Any] | None = None
     ) -> tuple[RowRange, ...]:
         """List which kernels the function runs."""
-        return rows(spec, self.isa.on(target), CpuKnobs.of(knobs, spec))
+        return rows(spec, self.isa.on(target), CpuKnobs.of(knobs, spec, self.isa))
 
     def why(self, spec: LinearSpec, _target: TargetInfo) -> str:
         """Say what was chosen and for which features."""
@@ -170,3 +176,8 @@ CPU_RULES = (
     CpuRule(Neon(), "aarch64", ("neon",)),
     CpuRule(Isa(), "", ()),
 )
+
+
+def isa_of(target: TargetInfo) -> Isa:
+    """Return the instruction set that a target's features choose."""
+    return next(rule.isa for rule in CPU_RULES if rule.fits(target))

@@ -1,0 +1,89 @@
+"""The linear on int8 activations for a few rows of x in 16-bit words: W is decoded once for eight.
+
+For one tile of 16 rows, one group of 32 columns, and each half of the tile's rows
+
+    factors and units of the scales (pair_words.py)
+    for each four packed vectors: four vectors of words in registers
+        for each row of x: a multiplication and an addition of 16 pairs (x_words.py)
+    sums of all rows of x, scaled into float32, on the stack
+
+Decoding costs as much as the products of two rows and a half: fewer than four rows keep the terms
+apart (direct.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.spec import TILE_ROWS, LinearSpec
+
+from .epilogue import Epilogue
+from .knobs import CpuKnobs
+from .pair_words import PairWords, supports
+from .x_words import ROWS, XWords
+
+BLOCKS = (2 * ROWS, ROWS)  # rows of x
+
+
+def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
+    """Return the rows of a block from which on this is the direct kernel's tile."""
+    fits = supports(spec, isa) and not spec.experts
+    return max(knobs.merge_rows, ROWS) if fits else None
+
+
+class WordsTile:
+    """Code generator for one tile of 16 rows of W; the interface of ``rows.tile_pair``."""
+
+    def __init__(self, spec: LinearSpec, isa: Any, knobs: CpuKnobs, buffers: Any, x: XWords):
+        self.spec, self.isa, self.knobs, self.buffers, self.x = spec, isa, knobs, buffers, x
+        self.decoder = PairWords(spec, isa, buffers)
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.decoder.factor)
+
+    def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
+        """Emit the loop over K; returns float32 registers [row][part]."""
+        isa, lanes, parts = self.isa, self.isa.rows, self.isa.parts
+        tile, unit = e.let(tile), e.let(row // ROWS)
+        sums = e.scratch(rows * TILE_ROWS, "float32")
+        factors, units = e.scratch(parts * isa.bytes, "int8"), e.scratch(TILE_ROWS, "float32")
+        for r in range(rows):
+            e.store(sums, e.const(0.0, "float32", TILE_ROWS), r * TILE_ROWS, lanes=TILE_ROWS)
+        with e.serial(0, self.spec.groups) as group:
+            self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
+            for part, (own, scale) in enumerate(self.decoder.scales(tile, group)):
+                e.store(factors, own, part * isa.bytes, lanes=isa.bytes)
+                e.store(units, scale, part * lanes, lanes=lanes)
+            with e.serial(0, parts) as part:
+                own = e.let(e.load(factors, part * isa.bytes, lanes=isa.bytes))
+                acc = self._products(tile, group, part, own, unit, rows)
+                scale = e.let(e.load(units, part * lanes, lanes=lanes))
+                for r, total in enumerate(acc):
+                    x_scale = e.splat(e.load(self.buffers["scales"], row + r, group), lanes)
+                    value = e.let(e.cast(total.get(), "float32", lanes) * scale)
+                    at = e.let(part * lanes + r * TILE_ROWS)
+                    before = e.load(sums, at, lanes=lanes)
+                    e.store(sums, e.fma(value, x_scale, before, lanes), at, lanes=lanes)
+        return [
+            [
+                e.Register("float32", lanes, e.load(sums, r * TILE_ROWS + p * lanes, lanes=lanes))
+                for p in range(parts)
+            ]
+            for r in range(rows)
+        ]
+
+    def _products(
+        self, tile: Expr, group: Expr, part: Expr, factors: Expr, unit: Expr, rows: int
+    ) -> list[e.Register]:
+        """Add up the products of a group and half of the tile's rows, for each row of x."""
+        isa, lanes = self.isa, self.isa.rows
+        acc = [e.Register("int32", lanes, e.const(0, "int32", lanes)) for _ in range(rows)]
+        with e.serial(0, self.spec.tile_code_bytes // 64) as v:
+            at = v * 64 + part * isa.bytes
+            packed = e.let(e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes))
+            for i, word in enumerate(self.decoder.words(packed, factors)):
+                for r, total in enumerate(acc):
+                    pair = self.x.pair(unit + r // ROWS, r % ROWS, group, v * 4 + i, lanes)
+                    total.set(isa.words_dot(total.get(), word, pair))
+        return acc
