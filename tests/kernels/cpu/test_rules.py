@@ -49,11 +49,11 @@ def test_rows_that_cannot_occur_are_left_out():
 
 def test_knobs_and_instructions_move_the_limits():
     assert runs(INT8, panel_rows=8) == {1: "direct", 4: "merged", 8: "panel-int8"}
-    words = {1: "direct", 4: "merged-words", 12: "panel-words"}
+    words = {1: "direct", 8: "merged-words", 12: "panel-words"}
     assert runs(INT8, AVX2) == words
-    assert runs(INT8, AVX2, panel_rows=8) == {1: "direct", 4: "merged-words", 8: "panel-words"}
+    assert runs(INT8, AVX2, panel_rows=8) == {1: "direct", 8: "panel-words"}
     assert runs(replace(INT8, format="mxfp4"), AVX2) == {1: "direct", 12: "panel-terms"}
-    assert runs(INT8, VNNI) == {1: "direct", 4: "merged-words", 12: "panel-terms"}
+    assert runs(INT8, VNNI) == {1: "direct", 8: "merged-words", 12: "panel-terms"}
     assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
 
 

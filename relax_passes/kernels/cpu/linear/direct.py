@@ -100,7 +100,7 @@ class Direct:
         merging: MergedTile | WordsTile | None = None
         if isinstance(self.notes, XWords):
             merging = WordsTile(spec, isa, knobs, buffers, self.notes)
-            sizes = [*merged_words.BLOCKS, *(s for s in sizes if s < min(merged_words.BLOCKS))]
+            sizes = [merged_words.BLOCK, *sizes]
         elif self.merge_rows is not None:
             assert isinstance(isa, Avx512)
             second = kernel.add_second_bytes

@@ -7,8 +7,8 @@ For one tile of 16 rows, one group of 32 columns, and each half of the tile's ro
         for each row of x: a multiplication and an addition of 16 pairs (x_words.py)
     sums of all rows of x, scaled into float32, on the stack
 
-Decoding costs as much as the products of two rows and a half: fewer than four rows keep the terms
-apart (direct.py).
+Decoding costs as much as the products of two rows and a half: fewer than eight rows keep the terms
+apart (direct.py), four of them in 0.9 of the time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .knobs import CpuKnobs
 from .pair_words import PairWords, supports
 from .x_words import ROWS, XWords
 
-BLOCKS = (2 * ROWS, ROWS)  # rows of x
+BLOCK = 2 * ROWS  # of x
 
 
 def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
     """Return the rows of a block from which on this is the direct kernel's tile."""
     fits = supports(spec, isa) and not spec.experts
-    return max(knobs.merge_rows, ROWS) if fits else None
+    return max(knobs.merge_rows, BLOCK) if fits else None
 
 
 class WordsTile:

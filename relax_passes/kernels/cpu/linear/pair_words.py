@@ -117,7 +117,8 @@ class PairWords:
     def words(self, packed: Expr, factors: Expr) -> list[Expr]:
         """Decode a packed vector: int16 of 16, of the columns in ORDER, then those four on."""
         flip = byte_vector([0, 0x88] * (BYTES // 2))
-        low, high = [], []
+        low: list[Expr] = []
+        high: list[Expr] = []
         for first in (0, 1):
             twice = _shuffle(packed, [4 * i + first + j for i in range(8) for j in (0, 0, 2, 2)])
             twice = e.let(twice ^ flip)
