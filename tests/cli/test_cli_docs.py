@@ -118,3 +118,14 @@ def test_every_shell_line_of_a_snippet_is_a_command_of_ours():
         for kind, code in snippets(page, True):
             lines = [line for line in code.splitlines() if line.strip()]
             assert kind == "python" or all(COMMAND.match(line) for line in lines), (page, code)
+
+
+def test_the_site_has_every_page_and_links_lead_somewhere():
+    """`make docs` finds more; this needs nothing installed."""
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r"(?:: |- )([\w/-]+\.md)$", navigation, re.M)
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in pages)
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+\.md)", page.read_text("utf-8")):
+            assert (page.parent / link).is_file(), (page, link)
