@@ -132,6 +132,9 @@ def compile(  # noqa: A001 - the verb that users know
     sign: Annotated[
         Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign the artifact with.")
     ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print what was made as one JSON object.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Compile a model to an artifact directory."""
@@ -140,6 +143,7 @@ def compile(  # noqa: A001 - the verb that users know
     compile_command.run(
         model,
         show=not quiet,
+        as_json=json,
         target=target,
         quantization=quantization,
         output=output,

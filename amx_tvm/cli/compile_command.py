@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -61,7 +62,7 @@ class StageProgress:
         self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)
 
 
-def run(model: str, show: bool, **options: Any) -> None:
+def run(model: str, show: bool, as_json: bool, **options: Any) -> None:
     """Compile and print what was made; options as for `amx_tvm.compiler.compile`."""
     console = Console(stderr=True)
     start = time.perf_counter()
@@ -70,13 +71,26 @@ def run(model: str, show: bool, **options: Any) -> None:
 
         artifact = amx_tvm.compiler.compile(model, progress=progress, **options)
     manifest = artifact.manifest
+    seconds = time.perf_counter() - start
+    if as_json:
+        made = {
+            "path": artifact.path,
+            "model": manifest.model["name"],
+            "target": manifest.target.key,
+            "quantization": manifest.quantization.get("format", "none"),
+            "bits_per_weight": manifest.quantization.get("bits_per_weight"),
+            "parameters": manifest.parameters.bytes,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(made))
+        return
     if show:
         bits = manifest.quantization.get("bits_per_weight")
         console.print(
             f"[green]{manifest.model['name']}[/] for {manifest.target.key}: "
             f"{manifest.parameters.bytes / 1e6:.1f} MB of parameters"
             + (f", {bits:.2f} bits per weight" if bits else "")
-            + f", {time.perf_counter() - start:.1f} s",
+            + f", {seconds:.1f} s",
             highlight=False,
         )
     print(artifact.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from enum import Enum
 from pathlib import Path
@@ -72,6 +73,9 @@ def export(
     sign: Annotated[
         Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign the bundle with.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was made as one JSON object.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Make a bundle that runs on another machine."""
@@ -101,6 +105,17 @@ def export(
             sign=sign,
             progress=progress,
         )
+    if as_json:
+        made = {
+            "path": str(bundle.path),
+            "model": bundle.manifest.model["name"],
+            "target": bundle.manifest.target.key,
+            "bytes": bundle.bytes,
+            "runtime_bytes": bundle.runtime_bytes,
+            "linked": bundle.manifest.linked,
+        }
+        print(json.dumps(made))
+        return
     if not quiet:
         console.print(
             f"[green]{bundle.manifest.model['name']}[/] for {bundle.manifest.target.key}: "

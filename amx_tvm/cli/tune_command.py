@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tuning.session import Progress
 
 Files = Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="Files that tune made.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 File = Annotated[Path, typer.Argument(metavar="RECORDS", help="A file that tune made.")]
 Target = Annotated[str, typer.Option(help="This machine's CPU (llvm) or GPU (cuda).")]
 OfRecords = Annotated[str | None, typer.Option(help="By default that of the records.")]
@@ -298,28 +300,38 @@ def list_(
     directory: Annotated[
         Path | None, typer.Argument(help="A directory; by default what ships in the package.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List record files: target, records, unreadable lines."""
     from tuning.records import SHIPPED, RecordFile
 
     folder = directory or SHIPPED
+    paths = [p for p in sorted(folder.glob("*.jsonl")) if not p.name.endswith(".trials.jsonl")]
+    rows = []
+    for file in map(RecordFile, paths):
+        targets = sorted({record.target for record in file.records})
+        rows.append((file.path.name, targets, len(file.records), len(file.damage)))
+    if as_json:
+        names = ("file", "targets", "records", "unreadable")
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
     table = _table(str(folder), "file", "target", "records", "unreadable lines")
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.name.endswith(".trials.jsonl"):
-            continue
-        file = RecordFile(path)
-        targets = ", ".join(sorted({r.target for r in file.records})) or "-"
-        table.add_row(path.name, targets, str(len(file.records)), str(len(file.damage)))
-    if table.row_count:
+    for name, targets, count, damaged in rows:
+        table.add_row(name, ", ".join(targets) or "-", str(count), str(damaged))
+    if rows:
         _console().print(table, highlight=False)
     else:
         print(f"no tuning records in {folder}")
 
 
 @commands.command()
-def show(records: File) -> None:
+def show(records: File, as_json: AsJson = False) -> None:
     """Show the records of a file."""
     file = _open(records)
+    if as_json:
+        found = [record.to_json() for record in file.records]
+        print(json.dumps({"records": found, "unreadable": list(map(str, file.damage))}, indent=1))
+        return
     table = _table(str(records), "kernel", "knobs", "median", "time / default", "measured on")
     for record in file.records:
         host = f"{record.host.get('gpu') or record.host.get('cpu', '?')}, {record.time}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import amx_tvm.compiler
 from amx_tvm.artifact import ArtifactWriter, Manifest
 from amx_tvm.compiler import Artifact
 from amx_tvm.errors import FormatError
+from tuning.records import SHIPPED
 
 
 @pytest.fixture
@@ -128,3 +130,17 @@ def test_bad_input_of_the_real_compiler(run, tmp_path, arguments, words):
     for word in words:
         assert word in err
     assert [path.name for path in Path(tmp_path).iterdir()] == ["model"]
+
+
+def test_json_says_what_was_made(run, compiler, tmp_path):
+    code, out, err = run("compile", "model.gguf", "-o", tmp_path / "out", "--json", "-q")
+    made = json.loads(out)
+    assert (code, err) == (0, "") and made["path"] == str(tmp_path / "out")
+    assert made["parameters"] > 0 and made["bits_per_weight"] == 32.0 and made["seconds"] >= 0
+
+
+def test_the_records_that_ship_as_json(run):
+    (file, *_) = json.loads(run("tune", "list", "--json")[1])
+    assert file["records"] > 0 and file["unreadable"] == 0
+    shown = json.loads(run("tune", "show", SHIPPED / file["file"], "--json")[1])
+    assert len(shown["records"]) == file["records"] and shown["unreadable"] == []
