@@ -183,10 +183,10 @@ class Conversation:
                 interrupt.clear()
                 pieces.close()
                 pieces.result.finish_reason = "interrupted"
+            self._turns = [*turns, {"role": "assistant", "content": shown}]
             print()
             if not self._quiet:
                 print(summary(pieces.result), file=sys.stderr)
-        self._turns = [*turns, {"role": "assistant", "content": shown}]
 
 
 def _place(path: str) -> Path:

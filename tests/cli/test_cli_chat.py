@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -22,7 +23,7 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 import amx_tvm.runtime.sampler as sampler
 from amx_tvm.cli import main
 old = sampler.Sampler.__call__
-sampler.Sampler.__call__ = lambda *a: (time.sleep(0.02), old(*a))[1]
+sampler.Sampler.__call__ = lambda *a: (time.sleep(0.1), old(*a))[1]
 main(sys.argv[1:])
 """
 
@@ -59,6 +60,19 @@ class Terminal:
         before, _, self.seen = self.seen.partition(wanted)
         return before.decode()
 
+    def ready(self):
+        """Wait until the editor takes keys, as it tells the terminal."""
+        self.until("\x1b[?2004h")
+
+    def answer(self):
+        """Wait until a part of an answer is there: the editor has left, and text follows."""
+        self.until("\x1b[?2004l")
+        end = time.monotonic() + 60
+        while not re.search(r"\w", re.sub(r"\x1b\[[\d;?]*\w", "", self.seen.decode())):
+            assert time.monotonic() < end, self.seen
+            if select.select([self._end], [], [], 1)[0]:
+                self.seen += os.read(self._end, 4096)
+
     def leave(self):
         self.type("/exit\r")
         while True:  # a full terminal would keep the process from its end
@@ -80,15 +94,13 @@ def test_the_editor(artifact, tmp_path):
     state, file = tmp_path / "state", tmp_path / "said.json"
     chat = Terminal(artifact, "-n", "100000", state=state)
     chat.until("/help shows")
-    chat.until(">")
+    chat.ready()
     chat.type("\x1b[200~the cat\nsat\x1b[201~")  # a terminal's marks of what is pasted
-    chat.type("\\\ron\x1b\rit")  # Enter behind a backslash, Alt-Enter
-    time.sleep(0.2)
-    chat.type("\r")
-    chat.until("it")
-    time.sleep(0.6)
+    chat.type("\\\ron\x1b\rit\r")  # Enter behind a backslash, Alt-Enter
+    chat.answer()
     chat.type("\x03")
     chat.until("interrupted]")
+    chat.ready()
     chat.type("half a line\x03")
     chat.until("the conversation goes on")
     chat.type(f"/save {file}\r")
@@ -100,7 +112,7 @@ def test_the_editor(artifact, tmp_path):
     assert kept.stat().st_mode & 0o777 == 0o600
 
     chat = Terminal(artifact, "-n", "2", "-q", state=state)
-    chat.until(">")
+    chat.ready()
     chat.type("\x1b[A\x1b[A")  # up: /exit, then /save
     chat.until("/save")
     chat.type("\x03")
