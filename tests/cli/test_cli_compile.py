@@ -144,3 +144,14 @@ def test_the_records_that_ship_as_json(run):
     assert file["records"] > 0 and file["unreadable"] == 0
     shown = json.loads(run("tune", "show", SHIPPED / file["file"], "--json")[1])
     assert len(shown["records"]) == file["records"] and shown["unreadable"] == []
+
+
+def test_export_says_what_was_made_as_json(run, artifact, tmp_path, monkeypatch):
+    from amx_tvm.exporting import api
+
+    made = api.Bundle(str(tmp_path / "out"), Manifest.load(artifact), 30, 10)
+    monkeypatch.setattr(api, "export", lambda *_, **__: made)
+    command = ("export", artifact, "--target", "x86-64-v3", "-o", tmp_path / "out", "-q")
+    assert run(*command)[1] == f"{made.path}\n"
+    said = json.loads(run(*command, "--json")[1])
+    assert (said["path"], said["bytes"], said["runtime_bytes"]) == (made.path, 30, 10)
