@@ -52,6 +52,7 @@ class LinearAttrs:
     out_dtype: str = "float32"
     experts: int = 0
     gathered: int = 0
+    listed: bool = False
     gate_alpha: float = 0.0
     gate_limit: float = 0.0
 
@@ -143,7 +144,7 @@ class Linear:
         w, args = args[: attrs.num_w], args[attrs.num_w :]
         bias = args.pop(0) if attrs.bias else None
         residual = args.pop(0) if attrs.residual else None
-        source = args.pop(0) if attrs.gathered else None
+        source = args.pop(0) if attrs.gathered and not attrs.listed else None
         bounds = args.pop(0) if attrs.experts else None
         return Linear(attrs, tuple(x), tuple(w), bias, residual, source, bounds)
 

@@ -71,6 +71,9 @@ class LinearSpec:
     gathered : int
         0, or how many rows of y a row of x has, each by another expert: row s of y is of row
         ``source[s]`` of x then.
+    listed : bool
+        Each row of y is an expert's alone: ``bounds`` int32 [M] lists them, in any order. Row s is
+        of row s // gathered of x then, of row s where nothing is gathered.
     gate_alpha, gate_limit : float
         With silu_mul and an alpha, (up + 1) * gate * sigmoid(alpha * gate) in silu's place, with
         gates of at most the limit and ups within plus and minus it.
@@ -88,6 +91,7 @@ class LinearSpec:
     out_dtype: str = "float32"
     experts: Size = 0
     gathered: Size = 0
+    listed: bool = False
     gate_alpha: float = 0.0
     gate_limit: float = 0.0
 
@@ -206,10 +210,10 @@ class LinearSpec:
         if self.residual:
             dtype = "float16" if half else "float32"
             args.append(("residual", (None, self.out_features), dtype))
-        if self.gathered:
+        if self.gathered and not self.listed:
             args.append(("source", (None,), "int32"))
         if self.experts:
-            args.append(("bounds", (self.experts + 1,), "int32"))
+            args.append(("bounds", (None if self.listed else self.experts + 1,), "int32"))
         args.append(("y", (None, self.out_features), self.out_dtype))
         return tuple(args)
 

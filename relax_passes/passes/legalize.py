@@ -275,6 +275,7 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
         out_dtype=attrs.out_dtype,
         experts=attrs.experts,
         gathered=attrs.gathered,
+        listed=attrs.listed,
         gate_alpha=attrs.gate_alpha,
         gate_limit=attrs.gate_limit,
     )

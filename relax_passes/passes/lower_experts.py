@@ -80,12 +80,15 @@ class _Cuda:
         self.dependent = gpu is not None and gpu.clusters
         self.functions: dict[tuple, tvm.ir.GlobalVar] = {}
         self.combined: dict[relax.Var, relax.Call] = {}
+        self.ids: dict[relax.Var, relax.Var] = {}
+        self.listed: set[relax.Var] = set()  # orders that nobody needs: of one row
 
     def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         if is_op(value, "amx.expert_route"):
             return self.route(ctx, value)
         if is_op(value, "amx.expert_group"):
             (rows, chosen), experts = _size(value.args[0]), int(value.attrs["experts"])
+            self.ids[var] = value.args[0]
             given = ("group", experts, chosen, rows)
             return self.call(ctx, given, list(value.args), list(value.ty.fields))
         if is_op(value, "amx.expert_combine"):
@@ -94,7 +97,7 @@ class _Cuda:
         if is_op(value, "relax.add"):
             return self.added(ctx, value)
         if is_op(value, "amx.linear"):
-            return gathered(ctx, Linear.of(value))
+            return self.gather(ctx, Linear.of(value))
         return None
 
     def call(self, ctx: Context, key: tuple, args: list, out: Any) -> relax.Expr:
@@ -130,8 +133,10 @@ class _Cuda:
         """Add a row's experts, and a residual where one is given."""
         y, shares, place = value.args
         rows, chosen = _size(shares)
-        given = ("combine", _size(y)[1], chosen, residual is not None, rows)
-        args = [y, shares, place] + ([residual] if residual is not None else [])
+        in_order = ctx.value(place).tuple_value not in self.listed
+        given = ("combine", _size(y)[1], chosen, in_order, residual is not None, rows)
+        args = [y, shares] + ([place] if in_order else [])
+        args += [residual] if residual is not None else []
         return self.call(ctx, given, args, value.ty)
 
     def added(self, ctx: Context, value: relax.Call) -> relax.Expr | None:
@@ -143,6 +148,39 @@ class _Cuda:
         return None
 
 
+    def gather(self, ctx: Context, linear: Linear) -> relax.Expr | None:
+        """Let a product of a step of few rows gather them itself.
+
+        Of one row nothing is sorted: its experts are listed as they were chosen.
+        """
+        attrs, taken = linear.attrs, ctx.value(linear.x[0])
+        if not attrs.experts:
+            return None
+        order = ctx.value(linear.bounds).tuple_value
+        if order in self.listed:  # the second product
+            listed = replace(attrs, listed=True)
+            return replace(linear, attrs=listed, bounds=self.chosen(ctx, order)).call()
+        if not is_op(taken, "relax.take") or not marked(ctx.function, EACH):
+            return None
+        x, source = taken.args
+        places = ctx.value(source)
+        if not is_op(places, "relax.reshape"):
+            return None
+        rows, chosen = _size(places.args[0])
+        if rows == 1:
+            self.listed.add(order)
+            attrs = replace(attrs, gathered=chosen, listed=True)
+            ids = self.chosen(ctx, order)
+            return replace(linear, attrs=attrs, x=(x,), bounds=ids).call()
+        attrs = replace(attrs, gathered=chosen)
+        return replace(linear, attrs=attrs, x=(x,), source=source).call()
+
+    def chosen(self, ctx: Context, order: relax.Var) -> relax.Expr:
+        """List the experts of the only row."""
+        ids = self.ids[order]
+        return ctx.emit(relax.op.reshape(ids, [ids.ty.shape.values[1]]), "chosen")
+
+
 def _plain_router(ctx: Context, scores: relax.Expr) -> Linear | None:
     """Return the linear behind scores where it computes in float32 from float16."""
     value = ctx.value(scores)
@@ -151,18 +189,3 @@ def _plain_router(ctx: Context, scores: relax.Expr) -> Linear | None:
         return None
     wide = is_op(ctx.value(linear.x[0]), "relax.astype") and linear.attrs.k % 8 == 0
     return linear if wide else None
-
-
-def gathered(ctx: Context, linear: Linear) -> relax.Expr | None:
-    """Let a product of a step of few rows gather them itself."""
-    taken = ctx.value(linear.x[0])
-    if not (linear.attrs.experts and is_op(taken, "relax.take") and marked(ctx.function, EACH)):
-        return None
-    x, source = taken.args
-    listed = ctx.value(source)
-    places = listed.args[0] if is_op(listed, "relax.reshape") else None
-    if places is None:
-        return None
-    chosen = _size(places)[1]
-    attrs = replace(linear.attrs, gathered=chosen)
-    return replace(linear, attrs=attrs, x=(x,), source=source).call()

@@ -3,7 +3,7 @@
     scores   x float16 [m, K], weight float32 [E, K], [bias float32 [E]] -> float32 [m, E]
     route    scores -> ids int32, shares float32 [m, chosen]
     group    ids -> source, place int32 [m, chosen], bounds int32 [E + 1]
-    combine  y float16 [slots, N], shares, place, [residual [m, N]] -> float16 [m, N]
+    combine  y float16 [slots, N], shares, [place], [residual [m, N]] -> float16 [m, N]
 
 Slot s of the order by expert holds row ``source[s]`` (one list of m * chosen numbers); ``place[t,
 j]`` is the slot of row t's j-th expert, ``bounds`` the first slot of each expert and the end.
@@ -77,7 +77,8 @@ def scores(
 ) -> tirx.PrimFunc:
     """Build the router's product, in float32; K is a multiple of 8."""
     extent, rows = _rows(m)
-    together, each, warps = (1 if m == 1 else 4), text.SCORE_EXPERTS, text.SCORE_WARPS
+    together, each = (1, 1) if m == 1 else (4, text.SCORE_EXPERTS)
+    warps = text.SCORE_WARPS
     arguments: list[tuple[str, tuple, str]]
     arguments = [("x", (extent, k), "float16"), ("weight", (experts, k), "float32")]
     arguments += [("bias", (experts,), "float32")] if bias else []
@@ -160,15 +161,18 @@ def group(experts: int, chosen: int, m: int | None, dependent: bool = False) -> 
 
 
 def combine(
-    n: int, chosen: int, residual: bool, m: int | None, dependent: bool = False
+    n: int, chosen: int, sorted_: bool, residual: bool, m: int | None, dependent: bool = False
 ) -> tirx.PrimFunc:
-    """Build the weighted sum of each row's experts; N is a multiple of 8."""
+    """Build the weighted sum of each row's experts; N is a multiple of 8.
+
+    Products that are not sorted by expert are of one row, in the order of its choice.
+    """
     extent, rows = _rows(m)
     threads = text.SUM_THREADS
     arguments = [
         ("y", (extent * chosen, n), "float16"),
         ("shares", (extent, chosen), "float32"),
-        ("place", (extent, chosen), "int32"),
+        *([("place", (extent, chosen), "int32")] if sorted_ else []),
         *([("residual", (extent, n), "float16")] if residual else []),
         ("out", (extent, n), "float16"),
     ]
@@ -178,10 +182,9 @@ def combine(
             column = T.bind((piece * threads + tid) * 8)
             with T.If(column < n):
                 with T.Then():
-                    rest = b.get("residual")
-                    added = _start(None) if rest is None else _start(rest, row)
-                    given = (_start(b["y"]), _start(b["shares"], row), _start(b["place"], row))
-                    text.SUM[n, chosen](*given, added, _start(b["out"], row), column)
+                    names = ("shares", "place", "residual", "out")
+                    given = (_start(b.get(name), row) for name in names)
+                    text.SUM[n, chosen](_start(b["y"]), *given, column)
 
         grid = [
             ("blockIdx.x", rows),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic
 
 SCORE_WARPS = 4  # of a block, which share K
-SCORE_EXPERTS = 4  # experts of a block
+SCORE_EXPERTS = 4  # experts of a block, where there are several rows
 GROUP_THREADS = 256
 SUM_THREADS = 128
 
@@ -24,7 +24,7 @@ SCORES = Intrinsic(
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int i = 0; i < X; ++i) acc[r][i] = 0.f;
-#pragma unroll 2
+#pragma unroll 3
   for (int k = warp * 256 + lane * 8; k < K; k += WARPS * 256) {
     float4 w[X][2];
 #pragma unroll
@@ -193,6 +193,15 @@ ITEM = Intrinsic(
     signature="void(int* found, const int* bounds, int item, int lane)",
     template="int E, int ROWS",
 )
+# The same where row `item` of y, alone, is its expert's: `experts` lists one for each.
+LISTED = Intrinsic(
+    "amx_expert_listed",
+    """
+  found[0] = experts[item];
+  found[1] = item;
+  found[2] = item + 1;""",
+    signature="void(int* found, const int* experts, int item)",
+)
 # The thread ends, where that is asked: of a block all do, and no barrier counts them any more.
 LEAVE = Intrinsic(
     "amx_leave",
@@ -201,6 +210,7 @@ LEAVE = Intrinsic(
 )
 
 # Eight numbers of a row's result: its experts', in the order of the choice, times their shares.
+# Without places the products of the only row lie in that order.
 SUM = Intrinsic(
     "amx_expert_sum",
     """
@@ -209,7 +219,10 @@ SUM = Intrinsic(
   for (int i = 0; i < 8; ++i) acc[i] = 0.f;
   uint4 pieces[CHOSEN];
 #pragma unroll
-  for (int j = 0; j < CHOSEN; ++j) pieces[j] = *(const uint4*)((const half*)y + (long long)place[j] * N + column);
+  for (int j = 0; j < CHOSEN; ++j) {
+    const int slot = place == nullptr ? j : ((const int*)place)[j];
+    pieces[j] = *(const uint4*)((const half*)y + (long long)slot * N + column);
+  }
 #pragma unroll
   for (int j = 0; j < CHOSEN; ++j) {
     const float share = shares[j];
@@ -228,6 +241,6 @@ SUM = Intrinsic(
 #pragma unroll
   for (int i = 0; i < 8; ++i) h[i] = __float2half_rn(acc[i]);
   *(uint4*)((half*)out + column) = result;""",
-    signature="void(const void* y, const float* shares, const int* place, const void* residual, void* out, int column)",
+    signature="void(const void* y, const float* shares, const void* place, const void* residual, void* out, int column)",
     template="int N, int CHOSEN",
 )

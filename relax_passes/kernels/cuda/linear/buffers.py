@@ -70,6 +70,8 @@ class Linear:
     def x_row(self, row: tirx.Expr) -> tirx.Expr:
         """Row of x of a block's row."""
         row = self.y_row(row)
+        if self.spec.gathered and self.spec.listed:
+            return tirx.truncdiv(row, tirx.const(self.spec.gathered, "int32"))
         return row if self.source is None else self.source[row]
 
 

@@ -19,15 +19,18 @@ from amx_tvm.formats.cuda_layout import FragmentShape
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.spec import LinearSpec
 
-from ..experts.text import ITEM, LEAVE
+from ..experts.text import ITEM, LEAVE, LISTED
 from ..intrinsics.base import at, local
 from ..intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 from .buckets import Bucket, fit, gemv_knobs
 from .buffers import Linear
+from .gemv_plan import GemvKnobs
 from .tile_plan import TileKnobs
 
 # Rows of an item, and up to how many rows an expert has on average it is taken.
-FEW = ((4, 1.0), (8, 3.5), (16, 9.0))
+# Eight rows beat sixteen even where two items of an expert are the rule: its weights come from the L2
+# cache the second time, and sixteen rows want every weight scaled.
+FEW = ((4, 1.0), (8, 12.0))
 MANY = ((32, 20.0), (64, 44.0), (128, 100.0), (256, None))
 
 
@@ -51,10 +54,13 @@ def take(linear: Linear, item: tirx.Expr, rows: int, lane: tirx.Expr, dependent:
         WAIT_PREREQUISITES()
     assert linear.bounds is not None
     found = local(3, "int32")
-    ITEM[linear.spec.experts, rows](at(found, 0), at(linear.bounds, 0), item, lane)
-    LEAVE(found[0] < 0)
+    if linear.spec.listed:
+        LISTED(at(found, 0), at(linear.bounds, 0), item)
+    else:
+        ITEM[linear.spec.experts, rows](at(found, 0), at(linear.bounds, 0), item, lane)
+        LEAVE(found[0] < 0)
     expert, first, end = (found[i] for i in range(3))
-    return replace(linear, expert=expert, first=first, m=end - first)
+    return replace(linear, expert=expert, first=first, m=1 if rows == 1 else end - first)
 
 
 def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Bucket]:
@@ -65,8 +71,9 @@ def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Buc
         knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, rows, gpu)
         return Bucket(most, knobs, rows)
 
-    if spec.m is not None and spec.m <= spec.experts:
-        return [few(1, None, spec.m)]  # one row of x, by experts of its own
+    if spec.listed:
+        busy = spec.m or spec.experts
+        return [Bucket(None, _one_row_knobs(spec, shape, gpu, busy), 1)]
     found = [few(rows, int(mean * spec.experts), spec.experts) for rows, mean in FEW]
     for rows, mean in MANY:
         knobs = fit(_tile_knobs(spec, gpu, rows), shape, gpu)
@@ -77,6 +84,35 @@ def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Buc
         chosen = next(b for b in found if b.rows is None or b.rows >= spec.m)
         return [Bucket(None, chosen.knobs, chosen.item)]
     return found
+
+
+def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) -> GemvKnobs:
+    """Return knobs for rows that are an expert's alone.
+
+    Where blocks are few for the GPU, all of K is requested in as few rounds as eight loads a lane
+    allow, by warps that leave next to none of their loads without columns.
+    """
+    knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, 1, gpu)
+    blocks = shape.tiles(spec.n) * busy // knobs.tiles
+    columns = shape.units(spec.k) * shape.unit
+    if blocks >= 8 * gpu.multiprocessors or columns > 4096 or not shape.group:
+        return knobs
+    best: tuple = ()
+    for diagonal in (8, 4, 2, 1):
+        chunk = max(shape.unit, diagonal * shape.group)
+        if columns % chunk:
+            continue
+        chunks, loads = columns // chunk, chunk // shape.unit
+        for batch in range(1, max(1, 8 // (loads * knobs.tiles)) + 1):
+            for warps in range(2, 9):
+                rounds = -(-chunks // (warps * batch))
+                waste = rounds * warps * batch / chunks
+                rank = (waste > 1.1, rounds, waste, warps)
+                if not best or rank < best[0]:
+                    best = (rank, warps, batch * loads, diagonal)
+        break
+    _, warps, inflight, diagonal = best
+    return replace(knobs, warps=warps, inflight=inflight, buffers=1, diagonal=diagonal)
 
 
 def _tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
