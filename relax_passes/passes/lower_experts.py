@@ -147,7 +147,6 @@ class _Cuda:
                 return self.combine(ctx, self.combined[y], other)
         return None
 
-
     def gather(self, ctx: Context, linear: Linear) -> relax.Expr | None:
         """Let a product of a step of few rows gather them itself.
 

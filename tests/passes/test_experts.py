@@ -52,6 +52,17 @@ def test_a_step_of_many_sequences_gathers_and_a_prompt_does_not():
     assert [linear.attrs.gathered for linear in linears(lowered(module))] == [0, 0]
 
 
+def test_a_step_of_one_row_sorts_nothing():
+    module = mixture()
+    one = module["forward_each"].bind_symbolic_vars({"rows": 1})
+    module.update_func(module.get_global_var("forward_each"), one)
+    module = lowered(module)
+    assert [linear.attrs.listed for linear in linears(module)] == [True, True]
+    assert [linear.attrs.gathered for linear in linears(module)] == [2, 0]
+    text = module["forward_each"].script()
+    assert "expert_group" not in text and "take" not in text
+
+
 def test_every_part_of_a_stack_is_interleaved_for_itself():
     order = interleaved_rows(128, 16, stacked=2)
     assert order[:64].tolist() == interleaved_rows(64, 16).tolist()

@@ -181,7 +181,7 @@ def routing(arch: str, m: int | None) -> dict:
         "scores": kernels.scores(32, 2880, True, m, dependent),
         "route": kernels.route(32, 4, False, m, dependent),
         "group": kernels.group(32, 4, m, dependent),
-        "combine": kernels.combine(2880, 4, True, m, dependent),
+        "combine": kernels.combine(2880, 4, m is None, True, m, dependent),
     }
 
 
@@ -204,7 +204,12 @@ GATE = {"silu_mul": True, "bias": True, "gate_alpha": 1.702, "gate_limit": 7.0}
 @needs_nvcc
 @pytest.mark.parametrize(
     "arch,more",
-    [("sm_80", GATE), ("sm_90a", {}), ("sm_90a", {"gathered": 2, **GATE}), ("sm_90a", {"m": 2})],
+    [
+        ("sm_80", GATE),
+        ("sm_90a", {}),
+        ("sm_90a", {"gathered": 2, **GATE}),
+        ("sm_90a", {"m": 2, "listed": True}),
+    ],
 )
 def test_products_compile(arch, more):
     facts = gpu(arch)
@@ -213,10 +218,11 @@ def test_products_compile(arch, more):
     assert cubin[:4] == b"\x7fELF"
     bodies = code.split('extern "C" __global__')[1:]
     bodies = [b for b in bodies if "{" in b.partition(";")[0]]
-    assert bodies and all("amx_expert_item<8, " in b and "amx_leave(" in b for b in bodies)
-    rows = {int(n) for b in bodies for n in re.findall(r"amx_expert_item<8, (\d+)>", b)}
-    most = {256} if arch == "sm_90a" and "gathered" not in more else set()
-    assert rows == ({1} if "m" in more else {4, 8, 16, 32, 64, 128} | most)
+    finds = r"amx_expert_item<8, (\d+)>|amx_expert_(listed)\("
+    found = {a or b for body in bodies for a, b in re.findall(finds, body)}
+    many = {"4", "8", "32", "64", "128"}
+    many |= {"256"} if arch == "sm_90a" and "gathered" not in more else set()
+    assert found == ({"listed"} if "listed" in more else many)
     assert any("amx_tile_wgmma_" in b for b in bodies) == (arch == "sm_90a" and not more)
     assert any("amx_gather_x<" in b for b in bodies) == ("gathered" in more)
 

