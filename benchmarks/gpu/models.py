@@ -254,6 +254,9 @@ def check(model: RandomModel) -> dict[str, float]:
         found["batch"] = max(error(rows[0], 232), error(rows[1], 200))
         found["second chunk"] = error(sequence.append(tokens[233:300]), 299)
         fork.close()
+        # beyond 256 tokens several blocks share a head
+        sequence.rollback(30)
+        found["decode, longer"] = max(error(sequence.append([tokens[i]]), i) for i in (270, 271))
     return found
 
 

@@ -15,7 +15,12 @@ from amx_tvm.errors import ModelError  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
-from relax_passes.kernels.cuda.attention.batch_text import Batches  # noqa: E402
+from relax_passes.kernels.cuda.attention.batch_text import (  # noqa: E402
+    FEW_WARPS,
+    ROUNDS,
+    WARPS,
+    Batches,
+)
 from relax_passes.kernels.cuda.attention.config import Heads, check, page_elements  # noqa: E402
 from relax_passes.kernels.cuda.choose.ids import ids  # noqa: E402
 from relax_passes.kernels.cuda.rows.kernels import row_kernel  # noqa: E402
@@ -109,6 +114,21 @@ def test_a_kernel_of_sinks_takes_them():
     text = functions["prefill"].script()  # pages have 128 channels, the result has 100
     assert 'q: T.Buffer((m, 16, 128), "float16")' in text
     assert 'out: T.Buffer((m, 16, 100), "float16")' in text
+
+
+def test_few_sequences_have_blocks_of_more_warps():
+    """As many items as their blocks fill the multiprocessors with, and no more blocks."""
+    spec = AttentionSpec(0, 32, 8, 128, 0.1)
+    batches = Batches(spec, (0,), gpu("sm_90a"))
+    few, many = batches.slots(FEW_WARPS), batches.slots(WARPS)
+    assert (few, many) == (132 // 8, 4 * 132 // 8)
+    assert (batches.extra(FEW_WARPS), batches.extra(WARPS)) == (few, ROUNDS * many)
+    text = kernels.batch(spec, 2, batches).script()
+    first, second = text.split("if m <= ")[1].split("else:")
+    assert first.startswith("T.int64(16)") or first.startswith("16")
+    for part, warps in ((first, FEW_WARPS), (second, WARPS)):
+        assert f'T.thread_binding({warps}, thread="threadIdx.y")' in part
+    assert f", {many}, {few}, " in batches.plan().text
 
 
 @pytest.mark.parametrize("head_dim,heads", [(258, 2), (33, 2), (64, 130)])

@@ -13,16 +13,14 @@ beside the others. Windows differ between layers: each has items of its own.
              parts  float [ITEMS][H][G][D + 2]: sums of values, maximum and sum of each query
              pages  int [MOST][state->most]
 
-`ATTEND` is a block for each item and each of H = KV * PARTS groups of queries; blocks without an item return. Of a sequence with
-several items, the block that is done last joins the parts.
+`ATTEND` is a block for each item and each of H = KV * PARTS groups of queries; blocks without an item
+return. Of a sequence with several items, the block that is done last joins the parts. Up to FEW
+sequences have a kernel of their own, whose blocks have more warps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-
-from tvm import tirx
 
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.attention_spec import AttentionSpec
@@ -34,6 +32,7 @@ from .decode_text import ATTEND_PAGES
 from .state_text import STATE
 
 WARPS = 3  # a block of three leaves room for a fourth, and 128 tokens are three pages a warp
+FEW_WARPS = 8  # of few sequences, which leave multiprocessors idle: 128 tokens are a page a warp
 SHORTEST = 16  # pages of an item
 ROUNDS = 4
 FEW = 16  # sequences that are divided for one round only
@@ -70,7 +69,7 @@ __device__ __forceinline__ int amx_until(int value, int* shared, int tid) {
 __device__ __forceinline__ int amx_splits(int pages, int item) { return max(1, (2 * pages + item) / (2 * item)); }
 
 // Block 0 makes the items, block 1 + r the table of sequence r.
-template <int H, int MOST, int ITEMS, int SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN>
+template <int H, int MOST, int ITEMS, int SLOTS, int FEW_SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN>
 __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windows, int kinds, long long arrived_at,
                                          long long pages_at, int rows, int block, int tid) {
   const int n = min(min(state->sequences, rows), MOST);
@@ -97,7 +96,7 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
     amx_until(pages, sums, tid);
     const int rounds = rows <= FEW ? 1 : ROUNDS;
     if (tid < 32 * rounds) {  // a warp looks at the items of a number of rounds
-      const int slots = SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
+      const int slots = rows <= FEW ? FEW_SLOTS : SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
       int count = 0, longest = 0;
       for (int r = tid & 31; r < n; r += 32) {
         const int splits = amx_splits(pages_of[r], item);
@@ -240,26 +239,23 @@ class Batches:
         """How heads lie in pages and blocks."""
         return Heads(self.spec)
 
-    @property
-    def resident(self) -> int:
-        """Blocks that a multiprocessor holds, by their registers."""
+    def resident(self, warps: int) -> int:
+        """Blocks of so many warps that a multiprocessor holds, by their registers."""
         rows = 16 if self.heads.group > 8 else 8
-        return 4 if self.heads.stored * rows <= 1024 else 2
+        return max(1, (12 if self.heads.stored * rows <= 1024 else 6) // warps)
 
-    @cached_property
-    def slots(self) -> int:
+    def slots(self, warps: int) -> int:
         """Items that the multiprocessors hold at once, for each block of heads."""
-        return max(1, self.resident * self.gpu.multiprocessors // self.heads.blocks)
+        return max(1, self.resident(warps) * self.gpu.multiprocessors // self.heads.blocks)
 
     @property
     def items(self) -> int:
         """Most items."""
-        return MOST_SEQUENCES + ROUNDS * self.slots
+        return MOST_SEQUENCES + ROUNDS * self.slots(WARPS)
 
-    def extra(self, rows: tirx.PrimExpr) -> tirx.PrimExpr:
+    def extra(self, warps: int) -> int:
         """Most items beyond one for each sequence; blocks without an item take time too."""
-        slots = tirx.const(self.slots, "int64")
-        return tirx.Select(rows <= FEW, slots, ROUNDS * slots)
+        return self.slots(warps) * (1 if warps == FEW_WARPS else ROUNDS)
 
     def items_at(self, kind: int) -> int:
         """Offset of a window's items in the tables, in bytes."""
@@ -285,8 +281,8 @@ class Batches:
     def plan(self) -> Intrinsic:
         """Build the function that begins a step."""
         windows = ", ".join(map(str, self.windows))
-        numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots}, {SHORTEST}"
-        numbers += f", {ROUNDS}, {FEW}, {_BEGIN}"
+        numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots(WARPS)}"
+        numbers += f", {self.slots(FEW_WARPS)}, {SHORTEST}, {ROUNDS}, {FEW}, {_BEGIN}"
         return Intrinsic(
             f"amx_plan_{self.heads.blocks}_{len(self.windows)}",
             f"""
@@ -297,15 +293,16 @@ class Batches:
             "void(const void* state, int rows, int block, int tid)",
         )
 
-    def attend(self, spec: AttentionSpec, layers: int) -> Intrinsic:
-        """Build the function of one block of a layer's attention."""
+    def attend(self, spec: AttentionSpec, layers: int, warps: int) -> Intrinsic:
+        """Build the function of one block of a layer's attention, of so many warps."""
         turns, half = frequencies(spec.rotation), spec.rotation.pairs
         sinks, given = ("sinks", "const void* sinks, ") if spec.sinks else ("nullptr", "")
         kind = self.windows.index(spec.window)
         dependent = "true" if self.gpu.clusters else "false"
-        numbers = f"{self.heads.numbers}, {self.items}, {WARPS}, {half}, {dependent}"
+        numbers = f"{self.heads.numbers}, {self.items}, {warps}, {half}, {dependent}"
         return Intrinsic(
-            f"amx_attend_item_{turns.name}_{self.heads.name}_{kind}" + "_sinks" * spec.sinks,
+            f"amx_attend_item_{turns.name}_{self.heads.name}_{kind}_{warps}"
+            + "_sinks" * spec.sinks,
             f"""
   amx_attend_item<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
                              {self.arrived_at}, {self.parts_at}, {self.pages_at}, layer, {layers}, scale, cap,
@@ -316,8 +313,8 @@ class Batches:
         )
 
 
-def shared_floats(spec: AttentionSpec) -> int:
+def shared_floats(spec: AttentionSpec, warps: int) -> int:
     """Floats of shared memory that ``amx_attend_item`` lays out."""
     heads = Heads(spec)
     d, rows = heads.stored, 16 if heads.group > 8 else 8
-    return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + WARPS * heads.group * (d + 2) + 1
+    return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + warps * heads.group * (d + 2) + 1

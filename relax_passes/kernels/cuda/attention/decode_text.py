@@ -11,7 +11,8 @@ so that P goes from the first product's result to the second's operand within a 
 loads keys 16 bytes at a time (channels 8t .. 8t+7 of every 32, permuted alike in Q), and 8 bytes of
 every row of V. A warp takes every so many pages and keeps its softmax online; warps meet in shared
 memory. `DECODE` is for one sequence: a cluster of SPLITS blocks shares a kv head, page p belongs to
-block p % SPLITS, warp p / SPLITS % WARPS, and blocks meet in the cluster's shared memory. Many
+block p % SPLITS, warp p / SPLITS % WARPS, and blocks meet in the cluster's shared memory. Where a warp
+of one block has at most two pages, that block does it alone: meeting takes longer than a page. Many
 sequences share `ATTEND_PAGES` (batch_text).
 
 The last page, which takes the new token, is read after the block has written it. All other pages
@@ -251,30 +252,32 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   const AmxTable table = amx_table<true>(state, 0, position);
   const int length = position + 1, last = position >> 4;
   const int low = window > 0 ? max(0, length - window) : 0, first = low >> 4;
+  const int splits = last - first < 2 * WARPS ? 1 : SPLITS;
+  if (split >= splits) return;
   const long long stride = (long long)layers * 2 * KV * BLOCK;
   half* base = state->pages + ((long long)layer * 2 * KV + head / PARTS) * BLOCK;
   for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
 
   const auto pages = [&](int page) { return amx_page(table, page); };
-  const int page = first + split + SPLITS * warp;
+  const int page = first + split + splits * warp;
   const int id = page <= last ? pages(page) : 0;
   uint4 k[2][D / 32];
   if (page < last) amx_load_keys<D>(k, base + id * stride, g, t);
   __syncthreads();
   if (DEPENDENT) amx_wait_prerequisites();
 
-  half* target = (last - first) % SPLITS == split ? base + pages(last) * stride : nullptr;
+  half* target = (last - first) % splits == split ? base + pages(last) * stride : nullptr;
   amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, qkv, turn, target, position & 15, head, tid);
   __syncthreads();
   AmxSoftmax<D, ROWS> seen;
-  amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, SPLITS * WARPS, last + 1, low, length, scale,
+  amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, splits * WARPS, last + 1, low, length, scale,
                                 cap, g, t);
   amx_show_warp<D, G>(seen, part, tops, warp, g, t);
   for (int i = tid; i < G * D / 2; i += THREADS) {
     const int r = 2 * i / D, e = 2 * i % D;
     float2 acc;
     const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
-    if (SPLITS == 1) {
+    if (splits == 1) {
       const float total = found.y + amx_sink(sinks, head * G + r, found.x);
       if (e < C) *(half2*)(out + (head * G + r) * C + e) = __floats2half2_rn(acc.x / total, acc.y / total);
     } else {
@@ -282,7 +285,7 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
       if (e == 0) { whole[2 * r] = found.x; whole[2 * r + 1] = found.y; }
     }
   }
-  if (SPLITS == 1) return;
+  if (splits == 1) return;
   amx_cluster_sync();
   for (int i = tid * SPLITS + split; i < G * D / 2; i += THREADS * SPLITS) {
     const int r = 2 * i / D, e = 2 * i % D;

@@ -87,12 +87,10 @@ def _attention(
     name: str,
     spec: AttentionSpec,
     extent: Any,
-    floats: int,
-    threads: Callable[[], list],
-    emit: Callable,
+    emit: Callable[..., None],
     dependent: bool,
 ) -> tirx.PrimFunc:
-    """Build a kernel of the arguments of `decode`; ``emit`` gets addresses, layer and threads."""
+    """Build a function of the arguments of `decode`; ``emit`` gets them and makes its kernels."""
     d = spec.head_dim
 
     def body() -> None:
@@ -101,16 +99,21 @@ def _attention(
         state, sinks = _state(), _sinks(spec)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, spec.heads, d)
-        with T.frame_scope(threads()) as bound:
-            with T.sblock("attention"):
-                T.reads()
-                T.writes()
-                zero = tirx.const(0, "int32")
-                places = (at(qkv, zero, zero, zero), state, *sinks, at(out, zero, zero, zero))
-                scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
-                emit(at(_shared(floats), zero), *places, layer, *scales, *bound)
+        zero = tirx.const(0, "int32")
+        places = (at(qkv, zero, zero, zero), state, *sinks, at(out, zero, zero, zero))
+        scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
+        emit(*places, layer, *scales)
 
     return _function(name, body, dependent)
+
+
+def _kernel(threads: list, floats: int, emit: Callable[..., None]) -> None:
+    """Emit one kernel; ``emit`` gets the address of its shared memory, and its threads."""
+    with T.frame_scope(threads) as bound:
+        with T.sblock("attention"):
+            T.reads()
+            T.writes()
+            emit(at(_shared(floats), tirx.const(0, "int32")), *bound)
 
 
 def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
@@ -143,22 +146,22 @@ def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     )
     floats = decode_text.shared_floats(heads.stored, heads.group, rotation.pairs, _WARPS)
 
-    def threads() -> list:
-        found = [
+    def emit(*given: Any) -> None:
+        threads = [
             T.thread_binding(heads.blocks, thread="blockIdx.y"),
             T.thread_binding(splits, thread="blockIdx.x"),
             T.thread_binding(_WARPS, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
         if splits > 1:
-            found.insert(2, T.thread_binding(splits, thread="clusterCtaIdx.x"))
-        return found
+            threads.insert(2, T.thread_binding(splits, thread="clusterCtaIdx.x"))
 
-    def emit(*given: Any) -> None:
-        *before, warp, lane = given
-        attend(*before[: len(attend.parameters) - 2], warp, lane)
+        def one(shared: Any, head: Any, split: Any, *rest: Any) -> None:
+            attend(shared, *given, head, split, *rest[-2:])
 
-    return _attention("attention_decode", spec, 1, floats, threads, emit, facts.clusters)
+        _kernel(threads, floats, one)
+
+    return _attention("attention_decode", spec, 1, emit, facts.clusters)
 
 
 def plan(batches: Batches) -> tirx.PrimFunc:
@@ -185,25 +188,31 @@ def plan(batches: Batches) -> tirx.PrimFunc:
 
 def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
     """Build decode attention of any number of sequences, behind `plan`; see `decode`."""
-    attend = batches.attend(spec, layers)
     rows = tirx.Var("m", "int64")
 
-    def threads() -> list:
-        return [
-            T.thread_binding(rows + batches.extra(rows), thread="blockIdx.y"),
+    def kernel(warps: int, *given: Any) -> None:
+        attend = batches.attend(spec, layers, warps)
+        threads = [
+            T.thread_binding(rows + batches.extra(warps), thread="blockIdx.y"),
             T.thread_binding(batches.heads.blocks, thread="blockIdx.x"),
-            T.thread_binding(batch_text.WARPS, thread="threadIdx.y"),
+            T.thread_binding(warps, thread="threadIdx.y"),
             T.thread_binding(32, thread="threadIdx.x"),
         ]
 
-    def emit(*given: Any) -> None:
-        *places, number, head, warp, lane = given
-        with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", batches.resident):
-            attend(*places, tirx.Cast("int32", number), head, warp, lane)
+        def one(shared: Any, number: Any, head: Any, warp: Any, lane: Any) -> None:
+            with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", batches.resident(warps)):
+                attend(shared, *given, tirx.Cast("int32", number), head, warp, lane)
 
-    floats = batch_text.shared_floats(spec)
-    clusters = batches.gpu.clusters
-    return _attention("attention_batch", spec, rows, floats, threads, emit, clusters)
+        _kernel(threads, batch_text.shared_floats(spec, warps), one)
+
+    def emit(*given: Any) -> None:
+        with T.If(rows <= batch_text.FEW):
+            with T.Then():
+                kernel(batch_text.FEW_WARPS, *given)
+            with T.Else():
+                kernel(batch_text.WARPS, *given)
+
+    return _attention("attention_batch", spec, rows, emit, batches.gpu.clusters)
 
 
 def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
