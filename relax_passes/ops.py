@@ -10,6 +10,8 @@
 ``amx.clamped_gate``        (up + 1) * gate * sigmoid(alpha * gate), both bounded first
 ``amx.kv_cache``            the paged cache of keys and values
 ``amx.attention``           appends a layer's keys and values to it and attends
+``amx.packed_attention``    attention inside each of several texts, one behind the other, no cache
+``amx.mean_rows``           the mean of each of several spans of rows
 
 Each is a first-class operator with a purity and a type rule, so every stock Relax pass (dead code,
 common subexpressions, memory planning) understands a module that holds them. Their attributes are
@@ -69,7 +71,7 @@ class QuantizeAttrs:
     scheme: Activation
     k: int
     sums: bool = False
-    prologue: str = "none"  # "none", "rms_norm" (x, weight) or "silu_mul" (gate, up)
+    prologue: str = "none"  # or "rms_norm" (x, weight), "silu_mul", "gelu_mul" (gate, up), "gelu"
     eps: float = 0.0
 
 
@@ -293,6 +295,41 @@ class Attention:
         return self.qkv.ty.shape.values[0]
 
 
+def packed_attention(
+    qkv: relax.Expr, bounds: relax.Expr, positions: relax.Expr, spec: AttentionSpec, causal: bool
+) -> relax.Call:
+    """Build a call of ``amx.packed_attention``: rows attend to rows of their own text.
+
+    Parameters
+    ----------
+    qkv : relax.Expr
+        [rows, heads + 2 kv_heads, head_dim], not rotated.
+    bounds : relax.Expr
+        int32 [texts + 1]: the first row of each text, and the end.
+    positions : relax.Expr
+        int32 [rows]: what the rotation turns by.
+    spec : AttentionSpec
+        What it computes; keys less than ``window`` positions away are seen.
+    causal : bool
+        Whether rows see no later ones.
+
+    Returns
+    -------
+    relax.Call
+        [rows, heads, head_dim], of qkv's type.
+    """
+    attrs = make_node("ir.DictAttrs", causal=int(causal), **spec.attributes())
+    return relax.Call(_operator("amx.packed_attention"), [qkv, bounds, positions], attrs)
+
+
+def mean_rows(x: relax.Expr, spans: relax.Expr) -> relax.Call:
+    """Build a call of ``amx.mean_rows``: x [rows, K], spans int32 [n, 2] -> [n, K].
+
+    A span is its first row and the one past its last.
+    """
+    return relax.Call(_operator("amx.mean_rows"), [x, spans], make_node("ir.DictAttrs"))
+
+
 def quantize_activation(args: Sequence[relax.Expr], attrs: QuantizeAttrs) -> relax.Call:
     """Build a call of ``amx.quantize_activation``."""
     return relax.Call(_operator("amx.quantize_activation"), list(args), _node(attrs))
@@ -382,9 +419,16 @@ def _infer_attention(call: relax.Call, _ctx: object) -> relax.Type:
     return relax.TensorType([rows, int(call.attrs["heads"]), d], call.args[0].ty.dtype)
 
 
+def _infer_mean_rows(call: relax.Call, _ctx: object) -> relax.Type:
+    x, spans = (arg.ty for arg in call.args)
+    return relax.TensorType([spans.shape.values[0], x.shape.values[1]], x.dtype)
+
+
 _INFER = {
     "amx.kv_cache": _infer_kv_cache,
     "amx.attention": _infer_attention,
+    "amx.packed_attention": _infer_attention,
+    "amx.mean_rows": _infer_mean_rows,
     "amx.expert_route": _infer_expert_route,
     "amx.expert_group": _infer_expert_group,
     "amx.expert_combine": _infer_expert_combine,

@@ -34,6 +34,7 @@ from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_experts import lower_experts
+from relax_passes.passes.lower_packed import lower_packed
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.passes.order_shape_functions import order_shape_functions
 from relax_passes.passes.quantize_activations import quantize_activations
@@ -82,6 +83,7 @@ def phases(
             [
                 make_buckets(target),
                 lower_attention(target, storage),
+                lower_packed(target),
                 fuse_conversions,
                 device_steps(target),
                 lower_experts(target),

@@ -22,13 +22,14 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 
 from amx_tvm.artifact.cpu import missing_features
+from amx_tvm.embedding import EmbeddingSettings
 from amx_tvm.errors import ArtifactError
 from amx_tvm.schema import Count, FileName, Mismatch, OneOf, Range, Size, TokenId, conform
 from amx_tvm.strict_json import read_json
 
 SCHEMA = 3
 FILE_NAME = "manifest.json"
-KINDS = ("causal_lm", "function")
+KINDS = ("causal_lm", "function", "embedding")
 
 _AGAIN = "compile the model again or copy the artifact anew"
 
@@ -61,6 +62,15 @@ class _Model(_NeededOfModel, total=False):
     add_bos: bool
     long_after: Size
     source_digest: str
+
+
+class _EmbeddingModel(TypedDict):
+    family: str
+    name: str
+    vocab_size: Count
+    context_length: Count
+    dimension: Count
+    embedding: EmbeddingSettings
 
 
 class _NeededOfCache(TypedDict):
@@ -299,6 +309,8 @@ class Manifest:
             if self.kind == "causal_lm":
                 conform(_Model, self.model, "model")
                 conform(_Cache, self.kv_cache, "kv_cache")
+            if self.kind == "embedding":
+                conform(_EmbeddingModel, self.model, "model")
         except Mismatch as problem:
             raise ArtifactError(f"{source}: {problem}; {_AGAIN}") from None
         _check_parameters(self.parameters, source)

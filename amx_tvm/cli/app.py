@@ -10,6 +10,7 @@ import typer
 
 from amx_tvm.cli import (
     bench_command,
+    embed_command,
     eval_command,
     export_command,
     logs,
@@ -334,6 +335,7 @@ def common(
 
 
 bench_command.register(app)
+embed_command.register(app)
 eval_command.register(app)
 export_command.register(app)
 tune_command.register(app)

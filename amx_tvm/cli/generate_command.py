@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amx_tvm.errors import GenerationError
-from amx_tvm.runtime import Engine, GenerationResult
+from amx_tvm.runtime import EmbeddingEngine, Engine, GenerationResult
 from amx_tvm.runtime import load as load_artifact
 from amx_tvm.runtime.options import read_options, text
 
@@ -46,6 +46,10 @@ def run(
 def load_engine(artifact: Path, options: dict[str, Any]) -> Engine:
     """Load a language model; GenerationError if the artifact is something else."""
     engine = load_artifact(artifact, **options)
+    if isinstance(engine, EmbeddingEngine):
+        raise GenerationError(
+            f"{artifact} makes embeddings and generates no text; use `amx-tvm embed` or `serve`"
+        )
     if not isinstance(engine, Engine):
         raise GenerationError(
             f"{artifact} is a compiled function, not a language model; call it from Python: "

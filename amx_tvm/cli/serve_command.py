@@ -76,7 +76,9 @@ def serve(
 ) -> None:
     """Serve an artifact to OpenAI clients until SIGINT or SIGTERM."""
     from amx_tvm.artifact import Manifest
+    from amx_tvm.cli.embed_command import load_embedder
     from amx_tvm.cli.generate_command import load_engine
+    from amx_tvm.runtime import EmbeddingEngine, Engine
     from amx_tvm.runtime.engine import DEFAULT_CONTEXT
 
     try:
@@ -86,22 +88,26 @@ def serve(
             f"serving needs the package {error.name!r}, which is not installed; install the extra "
             "`serve`: pip install 'amx-tvm[serve]', or from a checkout pip install -e '.[serve]'"
         ) from None
-    if kv_tokens is None and (artifact / "manifest.json").is_file():
-        manifest = Manifest.load(artifact)
+    manifest = Manifest.load(artifact)
+    if kv_tokens is None and manifest.kind == "causal_lm":
         context = context_length or min(manifest.model["context_length"], DEFAULT_CONTEXT)
         kv_tokens = sizing.default_tokens(artifact, manifest, context, max_sequences)
-    engine = load_engine(
-        artifact,
-        {
-            "device": device,
-            "threads": threads,
+    common = {"device": device, "threads": threads, "require_signature": require_signature}
+    engine: Engine | EmbeddingEngine
+    if manifest.kind == "embedding":
+        engine = load_embedder(artifact, common)
+        what = f"vectors of {engine.dimension} numbers, of texts of {engine.settings.max_tokens} "
+        what += "tokens"
+    else:
+        options = {
             "context_length": context_length,
             "max_sequences": max_sequences + keep,
             "kv_tokens": kv_tokens,
             "speculation": speculation,
-            "require_signature": require_signature,
-        },
-    )
+        }
+        engine = load_engine(artifact, {**common, **options})
+        what = f"{max_sequences} answers at once in {kv_tokens} tokens of cache, "
+        what += f"{engine.context_length} tokens of context each"
     names = name or [artifact.resolve().name]
     settings = app.Settings(
         names[0],
@@ -118,9 +124,5 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     scheme = "https" if certificate else "http"
-    print(
-        f"{names[0]} at {scheme}://{host}:{port}/v1: {max_sequences} answers at once in "
-        f"{kv_tokens} tokens of cache, {engine.context_length} tokens of context each",
-        file=sys.stderr,
-    )
+    print(f"{names[0]} at {scheme}://{host}:{port}/v1: {what}", file=sys.stderr)
     raise typer.Exit(run.serve(engine, settings, address))

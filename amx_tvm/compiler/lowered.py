@@ -7,12 +7,14 @@ from math import prod
 from typing import Any
 
 from amx_tvm.cache_storage import cache_storage
+from amx_tvm.compiler.embedding import lower_embedding
 from amx_tvm.compiler.function import lower_function
 from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.frontends import ModelSource
 from amx_tvm.frontends.checkpoint import identify, open_weights
+from amx_tvm.frontends.hf.embedding import EmbeddingSource
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.models import moe
 from amx_tvm.models.config import DecoderConfig
@@ -51,6 +53,8 @@ def lower_source(
                 "attention is for causal language models"
             )
         return lower_function(source, target, config, records=records, dump=dump)
+    if isinstance(source, EmbeddingSource):
+        return lower_embedding(source, target, config, records=records, dump=dump)
     family, decoder = identify(source)
     if config.attention:
         if target.device != "cpu":

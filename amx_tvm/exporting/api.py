@@ -15,7 +15,7 @@ from amx_tvm.artifact.verify import check_contents, refuse_links_out
 from amx_tvm.artifact.writer import check_replaceable, complete
 from amx_tvm.compiler import Artifact, compile
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import ArtifactError, TargetError
+from amx_tvm.errors import ArtifactError, ModelError, TargetError
 from amx_tvm.exporting import device_runtime
 from amx_tvm.exporting.archive import check_tool, is_archive, write_archive
 from amx_tvm.exporting.artifact_source import ArtifactSource
@@ -24,7 +24,7 @@ from amx_tvm.exporting.readme import readme
 from amx_tvm.exporting.records import UsedRecords
 from amx_tvm.exporting.runner_build import build_runner
 from amx_tvm.exporting.wheels import PYTHONS
-from amx_tvm.frontends import open_model
+from amx_tvm.frontends import ModelSource, open_model
 
 RUNTIMES = ("python", "runner")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -132,6 +132,11 @@ def export(
     if "runner" in runtimes and resolved.device != "cpu":
         raise TargetError("the C++ runner runs CPU artifacts; export with `--runtime python`")
     given, config = _source(model, quantization, strict)
+    if isinstance(given, ModelSource) and given.kind == "embedding":
+        raise ModelError(
+            f"{given.name} makes embeddings, which no bundle runs; compile it for the device's CPU "
+            "(llvm:CPU) and load the artifact there"
+        )
     tell = progress or (lambda *_: None)
     with Publication(final) as new:
         _check_output(final, archive, overwrite)

@@ -47,7 +47,8 @@ class ArtifactSource(ModelSource):
         manifest = self.manifest = Manifest.load(self.path)
         if manifest.kind != "causal_lm":
             raise ArtifactError(
-                f"{self.path} is a compiled function; export it from its model instead"
+                f"{self.path} is of the kind {manifest.kind}; bundles are made of language models' "
+                "artifacts, or of a model"
             )
         if manifest.target.device != "cpu":
             raise ArtifactError(

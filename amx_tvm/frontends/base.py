@@ -27,7 +27,7 @@ class ModelSource(ABC):
     name : str
         Short name for people and manifests.
     kind : str
-        "causal_lm", or "function" for a module without tokens and KV cache.
+        "causal_lm", "embedding", or "function" for a module without tokens and KV cache.
     module_names : bool
         Weights have the names and shapes of the compiled module, whatever the family's checkpoints
         call them: the model was compiled before.

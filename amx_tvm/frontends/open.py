@@ -13,6 +13,8 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource
 from amx_tvm.frontends.gguf.parts import gguf_in
 from amx_tvm.frontends.gguf.source import GgufSource
+from amx_tvm.frontends.hf.config import read_config
+from amx_tvm.frontends.hf.embedding import EmbeddingSource, makes_embeddings
 from amx_tvm.frontends.hf.hub import download
 from amx_tvm.frontends.hf.quantized_checkpoint import QuantizedCheckpoint
 from amx_tvm.frontends.hf.source import HuggingFaceSource
@@ -63,7 +65,7 @@ def open_model(
     path = _package_file(text) if text.startswith(PACKAGE_PREFIX) else Path(text).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
-            source = HuggingFaceSource(path)
+            source = _directory(path)
             quantized = bool(source.config.get("quantization_config"))
             return QuantizedCheckpoint(source) if quantized else source
         file = gguf_in(path)
@@ -93,11 +95,17 @@ def open_model(
             f"config.json and *.safetensors{hint}, or a GGUF file"
         )
     if _HUB_ID.fullmatch(text) and path.suffix not in (".gguf", ".safetensors", ".json"):
-        return HuggingFaceSource(download(text), name=text.rsplit("/", 1)[1])
+        return _directory(download(text), name=text.rsplit("/", 1)[1])
     raise ModelError(
         f"{text} does not exist; expected a Hugging Face directory, a .gguf file, "
         f"{PACKAGE_PREFIX}NAME or a hub id (owner/model)"
     )
+
+
+def _directory(path: Path, name: str | None = None) -> HuggingFaceSource:
+    """Open a Hugging Face directory as what its model is."""
+    kind = EmbeddingSource if makes_embeddings(path, read_config(path)) else HuggingFaceSource
+    return kind(path, name)
 
 
 def read_start(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm.models import (  # noqa: F401 - they register themselves
+    bert,
     cohere,
     ernie4_5,
     exaone4,
@@ -14,6 +15,7 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
     ministral3,
     mistral,
     mixtral,
+    modernbert,
     olmo2,
     olmo3,
     olmoe,

@@ -76,6 +76,8 @@ class DecoderConfig:
         Layers with one dense MLP in a model with experts.
     attention_sinks : bool
         Each head has a learned logit that takes part in the softmax and adds nothing.
+    causal : bool
+        Tokens see no later ones; False in models of embeddings that look both ways.
     """
 
     family: str
@@ -118,6 +120,7 @@ class DecoderConfig:
     gate_limit: float = 0.0
     dense_layers: tuple[int, ...] = ()
     attention_sinks: bool = False
+    causal: bool = True
 
     @property
     def attention_scale(self) -> float:

@@ -177,6 +177,10 @@ class DecoderModel(nn.Module):
         step = Step(cache, input_ids.shape[0])
         if self.config.long_after:
             input_ids, step.long = split_long(input_ids)
+        return self.run(input_ids, step)
+
+    def run(self, input_ids: Tensor, step: Step) -> Tensor:
+        """Return the hidden states [rows, hidden] of a pass, not normed."""
         hidden = self.embed(input_ids, step)
         for layer in self.layers:
             hidden = layer(hidden, step)

@@ -8,7 +8,8 @@ Differences from Llama's block:
 * q k^T is scaled by query_pre_attn_scalar ** -0.5;
 * most layers see only a window, and in Gemma 3 rotate with a base of their own;
 * Gemma 1 has Llama's two norms a layer, and no layer that slides;
-* Gemma 2 bounds scores and logits by c tanh(s / c); Gemma 3 normalizes queries and keys instead.
+* Gemma 2 bounds scores and logits by c tanh(s / c); Gemma 3 normalizes queries and keys instead;
+* EmbeddingGemma is a Gemma 3 whose tokens see both ways.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from __future__ import annotations
 from typing import Any
 
 from amx_tvm.models.config import SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
-from amx_tvm.models.decoder import CausalLM
+from amx_tvm.models.decoder import CausalLM, DecoderModel
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.weights import Weight
 
 
-def _configure(values: dict[str, Any], family: str, period: int, **differences) -> DecoderConfig:
+def _configure(
+    values: dict[str, Any], family: str, period: int, causal: bool = True, **differences
+) -> DecoderConfig:
     """Read what both have in common; every ``period``-th layer is global by default."""
     read = ConfigReader(values)
     hidden = read.require("hidden_size")
-    read.only("use_bidirectional_attention", {False: False}, False)
+    read.only("use_bidirectional_attention", {not causal: None}, False)
     head_dim = read.get("head_dim", 256)
     values = {
         **values,
@@ -42,6 +45,7 @@ def _configure(values: dict[str, Any], family: str, period: int, **differences) 
         attention_soft_cap=float(read.get("attn_logit_softcapping", 0.0)),
         logit_soft_cap=float(read.get("final_logit_softcapping", 0.0)),
         embedding_scale=hidden**0.5,
+        causal=causal,
         **differences,
     )
 
@@ -67,7 +71,7 @@ def configure_gemma2(values: dict[str, Any]) -> DecoderConfig:
     return _configure(values, "gemma2", 2)
 
 
-def configure_gemma3(values: dict[str, Any]) -> DecoderConfig:
+def configure_gemma3(values: dict[str, Any], **differences: Any) -> DecoderConfig:
     """Read a Gemma 3 text configuration: every sixth layer is global, with a longer RoPE."""
     read = ConfigReader(values)
     theta, scaling = ConfigReader({"rope_theta": 1e6, **values}).rope()
@@ -79,7 +83,14 @@ def configure_gemma3(values: dict[str, Any]) -> DecoderConfig:
         6,
         qk_norm="head",
         layer_ropes=tuple(near if kind == SLIDING else far for kind in read.sliding_pattern(6)),
+        **differences,
     )
+
+
+def configure_embedding(values: dict[str, Any]) -> DecoderConfig:
+    """Read EmbeddingGemma's: tokens see both ways, half of ``sliding_window`` to each side."""
+    window = ConfigReader(values).get("sliding_window", 4096)
+    return configure_gemma3({**values, "sliding_window": window // 2 + 1}, causal=False)
 
 
 def weight(name: str, _config: DecoderConfig) -> Weight:
@@ -115,5 +126,16 @@ register(
         configure=configure_gemma3,
         build=CausalLM,
         weight=weight,
+    )
+)
+register(
+    ModelFamily(
+        name="embedding-gemma",
+        architectures=("Gemma3TextModel",),
+        model_types=("gemma3_text",),
+        configure=configure_embedding,
+        build=DecoderModel,
+        weight=weight,
+        kind="embedding",
     )
 )

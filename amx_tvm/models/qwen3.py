@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from amx_tvm.models.config import DecoderConfig, read_decoder
-from amx_tvm.models.decoder import CausalLM
+from amx_tvm.models.decoder import CausalLM, DecoderModel
 from amx_tvm.models.qwen2 import window_of
 from amx_tvm.models.registry import ModelFamily, register
 
@@ -23,5 +23,15 @@ register(
         model_types=("qwen3",),
         configure=configure,
         build=CausalLM,
+    )
+)
+register(
+    ModelFamily(
+        name="qwen3-embedding",
+        architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+        model_types=("qwen3",),
+        configure=configure,
+        build=DecoderModel,
+        kind="embedding",
     )
 )

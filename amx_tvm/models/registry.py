@@ -64,6 +64,9 @@ class ModelFamily:
         of the base model alone leave out.
     default_special_id : int or None
         What transformers writes as BOS and EOS where nobody set them, whatever the vocabulary.
+    kind : str
+        "causal_lm", or "embedding" for models that make vectors of texts, whose ``build`` returns
+        what :class:`amx_tvm.models.embedding.EmbeddingModel` pools.
     """
 
     name: str
@@ -74,12 +77,15 @@ class ModelFamily:
     weight: Callable[[str, DecoderConfig], Weight | tuple[Weight, ...]] = same_name
     prefix: str = "model."
     default_special_id: int | None = None
+    kind: str = "causal_lm"
 
     def weights(self, name: str, config: DecoderConfig) -> tuple[Weight, ...]:
         """Return where a weight of the module may be, first choice first.
 
         Every name may lack the prefix. A tied embedding may be stored as the head only.
         """
+        if self.kind == "embedding" and name.startswith("dense."):
+            return (Weight(name),)
         found = self.weight(name, config)
         places = list(found) if isinstance(found, tuple) else [found]
         places += [
@@ -119,24 +125,24 @@ def register(family: ModelFamily) -> ModelFamily:
     return family
 
 
-def families() -> list[ModelFamily]:
-    """Return all families by name."""
-    return [_FAMILIES[name] for name in sorted(_FAMILIES)]
+def families(kind: str = "causal_lm") -> list[ModelFamily]:
+    """Return all families of a kind by name."""
+    return [_FAMILIES[name] for name in sorted(_FAMILIES) if _FAMILIES[name].kind == kind]
 
 
-def find(config: dict[str, Any]) -> ModelFamily:
-    """Return the family of a config dictionary.
+def find(config: dict[str, Any], kind: str = "causal_lm") -> ModelFamily:
+    """Return the family of a config dictionary, among those of a kind.
 
     Raises
     ------
     ModelError
         For an unknown architecture, with the nearest supported one.
     """
-    wanted = list(config.get("architectures") or [])
-    for family in families():
+    wanted, all_known = list(config.get("architectures") or []), families(kind)
+    for family in all_known:
         if any(name in family.architectures for name in wanted):
             return family
-    for family in families():
+    for family in all_known:
         if config.get("model_type") in family.model_types and (
             not wanted or any(family.answers_for(str(name)) for name in wanted)
         ):
@@ -145,16 +151,17 @@ def find(config: dict[str, Any]) -> ModelFamily:
     if not given:
         raise ModelError(
             "the configuration names neither 'architectures' nor 'model_type'; expected one of "
-            + ", ".join(a for f in families() for a in f.architectures)
+            + ", ".join(a for f in all_known for a in f.architectures)
         )
-    known = [a for f in families() for a in f.architectures + f.model_types]
+    known = [a for f in all_known for a in f.architectures + f.model_types]
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.3)
     hint = f"; the nearest supported one is {near[0]}" if near else ""
     lacking = [words for field, words in UNKNOWN_PARTS.items() if config.get(field)]
     if lacking:
         hint += "; no family here has its " + ", ".join(dict.fromkeys(lacking))
+    what = "architecture" if kind == "causal_lm" else f"as a model of kind {kind}, architecture"
     raise ModelError(
-        f"architecture {given!r} is not supported{hint} (supported: "
-        + ", ".join(a for f in families() for a in f.architectures)
+        f"{what} {given!r} is not supported{hint} (supported: "
+        + ", ".join(a for f in all_known for a in f.architectures)
         + ")"
     )

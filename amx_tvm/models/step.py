@@ -11,7 +11,6 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.rope import rotation
@@ -24,13 +23,13 @@ class Step:
 
     Parameters
     ----------
-    cache : PagedKVCache
-        The function's cache, which knows where each row belongs.
+    cache : PagedKVCache or None
+        The function's cache, which knows where each row belongs; None in a `PackedStep`.
     rows : PrimExpr or int
         Rows of the hidden states.
     """
 
-    def __init__(self, cache: PagedKVCache, rows: Any) -> None:
+    def __init__(self, cache: Any, rows: Any) -> None:
         self.cache, self.rows = cache, rows
         self.long: Tensor | None = None  # 1 for rows of long sequences, where longrope asks
         self._positions: Tensor | None = None
@@ -73,6 +72,30 @@ class Step:
         """
         logits, long = (x._expr if x is not None else None for x in (sinks, self.long))
         call = ops.attention(qkv._expr, self.cache._expr, spec, logits, long)
+        return Tensor(_expr=relax.BlockBuilder.current().emit(call))
+
+
+class PackedStep(Step):
+    """One pass over several whole texts that lie one behind the other, without a cache.
+
+    Parameters
+    ----------
+    positions : Tensor
+        int32 [rows]: each row's position in its text.
+    bounds : Tensor
+        int32 [texts + 1]: the first row of each text, and the end.
+    causal : bool
+        Whether rows see no later ones.
+    """
+
+    def __init__(self, positions: Tensor, bounds: Tensor, causal: bool) -> None:
+        super().__init__(None, positions.shape[0])
+        self._positions, self._bounds, self._causal = positions, bounds, causal
+
+    def attend(self, spec: AttentionSpec, qkv: Tensor, sinks: Tensor | None = None) -> Tensor:
+        """Attend inside each text; shapes as in `Step.attend`."""
+        arguments = (qkv._expr, self._bounds._expr, self.positions()._expr)
+        call = ops.packed_attention(*arguments, spec, self._causal)
         return Tensor(_expr=relax.BlockBuilder.current().emit(call))
 
 

@@ -1,5 +1,6 @@
 """Run a compiled artifact: no compiler, no torch, only NumPy, tvm_ffi and TVM's runtime library."""
 
+from amx_tvm.runtime.embedding import EmbeddingEngine
 from amx_tvm.runtime.engine import Engine
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.generation import TextStream
@@ -11,6 +12,7 @@ from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.session import Sequence
 
 __all__ = [
+    "EmbeddingEngine",
     "Engine",
     "FunctionEngine",
     "GenerationResult",

@@ -10,6 +10,7 @@ from amx_tvm.artifact import verify_artifact
 from amx_tvm.artifact.occupant import one_directory
 from amx_tvm.artifact.verify import Verify
 from amx_tvm.runtime import budget
+from amx_tvm.runtime.embedding import EmbeddingEngine
 from amx_tvm.runtime.engine import DEFAULT_CONTEXT, Engine
 from amx_tvm.runtime.function import FunctionEngine
 from amx_tvm.runtime.library import installed_versions, set_threads
@@ -32,7 +33,7 @@ def load(
     memory: Memory = "auto",
     max_memory: int | str | None = None,
     speculation: bool = False,
-) -> Engine | FunctionEngine:
+) -> Engine | FunctionEngine | EmbeddingEngine:
     """Load an artifact; one that is replaced meanwhile is loaded as it is then.
 
     Parameters
@@ -69,8 +70,9 @@ def load(
 
     Returns
     -------
-    Engine or FunctionEngine
-        By the artifact's kind: a language model, or a compiled module called like a function.
+    Engine, EmbeddingEngine or FunctionEngine
+        By the artifact's kind: a language model, a model that makes vectors of texts, or a
+        compiled module called like a function.
 
     Raises
     ------
@@ -98,6 +100,8 @@ def load(
     machine = VirtualMachine(root / manifest.library.file, device or target.device, target.features)
     if manifest.kind == "function":
         return FunctionEngine(root, manifest, machine, memory, threads)
+    if manifest.kind == "embedding":
+        return EmbeddingEngine(root, manifest, machine, memory, threads)
     if not machine.is_cpu and (free := free_memory(device or target.device)) is not None:
         usual = min(int(manifest.model["context_length"]), DEFAULT_CONTEXT)
         # what is no number is the engine's to refuse

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -27,10 +23,7 @@ from amx_tvm.server.completions import Completion
 from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError, ServerError
 from amx_tvm.server.grammar import Form, Forms
-from amx_tvm.server.http import CLIENT_LEFT, Door, EventStream, ToWhomever, read_body, unless_left
-from amx_tvm.server.limits import Limits
-from amx_tvm.server.metrics import Metrics
-from amx_tvm.server.openapi import document
+from amx_tvm.server.http import CLIENT_LEFT, EventStream, unless_left
 from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import (
     ChatRequest,
@@ -42,6 +35,9 @@ from amx_tvm.server.protocol import (
 from amx_tvm.server.response_request import ResponseRequest
 from amx_tvm.server.responses import Responding
 from amx_tvm.server.responses import form_of as response_form
+from amx_tvm.server.service import Service, Settings
+
+__all__ = ["Server", "Settings"]
 
 _WATCH_S = 1.0
 _PAGES = {  # as `Core.pages` has them
@@ -52,29 +48,7 @@ _PAGES = {  # as `Core.pages` has them
 _PAGE = Path(__file__).parent / "page" / "index.html"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a server presents itself.
-
-    Attributes
-    ----------
-    name : str
-        The model's name in /v1/models and in answers.
-    aliases : tuple of str
-        More names that requests may use.
-    keys : frozenset of str
-        API keys; none are asked for where it is empty.
-    limits : Limits
-        What it takes at most.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    keys: frozenset[str] = frozenset()
-    limits: Limits = field(default_factory=Limits)
-
-
-class Server:
+class Server(Service):
     """An engine behind HTTP; ``app`` is its ASGI application.
 
     Parameters
@@ -90,18 +64,6 @@ class Server:
     def __init__(
         self, engine: Engine, settings: Settings, died: Callable[[BaseException], None]
     ) -> None:
-        self.settings = settings
-        self.metrics = Metrics()
-        self._engine, self._died = engine, died
-        self._prompts = Prompts(engine)
-        self._forms = Forms(engine)
-        self._core: Core | None = None
-        self._door = door = Door(settings.keys, self.metrics)
-        gets = {
-            "/v1/models": self._models,
-            "/v1/models/{model:path}": self._model,
-            "/metrics": self._metrics,
-        }
         posts = {
             "/v1/completions": self._completions,
             "/v1/chat/completions": self._chat,
@@ -110,19 +72,11 @@ class Server:
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
         }
-        routes = [
-            *(Route(path, door(path, handler)) for path, handler in gets.items()),
-            *(Route(path, door(path, one), methods=["POST"]) for path, one in posts.items()),
-            Route("/health", self._health),
-            Route("/openapi.json", self._openapi),
-            Route("/", self._page),
-        ]
-        self.app = Starlette(
-            routes=routes,
-            lifespan=self._lifespan,
-            middleware=[Middleware(ToWhomever)],
-            exception_handlers={HTTPException: _as_api_error},
-        )
+        super().__init__(settings, posts, self._lifespan, Route("/", self._page))
+        self._engine, self._died = engine, died
+        self._prompts = Prompts(engine)
+        self._forms = Forms(engine)
+        self._core: Core | None = None
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -165,22 +119,35 @@ class Server:
             self._core.draining = True
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and answer."""
+        return self._engine.context_length
+
+    @property
+    def state(self) -> str:
+        """What /health says."""
+        core = self._core
+        if core is None or core.draining:
+            return "ending"
+        return "ok" if core.alive else "failed"
+
+    @property
     def idle(self) -> bool:
         """Whether no answer is under way."""
         return self._core is None or not self._core.running + self._core.waiting
 
     async def _completions(self, request: Request) -> Response:
         self.core.check_room()
-        body = parse(CompletionRequest, await self._body(request))
-        self._check_model(body.model)
+        body = parse(CompletionRequest, await self.body_of(request))
+        self.check_model(body.model)
         ids = await self._prompts.of_completion(body.prompt)
         made = Completion(body, ids, await self._asked(request, common_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _chat(self, request: Request) -> Response:
         self.core.check_room()
-        body = parse(ChatRequest, await self._body(request))
-        self._check_model(body.model)
+        body = parse(ChatRequest, await self.body_of(request))
+        self.check_model(body.model)
         form = chat_form(body)
         tools = None if body.tool_choice == "none" else body.tools
         variables = dict(body.chat_template_kwargs or {})
@@ -192,8 +159,8 @@ class Server:
 
     async def _responses(self, request: Request) -> Response:
         self.core.check_room()
-        body = parse(ResponseRequest, await self._body(request))
-        self._check_model(body.model)
+        body = parse(ResponseRequest, await self.body_of(request))
+        self.check_model(body.model)
         tools = None if body.tool_choice == "none" else body.listened_tools
         variables = {}
         if body.reasoning is not None and body.reasoning.effort is not None:
@@ -220,7 +187,7 @@ class Server:
             request.state.note = answer.note
             self.metrics.record(answer)
             if stream:
-                self._door.finished(request, status)
+                self.door.finished(request, status)
 
         if stream:
             return EventStream(made.events(), finished, made.failed)
@@ -232,24 +199,6 @@ class Server:
         finished(200 if found is not None else CLIENT_LEFT)
         return Response(status_code=CLIENT_LEFT) if found is None else JSONResponse(found)
 
-    async def _models(self, _request: Request) -> Response:
-        names = (self.settings.name, *self.settings.aliases)
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
-
-    async def _model(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        self._check_model(name)
-        return JSONResponse(self._about(name))
-
-    def _about(self, name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "amx_tvm",
-            "max_model_len": self._engine.context_length,
-        }
-
     async def _embeddings(self, _request: Request) -> Response:
         raise ApiError(
             404,
@@ -260,8 +209,8 @@ class Server:
         )
 
     async def _tokenize(self, request: Request) -> Response:
-        body = parse(TokenizeRequest, await self._body(request))
-        self._check_model(body.model)
+        body = parse(TokenizeRequest, await self.body_of(request))
+        self.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give prompt or messages, one of them", "prompt")
         if body.messages is not None:
@@ -278,49 +227,14 @@ class Server:
         return JSONResponse({"tokens": ids, **count})
 
     async def _detokenize(self, request: Request) -> Response:
-        body = parse(DetokenizeRequest, await self._body(request))
-        self._check_model(body.model)
+        body = parse(DetokenizeRequest, await self.body_of(request))
+        self.check_model(body.model)
         ids = self._prompts.checked(body.tokens, "tokens") if body.tokens else []
         return JSONResponse({"prompt": self._prompts.decode(ids)})
-
-    async def _metrics(self, _request: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def _health(self, _request: Request) -> Response:
-        core = self._core
-        if core is None or core.draining or not core.alive:
-            state = "ending" if core is None or core.draining else "failed"
-            return JSONResponse({"status": state}, 503)
-        return JSONResponse({"status": "ok"})
-
-    async def _openapi(self, _request: Request) -> Response:
-        return JSONResponse(document())
 
     async def _page(self, _request: Request) -> Response:
         return FileResponse(_PAGE)
 
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self.settings.limits.body_bytes)
-
-    def _check_model(self, name: str | None) -> None:
-        known = (self.settings.name, *self.settings.aliases)
-        if name is not None and name not in known:
-            raise ApiError(
-                404,
-                f"there is no model {name!r} here, expected {' or '.join(map(repr, known))}",
-                "model",
-                "model_not_found",
-            )
-
 
 def _page_count(core: Core, index: int) -> int:
     return core.pages[index]
-
-
-async def _as_api_error(request: Request, error: Exception) -> Response:
-    """Answer unknown routes and methods with the error object too."""
-    assert isinstance(error, HTTPException)
-    known = {404: "is no route of this server", 405: f"does not take {request.method}"}
-    text = f"{request.url.path} {known.get(error.status_code, error.detail)}"
-    headers = dict(error.headers or {})
-    return ApiError(error.status_code, text, headers=headers).response()

@@ -12,6 +12,7 @@ from amx_tvm.server.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from amx_tvm.server.response_request import ResponseRequest
@@ -37,6 +38,7 @@ _POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
     "/v1/responses": (ResponseRequest, "Answer a conversation, as items"),
+    "/v1/embeddings": (EmbeddingRequest, "Vectors of texts, by a model that makes them"),
     "/tokenize": (TokenizeRequest, "Token ids of a text or of a conversation"),
     "/detokenize": (DetokenizeRequest, "The text of token ids"),
 }

@@ -101,6 +101,23 @@ class CompletionRequest(Generation):
     suffix: str | None = None
 
 
+class EmbeddingRequest(Strict):
+    """The body of /v1/embeddings; ``prompt_name`` and ``truncate`` are ours."""
+
+    model: str | None = None
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(max_length=MAX_ANSWERS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(max_length=MAX_ANSWERS, fail_fast=True)]
+    )
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    prompt_name: str | None = None
+    truncate: bool | None = False
+    user: str | None = None
+
+
 class Text(Strict):
     """A part of a message's content that is text."""
 

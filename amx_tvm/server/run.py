@@ -11,8 +11,10 @@ from types import FrameType
 
 import uvicorn
 
-from amx_tvm.runtime import Engine
-from amx_tvm.server.app import Server, Settings
+from amx_tvm.runtime import EmbeddingEngine, Engine
+from amx_tvm.server.app import Server
+from amx_tvm.server.embeddings import EmbeddingServer
+from amx_tvm.server.service import Service, Settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Address:
 class _Draining(uvicorn.Server):
     """Listens while answers end, so that what is new is told so, and stops then."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, drain_s: int):
+    def __init__(self, config: uvicorn.Config, server: Service, drain_s: int):
         super().__init__(config)
         self._server, self._drain_s = server, drain_s
         self._ends: float | None = None  # when the last answer has to have ended
@@ -64,7 +66,7 @@ class _Draining(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(engine: Engine, settings: Settings, address: Address) -> int:
+def serve(engine: Engine | EmbeddingEngine, settings: Settings, address: Address) -> int:
     """Serve an engine until SIGINT or SIGTERM; return the process's exit code."""
     failed: list[BaseException] = []
 
@@ -76,7 +78,11 @@ def serve(engine: Engine, settings: Settings, address: Address) -> int:
 
     # uvicorn raises the signal that ended it once more when all is done: the exit code is ours.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    application = Server(engine, settings, died)
+    application: Service
+    if isinstance(engine, EmbeddingEngine):
+        application = EmbeddingServer(engine, settings)
+    else:
+        application = Server(engine, settings, died)
     config = uvicorn.Config(
         application.app,
         host=address.host,

@@ -11,12 +11,13 @@ from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu import embedding as cpu_table
+from relax_passes.kernels.cpu import layer_norm as cpu_layer_norm
 from relax_passes.kernels.cuda.rows import embedding as cuda_table
 from relax_passes.kernels.cuda.rows.kernels import PIECE as ROW_PIECE
 from relax_passes.kernels.cuda.rows.kernels import row_kernel
 from relax_passes.ops import EmbeddingAttrs
 
-__all__ = ["ROW_PIECE", "compute_type", "embedding", "quantize", "rms_norm"]
+__all__ = ["ROW_PIECE", "compute_type", "embedding", "on_rows", "quantize", "rms_norm"]
 
 
 def compute_type(target: Any) -> str:
@@ -34,6 +35,21 @@ def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:
     if compute_type(target) == "float16":
         return row_kernel(k, m, norm_eps=eps, dependent=_dependent(target))
     return cpu.rms_norm(k, m, eps)
+
+
+def on_rows(kind: str, k: int, m: int | None, eps: float | None) -> Any:
+    """Build what CPUs do with float32 rows [M, K] between linears.
+
+    Parameters
+    ----------
+    kind : str
+        "layer_norm" (arguments x, weight and bias [K], y) or "gelu" (x, y).
+    k, m, eps
+        K; M, None for any; LayerNorm's epsilon.
+    """
+    if kind == "gelu":
+        return cpu.gelu_rows(k, m)
+    return cpu_layer_norm.layer_norm(k, m, eps or 0.0)
 
 
 def embedding(attrs: EmbeddingAttrs, m: int | None, target: Any) -> Any:

@@ -91,6 +91,8 @@ class _Lowering:
             return self.convert(ctx, value)
         if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
             return self.rms_norm(ctx, value)
+        if is_op(value, "relax.nn.layer_norm") or is_op(value, "relax.nn.gelu"):
+            return self.on_rows(ctx, value)
         return None
 
     def function(self, ctx: Context, key: Any, name: str, build: Any) -> tvm.ir.GlobalVar:
@@ -256,6 +258,26 @@ class _Lowering:
         )
         out = relax.TensorType([m, k], dtype)
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
+
+    def on_rows(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
+        """Lower LayerNorm or GELU of float32 rows on CPUs; TVM's own use scalar functions."""
+        x, *weights = call.args
+        norm, k = is_op(call, "relax.nn.layer_norm"), x.ty.shape.values[-1]
+        usual = not norm or [int(a) for a in call.attrs.axes] in ([-1], [x.ty.ndim - 1])
+        cpu = self.target.kind.name == "llvm" and x.ty.dtype == "float32"
+        if not (cpu and usual and isinstance(k, tirx.IntImm)):
+            return None
+        m, static = rows_of(x)
+        eps = float(call.attrs.epsilon) if norm else None
+        kind = "layer_norm" if norm else "gelu"
+        gvar = self.function(
+            ctx,
+            (kind, int(k), static, eps),
+            f"{kind}_k{int(k)}_{bucket(static)}",
+            lambda: activations.on_rows(kind, int(k), static, eps),
+        )
+        out = relax.TensorType([m, k], "float32")
+        return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), *weights], out), call.ty)
 
 
 def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:

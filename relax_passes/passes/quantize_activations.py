@@ -2,8 +2,8 @@
 
 A linear whose activations are not exact reads ``amx.quantize_activation(x)``. All linears of one
 input share it. What they are computed as depends on x's type (``Activation.computed_in``). Where x
-is an RMSNorm or silu(gate) * up that only quantizations read, that becomes the prologue: one pass
-over the row normalizes (or gates) and quantizes.
+is an RMSNorm, silu(gate) * up, or on CPUs GELU, that becomes the prologue: one pass over the row
+normalizes (or gates) and quantizes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tvm import relax
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.spec import LinearSpec
+
+_GATES = {"relax.nn.silu": "silu_mul", "relax.nn.gelu": "gelu_mul"}
 
 
 def needs_sums(linear: Linear) -> bool:
@@ -64,9 +66,13 @@ def _prologue(
         return list(maker.args), replace(attrs, prologue="rms_norm", eps=eps)
     if is_op(maker, "relax.multiply"):
         for a, b in (maker.args, reversed(maker.args)):
-            silu = ctx.value(a)
-            if is_op(silu, "relax.nn.silu") and tvm_ffi.structural_equal(a.ty, b.ty):
-                return [silu.args[0], b], replace(attrs, prologue="silu_mul")
+            gate = ctx.value(a)
+            found = next((op for op in _GATES if is_op(gate, op)), None)
+            on_cpu = found != "relax.nn.gelu" or x.ty.dtype == "float32"
+            if found and on_cpu and tvm_ffi.structural_equal(a.ty, b.ty):
+                return [gate.args[0], b], replace(attrs, prologue=_GATES[found])
+    if is_op(maker, "relax.nn.gelu") and x.ty.dtype == "float32":
+        return [maker.args[0]], replace(attrs, prologue="gelu")
     return [x], attrs
 
 

@@ -58,5 +58,5 @@ def test_function_artifacts_are_refused(artifact, tmp_path, monkeypatch):
 
     function = replace(artifact.manifest, kind="function")
     monkeypatch.setattr(Manifest, "load", lambda path: function)
-    with pytest.raises(ArtifactError, match="compiled function"):
+    with pytest.raises(ArtifactError, match="of the kind function"):
         ArtifactSource(artifact.path)

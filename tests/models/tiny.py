@@ -145,7 +145,7 @@ def fake_quantize(model: torch.nn.Module, linear: str, head: str) -> torch.nn.Mo
     with torch.no_grad():
         for name, module in model.named_modules():
             transposed = type(module).__name__ == "Conv1D"
-            is_head = name.endswith(("lm_head", "embed_tokens", "wte"))
+            is_head = name.endswith(("lm_head", "embed_tokens", "wte", "word_embeddings"))
             if not (transposed or is_head or isinstance(module, torch.nn.Linear)):
                 continue
             weight = module.weight

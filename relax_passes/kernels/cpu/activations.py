@@ -1,8 +1,8 @@
-"""What happens to activations between linears: RMSNorm, silu(gate) * up, quantization.
+"""What happens to activations between linears: norms, silu(gate) * up, GELU, quantization.
 
-One row of x is one pass: a prologue (nothing, RMSNorm or silu * up) feeds 32 columns at a time to
-the quantizer, so a normalized row is never stored as float32.  Rows run in parallel when there are
-enough of them; a single row is serial, since waking a second thread takes longer than the row.
+One row of x is one pass: a prologue (nothing, RMSNorm, silu * up, GELU) feeds 32 columns at a time
+to the quantizer, so a normalized row is never stored as float32.  Rows run in parallel when there
+are enough of them; a single row is serial, since waking a second thread takes longer than the row.
 
 Quantization to int8; four bits are in fp4.py:
 
@@ -24,12 +24,18 @@ from relax_passes.activation import GROUP, INT8, Activation
 from . import emit as e
 from . import fp4
 from .emit import Expr
-from .math import silu
+from .math import gelu, silu
 from .outliers import FACTOR, LOW_STEPS
 
 LANES = 16
 PARALLEL_VALUES = 16384  # fewer values than this stay on one thread
-PROLOGUES = {"none": ("x",), "rms_norm": ("x", "weight"), "silu_mul": ("gate", "up")}
+PROLOGUES = {
+    "none": ("x",),
+    "rms_norm": ("x", "weight"),
+    "silu_mul": ("gate", "up"),
+    "gelu": ("x",),
+    "gelu_mul": ("gate", "up"),
+}
 
 
 def over_rows(m: Expr, k: int, body: Callable[[Expr], None]) -> None:
@@ -69,10 +75,13 @@ class Prologue:
 
     def at(self, column: Expr, lanes: int = LANES) -> Expr:
         """Return the values of ``lanes`` columns."""
-        if self.kind == "silu_mul":
+        if self.kind in ("silu_mul", "gelu_mul"):
             gate = self._load("gate", column, lanes)
-            return e.let(silu(gate, lanes) * self._load("up", column, lanes))
+            activation = silu if self.kind == "silu_mul" else gelu
+            return e.let(activation(gate, lanes) * self._load("up", column, lanes))
         x = self._load("x", column, lanes)
+        if self.kind == "gelu":
+            return gelu(x, lanes)
         if self.kind == "rms_norm":
             weight = e.load(self.buffers["weight"], column, lanes=lanes)
             x = x * e.splat(self.inverse, lanes) * weight
@@ -129,6 +138,11 @@ def rms_norm(k: int, m: int | None = None, eps: float = 1e-5) -> Any:
 def silu_mul(k: int, m: int | None = None) -> Any:
     """Build y = silu(gate) * up; arguments gate [M, K], up [M, K], y [M, K]."""
     return _map_rows("silu_mul", k, m, 0.0)
+
+
+def gelu_rows(k: int, m: int | None = None) -> Any:
+    """Build y = x * Phi(x); arguments x [M, K], y [M, K]."""
+    return _map_rows("gelu", k, m, 0.0)
 
 
 def _map_rows(kind: str, k: int, m: int | None, eps: float) -> Any:

@@ -16,6 +16,7 @@ Scores are in log2 units.  A slot's number is its index among the slots of a seq
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -30,8 +31,8 @@ from .functions import exp2, log2, soft_cap
 from .merge import attending, store_lse
 from .pages import match_pages, view_pages
 
-_ROWS = 48  # queries of an item; a multiple of every register tile below
-_KEYS = 128  # keys of a block; a multiple of the page size or divided by it
+ROWS = 48  # queries of an item; a multiple of every register tile below
+KEYS = 128  # keys of a block; a multiple of the page size or divided by it
 
 
 def ragged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFunc:
@@ -42,7 +43,7 @@ def ragged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFu
     causal, rotary_mode (must be 0), two unused rope scalars, sm_scale.  A negative sm_scale says
     that the layer slides: its magnitude is the scale, and queries see ``config.window`` keys.
     """
-    return _Prefill(config, target, paged=False, sliding=False).build()
+    return Prefill(config, target, paged=False, sliding=False).build()
 
 
 def paged_prefill(
@@ -56,11 +57,13 @@ def paged_prefill(
     scalars, sm_scale.  With sliding and causal, query i of a chunk sees the last window - i - 1
     of the cached keys.
     """
-    return _Prefill(config, target, paged=True, sliding=sliding).build()
+    return Prefill(config, target, paged=True, sliding=sliding).build()
 
 
-class _Prefill:
+class Prefill:
     """Emits both kernels; the attributes are buffers and the variables of the current item."""
+
+    lse: Any = None  # where log-sum-exps go, if anywhere
 
     def __init__(
         self, config: KVCacheConfig, target: v.VectorTarget, paged: bool, sliding: bool
@@ -68,7 +71,7 @@ class _Prefill:
         self.config, self.paged, self.sliding = config, paged, sliding
         self.d, self.page = config.head_dim, config.page_size
         self.columns = self.d // v.LANES
-        # (rows, vectors) of the two register tiles; rows divide _ROWS.
+        # (rows, vectors) of the two register tiles; rows divide ROWS.
         if target.vectors >= 32:
             self.score_tile, value_rows, column_tile = (12, 2), 6, 4
         elif target.vectors >= 8:
@@ -80,6 +83,7 @@ class _Prefill:
         self.value_tile = (value_rows, column_tile)
 
     def build(self) -> tirx.PrimFunc:
+        """Build the kernel."""
         config, d = self.config, self.d
         heads, kv_heads = config.num_heads, config.num_kv_heads
         with IRBuilder() as builder:
@@ -122,7 +126,7 @@ class _Prefill:
                 self.scale = e.let(tirx.abs(sm_scale) * log2e, "scale")
                 self.slides = sm_scale < 0
                 if not self.paged:
-                    panels = v.ceil_div(m, _KEYS) * (_KEYS // PANEL)
+                    panels = v.ceil_div(m, KEYS) * (KEYS // PANEL)
                     self.packed_k = v.scratch("packed_k", kv_heads, panels, PANEL * d)
                     self.packed_v = v.scratch("packed_v", kv_heads, m, d)
                 with T.serial(0, batch) as b:
@@ -149,7 +153,7 @@ class _Prefill:
             panels = v.opaque(v.ceil_div(count, PANEL), "panels")
             with T.parallel(0, config.num_kv_heads * panels) as i:
                 self._pack(v.div(i, panels), v.mod(i, panels))
-        blocks = v.opaque(v.ceil_div(self.q_len, _ROWS), "blocks")
+        blocks = v.opaque(v.ceil_div(self.q_len, ROWS), "blocks")
         # Threads take consecutive items, and causal blocks cost more towards the end of the
         # sequence: first, last, second, last but one, ... gives every thread its share.
         with T.parallel(0, config.num_heads * blocks) as item:
@@ -157,17 +161,22 @@ class _Prefill:
             block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
             self._item(v.div(item, blocks), v.opaque(block, "block"))
 
+    def _packed_head(self, h: Expr) -> Expr:
+        """Where the packed keys and values of a head are among those of all."""
+        return h
+
     def _pack(self, h: Expr, panel: Expr) -> None:
         """Pack 16 new tokens of one head; panel lanes beyond the sequence stay undefined."""
+        place = self._packed_head(h)
         first = e.let(panel * PANEL, "first")
         with T.serial(0, tirx.min(self.stop - first, PANEL)) as t:
             row = e.let(self.kv_begin + first + t, "row")
             with T.serial(0, self.d) as i:
                 key = v.load(self.k, [row, h, i], 1)
-                T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+                T.buffer_store(self.packed_k, key, [place, panel, i * PANEL + t])
             with T.serial(0, self.columns) as c:
                 value = v.load(self.v, [row, h, c * v.LANES])
-                v.store(self.packed_v, value, [h, first + t, c * v.LANES])
+                v.store(self.packed_v, value, [place, first + t, c * v.LANES])
 
     def _visible(self, row: Expr) -> tuple[Expr, Expr]:
         """First and one past the last slot that a query sees (an empty interval for none)."""
@@ -185,8 +194,9 @@ class _Prefill:
         d = self.d
         self.head = e.let(head, "head")
         self.h = e.let(v.div(self.head, self.config.group), "h")
-        self.row0 = v.opaque(block * _ROWS, "row0")
-        rows = v.opaque(tirx.min(self.q_len - self.row0, _ROWS), "rows")
+        self.place = self._packed_head(self.h)
+        self.row0 = v.opaque(block * ROWS, "row0")
+        rows = v.opaque(tirx.min(self.q_len - self.row0, ROWS), "rows")
         self.score_tiles = e.let(
             v.div(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
         )
@@ -194,12 +204,12 @@ class _Prefill:
             v.div(rows + self.value_tile[0] - 1, self.value_tile[0]), "value_tiles"
         )
         padded = v.opaque(self.score_tiles * self.score_tile[0], "padded")
-        self.qs = v.scratch("q", _ROWS * d)
-        self.o = v.scratch("o", _ROWS * d)
-        self.s = v.scratch("s", _ROWS * _KEYS)
-        self.m, self.alpha = v.scratch("m", _ROWS), v.scratch("alpha", _ROWS)
-        self.l = v.scratch("l", _ROWS, v.LANES)  # sums, in 16 interleaved parts
-        for r in range(0, _ROWS, v.LANES):
+        self.qs = v.scratch("q", ROWS * d)
+        self.o = v.scratch("o", ROWS * d)
+        self.s = v.scratch("s", ROWS * KEYS)
+        self.m, self.alpha = v.scratch("m", ROWS), v.scratch("alpha", ROWS)
+        self.l = v.scratch("l", ROWS, v.LANES)  # sums, in 16 interleaved parts
+        for r in range(0, ROWS, v.LANES):
             v.store(self.m, v.const(v.EMPTY_LSE), [r])
         with T.serial(0, padded) as r:
             # Rows that pad the last tile repeat the last query; nothing of them is stored.
@@ -212,11 +222,11 @@ class _Prefill:
         low, _ = self._visible(self.row0)
         _, high = self._visible(self.row0 + rows - 1)
         self.high = v.opaque(high, "high")
-        first = v.opaque(v.div(low, _KEYS), "first")
-        last = v.div(self.high + _KEYS - 1, _KEYS)
+        first = v.opaque(v.div(low, KEYS), "first")
+        last = v.div(self.high + KEYS - 1, KEYS)
         with T.serial(0, tirx.max(last - first, 0)) as i:
-            self.slot0 = v.opaque((first + i) * _KEYS, "slot0")
-            self.keys = v.opaque(tirx.min(self.high - self.slot0, _KEYS), "keys")
+            self.slot0 = v.opaque((first + i) * KEYS, "slot0")
+            self.keys = v.opaque(tirx.min(self.high - self.slot0, KEYS), "keys")
             width = self.score_tile[1] * PANEL
             self.groups = v.opaque(v.div(self.keys + width - 1, width), "groups")
             with T.serial(0, self.groups) as group, T.serial(0, self.score_tiles) as tile:
@@ -244,7 +254,7 @@ class _Prefill:
                 inside = v.div(v.mod(slot, self.page), PANEL)
                 place = (self.pages, [self._page(slot), 0, self.h], inside * (PANEL * self.d))
             else:
-                place = (self.packed_k, [self.h, v.div(slot, PANEL)], 0)
+                place = (self.packed_k, [self.place, v.div(slot, PANEL)], 0)
             places.append((place[0], place[1], e.let(tirx.convert(place[2]), "at")))
         acc = [[v.Register(v.const(0.0), "acc") for _ in range(panels)] for _ in range(rows)]
         with T.serial(0, self.d) as i:
@@ -255,7 +265,7 @@ class _Prefill:
                     acc[r][p].set(value * keys[p] + acc[r][p].get())
         for r in range(rows):
             for p in range(panels):
-                at = (row0 + r) * _KEYS + (group * panels + p) * PANEL
+                at = (row0 + r) * KEYS + (group * panels + p) * PANEL
                 v.store(self.s, soft_cap(acc[r][p].get(), self.config.soft_cap), [at])
 
     def _softmax(self, r: Expr) -> None:
@@ -267,13 +277,13 @@ class _Prefill:
         top = v.Register(v.const(v.NEG_INF), "top")
         with T.If(tirx.And(low <= 0, high >= vectors * v.LANES)):
             with T.Then(), T.serial(0, vectors) as i:
-                top.set(tirx.max(top.get(), v.load(self.s, [r * _KEYS + i * v.LANES])))
+                top.set(tirx.max(top.get(), v.load(self.s, [r * KEYS + i * v.LANES])))
             with T.Else(), T.serial(0, vectors) as i:
                 lanes = T.Ramp(i * v.LANES, 1, v.LANES)
                 seen = tirx.And(lanes < v.splat(high), lanes >= v.splat(low))
-                score = v.load(self.s, [r * _KEYS + i * v.LANES])
+                score = v.load(self.s, [r * KEYS + i * v.LANES])
                 score = e.let(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
-                v.store(self.s, score, [r * _KEYS + i * v.LANES])
+                v.store(self.s, score, [r * KEYS + i * v.LANES])
                 top.set(tirx.max(top.get(), score))
         m_old = e.let(v.splat(self.m[r]), "m_old")
         m_new = e.let(tirx.max(m_old, v.reduce_lanes(top.get(), tirx.max)), "m_new")
@@ -282,9 +292,9 @@ class _Prefill:
         T.buffer_store(self.alpha, v.first_lane(alpha), [r])
         total = v.Register(v.load(self.l, [r, 0]) * alpha, "total")
         with T.serial(0, vectors) as i:
-            weight = exp2(v.load(self.s, [r * _KEYS + i * v.LANES]) - m_new)
+            weight = exp2(v.load(self.s, [r * KEYS + i * v.LANES]) - m_new)
             weight = e.let(weight, "weight")
-            v.store(self.s, weight, [r * _KEYS + i * v.LANES])
+            v.store(self.s, weight, [r * KEYS + i * v.LANES])
             total.set(total.get() + weight)
         v.store(self.l, total.get(), [r, 0])
 
@@ -307,12 +317,12 @@ class _Prefill:
                 for c in range(columns)
             ]
             for r in range(rows):
-                weight = e.let(v.splat(self.s[(row0 + r) * _KEYS + t]), "weight")
+                weight = e.let(v.splat(self.s[(row0 + r) * KEYS + t]), "weight")
                 for c in range(columns):
                     acc[r][c].set(weight * values[c] + acc[r][c].get())
 
         if self.paged:
-            step = min(self.page, _KEYS)
+            step = min(self.page, KEYS)
             with T.serial(0, v.div(self.keys + step - 1, step)) as part:
                 slot = e.let(self.slot0 + part * step, "slot")
                 page = self._page(slot)
@@ -322,7 +332,7 @@ class _Prefill:
                     token(part * step + t, self.pages, outer, (inside + t) * self.d)
         else:
             with T.serial(0, self.keys) as t:
-                token(t, self.packed_v, [self.h, self.slot0 + t], 0)
+                token(t, self.packed_v, [self.place, self.slot0 + t], 0)
         for r in range(rows):
             for c in range(columns):
                 at = (row0 + r) * self.d + (c0 + c) * v.LANES
@@ -330,11 +340,11 @@ class _Prefill:
 
     def _finish(self, rows: Expr) -> None:
         """Normalize and store outputs and log-sum-exps; EMPTY_LSE and 0 where no key was seen."""
-        total = v.scratch("total", _ROWS)
+        total = v.scratch("total", ROWS)
         with T.serial(0, rows) as r:
             row_sum = v.reduce_lanes(v.load(self.l, [r, 0]), lambda a, b: a + b)
             T.buffer_store(total, v.first_lane(row_sum), [r])
-        for r in range(0, _ROWS, v.LANES):
+        for r in range(0, ROWS, v.LANES):
             sums = e.let(v.load(total, [r]), "sums")
             safe = e.let(tirx.max(sums, v.const(1e-30)), "safe")
             lse = v.load(self.m, [r]) + log2(safe)
@@ -347,5 +357,6 @@ class _Prefill:
             for j in range(0, self.d, v.LANES):
                 value = v.load(self.o, [r * self.d + j]) * inverse
                 v.store(self.output, value, [row, self.head, j])
-            T.buffer_store(self.lse, self.alpha[r], [row, self.head])
+            if self.lse is not None:
+                T.buffer_store(self.lse, self.alpha[r], [row, self.head])
             store_lse(self.config, self.output, row, self.head, self.alpha[r])

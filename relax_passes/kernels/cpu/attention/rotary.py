@@ -21,8 +21,8 @@ from .functions import sincos
 from .rounding import Rounding
 
 
-def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
-    """Build the kernel.
+def split_rotary(config: KVCacheConfig, always: bool = False) -> tirx.PrimFunc:
+    """Build the kernel; with ``always`` its last argument is left out, and it rotates.
 
     Arguments of the kernel: qkv [n, heads + 2 kv_heads, d], position_map int32 [n], then the
     outputs q [n, heads, d], k [n, kv_heads, d] and v [n, kv_heads, d], and apply_rope (int64; 0
@@ -33,7 +33,7 @@ def split_rotary(config: KVCacheConfig) -> tirx.PrimFunc:
         with T.prim_func():
             v.function("cpu_split_rotary")
             handles = [T.arg(n, T.handle()) for n in ("qkv", "position_map", "q", "k", "v")]
-            apply_rope = T.arg("apply_rope", T.int64())
+            apply_rope = tirx.const(1, "int64") if always else T.arg("apply_rope", T.int64())
             n, offset = T.int32(), T.int32()
             qkv = T.match_buffer(handles[0], (n, heads + 2 * kv_heads, d), config.dtype)
             positions = T.match_buffer(handles[1], (n,), "int32", elem_offset=offset)
