@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import relax, tirx
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from amx_tvm.models.config import FULL, SLIDING, DecoderConfig
-from amx_tvm.models.decoder import CausalLM
+from amx_tvm.models.decoder import CausalLM, DecoderModel
+from amx_tvm.models.embedding import EmbeddingModel
 from relax_passes.activation import FLOAT32
 from relax_passes.ops import (
     clamped_gate,
@@ -108,9 +111,9 @@ class Loops:
                 y[v_i] = y[v_i] + x[v_i, v_k]
 
 
-def decoder(layers=2, window=0, vocab=64, dtype="float16"):
-    """Return the module of a small decoder, as the compiler's passes get it."""
-    config = DecoderConfig(
+def shape(layers=2, window=0, vocab=64):
+    """Return the shape of a small model."""
+    return DecoderConfig(
         family="llama",
         vocab_size=vocab,
         hidden_size=64,
@@ -126,7 +129,19 @@ def decoder(layers=2, window=0, vocab=64, dtype="float16"):
         layer_kinds=(FULL, SLIDING)[:layers] if window else (),
         sliding_window=window,
     )
-    network = CausalLM(config)
+
+
+def embedder():
+    """Return the module of a small model of embeddings, of one layer that slides."""
+    config = replace(shape(1, window=8), layer_kinds=(SLIDING,), causal=False)
+    network = EmbeddingModel(config, DecoderModel(config), ())
+    module, _ = network.export_tvm(network.export_spec())
+    return module
+
+
+def decoder(layers=2, window=0, vocab=64, dtype="float16"):
+    """Return the module of a small decoder, as the compiler's passes get it."""
+    network = CausalLM(shape(layers, window, vocab))
     network.to(dtype)
     module, _ = network.export_tvm(network.export_spec())
     return module
