@@ -22,7 +22,15 @@ from amx_tvm.exporting.wheels import PACKAGES, extract
 FOLDER = "runtime"
 _TEMPLATES = Path(__file__).parent / "templates"
 # What of this package runs on a device; a test imports it there without the rest.
-_FILES = ("__init__.py", "errors.py", "schema.py", "shadowing.py", "strict_json.py", "version.py")
+_FILES = (
+    "__init__.py",
+    "embedding.py",
+    "errors.py",
+    "schema.py",
+    "shadowing.py",
+    "strict_json.py",
+    "version.py",
+)
 _MODULES = (*_FILES, "artifact", "runtime", "templating")
 # tvm_ffi's headers, sources and tools: nothing that `import tvm_ffi` reads.
 _UNUSED = ("include/", "src/", "3rdparty/", "share/", "cython/", "lib/", "stub/", "testing/")
