@@ -43,3 +43,13 @@ class EmbeddingSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values; `schema.conform` reads them back."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear behind the pooling: sizes, whether it has a bias, and "" or "tanh" behind it."""
+
+    inputs: int
+    outputs: int
+    bias: bool = False
+    activation: str = ""

@@ -8,28 +8,18 @@ vectors is the runtime's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from amx_tvm.embedding import Dense
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.models.step import PackedStep
 from relax_passes.ops import mean_rows
 
 FUNCTION = "embed"
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A linear behind the pooling: sizes, whether it has a bias, and "" or "tanh" behind it."""
-
-    inputs: int
-    outputs: int
-    bias: bool = False
-    activation: str = ""
 
 
 class EmbeddingModel(nn.Module):

@@ -16,14 +16,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from amx_tvm.embedding import POOLINGS, EmbeddingSettings
+from amx_tvm.embedding import POOLINGS, Dense, EmbeddingSettings
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.fields import Width, without_nulls
 from amx_tvm.frontends.hf.config import read_json
 from amx_tvm.frontends.hf.safetensors_file import SafetensorsFile
 from amx_tvm.frontends.hf.source import SINGLE_FILE, HuggingFaceSource
-from amx_tvm.models.embedding import Dense
-from amx_tvm.models.registry import find
 from amx_tvm.schema import INSIDE, Count, Mismatch, conform
 from amx_tvm.strict_json import read_json as read_value
 
@@ -83,6 +81,8 @@ def makes_embeddings(directory: Path, config: dict[str, Any]) -> bool:
     """Whether a directory's model makes embeddings: by its modules, or by its architecture."""
     if (directory / MODULES).is_file() or config.get("use_bidirectional_attention"):
         return True
+    from amx_tvm.models.registry import find  # with TVM, which readers of files do without
+
     try:
         find(config)
     except ModelError:
@@ -110,8 +110,10 @@ class EmbeddingSource(HuggingFaceSource):
     kind = "embedding"
 
     def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
+        from amx_tvm.models.registry import find
+
         super().__init__(directory, name)
-        find(self.config, "embedding")  # before anything is said about its other files
+        self._family = find(self.config, "embedding")  # before anything is said about other files
         self.dense: list[Dense] = []
         pooling, include_prompt, normalize = self._chain()
         self.settings = EmbeddingSettings(
@@ -218,7 +220,7 @@ class EmbeddingSource(HuggingFaceSource):
             given = read_json(self.directory / "tokenizer_config.json", optional=True)
             most = given.get("model_max_length")
             longest = int(most) if isinstance(most, int | float) and 0 < most < _NO_LIMIT else 0
-        context = find(self.config, "embedding").configure(self.config).context_length
+        context = self._family.configure(self.config).context_length
         return {
             "max_tokens": min(longest or context, context),
             "lower_case": values.get("do_lower_case", False),
