@@ -117,13 +117,8 @@ class VirtualMachine:
         array = contiguous(array)
         dtype = self._ffi.dtype(array.dtype.name)
         tensor = self._allocate(self.shape(array.shape), dtype, self._device, None)
-        self.upload(tensor, array)
+        self._from_bytes(tensor, self._pointer(array), array.nbytes)
         return tensor
-
-    def upload(self, tensor: Any, array: np.ndarray) -> None:
-        """Copy a contiguous array to a tensor of its size; on the CPU they are the same memory."""
-        if not self.is_cpu:
-            self._from_bytes(tensor, self._pointer(array), array.nbytes)
 
     def view(self, tensor: Any, shape: Sequence[int]) -> Any:
         """Return the first elements of a tensor of the device in a shape."""
