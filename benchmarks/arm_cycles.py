@@ -57,7 +57,9 @@ def products(body: list[str]) -> int:
 
 def cycles(body: list[str], core: str, tool: str) -> float:
     """Return the cycles of one iteration."""
-    text = "\n".join(x for x in body if ".inst" in x or not re.match(r"\s*([.#/]|[.\w]+:)", x))
+    # llvm-mca leaves out what ".inst" encodes; llama.cpp names the instruction behind it.
+    named = [re.sub(r"\s*\.inst\s+\w+\s*//", "", x) for x in body]
+    text = "\n".join(x for x in named if not re.match(r"\s*([.#/]|[.\w]+:)", x))
     command = [tool, "-mtriple=aarch64", f"-mcpu={core}", f"-iterations={ITERATIONS}"]
     done = subprocess.run(
         [*command, "-mattr=+dotprod,+i8mm"], input=text, capture_output=True, text=True, check=True

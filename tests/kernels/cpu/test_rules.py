@@ -14,6 +14,7 @@ from relax_passes.spec import LinearSpec
 ZNVER4 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"})
 AVX2 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"})
 VNNI = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "alderlake"})
+A76 = Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"})
 INT8 = LinearSpec("amxfp4", 64, 64, OUTLIERS)
 
 
@@ -55,6 +56,8 @@ def test_knobs_and_instructions_move_the_limits():
     assert runs(replace(INT8, format="mxfp4"), AVX2) == {1: "direct", 12: "panel-terms"}
     assert runs(INT8, VNNI) == {1: "direct", 8: "merged-words", 12: "panel-terms"}
     assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
+    for name in ("amxfp4", "int8"):
+        assert runs(replace(INT8, format=name), A76) == {1: "direct", 4: "panel-bytes"}
 
 
 def test_a_chosen_kernel_says_what_it_runs():

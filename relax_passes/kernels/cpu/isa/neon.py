@@ -46,6 +46,11 @@ class Neon(Isa):
         name = "llvm.aarch64.neon.tbl1.v16i8"
         return e.bits(e.llvm("int8x16", name, _i8(table), _i8(index)), "uint8", 16)
 
+    def shift_rounded(self, value: Expr, shift: Expr) -> Expr:
+        """Shift signed bytes to the left by signed bytes: to the right they are rounded."""
+        shifted = e.llvm("int8x16", "llvm.aarch64.neon.srshl.v16i8", _i8(value), _i8(shift))
+        return e.bits(shifted, "uint8", 16)
+
     def activation(self, codes: object, row: Expr, column: Expr) -> Expr:
         """Broadcast four int8 to every lane."""
         word = e.bits(e.load(codes, row, column, lanes=4), "int32")
@@ -71,12 +76,19 @@ class NeonDot(Neon):
     """128-bit vectors with sdot (Cortex-A55 and A76 on, Apple, Neoverse)."""
 
     name = "neon-dotprod"
+    panel_rows = 4  # decoding a panel costs what two rows of it do
     doc = "NEON with dot products: tbl tables, sdot"
 
     def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
         """Multiply signed bytes and add four neighbours."""
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         return e.llvm("int32x4", name, acc, _i8(weights), activation)
+
+    def lane_dot(self, acc: Expr, weights: Expr, columns: Expr, lane: int) -> Expr:
+        """Multiply by four of 16 columns of a row: sdot takes a lane of a register."""
+        words = e.bits(columns, "int32", 4)
+        four = tirx.Shuffle([words], [tirx.const(lane, "int32")] * 4)
+        return self.dot(acc, weights, e.bits(four, "int8", 16))
 
 
 def _i8(value: Expr) -> Expr:

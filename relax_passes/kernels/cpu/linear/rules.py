@@ -11,6 +11,7 @@ rows of x on it is this linear's:
     panel-int8   a panel of W becomes bytes, then is used for all rows of int8 x
     panel-words  a panel of W becomes 16-bit words, and so does x, for vectors of eight rows
     panel-terms  a panel of bytes, with the terms of W apart, for vectors of eight rows
+    panel-bytes  a panel of signed bytes with one scale a group, for Arm's dot products
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
 
@@ -44,6 +45,7 @@ from . import (
     merged,
     merged_words,
     panel_bf16,
+    panel_bytes,
     panel_int8,
     panel_terms,
     panel_w4a4,
@@ -80,6 +82,7 @@ PANELS = (
     RowKernel("panel-int8", panel_int8.from_rows, "bytes for all rows", panel_int8.emit_panel),
     RowKernel("panel-words", panel_words.from_rows, "words for all rows", panel_words.emit_panel),
     RowKernel("panel-terms", panel_terms.from_rows, "terms for all rows", panel_terms.emit_panel),
+    RowKernel("panel-bytes", panel_bytes.from_rows, "bytes for all rows", panel_bytes.emit_panel),
     RowKernel("panel-w4a4", panel_w4a4.from_rows, "exact bytes for all rows", panel_w4a4.emit_w4a4),
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
 )

@@ -1,0 +1,85 @@
+"""Arm's kernels: right in numbers under emulation, and free of what costs cycles."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from cpu_oracle import Case, assembly
+from emulated import Emulated, needs_emulator
+from test_targets import TARGETS, scaled_pairs
+from tvm.target import Target
+
+from relax_passes.activation import INT8, OUTLIERS
+from relax_passes.kernels.registry import linear_kernel
+from relax_passes.spec import LinearSpec
+
+DOT = Target(TARGETS["neon-dotprod"])
+PANEL = {"panel_rows": 4}
+
+
+def emulated(spec, folder, target=DOT, cpu="cortex-a76"):
+    return Emulated(linear_kernel(spec, target, PANEL).func, target, cpu, folder)
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    "name",
+    ["amxfp4", "int4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mxfp4", "int8"))],
+)
+def test_numbers(name, tmp_path):
+    """Blocks of few rows, whole and partly filled panels, two parts of K."""
+    spec = LinearSpec(name, 41, 2100, OUTLIERS, bias=True)
+    case, func = Case(spec), emulated(spec, tmp_path)
+    for m in (1, 3, 4, 7, 33):
+        rounded = name == "amxfp4" and m >= 4  # where the two scales of a group are far apart
+        assert case.error(func, m) < (2e-3 if rounded else 2e-6), f"M={m}"
+
+
+@needs_emulator
+def test_panels_of_pairs(tmp_path):
+    spec = LinearSpec("mxfp4", 96, 64, INT8, silu_mul=True, residual=True, m=7)
+    assert Case(spec).error(emulated(spec, tmp_path), 7) < 2e-6
+
+
+@needs_emulator
+def test_merged_bytes_are_exact_where_exponents_are_near(tmp_path):
+    """The two exponents of a group are one apart at most, some scales are subnormal."""
+    spec = LinearSpec("amxfp4", 32, 256, OUTLIERS, m=9)
+    case, func = Case(spec), emulated(spec, tmp_path)
+    rng = np.random.default_rng(0)
+    for lowest in (1, 4, 0x30):
+        stored = rng.integers(lowest, lowest + (7 if lowest == 1 else 8), (2, 32, 8))
+        if lowest != 1:
+            stored = stored & ~3 | rng.integers(0, 4, stored.shape)
+        scales = (stored << 8).astype(np.uint16).view(np.float16).astype(np.float32)
+        case.set_weight(scaled_pairs(rng, 32, 256, scales))
+        assert case.error(func, 9) < 2e-6, f"bytes from {lowest}"
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", ["amxfp4", "int8"])
+def test_the_largest_sums(name, tmp_path):
+    """Sums of the largest weights and activations stay exact in the bits of a float32."""
+    spec = LinearSpec(name, 32, 256, OUTLIERS, m=5)
+    case, func = Case(spec), emulated(spec, tmp_path)
+    for sign in (1, -1):
+        case.set_weight(np.full((32, 256), 10.5 * sign, np.float32))
+        x = np.full((5, 256), -sign, np.float32)
+        x[:, 0] *= 40
+        x[:, 1:32] *= 40 * 32384 / 32512
+        case.draw = lambda m, x=x: x[:m].copy()
+        assert case.error(func, 5) < 2e-6
+
+
+@pytest.mark.parametrize("core", ["cortex-a76", "neoverse-v1", "apple-m1"])
+def test_the_products_of_a_panel_are_registers_alone(core):
+    """Rows of x are lanes, and no sum of a block is on the stack."""
+    target = Target({**TARGETS["neon-dotprod"], "mcpu": core})
+    text = assembly(linear_kernel(LinearSpec("amxfp4", 32, 256, INT8, m=64), target).func, target)
+    lines = text.splitlines()
+    at = [i for i, line in enumerate(lines) if re.search(r"\bsdot\b", line)]
+    assert len(at) == 64  # 4 rows of x, two vectors of W, 8 steps
+    assert all(re.search(r"\.4b\[[0-3]\]", lines[i]) for i in at)
+    assert not any(re.search(r"\bq\d+, \[sp", line) for line in lines[at[0] : at[-1]])
