@@ -15,8 +15,6 @@ from amx_tvm.models.embedding import FUNCTION, EmbeddingModel
 from amx_tvm.models.registry import find
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
-from relax_passes import recipes as plans
-from relax_passes.passes import bundle_parameters, legalize
 
 
 def lower_embedding(
@@ -62,9 +60,6 @@ def lower_embedding(
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
     return LoweredModel(
         module=module,
-        order=bundle_parameters.order_of(module),
-        plan=plans.read(module),
-        linears=legalize.kernels_of(module),
         model={
             "family": family.name,
             "name": source.name,

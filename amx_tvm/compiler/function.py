@@ -14,8 +14,6 @@ from amx_tvm.errors import ModelError
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
-from relax_passes import recipes as plans
-from relax_passes.passes import bundle_parameters, legalize
 
 
 def lower_function(
@@ -42,9 +40,6 @@ def lower_function(
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
     return LoweredModel(
         module=module,
-        order=bundle_parameters.order_of(module),
-        plan=plans.read(module),
-        linears=legalize.kernels_of(module),
         model={"family": "function", "name": source.name, "config": source.config},
         kv_cache={},
         functions=[source.entry],

@@ -25,7 +25,6 @@ from relax_passes import recipes as plans
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
 from relax_passes.kernels.cpu.attention import config as cpu
 from relax_passes.kernels.cuda.attention import config as cuda
-from relax_passes.passes import bundle_parameters, legalize
 from relax_passes.rewriting import relax_functions
 
 
@@ -76,9 +75,6 @@ def lower_source(
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump, storage)
     return LoweredModel(
         module=module,
-        order=bundle_parameters.order_of(module),
-        plan=plans.read(module),
-        linears=legalize.kernels_of(module),
         model={**describe(source, decoder, family), **longrope(decoder, target)},
         kv_cache={
             "page_size": PAGE_SIZE if on_cpu else 16,

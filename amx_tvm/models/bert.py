@@ -15,7 +15,7 @@ from amx_tvm.models.config import ConfigReader, DecoderConfig
 from amx_tvm.models.decoder import ACTIVATIONS, Attention
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.step import Step
-from amx_tvm.models.weights import Weight
+from amx_tvm.models.weights import Names, Weight
 
 _PARTS = {
     "self_attn.q_proj": "attention.self.query",
@@ -125,16 +125,13 @@ def configure_roberta(values: dict[str, Any]) -> DecoderConfig:
 
 
 def _weight(name: str, prefix: str, skipped: int, context: int) -> Weight:
-    stem, _, kind = name.removeprefix("model.").rpartition(".")
-    if stem.startswith("layers."):
-        _, layer, part = stem.split(".", 2)
-        return Weight(f"{prefix}encoder.layer.{layer}.{_PARTS.get(part, part)}.{kind}")
+    tables = f"{prefix}embeddings."
     if name == "model.segment":
-        return Weight(f"{prefix}embeddings.token_type_embeddings.weight", rows=(0, 1))
-    table = f"{prefix}embeddings.{_TABLES.get(stem, stem)}.{kind}"
-    if stem == "embed_positions" and skipped:
-        return Weight(table, rows=(skipped, skipped + context))
-    return Weight(table)
+        return Weight(f"{tables}token_type_embeddings.weight", rows=(0, 1))
+    stored = Names(f"{prefix}encoder.layer.", tables, _PARTS, _TABLES).of(name)
+    if skipped and name == "model.embed_positions.weight":
+        return Weight(stored, rows=(skipped, skipped + context))
+    return Weight(stored)
 
 
 def weight(name: str, config: DecoderConfig) -> Weight:

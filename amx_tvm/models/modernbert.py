@@ -17,7 +17,7 @@ from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Ro
 from amx_tvm.models.decoder import ACTIVATIONS, block_norm
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.step import Step, attention_spec
-from amx_tvm.models.weights import Weight
+from amx_tvm.models.weights import Names, Weight
 
 _PARTS = {
     "self_attn.qkv_proj": "attn.Wqkv",
@@ -136,11 +136,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
 
 def weight(name: str, _config: DecoderConfig) -> Weight:
     """Find a weight in the checkpoint."""
-    stem, _, kind = name.removeprefix("model.").rpartition(".")
-    if stem.startswith("layers."):
-        _, layer, part = stem.split(".", 2)
-        return Weight(f"model.layers.{layer}.{_PARTS.get(part, part)}.{kind}")
-    return Weight(f"model.{_TABLES.get(stem, stem)}.{kind}")
+    return Weight(Names("model.layers.", "model.", _PARTS, _TABLES).of(name))
 
 
 register(

@@ -6,6 +6,7 @@ A family's ``weight`` function answers one name at a time with a :class:`Weight`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +74,29 @@ def paired(name: str, config: DecoderConfig) -> Weight:
     if ".q_proj." not in name and ".k_proj." not in name:
         return Weight(name)
     return Weight(name, pairs=(config.head_dim, config.rotary_dim or config.head_dim))
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a checkpoint calls an encoder's weights.
+
+    Attributes
+    ----------
+    layers, tables : str
+        What stands in front of a layer's number, and of all else.
+    parts, others : mapping
+        Its words for parts of a layer and for all else, where they are not the module's.
+    """
+
+    layers: str
+    tables: str
+    parts: Mapping[str, str]
+    others: Mapping[str, str]
+
+    def of(self, name: str) -> str:
+        """Return the checkpoint's name of a module's weight."""
+        stem, _, kind = name.removeprefix("model.").rpartition(".")
+        if stem.startswith("layers."):
+            _, layer, part = stem.split(".", 2)
+            return f"{self.layers}{layer}.{self.parts.get(part, part)}.{kind}"
+        return f"{self.tables}{self.others.get(stem, stem)}.{kind}"

@@ -10,7 +10,6 @@ nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from amx_tvm.artifact import Manifest
 from amx_tvm.embedding import EmbeddingSettings
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import options as checks
-from amx_tvm.runtime.library import start_pool
+from amx_tvm.runtime.own_thread import OwnThread
 from amx_tvm.runtime.tokenizer import load_tokenizer
 from amx_tvm.runtime.vm import Memory, VirtualMachine
-from amx_tvm.runtime.worker import Worker
 from amx_tvm.schema import conform
 
 PACKED_ROWS = 1024  # tokens of one call, but for a text that is longer
@@ -31,7 +29,7 @@ PACKED_ROWS = 1024  # tokens of one call, but for a text that is longer
 Text = str | Sequence[int]
 
 
-class EmbeddingEngine:
+class EmbeddingEngine(OwnThread):
     """A loaded model of embeddings. Made by `load`; any thread may use it.
 
     Attributes
@@ -60,13 +58,7 @@ class EmbeddingEngine:
         self._embed = machine.function(manifest.functions[0])
         self._parameters = machine.load_parameters(path, manifest, memory)
         self._tokenizer: Any = None
-        self._worker = Worker(partial(start_pool, threads), forks=machine.is_cpu)
-
-    def __del__(self) -> None:
-        # The thread last, as `Engine` does.
-        worker = self.__dict__.pop("_worker", None)
-        self.__dict__.clear()
-        del worker
+        super().__init__(machine, threads)
 
     @property
     def tokenizer(self) -> Any:
@@ -163,10 +155,6 @@ class EmbeddingEngine:
             lengths = np.linalg.norm(found, axis=1, keepdims=True)
             found /= np.maximum(lengths, 1e-12)
         return found
-
-    def close(self) -> None:
-        """End the engine's thread; the engine cannot be used any more."""
-        self._worker.close()
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         """Return what is put in front of every text."""

@@ -21,7 +21,6 @@ from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
-from amx_tvm.runtime.library import start_pool
 from amx_tvm.runtime.model import Model
 from amx_tvm.runtime.options import (
     DEFAULT_NEW_TOKENS,
@@ -32,6 +31,7 @@ from amx_tvm.runtime.options import (
     number,
     read_options,
 )
+from amx_tvm.runtime.own_thread import OwnThread
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
@@ -53,7 +53,7 @@ Prompt = str | Sequence[int]
 _R = TypeVar("_R")
 
 
-class Engine:
+class Engine(OwnThread):
     """A loaded language model. Made by `load`; any thread may use it.
 
     Compiled code runs on one thread that the engine owns (`amx_tvm.runtime.worker`): calls of
@@ -101,7 +101,7 @@ class Engine:
         self._machine = machine
         self._chunk = chunk
         self._may_grow = may_grow  # whether a batch may make the KV cache larger
-        self._worker = Worker(partial(start_pool, threads), forks=machine.is_cpu)
+        super().__init__(machine, threads)
         self._model = Model(
             machine,
             machine.load_parameters(path, manifest, memory),
@@ -120,12 +120,6 @@ class Engine:
             f"<Engine {model.get('name', '?')}, {made} on {self.manifest.target.device}, "
             f"context {self.context_length}>"
         )
-
-    def __del__(self) -> None:
-        # The thread last: with it, what everything else has freed goes back to the system.
-        worker = self.__dict__.pop("_worker", None)
-        self.__dict__.clear()
-        del worker
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -313,10 +307,6 @@ class Engine:
         A loop over a sequence's methods that runs there hands nothing over in each of its steps.
         """
         return self._worker.call(function, *arguments)
-
-    def close(self) -> None:
-        """End the engine's thread and what runs on it; the engine cannot be used any more."""
-        self._worker.close()
 
     def _sequence(self) -> session.Sequence:
         cache = self._reserve(self._kv_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
-from amx_tvm.runtime.library import start_pool
+from amx_tvm.runtime.own_thread import OwnThread
 from amx_tvm.runtime.vm import ALIGNMENT, Memory, VirtualMachine
-from amx_tvm.runtime.worker import Worker
 
 
-class FunctionEngine:
+class FunctionEngine(OwnThread):
     """A loaded module; ``engine(x, ...)`` runs its main function. Any thread may call it.
 
     Calls take turns on one thread that the engine owns, as a language model's do.
@@ -44,13 +42,7 @@ class FunctionEngine:
         self._parameters = (
             [machine.load_parameters(path, manifest, memory)] if manifest.parameters.order else []
         )
-        self._worker = Worker(partial(start_pool, threads), forks=machine.is_cpu)
-
-    def __del__(self) -> None:
-        # The thread last, as `Engine` does.
-        worker = self.__dict__.pop("_worker", None)
-        self.__dict__.clear()
-        del worker
+        super().__init__(machine, threads)
 
     def __call__(self, *inputs: Any, function: str | None = None) -> Any:
         """Run a function of the module.
