@@ -86,7 +86,7 @@ def test_an_existing_directory_is_refused(saved, tmp_path):
 
 
 def test_the_documented_reader(saved, tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     names: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     place = quantize_checkpoint(saved, tmp_path / "out")

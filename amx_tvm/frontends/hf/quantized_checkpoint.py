@@ -1,7 +1,7 @@
 """Hugging Face directories whose weights are 4-bit already: codes and scales pass through.
 
-:mod:`amx_tvm.frontends.hf.quantized_layouts` finds the tensors; docs/models.md describes the layout
-that ``amx-tvm quantize`` writes and reads it in 40 lines.
+:mod:`amx_tvm.frontends.hf.quantized_layouts` finds the tensors; docs/checkpoints.md describes the
+layout that ``amx-tvm quantize`` writes and reads it in 40 lines.
 """
 
 from __future__ import annotations
