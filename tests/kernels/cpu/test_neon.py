@@ -11,7 +11,7 @@ from emulated import Emulated, needs_emulator
 from test_targets import TARGETS, scaled_pairs
 from tvm.target import Target
 
-from relax_passes.activation import INT8, OUTLIERS
+from relax_passes.activation import INT8, OUTLIERS, four_bit
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 
@@ -83,3 +83,43 @@ def test_the_products_of_a_panel_are_registers_alone(core):
     assert len(at) == 64  # 4 rows of x, two vectors of W, 8 steps
     assert all(re.search(r"\.4b\[[0-3]\]", lines[i]) for i in at)
     assert not any(re.search(r"\bq\d+, \[sp", line) for line in lines[at[0] : at[-1]])
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("amxfp4", four_bit("amxfp4")),
+        ("nvfp4", OUTLIERS),
+        *(pytest.param(n, INT8, marks=pytest.mark.slow) for n in ("amxfp4-pot", "amxfp4-e4m3")),
+    ],
+)
+def test_numbers_without_panels(name, activation, tmp_path):
+    spec = LinearSpec(name, 41, 100, activation, bias=True, m_max=3)
+    case, func = Case(spec), emulated(spec, tmp_path)
+    for m in (1, 3):
+        assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@needs_emulator
+def test_scales_of_one_row_are_exact_at_both_ends(tmp_path):
+    """E5M2 from its least subnormal number to its largest one, and signs that do not occur."""
+    spec = LinearSpec("amxfp4", 32, 256, INT8, m=1)
+    case, func = Case(spec), emulated(spec, tmp_path)
+    rng = np.random.default_rng(0)
+    for lowest, highest in ((1, 4), (0x78, 0x7C)):
+        stored = rng.integers(lowest, highest, (2, 32, 8))
+        scales = (stored << 8).astype(np.uint16).view(np.float16).astype(np.float32)
+        case.set_weight(scaled_pairs(rng, 32, 256, scales))
+        assert case.error(func, 1) < 2e-6, f"bytes from {lowest}"
+    case.set_weight(np.abs(scaled_pairs(rng, 32, 256, scales)))
+    assert case.error(func, 1) < 2e-6
+
+
+@pytest.mark.parametrize("core", ["neoverse-v1", "apple-m1"])
+def test_one_row_looks_up_and_multiplies_by_lanes(core):
+    """32 lookups and 64 sdot for a tile and group; no row of x is repeated in a register."""
+    target = Target({**TARGETS["neon-dotprod"], "mcpu": core})
+    text = assembly(linear_kernel(LinearSpec("amxfp4", 32, 2048, INT8, m=1), target).func, target)
+    assert len(re.findall(r"\btbl\s", text)) == 32 and "ld1r" not in text
+    assert len(re.findall(r"\bsdot\s.*\.4b\[", text)) == len(re.findall(r"\bsdot\s", text)) == 64

@@ -46,6 +46,13 @@ class Neon(Isa):
         name = "llvm.aarch64.neon.tbl1.v16i8"
         return e.bits(e.llvm("int8x16", name, _i8(table), _i8(index)), "uint8", 16)
 
+    def positive(self, value: Expr) -> Expr:
+        """Return the larger of signed bytes and 0."""
+        zero = e.const(0, "int8", 16)
+        return e.bits(
+            e.llvm("int8x16", "llvm.aarch64.neon.smax.v16i8", _i8(value), zero), "uint8", 16
+        )
+
     def shift_rounded(self, value: Expr, shift: Expr) -> Expr:
         """Shift signed bytes to the left by signed bytes: to the right they are rounded."""
         shifted = e.llvm("int8x16", "llvm.aarch64.neon.srshl.v16i8", _i8(value), _i8(shift))

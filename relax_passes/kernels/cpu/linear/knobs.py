@@ -66,16 +66,26 @@ class CpuKnobs:
         return CpuKnobs(prefetch=fetch, panel_rows=isa.panel_rows)
 
     def prefetch_tile(
-        self, spec: LinearSpec, buffers: Mapping[str, Any], tile: Any, group: Any, level: int = 1
+        self,
+        spec: LinearSpec,
+        buffers: Mapping[str, Any],
+        tile: Any,
+        group: Any,
+        level: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Emit the prefetches of one group: codes ``prefetch`` bytes ahead and their scales."""
+        """Emit the prefetches of one group: codes ``prefetch`` bytes ahead and their scales.
+
+        ``share`` (i, n) emits the i-th of n parts of them.
+        """
         if not self.prefetch:
             return
-        size = spec.tile_code_bytes
-        for line in range(0, size, 64):
+        size, (part, parts) = spec.tile_code_bytes, share
+        for line in range(part * 64, size, parts * 64):
             e.prefetch(buffers["w_codes"], tile, group, self.prefetch + line, level=level)
         ahead = self.prefetch * spec.tile_scale_bytes // size
-        e.prefetch(buffers["w_scales"], tile, group, ahead, level=level)
+        if part == 0:
+            e.prefetch(buffers["w_scales"], tile, group, ahead, level=level)
 
     def blocks(self, sizes: Sequence[int], m: int | None) -> tuple[int, ...]:
         """Choose the row-block sizes out of an instruction set's list."""

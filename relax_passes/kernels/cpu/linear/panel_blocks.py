@@ -24,12 +24,12 @@ from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
-from .direct import ActivationCodes
 from .epilogue import Epilogue
 from .knobs import CpuKnobs
 from .low_bytes import turn_lists
 from .panel_int8 import panel_width
 from .sums import scope
+from .tile import ActivationCodes
 
 BLOCK = 4  # rows of x
 

@@ -24,11 +24,11 @@ from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import common_factor
 
 from . import signed_bytes
-from .direct import ActivationCodes
 from .group_sums import FIRST
 from .knobs import CpuKnobs
 from .panel_blocks import BLOCK, BlockPanel, emit_blocks
 from .signed_bytes import SignedBytes
+from .tile import ActivationCodes
 
 STEPS = GROUP // 4
 GROUPS = 64  # of a part of a tile: 256 bytes each in the L1 cache

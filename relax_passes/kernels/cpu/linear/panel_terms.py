@@ -22,10 +22,10 @@ from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import Term, common_factor
 
-from .direct import ActivationCodes
 from .knobs import CpuKnobs
 from .panel_blocks import BLOCK, BlockPanel, emit_blocks
 from .sums import Sum, narrow_steps
+from .tile import ActivationCodes
 
 STEPS = GROUP // 4
 L1_BYTES = 16384  # of decoded codes of one vector of W's rows
