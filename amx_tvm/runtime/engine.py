@@ -357,9 +357,8 @@ class Engine(OwnThread):
         idle = self._cache is None or not (self._cache.sequences or self._worker.jobs)
         if self._cache is None or (self._cache.max_tokens < tokens and idle):
             self._cache = None  # freed before the next is allocated
-            self._cache = KVCache(
-                self._machine, self.max_sequences, tokens, self._chunk, self._page_size
-            )
+            rows = max(self._chunk, self.max_sequences)  # of a step: a chunk, or a token each
+            self._cache = KVCache(self._machine, self.max_sequences, tokens, rows, self._page_size)
         return self._cache
 
     def _prompt(self, prompt: Prompt) -> list[int]:

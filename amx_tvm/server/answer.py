@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from amx_tvm.runtime.request import Request
 from amx_tvm.server.core import Core, Piece
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.objects import Usage
+
+Pieces = list[tuple[int, Piece]]  # choices, and what came for each
+AtOnce = Callable[[int, Piece], bool]
 
 
 class Answer:
@@ -43,6 +46,7 @@ class Answer:
         self._core = core
         self._requests = requests
         self._arrived: dict[int, Piece] = {}
+        self._at_once: AtOnce | None = None  # who takes pieces as they come
         self._wake = asyncio.Event()
         self._keys: list[int] = []
         self._running = len(requests)
@@ -74,8 +78,16 @@ class Answer:
         self._deadline = timeout_s
         self._keys = self._core.submit(self._requests, self._take)
 
-    async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+    async def pieces(self, at_once: AtOnce | None = None) -> AsyncIterator[Pieces]:
         """Yield what came for each choice since the last time, until all have ended.
+
+        Parameters
+        ----------
+        at_once : callable, optional
+            Called in the event loop with a choice and its piece, which is not yielded then, where
+            nothing that came before is still to be read, and it is not the choice's last one.
+            Returns whether it may be called again; otherwise the next list, perhaps an empty one,
+            is yielded before that.
 
         Raises
         ------
@@ -84,7 +96,9 @@ class Answer:
         """
         try:
             while self._running:
+                self._at_once = at_once if not self._arrived else None
                 await self._wait()
+                self._at_once = None
                 arrived, self._arrived = self._arrived, {}
                 for index, piece in arrived.items():
                     self._count(index, piece)
@@ -112,6 +126,13 @@ class Answer:
 
     def _take(self, index: int, piece: Piece) -> None:
         """Note a piece of a choice; called in the event loop's thread."""
+        if self._at_once is not None and piece.finish_reason is None:
+            self._count(index, piece)
+            if not self._at_once(index, piece):
+                self._at_once = None
+                self._wake.set()
+            return
+        self._at_once = None
         held = self._arrived.get(index)
         if held is None:
             self._arrived[index] = piece

@@ -23,7 +23,7 @@ from amx_tvm.server.completions import Completion
 from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError, ServerError
 from amx_tvm.server.grammar import Form, Forms
-from amx_tvm.server.http import CLIENT_LEFT, EventStream, unless_left
+from amx_tvm.server.http import CLIENT_LEFT, unless_left
 from amx_tvm.server.prompts import Prompts
 from amx_tvm.server.protocol import (
     ChatRequest,
@@ -36,6 +36,7 @@ from amx_tvm.server.response_request import ResponseRequest
 from amx_tvm.server.responses import Responding
 from amx_tvm.server.responses import form_of as response_form
 from amx_tvm.server.service import Service, Settings
+from amx_tvm.server.stream import EventStream
 
 __all__ = ["Server", "Settings"]
 
@@ -190,7 +191,7 @@ class Server(Service):
                 self.door.finished(request, status)
 
         if stream:
-            return EventStream(made.events(), finished, made.failed)
+            return EventStream(made, finished)
         try:
             found = await unless_left(request.receive, made.whole())
         except ApiError as error:

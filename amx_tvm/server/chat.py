@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from amx_tvm.runtime.result import TokenLogprobs
@@ -13,7 +13,7 @@ from amx_tvm.server.choices import form_of as common_form
 from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Form
-from amx_tvm.server.objects import DONE, Envelope, event
+from amx_tvm.server.objects import DONE, Envelope, TextEvent, event
 from amx_tvm.server.protocol import ChatRequest
 from amx_tvm.server.reading import Reading
 from amx_tvm.server.reasoning import OPEN
@@ -63,6 +63,9 @@ class Chat:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         self.answer = asked.answer(body, [ids], [room], logprobs)
         self._readings = readings_of(body.tools, body.tool_choice, ids, asked, body.n or 1)
+        self._chunks = Envelope("chat.completion.chunk", asked.model, "chatcmpl")
+        self._so_far = self.answer.usage if body.tells_usage_always else None
+        self._texts: dict[int, TextEvent] = {}  # of choices that have begun
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
@@ -85,45 +88,56 @@ class Chat:
         ]
         return Envelope("chat.completion", self._model, "chatcmpl").of(made, self.answer.usage)
 
-    @staticmethod
-    def failed(error: ApiError) -> bytes:
+    async def opening(self) -> bytes:
+        """Return what comes before all pieces: nothing."""
+        return b""
+
+    def of(self, index: int, piece: Piece) -> bytes:
+        """Return what a piece of a choice says."""
+        made = []
+        if index not in self._texts:
+            made.append(event(self._chunk(index, {"role": "assistant", "content": ""}, Piece())))
+            make = partial(self._text_chunk, index)
+            self._texts[index] = TextEvent(make)
+        reading = self._readings[index]
+        deltas = list(reading.deltas(piece))
+        reason = reading.reason(piece)
+        if (piece.logprobs or reason) and not deltas:
+            deltas = [tools.Delta()]
+        for delta in deltas:
+            last = delta is deltas[-1]
+            if delta.plain and not (last and (piece.logprobs or reason)) and not self._so_far:
+                made.append(self._texts[index].of(delta.text))
+            else:
+                whose, why = (piece, reason) if last else (Piece(), None)
+                made.append(event(self._chunk(index, delta.as_dict(), whose, why)))
+        return b"".join(made)
+
+    def closing(self) -> bytes:
+        """Return what comes behind the last piece."""
+        if not self._body.tells_usage:
+            return DONE
+        return event(self._chunks.of([], self.answer.usage)) + DONE
+
+    def failed(self, error: ApiError) -> bytes:
         """Return the last event of a stream that fails."""
         return event(error.body)
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield the response as server-sent events."""
-        with_usage = self._body.tells_usage
-        so_far = self.answer.usage if self._body.tells_usage_always else None
-        envelope = Envelope("chat.completion.chunk", self._model, "chatcmpl")
+    def _chunk(
+        self, index: int, delta: dict[str, Any], piece: Piece, reason: str | None = None
+    ) -> dict[str, Any]:
+        entries = [spelled(entry, self._spelling) for entry in piece.logprobs]
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": _listed(entries) if entries else None,
+            "finish_reason": reason,
+        }
+        made = self._chunks.of([choice], self._so_far)
+        return {"usage": None, **made} if self._body.tells_usage else made
 
-        def chunk(index: int, delta: dict[str, Any], piece: Piece, reason: str | None) -> bytes:
-            entries = [spelled(entry, self._spelling) for entry in piece.logprobs]
-            choice = {
-                "index": index,
-                "delta": delta,
-                "logprobs": _listed(entries) if entries else None,
-                "finish_reason": reason,
-            }
-            made = envelope.of([choice], so_far)
-            return event({"usage": None, **made} if with_usage else made)
-
-        begun: set[int] = set()
-        async for arrived in self.answer.pieces():
-            for index, piece in arrived:
-                if index not in begun:
-                    begun.add(index)
-                    yield chunk(index, {"role": "assistant", "content": ""}, Piece(), None)
-                reading = self._readings[index]
-                deltas = [delta.as_dict() for delta in reading.deltas(piece)]
-                reason = reading.reason(piece)
-                if (piece.logprobs or reason) and not deltas:
-                    deltas = [{}]
-                for place, delta in enumerate(deltas, 1):
-                    last = place == len(deltas)
-                    yield chunk(index, delta, piece if last else Piece(), reason if last else None)
-        if with_usage:
-            yield event(envelope.of([], self.answer.usage))
-        yield DONE
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk(index, {"content": text}, Piece())
 
 
 def readings_of(

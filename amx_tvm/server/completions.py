@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from amx_tvm.runtime.result import TokenLogprobs
+from amx_tvm.server.answer import Pieces
 from amx_tvm.server.choices import Asked
 from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
-from amx_tvm.server.objects import DONE, Envelope, event
+from amx_tvm.server.objects import DONE, Envelope, TextEvent, event
 from amx_tvm.server.protocol import MAX_ANSWERS, CompletionRequest
 
 _DEFAULT_TOKENS = 16  # OpenAI's, where a completion says no max_tokens
@@ -50,13 +52,16 @@ class Completion:
         self._echoes = [prompts.decode(p) if body.echo else "" for p in ids]
         self._each = body.n or 1
         self._offsets: dict[int, int] = {}
+        self._texts: dict[int, TextEvent] = {}  # of choices that have begun
         self.answer = asked.answer(body, ids, rooms if body.max_tokens != 0 else [], body.logprobs)
+        self._so_far = self.answer.usage if body.tells_usage_always else None
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
         choices: dict[int, dict[str, Any]] = {}
-        async for arrived in self._pieces():
-            for index, piece in arrived:
+
+        def add(pieces: Pieces) -> None:
+            for index, piece in pieces:
                 made = self._choice(index, piece)
                 held = choices.setdefault(index, made)
                 if held is not made:
@@ -64,38 +69,52 @@ class Completion:
                     held["finish_reason"] = made["finish_reason"]
                     for name, values in (made["logprobs"] or {}).items():
                         held["logprobs"][name] += values
+
+        add(await self._prompts())
+        async for arrived in self.answer.pieces():
+            add(arrived)
         return self._envelope.of([choices[i] for i in sorted(choices)], self.answer.usage)
 
-    @staticmethod
-    def failed(error: ApiError) -> bytes:
+    async def opening(self) -> bytes:
+        """Return what comes before all pieces: of prompts alone, where no tokens are asked for."""
+        return b"".join(self.of(index, piece) for index, piece in await self._prompts())
+
+    def of(self, index: int, piece: Piece) -> bytes:
+        """Return what a piece of a choice says."""
+        if index in self._texts and piece.text and not piece.logprobs and not piece.finish_reason:
+            self._offsets[index] += len(piece.text)
+            return self._texts[index].of(piece.text)
+        choice = self._choice(index, piece)
+        if not self._so_far:
+            make = partial(self._text_chunk, index)
+            self._texts[index] = TextEvent(make)
+        if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
+            return b""
+        return event(self._envelope.of([choice], self._so_far))
+
+    def closing(self) -> bytes:
+        """Return what comes behind the last piece."""
+        if not self._body.tells_usage:
+            return DONE
+        return event(self._envelope.of([], self.answer.usage)) + DONE
+
+    def failed(self, error: ApiError) -> bytes:
         """Return the last event of a stream that fails."""
         return event(error.body)
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield the response as server-sent events."""
-        so_far = self.answer.usage if self._body.tells_usage_always else None
-        async for arrived in self._pieces():
-            for index, piece in arrived:
-                choice = self._choice(index, piece)
-                if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
-                    continue
-                yield event(self._envelope.of([choice], so_far))
-        if self._body.tells_usage:
-            yield event(self._envelope.of([], self.answer.usage))
-        yield DONE
-
-    async def _pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """Yield the answer's pieces; the prompts' own log-probabilities are there before them."""
+    async def _prompts(self) -> Pieces:
+        """Find the prompts' own log-probabilities; return the pieces of answers without tokens."""
         body = self._body
         if body.echo and body.logprobs is not None:
             top = body.logprobs
             self._scores = await asyncio.gather(*(self._core.score(p, top) for p in self._ids))
-        if body.max_tokens == 0:
-            ended = Piece(finish_reason="length")
-            yield [(index, ended) for index in range(len(self._ids) * self._each)]
-            return
-        async for arrived in self.answer.pieces():
-            yield arrived
+        if body.max_tokens != 0:
+            return []
+        ended = Piece(finish_reason="length")
+        return [(index, ended) for index in range(len(self._ids) * self._each)]
+
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._envelope.of([_choice(index, text)])
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """Return the choice's object for a piece; the first one has the prompt, where it is asked
@@ -114,12 +133,7 @@ class Completion:
             made = self._logprobs(entries, None, offset)
             logprobs = made if logprobs is None else {k: logprobs[k] + made[k] for k in made}
         self._offsets[index] = self._offsets.get(index, 0) + len(text)
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": piece.finish_reason,
-        }
+        return _choice(index, text, logprobs, piece.finish_reason)
 
     def _logprobs(
         self, entries: Sequence[TokenLogprobs], first: int | None, offset: int = 0
@@ -148,3 +162,9 @@ class Completion:
             found["text_offset"].append(offset)
             offset += len(spelled)
         return found
+
+
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None = None, reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,59 +21,10 @@ from amx_tvm.server.metrics import Metrics
 log = logging.getLogger("amx_tvm.server")
 _ID = re.compile(r"[!-~]{1,128}")  # a client's own id of a request
 CLIENT_LEFT = 499  # as nginx logs it; nobody reads the response
+EVENTS = "text/event-stream"
+SEND = "amx_tvm.send"  # where a scope has the way to the client that passes by all middleware
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class EventStream(Response):
-    """Server-sent events from an iterator, which is closed as soon as the client leaves.
-
-    Parameters
-    ----------
-    events : async iterator of bytes
-        The events.
-    finished : callable
-        Called at the end, with the status.
-    failed : callable
-        Returns the last event of a stream that fails.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self,
-        events: AsyncIterator[bytes],
-        finished: Callable[[int], None],
-        failed: Callable[[ApiError], bytes],
-    ):
-        super().__init__()
-        del self.headers["content-length"]
-        self.headers["cache-control"] = "no-cache"
-        self.headers["x-accel-buffering"] = "no"
-        self._events, self._finished, self._failed = events, finished, failed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; an error in their middle is the last of them."""
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        status = None
-
-        async def body() -> int:
-            try:
-                async for one in self._events:
-                    await send({"type": "http.response.body", "body": one, "more_body": True})
-            except ApiError as error:
-                last = self._failed(error)
-                await send({"type": "http.response.body", "body": last, "more_body": True})
-                return error.status
-            return 200
-
-        try:
-            await send(start)
-            status = await unless_left(receive, body())
-        finally:
-            self._finished(status if status is not None else CLIENT_LEFT)
-        if status is not None:
-            await send({"type": "http.response.body", "body": b""})
 
 
 class ToWhomever:
@@ -100,6 +51,7 @@ class ToWhomever:
                 if "handler is closed" not in str(error):
                     raise
 
+        scope[SEND] = try_to_send
         await self._app(scope, receive, try_to_send)
 
 
@@ -182,7 +134,7 @@ class Door:
                 log.exception("request %s failed", request.state.id)
                 response = ApiError(500, "the server failed; its log says why").response()
             response.headers["x-request-id"] = request.state.id
-            if not isinstance(response, EventStream):
+            if response.media_type != EVENTS:  # a stream tells of its end itself
                 self.finished(request, response.status_code)
             return response
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +57,30 @@ class Envelope:
         return made
 
 
+_PLACE = uuid.uuid4().hex  # stands for a text, as nothing else does
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 
 
 def event(data: Any) -> bytes:
     """Return one server-sent event of a stream's own objects."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+class TextEvent:
+    """An event of which only a text changes: the rest is encoded once.
+
+    Parameters
+    ----------
+    make : callable
+        Returns the event's object for a text.
+    """
+
+    def __init__(self, make: Callable[[str], dict[str, Any]]):
+        self._head, self._tail = event(make(_PLACE)).split(orjson.dumps(_PLACE))
+
+    def of(self, text: str) -> bytes:
+        """Return the event with a text."""
+        return self._head + orjson.dumps(text) + self._tail
 
 
 def named_event(name: str, data: Any) -> bytes:

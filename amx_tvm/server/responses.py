@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from amx_tvm.server import tools
@@ -54,21 +54,32 @@ class Responding:
         self._logprobs: list[Any] = []  # of tokens whose text is held back
         self._object = _echoed(body, asked.model)
         self._count = 0
+        self._reason: str | None = None  # why it ended
 
     async def whole(self) -> dict[str, Any]:
         """Return the response that is not streamed."""
-        async for _ in self._events():
+        async for arrived in self.answer.pieces():
+            for _, piece in arrived:
+                for _ in self._read(piece):
+                    pass
+        for _ in self._end():
             pass
         return self._object
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield the response as server-sent events."""
-        yield self._encoded({"type": "response.created", "response": self._object})
-        yield self._encoded({"type": "response.in_progress", "response": self._object})
-        async for one in self._events():
-            yield self._encoded(one)
+    async def opening(self) -> bytes:
+        """Return what comes before all pieces."""
+        names = ("response.created", "response.in_progress")
+        return self._joined({"type": name, "response": self._object} for name in names)
+
+    def of(self, _index: int, piece: Piece) -> bytes:
+        """Return what a piece says."""
+        return self._joined(self._read(piece))
+
+    def closing(self) -> bytes:
+        """Return what comes behind the last piece."""
+        ending = self._joined(self._end())
         name = f"response.{self._object['status']}"
-        yield self._encoded({"type": name, "response": self._object})
+        return ending + self._encoded({"type": name, "response": self._object})
 
     def failed(self, error: ApiError) -> bytes:
         """Return the last event of a stream that fails."""
@@ -81,17 +92,13 @@ class Responding:
         self._count += 1
         return made
 
-    async def _events(self) -> AsyncIterator[Event]:
-        """Yield what changes in the output; behind the last event the object is complete."""
-        reason = None
-        async for arrived in self.answer.pieces():
-            for _, piece in arrived:
-                for event in self._read(piece):
-                    yield event
-                reason = piece.finish_reason
-        status = "incomplete" if reason == "length" else "completed"
-        for event in self._output.end(status):
-            yield event
+    def _joined(self, events: Iterable[Event]) -> bytes:
+        return b"".join(map(self._encoded, events))
+
+    def _end(self) -> Iterator[Event]:
+        """Yield what ends the output; behind it the object is complete."""
+        status = "incomplete" if self._reason == "length" else "completed"
+        yield from self._output.end(status)
         self._object |= {"status": status, "output": self._output.items, "usage": self._usage()}
         if status == "incomplete":
             self._object["incomplete_details"] = {"reason": "max_output_tokens"}
@@ -107,6 +114,7 @@ class Responding:
             if delta.text:
                 held, self._logprobs = self._logprobs, []
             yield from self._output.add(delta, held)
+        self._reason = piece.finish_reason
 
     def _usage(self) -> dict[str, Any]:
         used: Usage = self.answer.usage

@@ -9,7 +9,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -81,11 +80,9 @@ class Service(ABC):
             Route("/openapi.json", self._openapi),
             *more,
         ]
-        self.app = Starlette(
-            routes=routes,
-            lifespan=lifespan,
-            middleware=[Middleware(ToWhomever)],
-            exception_handlers={HTTPException: _as_api_error},
+        handlers = {HTTPException: _as_api_error}
+        self.app = ToWhomever(
+            Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
         )
 
     @property

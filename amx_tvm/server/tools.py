@@ -49,6 +49,11 @@ class Delta:
     id: str = ""
     reasoning: str = ""
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is text and nothing else."""
+        return self.text != "" and self.call is None and not self.reasoning
+
     def as_dict(self) -> dict[str, Any]:
         """Return OpenAI's delta."""
         if self.reasoning:

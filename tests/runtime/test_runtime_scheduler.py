@@ -308,3 +308,20 @@ def test_a_sequence_of_the_callers_is_kept_and_not_shared(engine):
     other = "expected one that engine.sequence"
     with pytest.raises(GenerationError, match=other):
         engine.generate([5, 6, 7], 3, sequence=7)
+
+
+def test_more_answers_at_once_than_rows_of_a_chunk(artifact, monkeypatch):
+    engine = amx_tvm.runtime.load(artifact, max_sequences=40, kv_tokens=40 * 32)
+    forward, rows = engine._model.forward, []
+
+    def noted(cache, sequences, *arguments):
+        logits = forward(cache, sequences, *arguments)
+        rows.append(len(sequences))
+        return logits
+
+    monkeypatch.setattr(engine._model, "forward", noted)
+    prompts = [[token, 9, token] for token in range(20, 60)]
+    batch = engine.generate_batch(prompts, max_new_tokens=12, ignore_eos=True)
+    assert max(rows) == 40 > engine._model.chunk
+    for prompt, result in list(zip(prompts, batch, strict=True))[::13]:
+        assert result.token_ids == engine.generate(prompt, 12, ignore_eos=True).token_ids
