@@ -33,6 +33,7 @@ from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
 from amx_tvm.extras import require
 from amx_tvm.frontends import ModelSource, open_model
+from amx_tvm.frontends.hf.embedding import EmbeddingSource
 from amx_tvm.frontends.importers.torch_module import is_torch_module
 from amx_tvm.frontends.lora import MergedLora
 from amx_tvm.linker import collector, linker
@@ -114,7 +115,8 @@ def compile(  # noqa: A001 - the verb that users know
         activations "w4a4".
     calibration : path, or inputs of a torch module, optional
         Text, other than what the result is tested on, by which the weights are rounded; for a
-        torch module that is no language model, a list of calls' positional inputs. Needs torch.
+        torch module that is no language model, a list of calls' positional inputs. Needs torch,
+        and for a model of embeddings, whose texts are the lines, transformers.
     recipe : str or Recipe, optional
         How: a name of ``amx_tvm.calibration.RECIPES``, by default "best", "gptq" for modules.
     adapter : path, optional
@@ -175,12 +177,9 @@ def compile(  # noqa: A001 - the verb that users know
         if source.kind != "function":
             source.write_tokenizer(writer.directory)
         if calibration is not None:
-            if source.kind == "embedding":
-                raise CalibrationError(
-                    f"{source.name} makes embeddings, which are not calibrated yet; leave the text "
-                    "out, or calibrate the torch module (docs/models.md, Modules)"
-                )
-            if source.kind == "function":
+            if isinstance(source, EmbeddingSource):
+                made = calibrated_embedding(source, config, calibration, recipe)
+            elif source.kind == "function":
                 made = calibrated_module(model, config, calibration, recipe)
             else:
                 folder = writer.publication.workspace / "calibration"
@@ -241,6 +240,26 @@ def calibrated(
 
     documents = read_documents(text)
     return calibrate(source, config, documents, recipe, directory=folder, progress=progress)
+
+
+def calibrated_embedding(
+    source: EmbeddingSource, config: QuantizationConfig, text: Any, recipe: Any
+) -> Any:
+    """Round a model of embeddings by a recipe on the lines of a file or directory.
+
+    Raises
+    ------
+    CalibrationError
+        When the recipe or text does not fit.
+    """
+    if not isinstance(text, str | os.PathLike):
+        raise CalibrationError(
+            f"calibration is a {type(text).__name__}; for a model of embeddings it is a file of "
+            "text, whose lines are texts"
+        )
+    from amx_tvm.calibration.embedding import calibrate_embedding
+
+    return calibrate_embedding(source, read_documents(text), config, recipe)
 
 
 def calibrated_module(model: Any, config: QuantizationConfig, batches: Any, recipe: Any) -> Any:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import amx_tvm
+from amx_tvm.calibration.embedding import calibrate_embedding
 from amx_tvm.compiler.checkpoint import quantize_checkpoint
 from amx_tvm.compiler.lowered import lower_source
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import GenerationError, ModelError
+from amx_tvm.documents import read_documents
+from amx_tvm.errors import CalibrationError, GenerationError, ModelError
 from amx_tvm.frontends import open_model
 from amx_tvm.models import families
 from amx_tvm.targets import resolve
@@ -166,3 +168,17 @@ def test_no_bundle_and_no_checkpoint_is_made(bert, tmp_path):
     with pytest.raises(ModelError, match="is no language model"):
         quantize_checkpoint(bert[1], tmp_path / "checkpoint")
     assert not list(tmp_path.iterdir())
+
+
+def test_calibration_by_the_lines_of_a_text(bert, tmp_path):
+    text = tmp_path / "text"
+    generator = np.random.default_rng(4)
+    lines = [" ".join(f"w{i}" for i in generator.integers(4, 96, 12)) for _ in range(40)]
+    text.write_text("\n".join(lines), encoding="utf-8")
+    source = open_model(bert[1])
+    made = calibrate_embedding(source, read_documents(text), QuantizationConfig("amxfp4"))
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    assert {f"model.layers.1.{name}.weight" for name in names} <= set(made.quantized)
+    assert len(made.quantized) == 2 * 6 and max(made.errors.values()) < 0.05
+    with pytest.raises(CalibrationError, match="it is a file of text, whose lines are texts"):
+        amx_tvm.compile(bert[1], calibration=[(1,)], output=tmp_path / "out")
