@@ -8,6 +8,7 @@ so whatever a search chooses is what the file holds; nothing is rounded a second
                    order is its value's order. A pair's two signs are searched apart, because a
                    positive value never meets the negative scale.
     int4           candidates shrink the range at either end; scale and zero point go together.
+    int8           the format's own scale, or one a little smaller.
 """
 
 from __future__ import annotations
@@ -192,6 +193,36 @@ class IntGrid(Grid):
         return (steps.clamp(0, 15) - zero) * scale
 
 
+class ByteGrid(Grid):
+    """int8: symmetric integers under a float16 scale."""
+
+    SHRINK = (1.0, 0.98, 0.95)
+
+    def _of(self, largest: Tensor) -> Scales:
+        stored = self.format.group_scales(largest.numpy(), largest.numpy(), None)
+        return (torch.from_numpy(stored["scale"]),)
+
+    def plain(self, block: Tensor) -> Scales:
+        """Scale of the block's largest magnitude."""
+        return self._of(block.abs().amax(1))
+
+    def joint(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
+        """The scales, best first."""
+        largest = block.abs().amax(1)
+        sets = torch.stack([self._of(largest * part)[0] for part in self.SHRINK])
+        errors = (self.round(block, (sets[..., None],)) - block).square() @ weight
+        return (sets.gather(0, errors.argsort(dim=0, stable=True)),)
+
+    def search(self, block: Tensor, weight: Tensor) -> Scales:
+        """Best of three scales."""
+        return (self.joint(block, weight, 1)[0][0],)
+
+    def round(self, column: Tensor, scales: Scales) -> Tensor:
+        """Round to the integers -127..127."""
+        scale = scales[0].float()
+        return torch.round(_quotient(column, scale)).clamp(-127, 127) * scale
+
+
 def _quotient(value: Tensor, scale: Tensor) -> Tensor:
     """True division, and 0 where the scale is 0."""
     return torch.where(scale > 0, value / torch.where(scale > 0, scale, 1.0), 0.0)
@@ -203,12 +234,12 @@ REACH = {"E5M2": (3, 1), "E4M3": (6, 2), "E8M0": (1, 1)}
 
 
 def grid_of(name: str) -> Grid:
-    """Make the grid of a registered 4-bit format.
+    """Make the grid of a registered format.
 
     Raises
     ------
     CalibrationError
-        For a format that has no grid (int8 needs no calibration); FormatError for an unknown name.
+        For a format that has no grid; FormatError for an unknown name.
     """
     fmt = formats.get(name)
     kind = fmt.scale_tensors[0].type.name
@@ -216,4 +247,6 @@ def grid_of(name: str) -> Grid:
         return E2M1Grid(fmt, *REACH[kind])
     if name == "int4":
         return IntGrid(fmt)
-    raise CalibrationError(f"format {name} cannot be calibrated; recipes are for the 4-bit formats")
+    if name == "int8":
+        return ByteGrid(fmt)
+    raise CalibrationError(f"format {name} cannot be calibrated; int4, int8 and E2M1 ones can")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from amx_tvm import formats
 from amx_tvm.calibration import recipes
 from amx_tvm.calibration.api import Calibration
 from amx_tvm.calibration.gptq import Statistics, gptq, plain
@@ -56,7 +55,7 @@ def calibrate_module(
     -------
     Calibration
         Its ``quantized`` holds the rounded weights by parameter name. Linears that no batch
-        reached, and 8-bit ones, are left to be rounded to nearest.
+        reached are left to be rounded to nearest.
 
     Raises
     ------
@@ -111,7 +110,7 @@ def _gathered(
             continue
         seen.add(part.weight.data_ptr())
         chosen = config.linear(name).format
-        if chosen != "none" and formats.get(chosen).code_bits == 4:
+        if chosen != "none":
             wanted[name] = part
     groups = _groups(module, wanted, calls[0])
     while groups:

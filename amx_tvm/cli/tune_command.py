@@ -343,7 +343,7 @@ def show(records: File, as_json: AsJson = False) -> None:
 
 
 @commands.command()
-def verify(records: File, target: OfRecords = None) -> None:
+def verify(records: File, target: OfRecords = None, as_json: AsJson = False) -> None:
     """Build every record's kernel again and compare it with NumPy; exit code 1 if one fails.
 
     Records of a GPU that is not here are built and replayed only.
@@ -353,18 +353,22 @@ def verify(records: File, target: OfRecords = None) -> None:
 
     file = _open(records)
     target = target or target_of(file)
-    bad = len(file.damage)
+    compared = compares(target)
+    tell = (lambda _: None) if as_json else print
     for damage in file.damage:
-        print(f"unreadable: {damage}")
+        tell(f"unreadable: {damage}")
+    rows = []
     for record, reason in run(file, target):
-        bad += reason is not None
-        print(
-            f"{'refused' if reason else 'ok'}: {record.kernel.text}"
-            + (f": {reason}" if reason else "")
-        )
-    if not compares(target):
-        print(f"no {target} is here: kernels were built, and no number was compared")
-    raise typer.Exit(1 if bad else 0)
+        rows.append({"kernel": record.kernel.text, "refused": reason})
+        text = f": {reason}" if reason else ""
+        tell(f"{'refused' if reason else 'ok'}: {record.kernel.text}{text}")
+    if not compared:
+        tell(f"no {target} is here: kernels were built, and no number was compared")
+    if as_json:
+        unreadable = list(map(str, file.damage))
+        found = {"target": target, "compared": compared, "records": rows, "unreadable": unreadable}
+        print(json.dumps(found, indent=1))
+    raise typer.Exit(1 if file.damage or any(row["refused"] for row in rows) else 0)
 
 
 @commands.command()

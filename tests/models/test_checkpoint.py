@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from amx_tvm import formats
+from amx_tvm.cli import main
 from amx_tvm.compiler.checkpoint import quantize_checkpoint
 from amx_tvm.errors import ArtifactError
 from amx_tvm.frontends import open_model
@@ -43,8 +44,13 @@ def test_stored_weights_are_the_quantized_ones(saved, name, tmp_path):
         np.testing.assert_array_equal(again.load(weight), fmt.dequantize(expected))
 
 
-def test_compiles_to_the_same_parameters(saved, tmp_path, compile_parameters):
-    checkpoint = quantize_checkpoint(saved, tmp_path / "checkpoint")
+def test_compiles_to_the_same_parameters(saved, tmp_path, compile_parameters, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(SystemExit, match="0"):
+        main(["quantize", str(saved), "--output", str(checkpoint), "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert Path(made["path"]) == checkpoint and made["quantization"] == "amxfp4"
+    assert made["bytes"] == (checkpoint / "model.safetensors").stat().st_size
     digests = []
     for number, model in enumerate((saved, checkpoint)):
         out = Path(compile_parameters(model, output=tmp_path / str(number)).path)

@@ -77,6 +77,9 @@ def test_tune_command_and_records(tmp_path, target, capsys):
     journal.append(path, {**record.to_json(), "knobs": {"prefetch": "far"}})
     assert run("tune", "verify", path) == 1
     assert "refused" in capsys.readouterr().out
+    assert run("tune", "verify", path, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [bool(row["refused"]) for row in found["records"]] == [False, True]
     assert run("tune", "show", path) == 0 and run("tune", "list", where) == 0
     assert "prefetch=8192" in capsys.readouterr().out
     assert run("tune", "prune", path) == 0
