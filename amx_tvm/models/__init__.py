@@ -4,10 +4,12 @@ import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm.models import (  # noqa: F401 - they register themselves
     bert,
     cohere,
+    deepseek,
     ernie4_5,
     exaone4,
     gemma,
     glm,
+    glm4_moe,
     gpt2,
     gpt_oss,
     granite,

@@ -32,6 +32,58 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a row chooses experts where it is not the softmax's best ones with their softmax.
+
+    Parameters
+    ----------
+    score : str
+        What an expert's share is made of: "sigmoid" of its logit, or "softmax" over all of them.
+    bias : bool
+        A learned number is added to each expert's score for the choice, not for its share.
+    groups, chosen_groups : int
+        Experts lie in so many groups, of which the best so many may be chosen from.
+    group_best : int
+        A group is as good as the sum of its best so many scores, 1 or 2.
+    normed : bool
+        Shares are divided by their sum.
+    scale : float
+        Factor on the shares.
+    """
+
+    score: str
+    bias: bool = False
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 2
+    normed: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek): channels of a head, and ranks of its projections.
+
+    Parameters
+    ----------
+    rank, query_rank : int
+        Width of what keys and values are computed from, and of what queries are; 0: of nothing
+        narrower than the hidden state.
+    still, turned : int
+        Channels of queries and keys without and with rotary embedding; the latter's key is one for
+        all heads.
+    value : int
+        Channels of a value.
+    """
+
+    rank: int
+    query_rank: int
+    still: int
+    turned: int
+    value: int
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Everything that the shared decoder needs; a family fills in what it does differently.
 
@@ -70,10 +122,16 @@ class DecoderConfig:
         A chosen expert's share is its part of the softmax over all experts, not over the chosen.
     router_bias : bool
         The router has a bias.
+    routing : Routing or None
+        Another choice and shares than the softmax's.
+    shared_size : int
+        Intermediate size of an expert that every token takes beside the chosen ones; 0: none.
     gate_alpha, gate_limit : float
         Of gpt-oss's gate: the sigmoid's slope, and the bound of both its inputs.
     dense_layers : tuple of int
         Layers with one dense MLP in a model with experts.
+    latent : Latent or None
+        Queries, keys and values come from narrower vectors.
     attention_sinks : bool
         Each head has a learned logit that takes part in the softmax and adds nothing.
     causal : bool
@@ -116,9 +174,12 @@ class DecoderConfig:
     expert_size: int = 0
     shares_of_all: bool = False
     router_bias: bool = False
+    routing: Routing | None = None
+    shared_size: int = 0
     gate_alpha: float = 1.0
     gate_limit: float = 0.0
     dense_layers: tuple[int, ...] = ()
+    latent: Latent | None = None
     attention_sinks: bool = False
     causal: bool = True
 

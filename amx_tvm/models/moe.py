@@ -8,6 +8,7 @@ products. The router stays in float32.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax
@@ -117,18 +118,31 @@ class MixtureMLP(nn.Module):
         self.config = config
         self.router = Router(config)
         self.experts = experts or Experts(config)
+        if config.shared_size:
+            self.shared_experts = GatedMLP(replace(config, intermediate_size=config.shared_size))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [tokens, hidden] to the experts of each token, best first, and their shares."""
+        config = self.config
+        return best(self.router(x), config.experts_per_token, config.shares_of_all)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [tokens, hidden] to [tokens, hidden]."""
         config, tokens = self.config, x.shape[0]
         experts, chosen = config.experts, config.experts_per_token
-        route = expert_route(self.router(x)._expr, chosen, config.shares_of_all)
-        ids, shares = _emit(route)
+        ids, shares = self.route(x)
         source, place, bounds = _emit(expert_group(ids._expr, experts))
         sorted_rows = op.take(x, op.reshape(source, (tokens * chosen,)), axis=0)
         products = self.experts(sorted_rows, bounds)
         combined = expert_combine(products._expr, shares._expr, place._expr)
-        return Tensor(_expr=relax.BlockBuilder.current().emit(combined))
+        routed = Tensor(_expr=relax.BlockBuilder.current().emit(combined))
+        return routed + self.shared_experts(x) if config.shared_size else routed
+
+
+def best(scores: Tensor, chosen: int, shares_of_all: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the columns of the highest scores, best first, and their softmax, [rows, chosen]."""
+    ids, shares = _emit(expert_route(scores._expr, chosen, shares_of_all))
+    return ids, shares
 
 
 def _emit(call: relax.Call) -> tuple[Tensor, ...]:

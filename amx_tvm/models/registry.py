@@ -17,8 +17,6 @@ from amx_tvm.models.weights import EMBEDDING, HEAD, Weight
 
 # Fields of configurations that stand for parts which no family has.
 UNKNOWN_PARTS = {
-    "kv_lora_rank": "latent attention (kv_lora_rank)",
-    "n_shared_experts": "shared experts (n_shared_experts)",
     "shared_expert_intermediate_size": "shared experts (shared_expert_intermediate_size)",
     "mamba_d_state": "state-space layers (mamba_d_state)",
     "state_size": "state-space layers (state_size)",

@@ -34,9 +34,9 @@ class Weight:
         Distance of the rows, for weights that interleave two projections.
     offset : float
         Added to every value.
-    pairs : tuple of int or None
-        (channels of a head, leading ones that rotate), where neighbouring channels turn together:
-        rows are put in the order in which channel i turns with i + half, as everywhere here.
+    order : tuple of int or None
+        Channels of every head in the order in which they are read. Here channel i turns with i +
+        half; where neighbouring channels turn together, the order is another.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Weight:
     rows: tuple[int, int] | None = None
     step: int = 1
     offset: float = 0.0
-    pairs: tuple[int, int] | None = None
+    order: tuple[int, ...] | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that a stored shape becomes."""
@@ -60,20 +60,18 @@ class Weight:
         """Return what this weight is of the stored array (or entry), without offset."""
         array = array.T if self.transpose else array
         array = array if self.rows is None else array[slice(*self.rows, self.step)]
-        if self.pairs is None:
+        if self.order is None:
             return array
-        size, turned = self.pairs
-        order = np.arange(size)
-        order[:turned] = np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2)])
-        heads = array.reshape(-1, size, *array.shape[1:])
-        return np.ascontiguousarray(heads[:, order]).reshape(array.shape)
+        heads = array.reshape(-1, len(self.order), *array.shape[1:])
+        return np.ascontiguousarray(heads[:, self.order]).reshape(array.shape)
 
 
 def paired(name: str, config: DecoderConfig) -> Weight:
     """Find a weight of a family that turns neighbouring channels; for ``ModelFamily.weight``."""
     if ".q_proj." not in name and ".k_proj." not in name:
         return Weight(name)
-    return Weight(name, pairs=(config.head_dim, config.rotary_dim or config.head_dim))
+    turned = range(config.rotary_dim or config.head_dim)
+    return Weight(name, order=(*turned[::2], *turned[1::2], *range(len(turned), config.head_dim)))
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_architectures_where_model_type_is_clear(saved, family, architectures, t
 
 
 @pytest.mark.parametrize(
-    "architectures", [["LlamaForSequenceClassification"], ["DeepseekV3ForCausalLM"]]
+    "architectures", [["LlamaForSequenceClassification"], ["MambaForCausalLM"]]
 )
 def test_architectures_of_something_else(saved, architectures, tmp_path):
     tensors, config = saved("llama")

@@ -47,6 +47,25 @@ YARN = {
     "original_max_position_embeddings": 32,
 }
 
+EXPERTS = {
+    "num_hidden_layers": 3,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
+LATENT = {
+    **EXPERTS,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+
 # Family: the transformers configuration class and what differs from SHAPE.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"rope_parameters": LLAMA3, "attention_bias": True}),
@@ -68,6 +87,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssConfig",
         {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2, **LOCAL}
         | {"rope_parameters": YARN, "swiglu_limit": 1.0},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {**LATENT, "n_group": 4, "topk_group": 2}
+        | {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.9}},
     ),
     "gpt2": (
         "GPT2Config",
@@ -107,6 +131,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Ministral3Config",
         {"head_dim": 32, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
     ),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {**LATENT, "q_lora_rank": None, "topk_method": "group_limited_greedy"}
+        | {"n_group": 4, "topk_group": 2},
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {**EXPERTS, "head_dim": 32, "use_qk_norm": True, "attention_bias": True}
+        | {"partial_rotary_factor": 0.5},
+    ),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        {**LATENT, "v_head_dim": 32, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
     "olmoe": ("OlmoeConfig", {"num_experts": 5, "num_experts_per_tok": 2}),
 }
 
@@ -127,6 +165,9 @@ def make(family: str, seed: int = 0) -> torch.nn.Module:
                 value.copy_(torch.randn_like(value) * 0.3)
             else:
                 value.copy_(torch.randn_like(value) * 1.5 * value.shape[-1] ** -0.5)
+        for name, value in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                value.copy_(torch.randn_like(value) * 0.1)
     return model
 
 
