@@ -30,6 +30,17 @@ BASE = {
             ("layer_types",),
         ),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, ("no_rope_layers",)),
+        (
+            "GraniteMoeHybridForCausalLM",
+            {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 64},
+            ("kind mamba", "granite-4.0-350m"),
+        ),
+        (
+            "DeepseekV3ForCausalLM",
+            {"n_routed_experts": 8, "num_experts_per_tok": 5, "moe_intermediate_size": 32}
+            | {"n_group": 4, "topk_group": 2},
+            ("n_group 4", "topk_group 2", "8 experts", "takes 5"),
+        ),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, ("bidirectional",)),
     ],
 )

@@ -145,6 +145,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Glm4MoeLiteConfig",
         {**LATENT, "v_head_dim": 32, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     ),
+    "granite4": (
+        "GraniteMoeHybridConfig",
+        {"num_local_experts": 0, "shared_intermediate_size": 80, "position_embedding_type": "rope"}
+        | {"layer_types": ["full_attention"] * 2, "attention_multiplier": 0.3}
+        | {"residual_multiplier": 0.7, "logits_scaling": 3.0, "embedding_multiplier": 2.0}
+        | {"mamba_expand": 2, "mamba_n_heads": 8},
+    ),
     "olmoe": ("OlmoeConfig", {"num_experts": 5, "num_experts_per_tok": 2}),
 }
 
