@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +95,17 @@ def test_dimensions_are_cut_and_normalized_again(bert):
     whole, cut = engine.embed("w5 w6"), engine.embed("w5 w6", dimensions=16)
     assert cut.shape == (16,) and abs(np.linalg.norm(cut) - 1) < 1e-6
     np.testing.assert_allclose(cut, whole[:16] / np.linalg.norm(whole[:16]), atol=1e-6)
+
+
+def test_the_example_of_a_search(bert, tmp_path, monkeypatch, capsys):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("w7 w8\nw20 w21 w22\n\nw5\nw30 w31\n")
+    program = Path(__file__).parents[2] / "examples" / "search.py"
+    artifact = bert[1].parent / "out"
+    monkeypatch.setattr(sys, "argv", [str(program), str(artifact), str(lines), "w20 w21 w22"])
+    runpy.run_path(str(program), run_name="__main__")
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "1.000  w20 w21 w22" and len(others) == 2
 
 
 LONG = " ".join(["w5"] * 200)
