@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
@@ -53,6 +54,18 @@ def test_structured_output(example, artifact):
 
     with serving(artifact) as running:
         assert '"capital": ' in example("structured_output", running.url)
+
+
+def test_the_notebook(artifact, capsys):
+    """Its cells of code, one behind the other."""
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text("utf-8"))["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("../dist/smollm2", str(artifact))
+            assert not cell["outputs"] and cell["execution_count"] is None
+            exec(compile(code, "tour.ipynb", "exec"), names)
+    assert "MB of parameters" in (out := capsys.readouterr().out) and "nvfp4 " in out
 
 
 @pytest.mark.slow
