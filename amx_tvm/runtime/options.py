@@ -218,9 +218,14 @@ class Sampling(_Options):
         )
 
     @property
+    def likeliest(self) -> bool:
+        """Whether the most likely one of the tokens that are allowed is taken."""
+        return not (self.draws or self.penalizes or self.logit_bias)
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, whatever was said before, and nothing noted."""
-        return not (self.draws or self.penalizes or self.logit_bias or self.logprobs is not None)
+        return self.likeliest and self.logprobs is None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Request:
         Requests of different salts share no pages.
     mask : callable, optional
         Given the tokens that were chosen so far, returns bool [vocab], which tokens may come next,
-        or None for all of them.
+        or None for all of them. It may have a method ``take``: given these tokens and one more,
+        it goes on with that one where it may come next and returns whether it does. A greedy
+        request asks it for the most likely token, which is less work than all that are allowed.
     on_tokens, on_text, on_finish, on_error : callable, optional
         Called on the engine's thread: with the list of new tokens of a step; with text that is
         certain; with the GenerationResult; with the exception that ended it. Each request ends
@@ -91,6 +93,8 @@ class Run:
         tokenizer = request.tokenizer
         self._text = Detokenizer(tokenizer, request.prompt) if tokenizer is not None else None
         self._stops = StopFilter(limits.stop)
+        likeliest = request.sampling.likeliest
+        self._goes_on = getattr(request.mask, "take", None) if likeliest else None
         self._started = time.perf_counter()
 
     def on_device(self, clusters: bool) -> bool:
@@ -125,10 +129,20 @@ class Run:
 
     def take(self, logits: np.ndarray) -> str:
         """Choose a token from logits [vocab] and return the text that can be shown now."""
-        token = self._sampler(logits, *self._allowed())
+        token = int(np.argmax(logits)) if self._goes_on is not None else -1
+        if token < 0 or not self._may_take(token, logits):
+            token = self._sampler(logits, *self._allowed())
         if self._logprobs is not None:
             self.result.logprobs.append(logprobs(logits, token, self._logprobs))
         return self._add(token)
+
+    def _may_take(self, token: int, logits: np.ndarray) -> bool:
+        """Whether the most likely token is allowed, and so the one to take."""
+        made = self.result.token_ids
+        if len(made) < self._least or not np.isfinite(logits[token]):
+            return False
+        assert self._goes_on is not None
+        return self._goes_on(made, token)
 
     def accept(self, chosen: int | TokenLogprobs) -> str:
         """Take a token that was chosen elsewhere, and return the text that can be shown now."""

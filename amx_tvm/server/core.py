@@ -247,7 +247,8 @@ class _Crank:
         self._pace = Pace(self._scheduler)
         self._handles: dict[int, Handle] = {}
         self._pieces: dict[int, Piece] = {}
-        self._ahead = Ahead(beside=engine.manifest.target.device != "cpu")
+        self._on_cpu = engine.manifest.target.device == "cpu"
+        self._ahead = Ahead(beside=not self._on_cpu)
         self._masked: dict[int, tuple[Mask, list[int]]] = {}  # of requests with a new token
         self.pages = (0, 0, 0)
 
@@ -329,12 +330,15 @@ class _Crank:
     def _with_callbacks(self, number: int, request: Request) -> Request:
         """Return a request with callbacks that collect its pieces."""
         wants = request.sampling.logprobs is not None
+        mask = request.mask if isinstance(request.mask, Mask) else None
+        if self._on_cpu and request.sampling.likeliest:
+            mask = None  # it is asked for when the most likely token is not allowed
 
         def tokens(new: list[int]) -> None:
             piece = self._piece(number)
             piece.tokens += new
-            if isinstance(request.mask, Mask):
-                self._masked[number] = request.mask, self._handles[number].result.token_ids
+            if mask is not None:
+                self._masked[number] = mask, self._handles[number].result.token_ids
             if wants:
                 piece.logprobs += self._handles[number].result.logprobs[-len(new) :]
 

@@ -39,19 +39,37 @@ class Mask:
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
         """Return bool [vocab] for the token behind these; behind the form's end there is none."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.result()
-        if self._words is None or self._seen != len(tokens):
-            self._consume(tokens[self._seen :])
+        self._catch_up(tokens)
+        if self._ended or self._matcher.stop_reason() == _END:
+            return np.zeros(self._vocabulary, bool)
+        if self._words is None:
             self._words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
             llguidance.numpy.fill_next_token_bitmask(self._matcher, self._words)
-        if self._ended:
-            return np.zeros(self._vocabulary, bool)
         if self._matcher.is_error():
             raise self._refused(self._matcher.get_error())
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary].view(bool)
+
+    def take(self, tokens: list[int], token: int) -> bool:
+        """Go on with a token behind these where the form allows it; return whether it does.
+
+        This takes a fraction of a mask's time.
+        """
+        self._catch_up(tokens)
+        if self._matcher.is_stopped() or not self._matcher.try_consume_tokens([token]):
+            return False
+        self._words = None
+        self._seen += 1
+        return True
+
+    def _catch_up(self, tokens: list[int]) -> None:
+        """Bring the matcher behind these tokens."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result()
+        if self._seen != len(tokens):
+            self._words = None
+            self._consume(tokens[self._seen :])
 
     def _consume(self, tokens: list[int]) -> None:
         for token in tokens:

@@ -59,6 +59,37 @@ def test_answers_are_valid(served, seed):
     assert text == found.choices[0].message.content
 
 
+class Counted:
+    """A mask that counts how often it is asked for."""
+
+    count = 0
+
+    def __init__(self, mask, quick):
+        self._mask = mask
+        if quick:
+            self.take = mask.take
+
+    def __call__(self, tokens):
+        self.count += 1
+        return self._mask(tokens)
+
+
+def test_greedy_answers_ask_for_few_masks(served):
+    form = Form("json_schema", PERSON, "response_format")
+    engine, matcher = served.engine, asyncio.run(Forms(served.engine).compile(form))
+    masks = [Counted(matcher.mask(), quick) for quick in (False, True)]
+    with engine.scheduler() as scheduler:
+        made = [
+            scheduler.add(engine.request("the cat", mask=mask, max_new_tokens=150)).result
+            for mask in masks
+        ]
+        while scheduler.step():
+            pass
+    assert made[0].token_ids == made[1].token_ids
+    assert made[0].finish_reason == made[1].finish_reason
+    assert masks[0].count == len(made[0].token_ids) > masks[1].count
+
+
 def test_regex_and_grammar(served):
     for extra, pattern in (
         ({"regex": "[a-c]{3}-[0-9]{2}"}, "[a-c]{3}-[0-9]{2}"),
