@@ -16,31 +16,39 @@ from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 
 DOT = Target(TARGETS["neon-dotprod"])
+MATRIX = Target(TARGETS["neon-i8mm"])
 PANEL = {"panel_rows": 4}
 
 
-def emulated(spec, folder, target=DOT, cpu="cortex-a76"):
+def emulated(spec, folder, target=DOT):
+    cpu = "cortex-a76" if target is DOT else "max"
     return Emulated(linear_kernel(spec, target, PANEL).func, target, cpu, folder)
 
 
 @needs_emulator
 @pytest.mark.parametrize(
-    "name",
-    ["amxfp4", "int4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mxfp4", "int8"))],
+    ("name", "target"),
+    [
+        ("amxfp4", DOT),
+        ("amxfp4", MATRIX),
+        pytest.param("int8", MATRIX, marks=pytest.mark.slow),
+        *(pytest.param(n, DOT, marks=pytest.mark.slow) for n in ("mxfp4", "int4", "int8")),
+    ],
 )
-def test_numbers(name, tmp_path):
+def test_numbers(name, target, tmp_path):
     """Blocks of few rows, whole and partly filled panels, two parts of K."""
     spec = LinearSpec(name, 41, 2100, OUTLIERS, bias=True)
-    case, func = Case(spec), emulated(spec, tmp_path)
+    case, func = Case(spec), emulated(spec, tmp_path, target)
     for m in (1, 3, 4, 7, 33):
         rounded = name == "amxfp4" and m >= 4  # where the two scales of a group are far apart
         assert case.error(func, m) < (2e-3 if rounded else 2e-6), f"M={m}"
 
 
 @needs_emulator
-def test_panels_of_pairs(tmp_path):
+@pytest.mark.parametrize("target", [DOT, MATRIX])
+def test_panels_of_pairs(target, tmp_path):
     spec = LinearSpec("mxfp4", 96, 64, INT8, silu_mul=True, residual=True, m=7)
-    assert Case(spec).error(emulated(spec, tmp_path), 7) < 2e-6
+    assert Case(spec).error(emulated(spec, tmp_path, target), 7) < 2e-6
 
 
 @needs_emulator
@@ -73,16 +81,24 @@ def test_the_largest_sums(name, tmp_path):
         assert case.error(func, 5) < 2e-6
 
 
-@pytest.mark.parametrize("core", ["cortex-a76", "neoverse-v1", "apple-m1"])
-def test_the_products_of_a_panel_are_registers_alone(core):
-    """Rows of x are lanes, and no sum of a block is on the stack."""
+@pytest.mark.parametrize(
+    ("core", "product", "count"),
+    [
+        ("cortex-a76", r"\bsdot\s.*\.4b\[[0-3]\]", 64),  # 4 rows of x, 2 vectors of W, 8 steps
+        ("apple-m1", r"\bsdot\s.*\.4b\[[0-3]\]", 64),
+        ("neoverse-v1", r"\bsmmla\s", 32),  # 2 pairs of x, 4 of W, 4 steps
+    ],
+)
+def test_the_products_of_a_panel_are_registers_alone(core, product, count):
+    """Rows of x are lanes or pairs, and no sum of a block is on the stack."""
     target = Target({**TARGETS["neon-dotprod"], "mcpu": core})
     text = assembly(linear_kernel(LinearSpec("amxfp4", 32, 256, INT8, m=64), target).func, target)
     lines = text.splitlines()
-    at = [i for i, line in enumerate(lines) if re.search(r"\bsdot\b", line)]
-    assert len(at) == 64  # 4 rows of x, two vectors of W, 8 steps
-    assert all(re.search(r"\.4b\[[0-3]\]", lines[i]) for i in at)
-    assert not any(re.search(r"\bq\d+, \[sp", line) for line in lines[at[0] : at[-1]])
+    at = [i for i, line in enumerate(lines) if re.search(product, line)]
+    assert len(at) == len(re.findall(r"\b(?:sdot|smmla)\s", text)) and len(at) % count == 0
+    for first in range(0, len(at), count):
+        block = lines[at[first] : at[first + count - 1]]
+        assert not any(re.search(r"\bq\d+, \[sp", line) for line in block)
 
 
 @needs_emulator

@@ -15,6 +15,7 @@ ZNVER4 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"
 AVX2 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"})
 VNNI = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "alderlake"})
 A76 = Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"})
+V1 = Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-v1"})
 INT8 = LinearSpec("amxfp4", 64, 64, OUTLIERS)
 
 
@@ -58,6 +59,7 @@ def test_knobs_and_instructions_move_the_limits():
     assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
     for name in ("amxfp4", "int8"):
         assert runs(replace(INT8, format=name), A76) == {1: "direct", 4: "panel-bytes"}
+        assert runs(replace(INT8, format=name), V1) == {1: "direct", 4: "panel-matrix"}
 
 
 def test_a_chosen_kernel_says_what_it_runs():

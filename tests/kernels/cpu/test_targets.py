@@ -20,6 +20,7 @@ TARGETS = {
     "avx512": {"kind": "llvm", "mcpu": "znver4"},
     "avxvnni": {"kind": "llvm", "mcpu": "alderlake"},
     "avx2": HASWELL,
+    "neon-i8mm": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-v1"},
     "neon-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
     "neon": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"},
     "plain": {"kind": "llvm", "mcpu": "x86-64"},

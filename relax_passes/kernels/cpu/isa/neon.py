@@ -98,5 +98,16 @@ class NeonDot(Neon):
         return self.dot(acc, weights, e.bits(four, "int8", 16))
 
 
+class NeonMatrix(NeonDot):
+    """128-bit vectors with smmla as well (Cortex-A510 and A710 on, Apple M2, Neoverse V1)."""
+
+    name = "neon-i8mm"
+    doc = "NEON with matrix products: tbl tables, sdot, smmla"
+
+    def matrix_dot(self, acc: Expr, one: Expr, other: Expr) -> Expr:
+        """Add the products of eight columns of two rows with two rows: [one's row, other's row]."""
+        return e.llvm("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", acc, one, other)
+
+
 def _i8(value: Expr) -> Expr:
     return e.bits(value, "int8", 16)

@@ -6,7 +6,8 @@ one row of x, which is a lane of a register: 16 columns of a row are one.  Eight
 eight of float32, four registers of x and two of W leave none of 32 on the stack.
 
 Sums start at the bits of 1.5 * 2^23 (group_sums.py), so that as float32 they are that plus the sum;
-a multiplication that adds -1.5 * 2^23 scales brings them to float32 and scales them, exactly.
+a multiplication that adds -1.5 * 2^23 scales brings them to float32 and scales them, exactly.  The
+largest scales of E8M0 would overflow: there sums are converted.
 
     panel codes   int8    [tiles, groups, 2 parts, 8 steps, 2 * 16]
     panel scales  float32 [tiles, groups, 2, 16]     scales, and what is added
@@ -14,7 +15,10 @@ a multiplication that adds -1.5 * 2^23 scales brings them to float32 and scales 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+from tvm import tirx
 
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
@@ -27,12 +31,12 @@ from . import signed_bytes
 from .group_sums import FIRST
 from .knobs import CpuKnobs
 from .panel_blocks import BLOCK, BlockPanel, emit_blocks
-from .signed_bytes import SignedBytes
+from .signed_bytes import SignedBytes, Transform
 from .tile import ActivationCodes
+from .x_blocks import BY_LANES, BYTES, LANES, ROWS, Start, XBlocks
 
 STEPS = GROUP // 4
 GROUPS = 64  # of a part of a tile: 256 bytes each in the L1 cache
-BYTES, LANES = 16, 4  # of a vector
 
 
 def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
@@ -43,41 +47,86 @@ def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
 
 def emit_panel(spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
     """Emit the whole linear for M rows, M being worth a panel."""
-    emit_blocks(_Panel, spec, isa, knobs, buffers, m)
+    emit_bytes(BytesPanel, spec, isa, knobs, buffers, m)
 
 
-class _Panel(BlockPanel):
+def emit_bytes(
+    kind: type[BytesPanel], spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, m: Expr
+) -> None:
+    """Emit a kind of panel behind what it needs of x."""
+    blocks = XBlocks(spec, m, kind.form)
+    blocks.make(buffers, starts(spec))
+    emit_blocks(partial(kind, blocks=blocks), spec, isa, knobs, buffers, m)
+
+
+def by_bits(spec: LinearSpec) -> bool:
+    """Whether sums become float32 by their bits."""
+    return all(t.type.name != "E8M0" for t in spec.fmt.scale_tensors)
+
+
+def starts(spec: LinearSpec) -> Start:
+    """Return (x, row, group) -> what the sums of a row and group start with."""
+    first, offset = FIRST if by_bits(spec) else 0, signed_bytes.offset(spec.fmt)
+
+    def start(x: ActivationCodes, row: Expr, group: Expr) -> Expr:
+        if not offset:
+            return e.const(first, "int32")
+        return e.let(e.const(first, "int32") - x.sum(row, group, 0) * offset)
+
+    return start
+
+
+class BytesPanel(BlockPanel):
     """Tiles as signed bytes, eight rows of W a block."""
 
     isa: NeonDot
+    form = BY_LANES
+
+    def __init__(self, *args: Any, blocks: XBlocks):
+        super().__init__(*args)
+        self.blocks = blocks
 
     def allocate(self) -> None:
         """Make room for bytes and scales."""
         self.lanes, self.vectors = 8, 8 // LANES
         self.factor = common_factor(self.spec.fmt.terms)
+        self.by_bits, self.start_of = by_bits(self.spec), starts(self.spec)
         self.decoder = SignedBytes(self.spec, self.isa, self.reader)
         self.depth = -(-self.spec.groups // -(-self.spec.groups // GROUPS))
+        codes, scales = self.shapes
+        self.codes, self.scales = e.workspace(codes, "int8"), e.workspace(scales, "float32")
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of codes and scales."""
         places = self.wide * self.depth
-        self.codes = e.workspace((places * self.parts, STEPS, self.vectors * BYTES), "int8")
-        self.scales = e.workspace((places, 2, TILE_ROWS), "float32")
+        return (places * self.parts, STEPS, self.vectors * BYTES), (places, 2, TILE_ROWS)
 
     def decode_group(self, tile: Expr, group: Expr, at: Expr) -> None:
         """Decode the bytes and scales of one tile and group."""
         decoder = self.decoder
         transforms, scale = decoder.prepare(tile, group)
-        scale = e.let(scale)
-        e.store(self.scales, scale, at, 0, 0, lanes=TILE_ROWS)
-        origin = scale * e.const(-1.5 * 2**23, "float32", TILE_ROWS)
-        e.store(self.scales, origin, at, 1, 0, lanes=TILE_ROWS)
+        self._store_scales(e.let(scale), at)
         with e.serial(0, STEPS // decoder.steps) as v:
             for quarter, transform in enumerate(transforms):
-                packed = self.buffers["w_codes"]
-                packed = e.let(e.load(packed, tile, group, v * 64 + quarter * BYTES, lanes=BYTES))
                 part, vector = divmod(quarter, self.vectors)
-                for i, value in enumerate(decoder.bytes(packed, transform)):
-                    step = v * decoder.steps + i
-                    to = at * self.parts + part
+                for i, value in enumerate(self._vector(tile, group, v, quarter, transform)):
+                    to, step = at * self.parts + part, v * decoder.steps + i
                     e.store(self.codes, value, to, step, vector * BYTES, lanes=BYTES)
+
+    def _store_scales(self, scale: Expr, at: Expr) -> None:
+        """Store the scales of a tile and group, and what is added, in the order of the sums."""
+        minus = scale * e.const(-1.5 * 2**23, "float32", TILE_ROWS)
+        for i, value in enumerate((scale, e.let(minus))):
+            e.store(self.scales, value, at, i, 0, lanes=TILE_ROWS)
+
+    def _vector(
+        self, tile: Expr, group: Expr, v: Expr, quarter: int, transform: Transform
+    ) -> list[Expr]:
+        """Decode four rows of a packed vector: int8 of 16, for each four columns."""
+        at = v * 64 + quarter * BYTES
+        packed = e.let(e.load(self.buffers["w_codes"], tile, group, at, lanes=BYTES))
+        return self.decoder.bytes(packed, transform)
 
     def load_sums(self, to: list[Expr], column: Expr) -> Any:
         """Load the sums of rows ``to`` into registers: [row][vector]."""
@@ -104,33 +153,40 @@ class _Panel(BlockPanel):
         group: Expr,
         out: Any,
     ) -> None:
-        """Add one group's products to ``out``, [row][vector]."""
+        """Add one group's products to ``out``: [row or pair of x][vector of W]."""
         at = e.let(place * self.parts + part)
-        acc = [self._start(x, row, group) for row in rows]
-        for first in range(0, GROUP, BYTES):
-            words = [
-                e.let(e.load(x.codes, row, group * GROUP + first, lanes=BYTES)) for row in rows
-            ]
-            for lane in range(BYTES // 4):
-                step = first // 4 + lane
-                for v in range(self.vectors):
-                    w = e.let(e.load(self.codes, at, step, v * BYTES, lanes=BYTES))
-                    for own, word in zip(acc, words, strict=True):
-                        own[v].set(self.isa.lane_dot(own[v].get(), w, word, lane))
-        for v in range(self.vectors):
-            column = e.let(part * self.lanes + v * LANES)
+        if x.second:
+            given = self.form.make(x, rows, group, self.start_of)
+        else:
+            given = self.blocks.load(e.let(rows[0] // ROWS), group)
+        count = len(out[0])
+        acc = [[e.Register("int32", LANES, start) for _ in range(count)] for start in given.starts]
+        self._multiply(at, given.codes, acc)
+        for v in range(count):
+            column = e.let((part * count + v) * LANES)
             scale, origin = (
                 e.let(e.load(self.scales, place, i, column, lanes=LANES)) for i in range(2)
             )
-            for own, row, registers in zip(acc, rows, out, strict=True):
-                value = e.let(e.fma(e.bits(own[v].get(), "float32", LANES), scale, origin, LANES))
-                x_scale = e.splat(x.scale(row, group, 0), LANES)
+            for i, (own, registers) in enumerate(zip(acc, out, strict=True)):
+                value = self._scaled(own[v].get(), scale, origin)
+                x_scale = self._x_scale(given.scales, i)
                 registers[v].set(e.fma(value, x_scale, registers[v].get(), LANES))
 
-    def _start(self, x: ActivationCodes, row: Expr, group: Expr) -> list[e.Register]:
-        """Return the sums of a row with each vector of W, at their start."""
-        first = e.const(FIRST, "int32")
-        if self.decoder.offset:
-            first = first - x.sum(row, group, 0) * self.decoder.offset
-        start = e.let(e.splat(first, LANES))
-        return [e.Register("int32", LANES, start) for _ in range(self.vectors)]
+    def _multiply(self, at: Expr, codes: list[list[Expr]], acc: list[list[e.Register]]) -> None:
+        """Add the products of a group."""
+        for step in range(STEPS):
+            register, lane = divmod(step, BYTES // 4)
+            for v in range(self.vectors):
+                w = e.let(e.load(self.codes, at, step, v * BYTES, lanes=BYTES))
+                for own, row in zip(acc, codes, strict=True):
+                    own[v].set(self.isa.lane_dot(own[v].get(), w, row[register], lane))
+
+    def _x_scale(self, scales: list[Expr], i: int) -> Expr:
+        """Return the scales that the i-th sums take."""
+        return tirx.Shuffle(scales, [tirx.const(i, "int32")] * LANES)
+
+    def _scaled(self, total: Expr, scale: Expr, origin: Expr) -> Expr:
+        """Turn sums into float32, scaled by the weights' scales."""
+        if not self.by_bits:
+            return e.let(e.cast(total, "float32", LANES) * scale)
+        return e.let(e.fma(e.bits(total, "float32", LANES), scale, origin, LANES))

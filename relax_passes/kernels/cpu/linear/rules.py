@@ -12,6 +12,7 @@ rows of x on it is this linear's:
     panel-words  a panel of W becomes 16-bit words, and so does x, for vectors of eight rows
     panel-terms  a panel of bytes, with the terms of W apart, for vectors of eight rows
     panel-bytes  a panel of signed bytes with one scale a group, for Arm's dot products
+    panel-matrix the same, for products of matrices
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
 
@@ -35,7 +36,7 @@ from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.avx2 import Avx2, AvxVnni
 from relax_passes.kernels.cpu.isa.avx512 import Avx512
 from relax_passes.kernels.cpu.isa.base import Isa
-from relax_passes.kernels.cpu.isa.neon import Neon, NeonDot
+from relax_passes.kernels.cpu.isa.neon import Neon, NeonDot, NeonMatrix
 from relax_passes.spec import LinearSpec
 
 from . import (
@@ -47,6 +48,7 @@ from . import (
     panel_bf16,
     panel_bytes,
     panel_int8,
+    panel_matrix,
     panel_terms,
     panel_w4a4,
     panel_words,
@@ -82,6 +84,7 @@ PANELS = (
     RowKernel("panel-int8", panel_int8.from_rows, "bytes for all rows", panel_int8.emit_panel),
     RowKernel("panel-words", panel_words.from_rows, "words for all rows", panel_words.emit_panel),
     RowKernel("panel-terms", panel_terms.from_rows, "terms for all rows", panel_terms.emit_panel),
+    RowKernel("panel-matrix", panel_matrix.from_rows, "pairs of rows", panel_matrix.emit_panel),
     RowKernel("panel-bytes", panel_bytes.from_rows, "bytes for all rows", panel_bytes.emit_panel),
     RowKernel("panel-w4a4", panel_w4a4.from_rows, "exact bytes for all rows", panel_w4a4.emit_w4a4),
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
@@ -175,6 +178,7 @@ CPU_RULES = (
     CpuRule(Avx512(), "x86-64", ("avx512bw", "avx512vnni", "avx512vbmi")),
     CpuRule(AvxVnni(), "x86-64", ("avx2", "fma", "avxvnni")),
     CpuRule(Avx2(), "x86-64", ("avx2", "fma")),
+    CpuRule(NeonMatrix(), "aarch64", ("neon", "dotprod", "i8mm")),
     CpuRule(NeonDot(), "aarch64", ("neon", "dotprod")),
     CpuRule(Neon(), "aarch64", ("neon",)),
     CpuRule(Isa(), "", ()),

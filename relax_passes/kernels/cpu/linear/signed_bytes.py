@@ -32,19 +32,12 @@ Transform = Callable[[Expr], Expr]  # a vector of indices (or of codes of eight 
 
 
 class SignedBytes:
-    """Emits the decode of one tile and group.
-
-    Attributes
-    ----------
-    offset : int
-        A byte is the weight in units of its scale, plus this.
-    """
+    """Emits the decode of one tile and group."""
 
     def __init__(self, spec: LinearSpec, isa: Neon, reader: ScaleReader):
         self.isa, self.reader, self.terms = isa, reader, spec.fmt.terms
         self.eight_bit = self.terms[0].table is None
         self.merged = len(self.terms) == 2
-        self.offset = OFFSET if self.merged else 0
         self.steps = GROUP // 4 // (spec.tile_code_bytes // 64)  # of a packed vector
         if self.merged:
             self.table = isa.table(E2M1_DOUBLED * 2)
@@ -140,6 +133,11 @@ def supports(spec: LinearSpec, isa: Any) -> bool:
     """Whether a linear's tiles can be such bytes."""
     fits = isinstance(isa, Neon) and spec.activation.integer and spec.format != "none"
     return fits and panel.supports(spec.fmt)
+
+
+def offset(fmt: Any) -> int:
+    """Return what a byte is above the weight in units of its scale."""
+    return OFFSET if len(fmt.terms) == 2 else 0
 
 
 def _byte(value: int) -> Expr:

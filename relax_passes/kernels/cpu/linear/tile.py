@@ -18,10 +18,13 @@ from .sums import Sum, narrow_steps
 
 
 class ActivationCodes:
-    """One array of activation codes with its scales and, where a format needs them, sums."""
+    """One array of activation codes with its scales and, where a format needs them, sums.
+
+    ``second`` says that they are second bytes.
+    """
 
     def __init__(self, suffix: str, buffers: Any, sub_groups: int):
-        low = suffix == "_low"
+        self.second = low = suffix == "_low"
         self.codes, self.sums = buffers[f"codes{suffix}"], buffers.get(f"sums{suffix}")
         self.scales = buffers["scales" if low else f"scales{suffix}"]
         self.factor = 1 / LOW_STEPS if low else 1.0
