@@ -48,7 +48,6 @@ YARN = {
 }
 
 EXPERTS = {
-    "num_hidden_layers": 3,
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 32,
@@ -88,11 +87,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2, **LOCAL}
         | {"rope_parameters": YARN, "swiglu_limit": 1.0},
     ),
-    "deepseek_v3": (
-        "DeepseekV3Config",
-        {**LATENT, "n_group": 4, "topk_group": 2}
-        | {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.9}},
-    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -131,6 +125,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Ministral3Config",
         {"head_dim": 32, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
     ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {**LATENT, "n_group": 4, "topk_group": 2}
+        | {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.9}},
+    ),
     "deepseek_v2": (
         "DeepseekV2Config",
         {**LATENT, "q_lora_rank": None, "topk_method": "group_limited_greedy"}
@@ -143,7 +142,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe_lite": (
         "Glm4MoeLiteConfig",
-        {**LATENT, "v_head_dim": 32, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        {**LATENT, "v_head_dim": 32, "mlp_layer_types": ["dense", "sparse"]},
     ),
     "granite4": (
         "GraniteMoeHybridConfig",
