@@ -7,20 +7,49 @@ from amx_tvm.errors import ModelError, TargetError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import ResolvedTarget
 from relax_passes.attention_spec import CacheStorage
+from relax_passes.cache_spec import FORMATS, CacheSpec
 from relax_passes.kernels.base import TargetInfo
 
 
 def cache_storage(
     config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
 ) -> CacheStorage:
-    """Choose the type of keys and values in a CPU's cache, and what attention is rounded to.
+    """Choose what keys and values in a CPU's cache are, and what attention is rounded to.
 
     Raises
     ------
     TargetError, ModelError
-        When float16 is asked for where no kernels take it.
+        When what is asked for has no kernels on the target or for the model.
     """
+    if config.kv_cache in FORMATS:
+        return CacheStorage(packed=_packed(config, decoder, target))
     return CacheStorage(_type(config, decoder, target), config.format if config.attention else "")
+
+
+def _packed(
+    config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
+) -> CacheSpec:
+    name, spec = config.kv_cache, CacheSpec(config.kv_cache)
+    if target.device != "cpu":
+        raise TargetError(
+            f"kv_cache is {name!r}, which has kernels for CPUs only, and the target is "
+            f"{target.key}; leave it out"
+        )
+    if config.attention:
+        raise ModelError(
+            f"quantized attention needs a float32 KV cache; leave out kv_cache {name!r}"
+        )
+    spec.check(decoder.head_dim)
+    for what, found in (
+        ("rotary embedding depends on the sequence's length", bool(decoder.long_after)),
+        ("queries grow with their position", bool(decoder.query_growth)),
+    ):
+        if found:
+            raise ModelError(
+                f"keys and values of this model cannot be kept as {name}: its {what}; leave "
+                "kv_cache out"
+            )
+    return spec
 
 
 def _type(config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget) -> str:

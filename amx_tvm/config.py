@@ -13,11 +13,12 @@ import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm import formats
 from amx_tvm.errors import FormatError, TargetError
 from relax_passes.activation import FLOAT16, FLOAT32, INT8, four_bit
+from relax_passes.cache_spec import FORMATS
 from relax_passes.policy import LinearPolicy
 
 W4A4_SUFFIX = "-w4a4"
 FOUR_OVER_SIX_SUFFIX = "-46"
-KV_CACHES = ("auto", "float32", "float16")
+KV_CACHES = ("auto", "float32", "float16", *FORMATS)
 ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
 # What weights of more than four bits are multiplied with; "auto" until the device is known.
 WIDE = {"auto": FLOAT32, "float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "w4a4": INT8}
@@ -46,8 +47,10 @@ class QuantizationConfig:
         Round queries, keys, attention weights and values to ``format`` too, as the paper does; only
         with "w4a4".
     kv_cache : str
-        Type of keys and values in a CPU's cache: "float32", "float16" (half the memory), or "auto":
-        float16 with int8 activations where the target converts it by instruction, else float32.
+        What keys and values in a CPU's cache are: "float32", "float16" (half the memory), a format
+        of few bits ("int8", "amxfp4", "amxfp4-e4m3", "nvfp4"; see ``relax_passes.cache_spec``), or
+        "auto": float16 with int8 activations where the target converts it by instruction, else
+        float32.
     four_over_six : bool
         Choose each activation's scale so that the largest value becomes 6 or 4, whichever errs less
         (``amx_tvm.formats.four_over_six``); only with "w4a4", on CPUs.

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from relax_passes.cache_spec import CacheSpec
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -119,10 +121,13 @@ class CacheStorage:
         "float32" or "float16"; "" for the type of the hidden states.
     format : str
         4-bit format that queries, keys, attention weights and values are rounded to; "" for none.
+    packed : CacheSpec, optional
+        How keys and values are stored in few bits, where they are; the others say nothing then.
     """
 
     dtype: str = ""
     format: str = ""
+    packed: CacheSpec | None = None
 
 
 PLAIN = CacheStorage()

@@ -81,8 +81,20 @@ class _NeededOfCache(TypedDict):
     head_dim: Annotated[int, Range(1, 1 << 16)]
 
 
+class _Packed(TypedDict):
+    """Keys and values in few bits: what they are rounded to, and bytes of a page and a sequence."""
+
+    format: str
+    newest: Annotated[int, Range(1, 1 << 16)]
+    first: Annotated[int, Range(0, 1 << 16)]
+    turned: bool
+    page_bytes: Count
+    sequence_bytes: Count
+
+
 class _Cache(_NeededOfCache, total=False):
     prefill_chunk: Count
+    packed: _Packed
 
 
 class _Settings(TypedDict, total=False):

@@ -108,6 +108,12 @@ def compile(  # noqa: A001 - the verb that users know
         bool,
         typer.Option("--quantize-attention", help="Also round the inputs of QK^T and PV (w4a4)."),
     ] = False,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep keys and values as float32, float16, or on CPUs int8, amxfp4, nvfp4, ..."
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Text, other than the test's, by which weights are rounded (torch)."),
@@ -150,6 +156,7 @@ def compile(  # noqa: A001 - the verb that users know
         output=output,
         strict=strict,
         attention=quantize_attention,
+        kv_cache=kv_cache,
         calibration=calibration,
         recipe=recipe,
         adapter=adapter,

@@ -137,10 +137,24 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
     yield "on disk", f"{artifact_bytes(artifact) / 1e6:.1f} MB"
     cache = manifest.kv_cache
     if cache:
-        width = 2 * cache["layers"] * cache["kv_heads"] * cache["head_dim"]
-        size = width * (2 if cache["dtype"] in ("float16", "bfloat16") else 4)
-        yield "KV cache", f"{cache['dtype']}, {size / 1024:.1f} KiB a token"
+        yield "KV cache", _cache(manifest)
     yield "made by", f"amx_tvm {versions.amx_tvm}, TVM {versions.tvm}, tvm_ffi {versions.tvm_ffi}"
+
+
+def _cache(manifest: Manifest) -> str:
+    """Say what keys and values are, and how much room tokens take."""
+    from amx_tvm.runtime.budget import kv_bytes, sequence_bytes
+
+    cache, token, each = manifest.kv_cache, kv_bytes(manifest), sequence_bytes(manifest)
+    fits = (1 << 30) // token
+    text = f"{token / 1024:.1f} KiB a token, {fits} tokens a GiB"
+    if "packed" not in cache:
+        return f"{cache['dtype']}, {text}"
+    packed = cache["packed"]
+    return (
+        f"{packed['format']}, {text}; the newest {packed['newest']} tokens of a sequence and the "
+        f"first {packed['first']} in 16 bits, {each / 1024:.0f} KiB"
+    )
 
 
 def _cells(linear: ChosenKernel) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from amx_tvm.artifact import ArtifactWriter, Manifest, Versions, signature
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.artifact.names import default_output
 from amx_tvm.compiler.exclusive import one_at_a_time
-from amx_tvm.compiler.lowered import LoweredModel, lower_source
+from amx_tvm.compiler.lowered import LoweredModel, check_cache, lower_source
 from amx_tvm.compiler.objects import object_folder
 from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
@@ -78,6 +78,7 @@ def compile(  # noqa: A001 - the verb that users know
     dynamic_shapes: Any = None,
     strict: bool = False,
     attention: bool = False,
+    kv_cache: str | None = None,
     calibration: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     recipe: Any = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -113,6 +114,9 @@ def compile(  # noqa: A001 - the verb that users know
     attention : bool
         Round both inputs of QK^T and of PV to the format as well, as the paper does; needs
         activations "w4a4".
+    kv_cache : str, optional
+        What keys and values are kept as: "float32", "float16", or on CPUs a format of few bits
+        ("int8", "amxfp4", "amxfp4-e4m3", "nvfp4"); by default what is fastest without a loss.
     calibration : path, or inputs of a torch module, optional
         Text, other than what the result is tested on, by which the weights are rounded; for a
         torch module that is no language model, a list of calls' positional inputs. Needs torch,
@@ -152,6 +156,8 @@ def compile(  # noqa: A001 - the verb that users know
     config = QuantizationConfig.parse(quantization, strict)
     if attention:
         config = QuantizationConfig.parse(replace(config, attention=True))
+    if kv_cache is not None:
+        config = QuantizationConfig.parse(replace(config, kv_cache=kv_cache))
     if recipe is not None and calibration is None:
         raise CalibrationError(
             f"recipe {recipe!r} was given without a text; name a file with --calibration"
@@ -164,6 +170,7 @@ def compile(  # noqa: A001 - the verb that users know
     source = open_model(model, example_inputs, dynamic_shapes)
     if adapter is not None:
         source = MergedLora(source, adapter)
+    check_cache(source, config, resolved)
     tell = _told(progress)
     log.info("%s for %s, %s", source.name, resolved.key, config.describe())
     label = config.format + ("-strict" if strict else "")

@@ -22,8 +22,11 @@ from amx_tvm.models.registry import ModelFamily
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
 from relax_passes import recipes as plans
+from relax_passes.attention_spec import CacheStorage
+from relax_passes.cache_spec import FORMATS
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
 from relax_passes.kernels.cpu.attention import config as cpu
+from relax_passes.kernels.cpu.packed_cache import Layout
 from relax_passes.kernels.cuda.attention import config as cuda
 from relax_passes.rewriting import relax_functions
 
@@ -82,11 +85,39 @@ def lower_source(
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
             "head_dim": (cpu if on_cpu else cuda).stored_channels(decoder.head_dim),
+            **packed_cache(storage, decoder),
         },
         functions=[gvar.name_hint for gvar, _ in relax_functions(module)],
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
     )
+
+
+def check_cache(source: ModelSource, config: QuantizationConfig, target: ResolvedTarget) -> None:
+    """Refuse keys and values in few bits where nothing can keep them, before any work.
+
+    Raises
+    ------
+    ModelError, TargetError
+        For a source without a cache, a model that does not fit, or a target without kernels.
+    """
+    if config.kv_cache not in FORMATS:
+        return
+    if source.kind != "causal_lm":
+        raise ModelError(
+            f"{source.name} has no cache of keys and values to keep as {config.kv_cache}; leave "
+            "kv_cache out"
+        )
+    cache_storage(config, identify(source)[1], target)
+
+
+def packed_cache(storage: CacheStorage, decoder: DecoderConfig) -> dict[str, Any]:
+    """Return what the manifest says of keys and values in few bits, beside the cache's shape."""
+    if storage.packed is None:
+        return {}
+    layout = Layout(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)
+    sizes = {"page_bytes": layout.page_bytes, "sequence_bytes": layout.sequence_bytes}
+    return {"dtype": "float16", "packed": {**storage.packed.describe(), **sizes}}
 
 
 def longrope(decoder: DecoderConfig, target: ResolvedTarget) -> dict[str, int]:

@@ -50,8 +50,16 @@ def parse_size(text: str | float) -> int:
 def kv_bytes(manifest: Manifest) -> int:
     """Return the bytes that the KV cache needs for one token."""
     cache = manifest.kv_cache
+    if "packed" in cache:
+        return -(-int(cache["packed"]["page_bytes"]) // int(cache["page_size"]))
     element = np.dtype(cache["dtype"]).itemsize
     return 2 * cache["layers"] * cache["kv_heads"] * cache["head_dim"] * element
+
+
+def sequence_bytes(manifest: Manifest) -> int:
+    """Return the bytes that the KV cache needs for a sequence, whatever its length."""
+    packed = manifest.kv_cache.get("packed")
+    return int(packed["sequence_bytes"]) if packed else 0
 
 
 def working_bytes(manifest: Manifest, chunk: int) -> int:
@@ -64,7 +72,11 @@ def working_bytes(manifest: Manifest, chunk: int) -> int:
 
 
 def fit(
-    manifest: Manifest, limit: int, context: int | None, used: int | None = None
+    manifest: Manifest,
+    limit: int,
+    context: int | None,
+    used: int | None = None,
+    sequences: int = 1,
 ) -> tuple[int, int]:
     """Choose context length and prefill chunk so that everything fits into ``limit`` bytes.
 
@@ -78,6 +90,8 @@ def fit(
         Tokens that must fit; by default as many as do, up to the model's own context.
     used : int, optional
         Bytes that the process has now; by default asked of the system.
+    sequences : int
+        Most sequences at once.
 
     Returns
     -------
@@ -92,6 +106,7 @@ def fit(
     used = resident_bytes() if used is None else used
     weights = sum(shard.bytes for shard in manifest.parameters.shards)
     fixed = used + RUNTIME_BYTES + weights + manifest.library.bytes
+    fixed += sequences * sequence_bytes(manifest)
     page, longest = int(manifest.kv_cache["page_size"]), int(manifest.model["context_length"])
     wanted = context or min(SMALLEST_CONTEXT, longest)
     token = kv_bytes(manifest)

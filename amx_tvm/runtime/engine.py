@@ -358,7 +358,10 @@ class Engine(OwnThread):
         if self._cache is None or (self._cache.max_tokens < tokens and idle):
             self._cache = None  # freed before the next is allocated
             rows = max(self._chunk, self.max_sequences)  # of a step: a chunk, or a token each
-            self._cache = KVCache(self._machine, self.max_sequences, tokens, rows, self._page_size)
+            packed = self.manifest.kv_cache.get("packed")
+            self._cache = KVCache(
+                self._machine, self.max_sequences, tokens, rows, self._page_size, packed
+            )
         return self._cache
 
     def _prompt(self, prompt: Prompt) -> list[int]:

@@ -1,9 +1,11 @@
-"""The paged KV cache: sequences, forks and rollbacks over TVM's cache object.
+"""The paged KV cache: sequences, forks and rollbacks.
 
 A cache holds ``max_tokens`` tokens in pages of ``page_size``, shared by at most ``max_sequences``
 sequences. A fork shares its parent's pages (the last, partly filled one is copied), so a common
-prompt is computed and stored once. TVM's object works in transactions: `begin_forward` reserves
-positions for the tokens of one model call, the call fills them, `end_forward` closes it.
+prompt is computed and stored once. Which page a token gets is decided by TVM's cache object
+(`kv_object`) or, where keys and values are stored in few bits, here (`kv_packed`). Both work in
+transactions: positions for the tokens of one model call are reserved, the call fills them, and an
+end closes it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.kv_object import ObjectPages
+from amx_tvm.runtime.kv_packed import PackedPages
 from amx_tvm.runtime.vm import VirtualMachine
 
 
@@ -28,9 +32,6 @@ class KVCache:
     ----------
     pages : int
         How many pages there are.
-    arguments : tuple
-        What every function of the model takes of the cache: TVM's object, and on GPUs the memory
-        in which the object notes for the kernels where a pass's pages are.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class KVCache:
         max_tokens: int,
         prefill_chunk: int,
         page_size: int,
+        packed: dict[str, Any] | None = None,
     ):
         self.max_sequences = max_sequences
         self.max_tokens = max_tokens
@@ -47,33 +49,32 @@ class KVCache:
         sizes = (max_sequences, max_tokens, prefill_chunk)
         create = machine.function("create_kv_cache")
         try:
-            self.arguments = tuple(create(*(machine.shape([size]) for size in sizes)))
+            made = create(*(machine.shape([size]) for size in sizes))
         except (RuntimeError, MemoryError) as error:
             raise GenerationError(
                 f"no KV cache of {max_tokens} tokens for {max_sequences} sequences can be made "
                 f"({' '.join(str(error).split())[:200]}); load with smaller kv_tokens, "
                 "context_length or max_sequences"
             ) from None
-        self._object = self.arguments[0]
-        self._shape = machine.shape
-        self._call = {
-            name: machine.builtin(f"vm.builtin.kv_state_{name}")
-            for name in (
-                "add_sequence",
-                "remove_sequence",
-                "fork_sequence",
-                "popn",
-                "begin_forward",
-                "end_forward",
-            )
-        }
-        self._available = machine.builtin("vm.builtin.attention_kv_cache_get_num_available_pages")
+        self._pages: ObjectPages | PackedPages = (
+            ObjectPages(machine, made, page_size)
+            if packed is None
+            else PackedPages(machine, made, page_size, packed)
+        )
         self.pages = self.available_pages()
         self._lengths: dict[int, int] = {}
         self._ahead: dict[int, None] = {}  # sequences of a step that may turn out not to be wanted
         self._finish: Callable[[], Any] | None = None
-        self._shapes: tuple[Any, list[Any]] = (None, [])  # of the last forward pass
         self._free = list(range(max_sequences - 1, -1, -1))
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What every function of the model takes of the cache.
+
+        TVM's object, and on GPUs the memory in which it notes for the kernels where a pass's pages
+        are; or a tuple of tensors, another one for each pass.
+        """
+        return self._pages.arguments
 
     @property
     def sequences(self) -> int:
@@ -86,12 +87,12 @@ class KVCache:
 
     def available_pages(self) -> int:
         """Return how many pages are free, whatever is under way."""
-        return int(self._available(self._object))
+        return self._pages.available()
 
     def available_tokens(self) -> int:
         """Return how many tokens the free pages hold, those of a step ahead counted in."""
         opened = sum(self._lengths[s] % self.page_size == 0 for s in self._ahead)
-        return (int(self._available(self._object)) + opened) * self.page_size
+        return (self._pages.available() + opened) * self.page_size
 
     @contextmanager
     def ahead(self, sequences: Sequence[int], finish: Callable[[], Any]) -> Iterator[tuple]:
@@ -102,10 +103,10 @@ class KVCache:
         """
         counts = [1] * len(sequences)
         self.check_room(sequences, counts)
-        self._call["begin_forward"](self._object, *self._pair(sequences, counts))
+        self._pages.begin(sequences, counts)
         self._ahead, self._finish = dict.fromkeys(sequences), finish
         yield self.arguments
-        self._call["end_forward"](self._object)
+        self._pages.end()
 
     def is_ahead(self, sequence: int) -> bool:
         """Whether a step ahead has a position of a sequence."""
@@ -120,7 +121,7 @@ class KVCache:
             return False
         others, self._ahead = set(self._ahead).difference(sequences), {}
         for sequence in others:
-            self._call["popn"](self._object, sequence, 1)
+            self._pages.pop(sequence, 1)
         for sequence in sequences:
             self._lengths[sequence] += 1
         return True
@@ -131,7 +132,7 @@ class KVCache:
             ahead, self._ahead = self._ahead, {}
             self._finish()
             for sequence in ahead:
-                self._call["popn"](self._object, sequence, 1)
+                self._pages.pop(sequence, 1)
 
     def _settle(self, sequence: int) -> None:
         """Take back the step ahead if it is one of a sequence."""
@@ -141,7 +142,7 @@ class KVCache:
     def add(self) -> int:
         """Start an empty sequence and return its id."""
         sequence = self._take()
-        self._call["add_sequence"](self._object, sequence)
+        self._pages.add(sequence)
         self._lengths[sequence] = 0
         return sequence
 
@@ -154,8 +155,7 @@ class KVCache:
             raise GenerationError(f"fork at token {position}, the sequence holds {length}")
         self._check_pages(int(position % self.page_size > 0))  # the copy of a partly shared page
         child = self._take()
-        fork_at = -1 if position == length else position  # -1: TVM's "at the end"
-        self._call["fork_sequence"](self._object, parent, child, fork_at)
+        self._pages.fork(parent, child, position, length)
         self._lengths[child] = position
         return child
 
@@ -166,7 +166,7 @@ class KVCache:
         if not 0 <= count <= length:
             raise GenerationError(f"rollback by {count} tokens, the sequence holds {length}")
         if count:
-            self._call["popn"](self._object, sequence, count)
+            self._pages.pop(sequence, count)
         self._lengths[sequence] = length - count
 
     def remove(self, sequence: int) -> None:
@@ -177,21 +177,20 @@ class KVCache:
         if len(self._ahead) > 1 and sequence in self._ahead:
             del self._ahead[sequence]
         self._settle(sequence)
-        self._call["remove_sequence"](self._object, sequence)
+        self._pages.remove(sequence)
         del self._lengths[sequence]
         self._free.append(sequence)
 
     def check_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Raise GenerationError unless the free pages hold ``counts[i]`` more tokens each."""
-        page, needed = self.page_size, 0
+        needed = 0
         for s, n in zip(sequences, counts, strict=True):
-            length = self._lengths[s]
-            needed += (length + n + page - 1) // page - (length + page - 1) // page
+            needed += self._pages.needed(s, self._lengths[s], n)
         if needed:
             self._check_pages(needed)
 
     def _check_pages(self, needed: int) -> None:
-        free = int(self._available(self._object))
+        free = self._pages.available()
         if needed > free:
             raise GenerationError(
                 f"the KV cache is full: {needed * self.page_size} more tokens asked for, "
@@ -207,26 +206,19 @@ class KVCache:
         """
         self.settle()
         self.check_room(sequences, counts)
-        self._call["begin_forward"](self._object, *self._pair(sequences, counts))
+        self._pages.begin(sequences, counts)
         try:
             yield self.arguments
         except BaseException:
             # Close the transaction and forget its positions: the sequences are as before.
-            self._call["end_forward"](self._object)
+            self._pages.end()
             for sequence, count in zip(sequences, counts, strict=True):
                 self._lengths[sequence] += count
                 self.rollback(sequence, count)
             raise
-        self._call["end_forward"](self._object)
+        self._pages.end()
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
-
-    def _pair(self, sequences: Sequence[int], counts: Sequence[int]) -> list[Any]:
-        """Return both as TVM takes them; steps of the same sequences follow each other."""
-        key = (tuple(sequences), tuple(counts))
-        if self._shapes[0] != key:
-            self._shapes = (key, [self._shape(values) for values in key])
-        return self._shapes[1]
 
     def _take(self) -> int:
         if not self._free:

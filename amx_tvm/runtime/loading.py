@@ -86,7 +86,9 @@ def load(
     threads = set_threads(threads)
     chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
     if max_memory is not None and manifest.kind == "causal_lm":
-        context_length, chunk = budget.fit(manifest, budget.parse_size(max_memory), context_length)
+        limit = budget.parse_size(max_memory)
+        sequences = max_sequences if isinstance(max_sequences, int) else 1  # the engine's to refuse
+        context_length, chunk = budget.fit(manifest, limit, context_length, sequences=sequences)
         memory = "map"
     target = manifest.target
     log.info(

@@ -120,6 +120,16 @@ class VirtualMachine:
         self._from_bytes(tensor, self._pointer(array), array.nbytes)
         return tensor
 
+    def tuple_of(self, tensors: Sequence[Any]) -> Any:
+        """Return tensors as one argument of a compiled function."""
+        return self._ffi.convert(list(tensors))
+
+    def rows_of(self, tensor: Any) -> np.ndarray:
+        """Return a tensor of the host's memory as uint8 [rows, bytes], to write into."""
+        size = math.prod(tensor.shape) * np.dtype(str(tensor.dtype)).itemsize
+        memory = (ctypes.c_uint8 * size).from_address(tensor.data_ptr())
+        return np.ctypeslib.as_array(memory).reshape(int(tensor.shape[0]), -1)
+
     def view(self, tensor: Any, shape: Sequence[int]) -> Any:
         """Return the first elements of a tensor of the device in a shape."""
         dtype = self._ffi.dtype(str(tensor.dtype))
@@ -166,7 +176,7 @@ class VirtualMachine:
         huge = self.is_cpu and (memory == "huge" or (memory == "auto" and huge_pages_fit(size)))
         arrays = open_parameters(directory, manifest.parameters, huge)
         tensors = [self.to_device(arrays[name]) for name in manifest.parameters.order]
-        return self._ffi.convert(tensors)
+        return self.tuple_of(tensors)
 
 
 class _Executable:

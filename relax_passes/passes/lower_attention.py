@@ -1,6 +1,7 @@
 """Lower ``amx.kv_cache`` and ``amx.attention`` for the target.
 
-    CPU    calls of TVM's cache object, which get this project's kernels when it is made
+    CPU    calls of TVM's cache object, which get this project's kernels when it is made; kernels
+           of their own where keys and values are stored in few bits
     CUDA   this project's kernels, with the cache's state as a parameter
 
 Models say only what is computed; which functions rotate, what is converted and what travels beside
@@ -17,6 +18,7 @@ from tvm import relax
 from relax_passes.attention_spec import AttentionSpec, CacheStorage
 from relax_passes.kernels.cpu.attention.config import KVCacheConfig
 from relax_passes.kernels.cpu.attention.lowering import CpuAttention
+from relax_passes.kernels.cpu.packed_cache.lowering import PackedAttention
 from relax_passes.kernels.cuda.attention.lowering import CudaAttention
 from relax_passes.ops import Attention, is_op
 from relax_passes.rewriting import Context, relax_functions, rewrite
@@ -72,6 +74,8 @@ def lowered(module: tvm.IRModule, how: Lowering) -> tvm.IRModule:
 
 def lowering(specs: tuple[AttentionSpec, ...], target: Any, storage: CacheStorage) -> Lowering:
     """Choose how a target does the attention of these layers."""
+    if storage.packed is not None:
+        return PackedAttention(specs, target, storage.packed)
     if target.kind.name == "llvm":
         config = KVCacheConfig(specs, storage.dtype or "float32", storage.format)
         return CpuAttention(config, target)

@@ -49,9 +49,9 @@ Plan fit(const Manifest& m, int64_t limit, int64_t context) {
     return {context ? context : std::min(m.context_length, kDefaultContext), m.prefill_chunk};
   }
   int64_t used = resident_memory();
-  int64_t fixed = used + kRuntimeBytes + m.weight_bytes() + m.library_bytes;
+  int64_t fixed = used + kRuntimeBytes + m.weight_bytes() + m.library_bytes + m.sequence_bytes;
   // Below 2^43 and 2^62: the manifest's numbers are bounded.
-  int64_t token = 2 * m.layers * m.kv_heads * m.head_dim * (m.kv_dtype == "float16" ? 2 : 4);
+  int64_t token = m.token_bytes();
   int64_t wanted = context ? context : std::min(kSmallestContext, m.context_length);
   for (int64_t chunk : kChunks) {
     int64_t room = limit - fixed - working_bytes(m, chunk);

@@ -177,6 +177,12 @@ Manifest parse(const std::string& root, const Json& json, const Json& chosen) {
   m.kv_heads = whole(cache, "kv_heads", 1, kMostLayers);
   m.head_dim = whole(cache, "head_dim", 1, kMostLayers);
   m.kv_dtype = cache.at("dtype");
+  if (cache.contains("packed")) {
+    const Json& packed = cache.at("packed");
+    m.page_bytes = whole(packed, "page_bytes", 1, int64_t(1) << 40);
+    m.sequence_bytes = whole(packed, "sequence_bytes", 1, int64_t(1) << 40);
+    m.newest = whole(packed, "newest", 1, kMostWidth);
+  }
   m.heads = whole(config, "num_attention_heads", 1, kMostLayers);
   m.hidden = whole(config, "hidden_size", 1, kMostWidth);
   m.inner = whole(config, "intermediate_size", 1, kMostWidth);
@@ -215,6 +221,11 @@ int64_t Manifest::weight_bytes() const {
   int64_t sum = 0;
   for (const Shard& shard : shards) sum += shard.bytes;
   return sum;
+}
+
+int64_t Manifest::token_bytes() const {
+  if (page_bytes) return (page_bytes + page_size - 1) / page_size;
+  return 2 * layers * kv_heads * head_dim * (kv_dtype == "float16" ? 2 : 4);
 }
 
 Manifest open_artifact(const std::string& root, bool contents) {

@@ -28,10 +28,13 @@ struct Manifest {
   std::vector<Shard> shards;
   int64_t vocab_size = 0, context_length = 0, page_size = 0, prefill_chunk = 0;
   int64_t layers = 0, kv_heads = 0, head_dim = 0, heads = 0, hidden = 0, inner = 0;
+  // Of keys and values in few bits; 0 where they are stored as numbers of kv_dtype.
+  int64_t page_bytes = 0, sequence_bytes = 0, newest = 0;
   std::vector<int> eos;
   std::vector<int> prompt_prefix;  // what every prompt begins with, most often BOS or nothing
 
   int64_t weight_bytes() const;
+  int64_t token_bytes() const;  // of the cache
 };
 
 // Read the manifest of `root` and check it, the target and every file's size; with `contents` also

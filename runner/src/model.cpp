@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "cache.h"
 #include "common.h"
 #include "cpu.h"
 #include "mapped.h"
@@ -23,7 +24,6 @@ namespace ffi = tvm::ffi;
 
 constexpr int kCpu = 1;               // DLPack's kDLCPU
 constexpr int kPooledAllocator = 2;   // of TVM's virtual machine
-constexpr int64_t kSequence = 0;      // the only sequence
 
 DLDataType dtype_of(const std::string& name) {
   static const std::map<std::string, DLDataType> known = {
@@ -36,31 +36,14 @@ DLDataType dtype_of(const std::string& name) {
   return found->second;
 }
 
-// A tensor over memory that outlives it; only shape and descriptor are owned.
-ffi::Tensor view(void* data, const std::vector<int64_t>& shape, DLDataType dtype) {
-  struct Holder {
-    std::vector<int64_t> shape;
-    DLManagedTensor tensor;
-  };
-  auto* holder = new Holder{shape, {}};
-  holder->tensor.dl_tensor = {data, {kDLCPU, 0}, int32_t(shape.size()), dtype,
-                              holder->shape.data(), nullptr, 0};
-  holder->tensor.manager_ctx = holder;
-  holder->tensor.deleter = [](DLManagedTensor* self) {
-    delete static_cast<Holder*>(self->manager_ctx);
-  };
-  return ffi::Tensor::FromDLPack(&holder->tensor);
-}
-
-ffi::Function global(const std::string& name) { return ffi::Function::GetGlobalRequired(name); }
-
 }  // namespace
 
 struct Model::Impl {
   std::vector<MappedFile> shards;
   ffi::Optional<ffi::Module> machine;
-  ffi::Any parameters, cache;
-  ffi::Function forward, forward_one, begin, end;
+  ffi::Any parameters;
+  std::unique_ptr<Cache> cache;
+  ffi::Function forward, forward_one;
   ffi::Any logits;
 
   ffi::Function function(const std::string& name) {
@@ -101,12 +84,9 @@ Model::Model(const Manifest& m, Plan plan, const std::string& runtime, Weights w
   impl_->parameters = ffi::Array<ffi::Any>(tensors.begin(), tensors.end());
   auto one = [](int64_t value) { return ffi::Shape({value}); };
   ffi::Any made = impl_->function("create_kv_cache")(one(1), one(plan.context), one(plan.chunk));
-  impl_->cache = made.cast<ffi::Array<ffi::Any>>()[0];
+  impl_->cache = make_cache(made, m);
   impl_->forward = impl_->function("forward");
   impl_->forward_one = impl_->function("forward_one");
-  impl_->begin = global("vm.builtin.kv_state_begin_forward");
-  impl_->end = global("vm.builtin.kv_state_end_forward");
-  global("vm.builtin.kv_state_add_sequence")(impl_->cache, kSequence);
 }
 
 Model::~Model() = default;
@@ -129,14 +109,14 @@ const float* Model::append(const std::vector<int>& tokens) {
     std::vector<int32_t> part(tokens.begin() + start, tokens.begin() + start + count);
     int32_t last = int32_t(count) - 1;  // the row whose logits are wanted
     ffi::Tensor ids = view(part.data(), {count}, {kDLInt, 32, 1});
-    impl_->begin(impl_->cache, ffi::Shape({kSequence}), ffi::Shape({count}));
+    ffi::Any cache = impl_->cache->begin(count);
     if (count == 1) {
-      impl_->logits = impl_->forward_one(ids, impl_->cache, impl_->parameters);
+      impl_->logits = impl_->forward_one(ids, cache, impl_->parameters);
     } else {
       ffi::Tensor picks = view(&last, {1}, {kDLInt, 32, 1});
-      impl_->logits = impl_->forward(ids, picks, impl_->cache, impl_->parameters);
+      impl_->logits = impl_->forward(ids, picks, cache, impl_->parameters);
     }
-    impl_->end(impl_->cache);
+    impl_->cache->end();
     length_ += count;
   }
   return static_cast<const float*>(impl_->logits.cast<ffi::Tensor>().data_ptr());

@@ -27,10 +27,10 @@ CONFIG = {
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-def write_model(path):
-    """A two-layer Llama with random weights and the toy's tokenizer."""
+def write_model(path, head=16):
+    """A two-layer Llama with random weights, heads of a size and the toy's tokenizer."""
     random = np.random.default_rng(11)
-    hidden, inner, head = 64, 96, 16
+    hidden, inner = 4 * head, 96
     shapes = {"model.embed_tokens": (300, hidden), "lm_head": (300, hidden)}
     for layer in range(2):
         prefix = f"model.layers.{layer}."
@@ -51,7 +51,7 @@ def write_model(path):
         weights[f"{name}.weight"] = np.ones(hidden, np.float32)
     path.mkdir()
     save_file(weights, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": hidden}))
     toy_artifact.tokenizer().save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     return path

@@ -56,6 +56,29 @@ def doubled_magnitude(ratio: Expr, lanes: int) -> Expr:
     return e.let(total.get())
 
 
+def magnitude_index(ratio: Expr, lanes: int) -> Expr:
+    """Round magnitudes >= 0 to the E2M1 grid; int32 lanes of the magnitude's index, 0..7."""
+    zero, one = e.const(0, "int32", lanes), e.const(1, "int32", lanes)
+    total = e.Register("int32", lanes, zero)
+    for midpoint in e2m1.MIDPOINTS:
+        reached = ratio >= e.const(midpoint, "float32", lanes)
+        total.set(total.get() + tirx.Select(reached, one, zero))
+    return e.let(total.get())
+
+
+def stored_byte(kind: Any, scale: Expr) -> Expr:
+    """Return the byte of a scale >= 0 that ``scale_of`` has rounded to an 8-bit float, uint8."""
+    drop = 23 - kind.mantissa_bits
+    normal = (e.bits(scale, "int32") >> e.const(drop)) - e.const(
+        (127 - kind.bias) << kind.mantissa_bits
+    )
+    least = e.const(2.0 ** (1 - kind.bias), "float32")
+    steps = scale * e.const(2.0 ** (kind.bias - 1 + kind.mantissa_bits), "float32")
+    subnormal = e.cast(tirx.min(steps, e.const(255.0, "float32")), "int32")
+    byte = e.opaque(tirx.Select(scale < least, subnormal, normal), "int32")
+    return e.opaque(e.cast(byte, "uint8"), "uint8")
+
+
 def divisor_of(scale: Expr, lanes: int = 1) -> Expr:
     """Return what to divide by under a scale: infinity where it is 0, so that all becomes 0."""
     zero = scale == e.const(0.0, "float32", lanes)

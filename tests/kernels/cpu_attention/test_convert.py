@@ -13,6 +13,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, ModelError, TargetError
 from amx_tvm.models.config import DecoderConfig
 from amx_tvm.targets import host_options, resolve
+from relax_passes.cache_spec import CacheSpec
 from relax_passes.kernels.cpu.attention.convert import convert
 
 HOST = tvm.target.Target(host_options())
@@ -52,6 +53,21 @@ def test_convert(tokens):
 )
 def test_type_of_the_cache(config, target, expected):
     assert cache_storage(config, DECODER, resolve(target)).dtype == expected
+
+
+def test_few_bits_where_they_cannot_be():
+    few, host = replace(INT8, kv_cache="amxfp4"), resolve("llvm:x86-64-v2")
+    assert cache_storage(few, DECODER, host).packed == CacheSpec("amxfp4")
+    for config, decoder, target, message in (
+        (few, DECODER, resolve("cuda:sm_90a"), "'amxfp4', which has kernels for CPUs only"),
+        (few, replace(DECODER, head_dim=48), host, "heads of 48 channels cannot be kept as amxfp4"),
+        (few, replace(DECODER, query_growth=(0.1, 8192)), host, "its queries grow"),
+        (replace(few, attention=True), DECODER, host, "quantized attention needs a float32"),
+    ):
+        with pytest.raises((TargetError, ModelError), match=message):
+            cache_storage(config, decoder, target)
+    with pytest.raises(FormatError, match="'int4'; known are auto, float32, float16, int8, amxfp4"):
+        QuantizationConfig.parse(replace(INT8, kv_cache="int4"))
 
 
 def test_float16_where_it_cannot_be():

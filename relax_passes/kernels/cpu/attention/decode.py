@@ -50,10 +50,10 @@ def decode_attention(
     slot used in the first page, 0), two unused position arrays int32 [b], output [b, heads, d],
     lse float32 [b, heads] (log2), rotary_mode (must be 0), two unused rope scalars, sm_scale.
     """
-    return _Decode(config, target, sliding).build()
+    return Decode(config, target, sliding).build()
 
 
-class _Decode:
+class Decode:
     """Emits the kernel; the attributes are its buffers and the variables of the current item."""
 
     def __init__(self, config: KVCacheConfig, target: v.VectorTarget, sliding: bool) -> None:
@@ -74,6 +74,7 @@ class _Decode:
         self.column_tile = max([1] + [c for c in fits if self.columns % c == 0])
 
     def build(self) -> tirx.PrimFunc:
+        """Build the kernel."""
         config, d = self.config, self.d
         with IRBuilder() as builder:
             with T.prim_func():

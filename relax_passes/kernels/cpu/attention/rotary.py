@@ -41,12 +41,12 @@ def split_rotary(config: KVCacheConfig, always: bool = False) -> tirx.PrimFunc:
             k = T.match_buffer(handles[3], (n, kv_heads, d), config.dtype)
             value = T.match_buffer(handles[4], (n, kv_heads, d), config.dtype)
             outputs = (("q", q, heads), ("k", k, kv_heads), ("v", value, kv_heads))
-            split = _Split(config, qkv, positions, apply_rope)
+            split = Split(config, qkv, positions, apply_rope)
             v.over_tokens(n, lambda t: split.token(t, outputs))
         return builder.get()
 
 
-class _Split:
+class Split:
     """Emits what is done with one token."""
 
     def __init__(self, config: KVCacheConfig, qkv, positions, apply_rope: Expr) -> None:  # noqa: ANN001

@@ -1,0 +1,198 @@
+"""Attention of steps in which sequences have several rows, over rounded pages.
+
+A sequence's keys and values are brought into the panels of ``attention/prefill.py``, whose tiles
+then attend: those of the step as they are, those in 16 bits, and the others decoded from pages.
+Each query sees those of its own step unrounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx.script.builder import ir as T
+
+from relax_passes.cache_spec import GROUP
+from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu.attention import vector as v
+from relax_passes.kernels.cpu.attention.config import KVCacheConfig
+from relax_passes.kernels.cpu.attention.prefill import KEYS, ROWS, Prefill
+
+from .codes import Codes, scale_at, scales_at
+from .decode import finish
+from .layout import BEFORE, EXACT, PAGE, PANEL, PLACE, ROW, Layout, Step
+from .layout import ROWS as COUNT
+from .store import remember
+
+
+class PackedPrefill(Prefill):
+    """Emits the kernel's body.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the cache.
+    config : KVCacheConfig
+        Of one layer.
+    target : Target, dict or TargetInfo
+        What is compiled for.
+    """
+
+    def __init__(self, layout: Layout, config: KVCacheConfig, target: Any) -> None:
+        super().__init__(config, v.VectorTarget.of(target), paged=False, sliding=False)
+        self.layout, self.codes = layout, Codes(layout, target)
+
+    def prepare(self, step: Step, sinks: bool) -> None:
+        """Allocate what a step needs, in front of every branch (see `PackedDecode.prepare`)."""
+        kv_heads = self.config.num_kv_heads
+        if sinks:
+            self.lse = v.scratch("lse", step.n, self.config.num_heads)
+        panels = v.ceil_div(step.most * PAGE, KEYS) * (KEYS // PANEL)
+        self.packed_k = v.scratch("packed_k", kv_heads, panels, PANEL * self.d)
+        self.packed_v = v.scratch("packed_v", kv_heads, step.most * PAGE, self.d)
+
+    def emit(
+        self, step: Step, layer: Expr, inputs: tuple[Any, Any, Any], output: Any, sinks: Any
+    ) -> None:
+        """Attend with the rows of a step, then keep the newest in 16 bits.
+
+        Parameters
+        ----------
+        inputs : tuple of Buffer
+            q [n, heads, d], k and v [n, kv_heads, d].
+        """
+        config = self.config
+        self.step, self.layer = step, layer
+        self.q, self.k, self.v = inputs
+        self.output = output
+        self.scale = e.const(config.specs[0].scale * math.log2(math.e), "float32")
+        with T.serial(0, step.count) as b:
+            self._sequence(b)
+        with T.serial(0, step.count) as b:
+            self._remember(b)
+        with T.parallel(0, step.n) as t, T.serial(0, config.num_heads) as h:
+            lse = self.lse[t, h] if sinks is not None else e.const(0.0, "float32")
+            finish(self.layout, output, [t, h], lse, sinks)
+
+    def _sequence(self, b: Expr) -> None:
+        step, config = self.step, self.config
+        self.b = b
+        self.q_begin = e.let(step.sequences[b, ROW], "q_begin")
+        self.q_len = e.let(step.sequences[b, COUNT], "q_len")
+        self.before = e.let(step.sequences[b, BEFORE], "before")
+        self.exact = e.let(tirx.min(step.sequences[b, EXACT], self.before), "exact")
+        self.place = e.let(step.sequences[b, PLACE].astype("int64"), "place")
+        self.stop = v.opaque(self.before + self.q_len, "stop")
+        low, _ = self._visible(e.const(0))
+        # From the first block of keys on that a query sees: its values are all multiplied.
+        first = v.opaque(v.div(low, KEYS) * (KEYS // PANEL), "first_panel")
+        panels = v.opaque(v.ceil_div(self.stop, PANEL) - first, "panels")
+        with T.parallel(0, config.num_kv_heads * panels) as i:
+            self._pack(v.div(i, panels), first + v.mod(i, panels))
+        blocks = v.opaque(v.ceil_div(self.q_len, ROWS), "blocks")
+        with T.parallel(0, config.num_heads * blocks) as item:
+            i = v.mod(item, blocks)
+            block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
+            self._item(v.div(item, blocks), v.opaque(block, "block"))
+
+    def _remember(self, b: Expr) -> None:
+        """Keep the newest of a sequence's rows, and the first, in 16 bits."""
+        step, spec = self.step, self.layout.spec
+        begin = e.let(step.sequences[b, ROW], "begin")
+        rows = e.let(step.sequences[b, COUNT], "rows")
+        before = e.let(step.sequences[b, BEFORE], "before")
+        place = e.let(step.sequences[b, PLACE].astype("int64"), "place")
+        with T.parallel(0, self.config.num_kv_heads) as h, T.serial(0, rows) as row:
+            kept = tirx.Or(before + row < spec.first, row >= rows - spec.newest)
+            with T.If(kept), T.Then():
+                at = [place, self.layer, h]
+                where = [begin + row, h]
+                remember(self.layout, step, at, before + row, (self.k, self.v), where)
+
+    def _visible(self, row: Expr) -> tuple[Expr, Expr]:
+        """First and one past the last token that a query sees."""
+        high = self.before + row + 1
+        if not self.config.window:
+            return e.const(0), high
+        return tirx.max(high - self.config.window, 0), high
+
+    def _pack(self, h: Expr, panel: Expr) -> None:
+        """Bring 16 tokens of one head into a panel; lanes beyond the sequence stay undefined."""
+        spec = self.layout.spec
+        h, panel = e.let(h, "head"), v.opaque(panel, "panel")
+        first = e.let(panel * PANEL, "first")
+        with T.If(first < self.exact), T.Then():
+            self._decode(h, panel, first)
+        with T.serial(0, tirx.min(self.stop - first, PANEL)) as t:
+            token = e.let(first + t, "token")
+            with T.If(token >= self.before):
+                with T.Then():
+                    row = e.let(self.q_begin + token - self.before, "row")
+                    with T.serial(0, self.d) as i:
+                        key = v.load(self.k, [row, h, i], 1)
+                        T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+                    with T.serial(0, self.columns) as c:
+                        value = v.load(self.v, [row, h, c * v.LANES])
+                        v.store(self.packed_v, value, [h, token, c * v.LANES])
+                with T.Else(), T.If(tirx.Or(token >= self.exact, token < spec.first)), T.Then():
+                    own = token < spec.first
+                    slot = tirx.Select(own, spec.newest + token, v.mod(token, spec.newest))
+                    self._recall(h, panel, t, token, v.opaque(slot, "slot"))
+
+    def _recall(self, h: Expr, panel: Expr, t: Expr, token: Expr, slot: Expr) -> None:
+        """Bring a token in 16 bits into a panel."""
+        spec, recent = self.layout.spec, self.step.recent
+        at = [self.place, self.layer, h]
+        with T.serial(0, self.d) as i:
+            key = recent[(*at, i * spec.recent + slot)].astype("float32")
+            T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+        begin = self.d * spec.recent
+        with T.serial(0, self.columns) as c:
+            value = v.load(recent, [*at, begin + slot * self.d + c * v.LANES])
+            v.store(self.packed_v, value, [h, token, c * v.LANES])
+
+    def _decode(self, h: Expr, panel: Expr, first: Expr) -> None:
+        """Decode 16 tokens of a page."""
+        layout, codes, pages = self.layout, self.codes, self.step.pages
+        codes.begin()
+        number = v.div(first, PAGE)
+        page = e.let(self.step.tables[self.b, number].astype("int64"), "page")
+        slot0 = e.let(first - number * PAGE, "slot0")
+        at = [page, self.layer, h]
+        inside = e.let(v.div(slot0, PANEL), "inside")
+        for group in range(layout.groups):
+            for half in range(layout.subgroups):
+
+                def stored(part: int, group: int = group) -> Expr:
+                    place = [*at, layout.key_scales(inside, group, part)]
+                    return scales_at(pages, place, layout.scale_bytes)
+
+                scales = codes.scale(stored, half)
+                size = GROUP // layout.subgroups // codes.columns
+                with T.serial(0, size) as i:
+                    vector = half * size + i
+                    place = layout.key_codes(inside, group) + vector * 64
+                    words = e.let(e.bits(e.load(pages, *at, place, lanes=64), "int32", 16), "words")
+                    for c, shift in enumerate(codes.shifts):
+                        channel = group * GROUP + vector * codes.columns + c
+                        key = codes.scaled(codes.number(words, shift), scales)
+                        v.store(self.packed_k, key, [h, panel, channel * PANEL])
+        with T.serial(0, PANEL) as t:
+            for group in range(layout.groups):
+
+                def scales_of(half: int, group: int = group) -> list[Expr]:
+                    found = []
+                    for i, tensor in enumerate(layout.format.scale_tensors):
+                        part = i * layout.subgroups + (half if layout.subgroups == 2 else 0)
+                        place = layout.value_scales(group, part, slot0 + t)
+                        stored = scale_at(pages, [*at, place], layout.scale_bytes)
+                        scale = layout.format.decode_scale_tir(tensor.name, stored)
+                        found.append(e.let(v.splat(e.let(scale)), "scale"))
+                    return found
+
+                place = layout.value_codes(slot0 + t, group)
+                for half, value in enumerate(codes.pair(pages, [*at, place], scales_of)):
+                    at_ = [h, first + t, group * GROUP + half * v.LANES]
+                    v.store(self.packed_v, value, at_)
