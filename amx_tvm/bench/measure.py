@@ -62,6 +62,7 @@ class Report:
     load_s: float
     peak_bytes: int
     read_bandwidth: float | None
+    token_bytes: int  # of the KV cache
     prefill: list[Prefill]
     decode: list[Decode]
 
@@ -174,6 +175,7 @@ def bench(
         load_s,
         peak,
         bandwidth,
+        token,
         prefill,
         decode,
     )

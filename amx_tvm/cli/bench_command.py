@@ -102,6 +102,10 @@ def show(report: Any) -> None:
     )
     if report.read_bandwidth:
         console.print(f"memory reads: {report.read_bandwidth / 1e9:.1f} GB/s")
+    console.print(
+        f"KV cache: {report.token_bytes / 1024:.1f} KiB a token, "
+        f"{(1 << 30) // report.token_bytes} tokens a GiB"
+    )
     table = Table(title="Prefill", title_justify="left")
     for column in ("prompt", "tokens/s", "quartiles", "first token, s"):
         table.add_column(column, justify="right")

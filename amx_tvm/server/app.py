@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from amx_tvm.runtime import Engine
+from amx_tvm.runtime.budget import kv_bytes
 from amx_tvm.server.answer import Answer
 from amx_tvm.server.chat import Chat
 from amx_tvm.server.chat import form_of as chat_form
@@ -88,6 +89,10 @@ class Server(Service):
         watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
         for index, (name, text) in enumerate(_PAGES.items()):
             watch(name, text, partial(_page_count, core, index))
+        manifest = self._engine.manifest
+        page, token = float(manifest.kv_cache["page_size"]), float(kv_bytes(manifest))
+        watch("amx_tvm_page_tokens", "Tokens of a page", lambda: page)
+        watch("amx_tvm_token_bytes", "Bytes of a token in the cache", lambda: token)
         watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
         drafts = self._engine.speculation
         if drafts is not None:

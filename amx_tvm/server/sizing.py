@@ -6,7 +6,7 @@ from pathlib import Path
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.artifact.memory import available_memory
-from amx_tvm.runtime.budget import DEVICE_BYTES, kv_bytes
+from amx_tvm.runtime.budget import DEVICE_BYTES, kv_bytes, sequence_bytes
 from amx_tvm.runtime.vm import free_memory
 
 _SHARE, _DEVICE_SHARE = 0.5, 0.9  # of the memory that is free beside the weights
@@ -34,6 +34,6 @@ def default_tokens(path: Path, manifest: Manifest, context: int, places: int) ->
     if free is None:
         return min(wanted, _CONTEXTS * context)
     weights = sum(file.stat().st_size for file in (path / "params").iterdir())
-    beside = free - weights - (0 if on_cpu else DEVICE_BYTES)
+    beside = free - weights - (0 if on_cpu else DEVICE_BYTES) - places * sequence_bytes(manifest)
     share = _SHARE if on_cpu else _DEVICE_SHARE
     return max(context, min(wanted, int(share * beside) // kv_bytes(manifest)))

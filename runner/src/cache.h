@@ -2,9 +2,11 @@
 #pragma once
 
 #include <tvm/ffi/any.h>
-#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/container/tensor.h>
 
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "budget.h"
 #include "manifest.h"

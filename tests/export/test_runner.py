@@ -191,3 +191,20 @@ def test_forged_manifests(bundle, tmp_path, name):
     file.write_text(json.dumps(data, sort_keys=True))
     done = run(bundle, "--ids", "1", "--no-verify", folder=tmp_path / "b")
     assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+
+
+def test_keys_and_values_in_few_bits(tmp_path):
+    skip_without("cmake", "g++")
+    from tiny_model import write_model
+
+    model = write_model(tmp_path / "model", head=32)
+    made = amx_tvm.compile(
+        model, "x86-64-v2", output=tmp_path / "made", strict=True, kv_cache="amxfp4"
+    )
+    bundle = amx_tvm.export(made, "x86-64-v2", tmp_path / "bundle", runtimes=("runner",))
+    prompt = list(range(3, 140))
+    done = run(bundle, "--ids", ",".join(map(str, prompt)), "-n", "48", "--print-ids")
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.rpartition("ids:")[2].split(",")
+    expected = amx_tvm.load(bundle.path).generate(prompt, 48)
+    assert [int(token) for token in ids] == expected.token_ids

@@ -101,6 +101,7 @@ def test_metrics_count(artifact):
         assert values["amx_tvm_requests_total", route, ("status", "400")] == 1
         assert values["amx_tvm_time_to_first_token_seconds_count",] == 1
         assert values["amx_tvm_running",] == 0
+        assert values["amx_tvm_page_tokens",] == 16 and values["amx_tvm_token_bytes",] > 0
 
 
 def test_what_clients_choose_is_no_name_of_a_metric(artifact, caplog):
