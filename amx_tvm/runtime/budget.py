@@ -62,6 +62,15 @@ def sequence_bytes(manifest: Manifest) -> int:
     return int(packed["sequence_bytes"]) if packed else 0
 
 
+def panel_bytes(manifest: Manifest) -> int:
+    """Return the bytes a token of the context that a prompt's attention decodes few bits into.
+
+    float32 keys and values of two heads: see ``relax_passes/kernels/cpu/packed_cache/prefill.py``.
+    """
+    cache = manifest.kv_cache
+    return 2 * 2 * 4 * int(cache["head_dim"]) if "packed" in cache else 0
+
+
 def working_bytes(manifest: Manifest, chunk: int) -> int:
     """Return an upper estimate of activations and logits for prefill chunks of ``chunk`` tokens."""
     config = manifest.model["config"]
@@ -109,7 +118,7 @@ def fit(
     fixed += sequences * sequence_bytes(manifest)
     page, longest = int(manifest.kv_cache["page_size"]), int(manifest.model["context_length"])
     wanted = context or min(SMALLEST_CONTEXT, longest)
-    token = kv_bytes(manifest)
+    token = kv_bytes(manifest) + panel_bytes(manifest)
     room = 0
     for chunk in CHUNKS:
         room = (limit - fixed - working_bytes(manifest, chunk)) // (page * token) * page

@@ -51,7 +51,8 @@ Plan fit(const Manifest& m, int64_t limit, int64_t context) {
   int64_t used = resident_memory();
   int64_t fixed = used + kRuntimeBytes + m.weight_bytes() + m.library_bytes + m.sequence_bytes;
   // Below 2^43 and 2^62: the manifest's numbers are bounded.
-  int64_t token = m.token_bytes();
+  // Few bits are decoded into float32 keys and values of two heads.
+  int64_t token = m.token_bytes() + (m.page_bytes ? 2 * 2 * 4 * m.head_dim : 0);
   int64_t wanted = context ? context : std::min(kSmallestContext, m.context_length);
   for (int64_t chunk : kChunks) {
     int64_t room = limit - fixed - working_bytes(m, chunk);

@@ -2,7 +2,8 @@
 
 A sequence's keys and values are brought into the panels of ``attention/prefill.py``, whose tiles
 then attend: those of the step as they are, those in 16 bits, and the others decoded from pages.
-Each query sees those of its own step unrounded.
+Each query sees those of its own step unrounded. Panels are made for `HEADS` heads at a time, which
+bounds what they take: `amx_tvm.runtime.budget` counts it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .layout import BEFORE, EXACT, PAGE, PANEL, PLACE, ROW, Layout, Step
 from .layout import ROWS as COUNT
 from .store import remember
 
+HEADS = 2  # kv heads whose panels there are at once
+
 
 class PackedPrefill(Prefill):
     """Emits the kernel's body.
@@ -46,12 +49,11 @@ class PackedPrefill(Prefill):
 
     def prepare(self, step: Step, sinks: bool) -> None:
         """Allocate what a step needs, in front of every branch (see `PackedDecode.prepare`)."""
-        kv_heads = self.config.num_kv_heads
         if sinks:
             self.lse = v.scratch("lse", step.n, self.config.num_heads)
         panels = v.ceil_div(step.most * PAGE, KEYS) * (KEYS // PANEL)
-        self.packed_k = v.scratch("packed_k", kv_heads, panels, PANEL * self.d)
-        self.packed_v = v.scratch("packed_v", kv_heads, step.most * PAGE, self.d)
+        self.packed_k = v.scratch("packed_k", HEADS, panels, PANEL * self.d)
+        self.packed_v = v.scratch("packed_v", HEADS, step.most * PAGE, self.d)
 
     def emit(
         self, step: Step, layer: Expr, inputs: tuple[Any, Any, Any], output: Any, sinks: Any
@@ -89,13 +91,20 @@ class PackedPrefill(Prefill):
         # From the first block of keys on that a query sees: its values are all multiplied.
         first = v.opaque(v.div(low, KEYS) * (KEYS // PANEL), "first_panel")
         panels = v.opaque(v.ceil_div(self.stop, PANEL) - first, "panels")
-        with T.parallel(0, config.num_kv_heads * panels) as i:
-            self._pack(v.div(i, panels), first + v.mod(i, panels))
         blocks = v.opaque(v.ceil_div(self.q_len, ROWS), "blocks")
-        with T.parallel(0, config.num_heads * blocks) as item:
-            i = v.mod(item, blocks)
-            block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
-            self._item(v.div(item, blocks), v.opaque(block, "block"))
+        with T.serial(0, -(-config.num_kv_heads // HEADS)) as part:
+            head0 = v.opaque(part * HEADS, "head0")
+            heads = v.opaque(tirx.min(config.num_kv_heads - head0, HEADS), "heads")
+            with T.parallel(0, heads * panels) as i:
+                self._pack(head0 + v.div(i, panels), first + v.mod(i, panels))
+            with T.parallel(0, heads * (config.group * blocks)) as item:
+                i = v.mod(item, blocks)
+                block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
+                head = head0 * config.group + v.div(item, blocks)
+                self._item(head, v.opaque(block, "block"))
+
+    def _packed_head(self, h: Expr) -> Expr:
+        return v.mod(h, HEADS)
 
     def _remember(self, b: Expr) -> None:
         """Keep the newest of a sequence's rows, and the first, in 16 bits."""
@@ -122,9 +131,10 @@ class PackedPrefill(Prefill):
         """Bring 16 tokens of one head into a panel; lanes beyond the sequence stay undefined."""
         spec = self.layout.spec
         h, panel = e.let(h, "head"), v.opaque(panel, "panel")
+        place = e.let(self._packed_head(h), "place")
         first = e.let(panel * PANEL, "first")
         with T.If(first < self.exact), T.Then():
-            self._decode(h, panel, first)
+            self._decode(h, place, panel, first)
         with T.serial(0, tirx.min(self.stop - first, PANEL)) as t:
             token = e.let(first + t, "token")
             with T.If(token >= self.before):
@@ -132,28 +142,28 @@ class PackedPrefill(Prefill):
                     row = e.let(self.q_begin + token - self.before, "row")
                     with T.serial(0, self.d) as i:
                         key = v.load(self.k, [row, h, i], 1)
-                        T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+                        T.buffer_store(self.packed_k, key, [place, panel, i * PANEL + t])
                     with T.serial(0, self.columns) as c:
                         value = v.load(self.v, [row, h, c * v.LANES])
-                        v.store(self.packed_v, value, [h, token, c * v.LANES])
+                        v.store(self.packed_v, value, [place, token, c * v.LANES])
                 with T.Else(), T.If(tirx.Or(token >= self.exact, token < spec.first)), T.Then():
                     own = token < spec.first
                     slot = tirx.Select(own, spec.newest + token, v.mod(token, spec.newest))
-                    self._recall(h, panel, t, token, v.opaque(slot, "slot"))
+                    self._recall(h, place, panel, t, token, v.opaque(slot, "slot"))
 
-    def _recall(self, h: Expr, panel: Expr, t: Expr, token: Expr, slot: Expr) -> None:
+    def _recall(self, h: Expr, place: Expr, panel: Expr, t: Expr, token: Expr, slot: Expr) -> None:
         """Bring a token in 16 bits into a panel."""
         spec, recent = self.layout.spec, self.step.recent
         at = [self.place, self.layer, h]
         with T.serial(0, self.d) as i:
             key = recent[(*at, i * spec.recent + slot)].astype("float32")
-            T.buffer_store(self.packed_k, key, [h, panel, i * PANEL + t])
+            T.buffer_store(self.packed_k, key, [place, panel, i * PANEL + t])
         begin = self.d * spec.recent
         with T.serial(0, self.columns) as c:
             value = v.load(recent, [*at, begin + slot * self.d + c * v.LANES])
-            v.store(self.packed_v, value, [h, token, c * v.LANES])
+            v.store(self.packed_v, value, [place, token, c * v.LANES])
 
-    def _decode(self, h: Expr, panel: Expr, first: Expr) -> None:
+    def _decode(self, h: Expr, place: Expr, panel: Expr, first: Expr) -> None:
         """Decode 16 tokens of a page."""
         layout, codes, pages = self.layout, self.codes, self.step.pages
         codes.begin()
@@ -166,19 +176,19 @@ class PackedPrefill(Prefill):
             for half in range(layout.subgroups):
 
                 def stored(part: int, group: int = group) -> Expr:
-                    place = [*at, layout.key_scales(inside, group, part)]
-                    return scales_at(pages, place, layout.scale_bytes)
+                    where = [*at, layout.key_scales(inside, group, part)]
+                    return scales_at(pages, where, layout.scale_bytes)
 
                 scales = codes.scale(stored, half)
                 size = GROUP // layout.subgroups // codes.columns
                 with T.serial(0, size) as i:
                     vector = half * size + i
-                    place = layout.key_codes(inside, group) + vector * 64
-                    words = e.let(e.bits(e.load(pages, *at, place, lanes=64), "int32", 16), "words")
+                    where = layout.key_codes(inside, group) + vector * 64
+                    words = e.let(e.bits(e.load(pages, *at, where, lanes=64), "int32", 16), "words")
                     for c, shift in enumerate(codes.shifts):
                         channel = group * GROUP + vector * codes.columns + c
                         key = codes.scaled(codes.number(words, shift), scales)
-                        v.store(self.packed_k, key, [h, panel, channel * PANEL])
+                        v.store(self.packed_k, key, [place, panel, channel * PANEL])
         with T.serial(0, PANEL) as t:
             for group in range(layout.groups):
 
@@ -186,13 +196,13 @@ class PackedPrefill(Prefill):
                     found = []
                     for i, tensor in enumerate(layout.format.scale_tensors):
                         part = i * layout.subgroups + (half if layout.subgroups == 2 else 0)
-                        place = layout.value_scales(group, part, slot0 + t)
-                        stored = scale_at(pages, [*at, place], layout.scale_bytes)
+                        where = layout.value_scales(group, part, slot0 + t)
+                        stored = scale_at(pages, [*at, where], layout.scale_bytes)
                         scale = layout.format.decode_scale_tir(tensor.name, stored)
                         found.append(e.let(v.splat(e.let(scale)), "scale"))
                     return found
 
-                place = layout.value_codes(slot0 + t, group)
-                for half, value in enumerate(codes.pair(pages, [*at, place], scales_of)):
-                    at_ = [h, first + t, group * GROUP + half * v.LANES]
+                where = layout.value_codes(slot0 + t, group)
+                for half, value in enumerate(codes.pair(pages, [*at, where], scales_of)):
+                    at_ = [place, first + t, group * GROUP + half * v.LANES]
                     v.store(self.packed_v, value, at_)
