@@ -27,16 +27,18 @@ from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.kernels.cpu.isa.neon import NeonDot
 from relax_passes.spec import LinearSpec
 
-from . import merged, merged_words, panel
+from . import merged, merged_bytes, merged_words, panel
 from .block_notes import MOST_ROWS, UNIT, BlockNotes
 from .by_group import PAIRS, GroupQuantizer
 from .knobs import CpuKnobs
 from .lane_tile import LaneTile
 from .merged import MergedTile
+from .merged_bytes import BytesTile
 from .merged_words import WordsTile
 from .rows import Part, each_tile, row_blocks, tile_group, tile_pair
 from .sums import scope
 from .tile import Tile
+from .x_blocks import ROWS
 from .x_words import XWords
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
@@ -79,6 +81,8 @@ class Direct:
         self.spec, self.isa, self.knobs, self.buffers, self.m = spec, isa, knobs, buffers, m
         self.notes, self.quantizer = notes, quantizer
         kind = merged_words if isinstance(notes, XWords) else merged
+        if isinstance(isa, NeonDot):
+            kind = merged_bytes
         self.merge_rows = kind.from_rows(spec, isa, knobs)
 
     def tiles(self) -> None:
@@ -97,10 +101,13 @@ class Direct:
         kernel = kind(spec, isa, knobs, buffers, part.expert)
         most = max(1, ACCUMULATORS // (len(kernel.terms) * len(kernel.x)))
         sizes = [s for s in isa.block if s <= most] or [1]
-        merging: MergedTile | WordsTile | None = None
+        merging: MergedTile | WordsTile | BytesTile | None = None
         if isinstance(self.notes, XWords):
             merging = WordsTile(spec, isa, knobs, buffers, self.notes)
             sizes = [merged_words.BLOCK, *sizes]
+        elif isinstance(isa, NeonDot) and self.merge_rows is not None:
+            merging = BytesTile(spec, isa, knobs, buffers, kernel)
+            sizes = [*merged_bytes.SIZES, *(s for s in sizes if s < ROWS)]
         elif self.merge_rows is not None:
             assert isinstance(isa, Avx512)
             second = kernel.add_second_bytes

@@ -8,11 +8,11 @@ rows of x on it is this linear's:
     direct       integer or four-bit x: a tile is decoded again for every block of rows
     merged       a group of W is decoded once for a block of rows of int8 x, to bytes
     merged-words the same, to 16-bit words
+    merged-bytes the same, to signed bytes, on Arm
     panel-int8   a panel of W becomes bytes, then is used for all rows of int8 x
     panel-words  a panel of W becomes 16-bit words, and so does x, for vectors of eight rows
     panel-terms  a panel of bytes, with the terms of W apart, for vectors of eight rows
-    panel-bytes  a panel of signed bytes with one scale a group, for Arm's dot products
-    panel-matrix the same, for products of matrices
+    panel-bytes  a panel of signed bytes for all rows, on Arm's dot products
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
 
@@ -44,11 +44,11 @@ from . import (
     direct,
     float32,
     merged,
+    merged_bytes,
     merged_words,
     panel_bf16,
     panel_bytes,
     panel_int8,
-    panel_matrix,
     panel_terms,
     panel_w4a4,
     panel_words,
@@ -79,12 +79,12 @@ DIRECT = RowKernel("direct", direct.from_rows, "decoded for each block of rows",
 BLOCKS = (
     RowKernel("merged", merged.from_rows, "decoded once a block of rows", direct.emit_direct),
     RowKernel("merged-words", merged_words.from_rows, "words of a block", direct.emit_direct),
+    RowKernel("merged-bytes", merged_bytes.from_rows, "bytes of a block", direct.emit_direct),
 )
 PANELS = (
     RowKernel("panel-int8", panel_int8.from_rows, "bytes for all rows", panel_int8.emit_panel),
     RowKernel("panel-words", panel_words.from_rows, "words for all rows", panel_words.emit_panel),
     RowKernel("panel-terms", panel_terms.from_rows, "terms for all rows", panel_terms.emit_panel),
-    RowKernel("panel-matrix", panel_matrix.from_rows, "pairs of rows", panel_matrix.emit_panel),
     RowKernel("panel-bytes", panel_bytes.from_rows, "bytes for all rows", panel_bytes.emit_panel),
     RowKernel("panel-w4a4", panel_w4a4.from_rows, "exact bytes for all rows", panel_w4a4.emit_w4a4),
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
