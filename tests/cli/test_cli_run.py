@@ -189,7 +189,7 @@ def test_interrupt_ends_with_130(artifact):
     )
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
 
 
