@@ -42,6 +42,7 @@ from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
 from relax_passes.policy import Policy
 from relax_passes.take import take
+from relax_passes.tir_pipeline import PIPELINE
 
 # What a pass raises comes out of TVM as a RuntimeError, unless TVM knows the class.
 for _error in AmxError.__subclasses__():
@@ -133,7 +134,7 @@ def build(module: tvm.IRModule, target: Any) -> Any:
     graphs = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     final = tvm.transform.Sequential(final_passes(target))
     with tvm.transform.PassContext(config=graphs):
-        return tvm.compile(module, target=target, relax_pipeline=final)
+        return tvm.compile(module, target=target, relax_pipeline=final, tir_pipeline=PIPELINE)
 
 
 def final_passes(target: Any) -> list[tvm.transform.Pass]:

@@ -152,11 +152,12 @@ def compiled(spec: LinearSpec, target: Any, knobs: dict[str, Any], rows: int | N
     """Compile a candidate to a module with the function "f"."""
     import tvm
 
+    from relax_passes.tir_pipeline import PIPELINE
     from tuning.kernels import build
 
     func = build(spec, target, knobs, rows).func
     module = tvm.IRModule({"f": func.with_attr("global_symbol", "f")})
-    return tvm.compile(module, target)
+    return tvm.compile(module, target, tir_pipeline=PIPELINE)
 
 
 class Server:

@@ -24,6 +24,7 @@ from relax_passes.chosen import ChosenKernel, chosen_kernels
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.ops import Linear, LinearAttrs
 from relax_passes.spec import LinearSpec
+from relax_passes.tir_pipeline import PIPELINE
 from tuning.lookup import records_for
 
 LEVELS = {
@@ -79,7 +80,8 @@ def emit(manifest: Manifest, level: str, kernel: str | None = None, records: Any
         from amx_tvm.targets.cuda.toolchain import compile_source, enable
 
         enable()
-    built = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod
+    module = tvm.IRModule({"kernel": function})
+    built = tvm.compile(module, target=target, tir_pipeline=PIPELINE).mod
     if level in ("llvm", "asm"):
         mark = ";" if level == "llvm" else "#"
         return f"{mark} {head}\n{built.inspect_source('ll' if level == 'llvm' else 'asm')}"

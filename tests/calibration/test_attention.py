@@ -11,6 +11,7 @@ from amx_tvm.calibration.attention import exact, quantized, rounded
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, ModelError, TargetError
 from benchmarks.torch_reference import Reference
+from relax_passes.tir_pipeline import PIPELINE
 
 from .tiny import TinySource
 
@@ -49,7 +50,7 @@ class Kernels:
         if name not in self.compiled:
             module = tvm.IRModule({"main": self.functions[name]})
             target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
-            self.compiled[name] = tvm.compile(module, target=target)["main"]
+            self.compiled[name] = tvm.compile(module, target=target, tir_pipeline=PIPELINE)["main"]
         self.compiled[name](*arguments)
 
     def rounded(self, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import FormatError, TargetError
 from amx_tvm.formats.four_over_six import four_over_six
 from relax_passes.activation import Activation, four_bit
+from relax_passes.tir_pipeline import PIPELINE
 
 NAMES = ["amxfp4", "amxfp4-e4m3-tensor", "nvfp4", "mxfp4"]
 
@@ -50,7 +51,7 @@ def test_kernel_equals_numpy(name):
     fmt = four_over_six(formats.get(name))
     target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
     module = tvm.IRModule({"main": quantize(x.shape[1], None, scheme)})
-    kernel = tvm.compile(module, target=target)["main"]
+    kernel = tvm.compile(module, target=target, tir_pipeline=PIPELINE)["main"]
     buffers = scheme.buffers(x.shape[1], False)
     out = {n: tvm.runtime.tensor(np.zeros((len(x), *s), d)) for n, s, d in buffers}
     kernel(tvm.runtime.tensor(x), *out.values())

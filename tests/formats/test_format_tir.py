@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from amx_tvm import formats
+from relax_passes.tir_pipeline import PIPELINE
 
 tvm = pytest.importorskip("tvm")
 from tvm import tirx  # noqa: E402
@@ -41,7 +42,9 @@ def kernel(fmt: formats.Format, name: str, dtype: str, lanes: int) -> tvm.tirx.P
 
 def decode_compiled(fmt, name, stored, lanes, target):
     function = kernel(fmt, name, str(stored.dtype), lanes).with_attr("global_symbol", "main")
-    built = tvm.compile(tvm.IRModule({"main": function}), tvm.target.Target(target))
+    built = tvm.compile(
+        tvm.IRModule({"main": function}), tvm.target.Target(target), tir_pipeline=PIPELINE
+    )
     out = tvm.runtime.tensor(np.zeros(COUNT, np.float32))
     built(tvm.runtime.tensor(stored), out)
     return out.numpy()

@@ -14,6 +14,7 @@ from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import outliers
 from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import GROUP, LinearSpec
+from relax_passes.tir_pipeline import PIPELINE
 
 HOST = Target({**host_options(), "num-cores": 2})
 HOST_INFO = TargetInfo.of(HOST)
@@ -27,13 +28,15 @@ def compile_func(func, target=HOST):
     func = func.with_attr("global_symbol", "f")
     key = (tvm_ffi.structural_hash(func), str(target))
     if key not in _COMPILED:
-        _COMPILED[key] = tvm.compile(tvm.IRModule({"f": func}), target)["f"]
+        _COMPILED[key] = tvm.compile(tvm.IRModule({"f": func}), target, tir_pipeline=PIPELINE)["f"]
     return _COMPILED[key]
 
 
 def assembly(func, target):
     """Compile one PrimFunc and return its assembly text."""
-    built = tvm.compile(tvm.IRModule({"f": func.with_attr("global_symbol", "f")}), target)
+    built = tvm.compile(
+        tvm.IRModule({"f": func.with_attr("global_symbol", "f")}), target, tir_pipeline=PIPELINE
+    )
     return built.mod.inspect_source("asm") if hasattr(built, "mod") else built.inspect_source("asm")
 
 

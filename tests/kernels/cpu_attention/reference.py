@@ -18,6 +18,7 @@ from relax_passes.kernels.cpu.attention import KVCacheConfig, kernels
 from relax_passes.kernels.cpu.attention.config import PANEL
 from relax_passes.kernels.cpu.attention.lowering import CpuAttention
 from relax_passes.passes.lower_attention import lowered
+from relax_passes.tir_pipeline import PIPELINE
 
 NONE = Rotation()
 
@@ -89,7 +90,9 @@ def to_pages(k, v, page_ids, pages, config):
 @cache
 def _compiled(name, config, target):
     function = kernels(config, dict(target))[name].with_attr("global_symbol", name)
-    return tvm.compile(tvm.IRModule({name: function}), tvm.target.Target(dict(target)))[name]
+    return tvm.compile(
+        tvm.IRModule({name: function}), tvm.target.Target(dict(target)), tir_pipeline=PIPELINE
+    )[name]
 
 
 def kernel(name, config, target=None):
@@ -140,7 +143,7 @@ def virtual_machine(config, target=None):
         }
     )
     mod = lowered(mod, CpuAttention(config, target))
-    return relax.VirtualMachine(tvm.compile(mod, target), tvm.cpu())
+    return relax.VirtualMachine(tvm.compile(mod, target, tir_pipeline=PIPELINE), tvm.cpu())
 
 
 _state = {

@@ -7,6 +7,7 @@ import pytest
 import tvm
 
 from relax_passes.kernels.cpu.attention import KVCacheConfig, kernels
+from relax_passes.tir_pipeline import PIPELINE
 
 from .reference import layers, plain
 
@@ -40,7 +41,9 @@ HALF = {"avx512": r"vcvtph2ps.*zmm", "avx2": r"vcvtph2ps.*ymm", "neon": r"fcvtl2
 def assembly(name, config, key):
     target = tvm.target.Target(TARGETS[key])
     function = kernels(config, target)[name].with_attr("global_symbol", name)
-    return tvm.compile(tvm.IRModule({name: function}), target).mod.inspect_source("asm")
+    return tvm.compile(
+        tvm.IRModule({name: function}), target, tir_pipeline=PIPELINE
+    ).mod.inspect_source("asm")
 
 
 def spills(text):
@@ -81,5 +84,7 @@ def test_every_kernel_compiles(key):
     target = tvm.target.Target(TARGETS[key])
     config = KVCacheConfig(layers(1, 4, 2, 64, plain(64), (64,)))
     functions = {n: f.with_attr("global_symbol", n) for n, f in kernels(config, target).items()}
-    text = tvm.compile(tvm.IRModule(functions), target).mod.inspect_source("asm")
+    text = tvm.compile(tvm.IRModule(functions), target, tir_pipeline=PIPELINE).mod.inspect_source(
+        "asm"
+    )
     assert all(f"{name}_compute_" in text or name in text for name in functions)

@@ -11,6 +11,7 @@ from amx_tvm.targets import host_options
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.attention import functions
 from relax_passes.kernels.cpu.attention import vector as v
+from relax_passes.tir_pipeline import PIPELINE
 
 CPUS = [host_options()["mcpu"], "x86-64"]
 
@@ -27,7 +28,7 @@ def apply(function, x, cpu=CPUS[0]):
         module = tvm.IRModule({"f": builder.get()})
     y = tvm.runtime.tensor(np.zeros_like(x))
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
-    tvm.compile(module, target)["f"](tvm.runtime.tensor(x), y)
+    tvm.compile(module, target, tir_pipeline=PIPELINE)["f"](tvm.runtime.tensor(x), y)
     return y.numpy()
 
 

@@ -24,6 +24,7 @@ from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source  # noqa:
 from relax_passes.kernels.cuda.intrinsics.decode import decode_of  # noqa: E402
 from relax_passes.kernels.cuda.intrinsics.mma import MMA  # noqa: E402
 from relax_passes.kernels.cuda.rows import rounding  # noqa: E402
+from relax_passes.tir_pipeline import PIPELINE  # noqa: E402
 
 LANE = np.arange(32)
 G, T_ = LANE // 4, LANE % 4
@@ -279,7 +280,7 @@ def on_cpu(expression, dtype: str, *arrays: np.ndarray) -> np.ndarray:
                     T.writes()
                     T.buffer_store(out, expression(*(a[i] for a in given)), [i])
     target = tvm.target.Target({"kind": "llvm"})
-    built = tvm.compile(tvm.IRModule({"main": builder.get()}), target=target)
+    built = tvm.compile(tvm.IRModule({"main": builder.get()}), target=target, tir_pipeline=PIPELINE)
     result = tvm.runtime.empty((count,), dtype)
     built["main"](*(tvm.runtime.tensor(a.reshape(-1)) for a in arrays), result)
     return result.numpy().reshape(arrays[0].shape)

@@ -1,0 +1,42 @@
+"""TVM's passes from scheduled loops to what LLVM reads, without two that a kernel here needs not.
+
+    tvm.compile(module, target, tir_pipeline=PIPELINE)
+
+Kernels of this project are written as loops: their conditions stand where they belong and their
+buffers have the sizes that they need. To look for conditions to hoist and for buffers to shrink
+takes TVM 0.27 a third of the time of a build on CPUs and finds none. Functions that TVM
+schedules, which begin with a root block, get all of its passes.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import s_tir
+from tvm.s_tir.pipeline import default_s_tir_pipeline
+from tvm.tirx.compilation_pipeline import register_tir_pipeline
+
+PIPELINE = "amx_tvm"
+SKIPPED = ["s_tir.HoistIfThenElse", "s_tir.CompactBufferAllocation"]
+
+
+def _pipeline() -> tuple:
+    """Return what TVM's pipelines are: the passes, and those that end a host's and a device's."""
+    stock, *ends = default_s_tir_pipeline()
+
+    @tvm.transform.module_pass(opt_level=0, name="LowerLoops")
+    def run(module: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:
+        written, scheduled = {}, {}
+        for gvar, function in module.functions_items():
+            kind = scheduled if isinstance(function.body, s_tir.stmt.SBlockRealize) else written
+            kind[gvar] = function
+        lowered = stock(tvm.IRModule(scheduled, attrs=module.attrs))
+        with tvm.transform.PassContext(
+            opt_level=context.opt_level, disabled_pass=SKIPPED, config=context.config
+        ):
+            lowered.update(stock(tvm.IRModule(written, attrs=module.attrs)))
+        return lowered
+
+    return run, *ends
+
+
+register_tir_pipeline(PIPELINE, _pipeline)
