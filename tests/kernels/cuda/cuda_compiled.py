@@ -1,12 +1,16 @@
-"""Compiling kernels as an artifact would, and reading what came out."""
+"""Compiling kernels as an artifact would, and reading what came out.
+
+One run of nvcc makes all that a test reads: machine code, PTX and what ptxas says of it.
+"""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -26,56 +30,67 @@ class Resources:
     spilled: int
 
 
-def compile_functions(functions: dict, arch: str, text_only: bool = False) -> tuple[str, bytes]:
-    """Build PrimFuncs for an architecture; the generated CUDA C++ and the cubin, empty for text."""
+@dataclass(frozen=True)
+class Compiled:
+    """CUDA C++ that TVM generated, its machine code, PTX, and ptxas's messages."""
+
+    code: str
+    cubin: bytes
+    ptx: str
+    report: str
+
+    def resources(self) -> dict[str, Resources]:
+        """Registers, stack and spilled bytes by kernel, as ptxas reports them."""
+        found = {}
+        for part in self.report.split("Compiling entry function '")[1:]:
+            numbers = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+            stack, stores, loads = map(int, re.search(numbers, part).groups())
+            registers = int(re.search(r"Used (\d+) registers", part)[1])
+            found[part.split("'")[0]] = Resources(registers, stack, stores + loads)
+        return found
+
+    def clean(self) -> bool:
+        """Whether no kernel has a stack or spills, and no product is serialized by ptxas."""
+        used = self.resources().values()
+        whole = "Potential Performance Loss" not in self.report
+        return bool(used) and whole and not any(r.stack or r.spilled for r in used)
+
+
+def _build(functions: dict, arch: str, compiler) -> str:
+    """Build PrimFuncs for an architecture; the generated CUDA C++, which the compiler gets."""
     import tvm
 
     toolchain.enable()
-    seen = {}
-    real = toolchain.compile_source
+    texts = []
 
     def capture(code: str, arch: str, **more) -> bytes:
-        seen["code"], seen["cubin"] = code, b"" if text_only else real(code, arch, **more)
-        return seen["cubin"]
+        texts.append(code)
+        return compiler(code, arch, **more)
 
     module = {k: f.with_attr("global_symbol", k) for k, f in functions.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "compile_source", capture)
-        tvm.compile(tvm.IRModule(module), target=target(arch))
-    return seen["code"], seen["cubin"]
+        built = tvm.compile(tvm.IRModule(module), target=target(arch))
+    assert built.mod.imports[0].kind == "cuda"  # not the fallback that holds source
+    return texts[0]
 
 
-def _nvcc(code: str, arch: str, kind: str, *flags: str) -> tuple[str, str]:
-    """Run nvcc on a text; its messages and the output as text (empty for a cubin)."""
-    number = arch.removeprefix("sm_")
-    made_for = f"code={'compute' if kind == 'ptx' else 'sm'}_{number}"
-    with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "k.cu", Path(folder) / "k.out"
-        source.write_text(code)
-        gencode = f"-gencode=arch=compute_{number},{made_for}"
-        command = [str(toolchain.find_nvcc()), "-w", "-std=c++17", gencode, f"-{kind}", *flags]
-        done = subprocess.run(
-            [*command, "-o", out, source], capture_output=True, text=True, check=True
-        )
-        return done.stderr, out.read_text() if kind == "ptx" else ""
+def cuda_text(functions: dict, arch: str) -> str:
+    """CUDA C++ of PrimFuncs by name; nothing compiles it."""
+    return _build(functions, arch, lambda _code, _arch, **_: b"")
 
 
-def ptx(code: str, arch: str) -> str:
-    """PTX of generated CUDA C++."""
-    return _nvcc(code, arch, "ptx")[1]
+def compile_functions(functions: dict, arch: str) -> Compiled:
+    """Compile PrimFuncs by name for an architecture."""
+    real, made = toolchain.compile_source, {}
+    with TemporaryDirectory() as folder:
+        flags = ("-Xptxas", "-v", "-keep", "-keep-dir", folder)
 
+        def compiler(code: str, arch: str, **more) -> bytes:
+            with redirect_stdout(StringIO()) as report:
+                made["cubin"] = real(code, arch, flags=flags, **more)
+            made["report"] = report.getvalue()
+            return made["cubin"]
 
-def resources(code: str, arch: str) -> dict[str, Resources]:
-    """Registers, stack and spilled bytes by kernel, as ptxas reports them."""
-    report, _ = _nvcc(code, arch, "cubin", "-O3", "-Xptxas", "-v")
-    found = {}
-    for part in report.split("Compiling entry function '")[1:]:
-        stack, stores, loads = (
-            int(n)
-            for n in re.search(
-                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
-            ).groups()
-        )
-        registers = int(re.search(r"Used (\d+) registers", part)[1])
-        found[part.split("'")[0]] = Resources(registers, stack, stores + loads)
-    return found
+        code = _build(functions, arch, compiler)
+        return Compiled(code, ptx=(Path(folder) / "kernels.ptx").read_text(), **made)

@@ -8,7 +8,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 
-from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc, ptx, resources  # noqa: E402
+from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.errors import ModelError  # noqa: E402
@@ -47,17 +47,16 @@ def test_kernels_compile_with_their_instructions(arch):
         "rows": row_kernel(1024, None, norm_eps=1e-5, dependent=gpu(arch).clusters),
         "ids": ids(),
     }
-    code, cubin = compile_functions(functions, arch)
-    assert cubin[:4] == b"\x7fELF"
-    text = ptx(code, arch)
+    made = compile_functions(functions, arch)
+    assert made.cubin[:4] == b"\x7fELF"
+    text = made.ptx
     assert "mma.sync.aligned.m16n8k16" in text and "ldmatrix.sync" in text
     assert "cp.async.cg.shared.global" in text
     kernels_of = text.split(".entry ")[1:]
     decode = next(k for k in kernels_of if k.startswith("decode_one"))
     assert ("barrier.cluster.arrive" in decode) == gpu(arch).clusters
     assert ("griddepcontrol.wait" in decode) == gpu(arch).clusters
-    spilled = {k: v for k, v in resources(code, arch).items() if v.spilled}
-    assert not spilled
+    assert not {k: v for k, v in made.resources().items() if v.spilled}
 
 
 def test_state_is_an_argument_of_every_kernel_and_no_global():
@@ -71,8 +70,8 @@ def test_state_is_an_argument_of_every_kernel_and_no_global():
         "list_decode": cache.page_list(prefill=False),
         "copy": cache.copy_page(4096),
     }
-    code, _ = compile_functions(functions, "sm_90a")
-    variables = re.findall(r"^\s*(?:\.visible )?\.(?:global|const) .*$", ptx(code, "sm_90a"), re.M)
+    text = compile_functions(functions, "sm_90a").ptx
+    variables = re.findall(r"^\s*(?:\.visible )?\.(?:global|const) .*$", text, re.M)
     assert variables and all(" amx_frequencies_" in line for line in variables)
     for name in ("decode_one", "plan", "batch", "store", "prefill"):
         assert "state" in {p.name for p in functions[name].params}
@@ -90,8 +89,8 @@ def test_state_is_an_argument_of_every_kernel_and_no_global():
     ],
 )
 def test_other_heads_compile(head_dim, heads, more):
-    _, cubin = compile_functions(attention("sm_90a", head_dim, heads, **more), "sm_90a")
-    assert cubin[:4] == b"\x7fELF"
+    made = compile_functions(attention("sm_90a", head_dim, heads, **more), "sm_90a")
+    assert made.cubin[:4] == b"\x7fELF"
 
 
 @pytest.mark.parametrize(
@@ -137,15 +136,26 @@ def test_heads_without_kernels_are_refused(head_dim, heads):
         check(AttentionSpec(0, heads, 2, head_dim, 0.1))
 
 
-@pytest.mark.parametrize("name", [n for n in formats.names() if formats.get(n).rule])
-def test_rounding_compiles_for_every_four_bit_format(name):
-    functions = {
-        "plain": row_kernel(576, None, format_name=name),
-        "normed": row_kernel(14336, 1, norm_eps=1e-6, format_name=name, dependent=True),
-    }
-    code, cubin = compile_functions(functions, "sm_90a")
-    assert cubin[:4] == b"\x7fELF"
-    assert not any(r.spilled for r in resources(code, "sm_90a").values())
+FOUR_BIT = [n for n in formats.names() if formats.get(n).rule]
+
+
+@pytest.fixture(scope="module")
+def rounding():
+    """Row kernels of every four-bit format, compiled at once: which kernels, and what they use."""
+    functions = {}
+    for name in FOUR_BIT:
+        normed = row_kernel(14336, 1, norm_eps=1e-6, format_name=name, dependent=True)
+        word = name.replace("-", "_")
+        functions[f"plain_{word}"] = row_kernel(576, None, format_name=name)
+        functions[f"normed_{word}"] = normed
+    return compile_functions(functions, "sm_90a").resources()
+
+
+@pytest.mark.parametrize("name", FOUR_BIT)
+def test_rounding_compiles_for_every_four_bit_format(rounding, name):
+    word = name.replace("-", "_")
+    for form in ("plain", "normed"):
+        assert rounding[f"{form}_{word}_kernel"].spilled == 0
 
 
 def test_rows_of_other_sizes_are_refused():

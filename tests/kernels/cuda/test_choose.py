@@ -11,7 +11,7 @@ tvm = pytest.importorskip("tvm")
 
 import choosing  # noqa: E402
 from choosing import Row, pointers, some_logits  # noqa: E402
-from cuda_compiled import compile_functions, needs_nvcc, ptx, resources  # noqa: E402
+from cuda_compiled import compile_functions, needs_nvcc  # noqa: E402
 
 from amx_tvm.runtime.choices import ROWS  # noqa: E402
 from amx_tvm.runtime.options import MOST_LOGPROBS, Sampling  # noqa: E402
@@ -29,12 +29,12 @@ def test_kernels_compile(arch, vocab):
     functions = {
         "choose": kernels.choose(vocab, arch, dependent=clusters),
     }
-    code, cubin = compile_functions(functions, arch)
-    assert cubin[:4] == b"\x7fELF"
-    text = ptx(code, arch)
-    assert ("mapa.u64" in text) == ("barrier.cluster.arrive" in text) == clusters
-    assert ("griddepcontrol.wait" in text) == clusters
-    for name, used in resources(code, arch).items():
+    made = compile_functions(functions, arch)
+    assert made.cubin[:4] == b"\x7fELF"
+    assert ("mapa.u64" in made.ptx) == ("barrier.cluster.arrive" in made.ptx) == clusters
+    assert ("griddepcontrol.wait" in made.ptx) == clusters
+    assert made.resources()
+    for name, used in made.resources().items():
         # what the call behind the choice, of log-probabilities, has to keep; the choice keeps all
         assert used.spilled <= (48 if clusters else 96), name
         assert used.registers <= (64 if clusters else 128), name

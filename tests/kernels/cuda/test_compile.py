@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
 
 import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
+
+from cuda_compiled import ARCHITECTURES, compile_functions, needs_nvcc  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.errors import TargetError  # noqa: E402
@@ -26,38 +27,11 @@ from relax_passes.kernels.cuda.linear.tile import TileKnobs  # noqa: E402
 from relax_passes.kernels.registry import linear_kernel  # noqa: E402
 from relax_passes.spec import LinearSpec  # noqa: E402
 
-nvcc = toolchain.find_nvcc()
-pytestmark = pytest.mark.skipif(nvcc is None, reason="needs nvcc")
+pytestmark = needs_nvcc
 
 
 def spec_of(fmt: str = "amxfp4", **more) -> LinearSpec:
     return LinearSpec(fmt, 256, 1024, FLOAT16, out_dtype="float16", **more)
-
-
-def cuda_text(func, arch: str, monkeypatch) -> tuple[str, bytes]:
-    """Generated CUDA C++ and the cubin of a function."""
-    toolchain.enable()
-    seen = {}
-    compile_source = toolchain.compile_source
-
-    def capture(code, arch, **more):
-        seen["code"], seen["cubin"] = code, compile_source(code, arch, **more)
-        return seen["cubin"]
-
-    monkeypatch.setattr(toolchain, "compile_source", capture)
-    built = tvm.compile(tvm.IRModule({"main": func}), target=target(arch))
-    assert built.mod.imports[0].kind == "cuda"  # not the fallback that holds source
-    return seen["code"], seen["cubin"]
-
-
-def ptxas_report(code: str, arch: str, tmp_path) -> str:
-    source = tmp_path / "kernels.cu"
-    source.write_text(code)
-    number = arch.removeprefix("sm_")
-    gencode = f"-gencode=arch=compute_{number},code=sm_{number}"
-    command = [nvcc, "-w", "-std=c++17", "-O3", gencode, "-cubin", "-Xptxas", "-v"]
-    command += ["-o", tmp_path / "kernels.cubin", source]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def some_buckets(arch: str) -> list[Bucket]:
@@ -67,26 +41,29 @@ def some_buckets(arch: str) -> list[Bucket]:
     return [b for b in found if b.rows in (1, 8, 16, 64, None)]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100"])
-def test_schedules_compile_with_their_instructions(arch, monkeypatch, tmp_path):
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_schedules_compile_with_their_instructions(arch):
     facts = gpu(arch)
     func = function.build(spec_of(), facts, some_buckets(arch), dependent=facts.clusters)
-    code, cubin = cuda_text(func, arch, monkeypatch)
-    assert cubin[:4] == b"\x7fELF"
-    kernels = "".join(re.split(r'extern "C" __global__', code)[1:])
+    made = compile_functions({"main": func}, arch)
+    assert made.cubin[:4] == b"\x7fELF"
+    kernels = "".join(re.split(r'extern "C" __global__', made.code)[1:])
     assert "amx_step_" in kernels and "amx_wide_" in kernels  # mma.sync, one and two column tiles
     assert ("amx_tile_wgmma_" in kernels) == facts.wgmma
     assert ("amx_tma_3d" in kernels) == facts.wgmma
     assert ("amx_tile_mma" in kernels) == (not facts.wgmma)
     assert ("amx_wait_prerequisites" in kernels) == facts.clusters
-    if arch in ("sm_80", "sm_90a"):
-        report = ptxas_report(code, arch, tmp_path)
-        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
-        assert spills and all(s == ("0", "0") for s in spills), report
-        assert "Potential Performance Loss" not in report, report
+    assert made.clean(), made.report
+    wide = (
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16",
+        "cp.async.bulk.tensor.2d",
+        "cp.async.bulk.tensor.3d",
+        "mbarrier.try_wait.parity",
+    )
+    assert [text in made.ptx for text in wide] == [facts.wgmma] * len(wide)
 
 
-def test_clusters_of_both_kinds_in_one_module(monkeypatch):
+def test_clusters_of_both_kinds_in_one_module():
     both = TileKnobs(16, 2, 8, cluster=4, share=2, producer=True)
     split = TileKnobs(64, 1, 6, cluster=4, producer=True)
     shared = TileKnobs(256, 2, 4, share=2, producer=True)
@@ -95,8 +72,7 @@ def test_clusters_of_both_kinds_in_one_module(monkeypatch):
     func = function.build(spec_of(), gpu("sm_90a"), buckets)
     clusters = re.findall(r'thread_binding\((\d+), thread="clusterCtaIdx.(.)"\)', func.script())
     assert clusters == [("8", "x"), ("4", "x"), ("2", "y"), ("2", "y")]
-    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
-    assert len(instructions(cubin)) == 4
+    assert len(instructions(compile_functions({"main": func}, "sm_90a").cubin)) == 4
 
 
 @pytest.mark.parametrize(
@@ -123,24 +99,6 @@ def test_registers_that_move_fit_the_multiprocessor(groups):
     assert producer * 128 + consumer * groups * 128 <= at_launch
 
 
-def test_wgmma_reaches_the_machine_code(monkeypatch, tmp_path):
-    buckets = [b for b in some_buckets("sm_90a") if b.rows == 64]
-    func = function.build(spec_of(), gpu("sm_90a"), buckets)
-    code, _ = cuda_text(func, "sm_90a", monkeypatch)
-    source = tmp_path / "k.cu"
-    source.write_text(code)
-    command = [nvcc, "-w", "-std=c++17", "-gencode=arch=compute_90a,code=compute_90a", "-ptx"]
-    subprocess.run([*command, "-o", tmp_path / "k.ptx", source], check=True)
-    ptx = (tmp_path / "k.ptx").read_text()
-    for instruction in (
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16",
-        "cp.async.bulk.tensor.2d",
-        "cp.async.bulk.tensor.3d",
-        "mbarrier.try_wait.parity",
-    ):
-        assert instruction in ptx
-
-
 # The first 12 bits of an instruction of sm_90
 LOAD_GLOBAL, WAIT_FOR_KERNEL_BEFORE = 0x981, 0x82E
 
@@ -159,14 +117,13 @@ def instructions(cubin: bytes) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("n,k", [(28672, 4096), (4096, 14336)])
-def test_first_weights_are_requested_before_the_wait(n, k, monkeypatch):
+def test_first_weights_are_requested_before_the_wait(n, k):
     """Dependent launch pays by this, and ptxas would rather load behind the wait."""
     spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
     found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if isinstance(b.knobs, GemvKnobs)]
     func = function.build(spec, gpu("sm_90a"), buckets, dependent=True)
-    _, cubin = cuda_text(func, "sm_90a", monkeypatch)
-    kernels = instructions(cubin)
+    kernels = instructions(compile_functions({"main": func}, "sm_90a").cubin)
     assert len(kernels) == len(buckets) >= 4
     for codes in kernels:
         assert LOAD_GLOBAL in codes
@@ -183,30 +140,26 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("n,k,rows", SHAPES)
-def test_default_knobs_keep_the_pipeline(n, k, rows, monkeypatch, tmp_path):
+def test_default_knobs_keep_the_pipeline(n, k, rows):
     """No spills, products not serialized by ptxas, x by multicast where blocks share it."""
     spec = LinearSpec("amxfp4", n, k, FLOAT16, out_dtype="float16")
     found = default_buckets(spec, shape_of(format_of(spec)), gpu("sm_90a"))
     buckets = [b for b in found if b.rows in rows]
     assert len(buckets) == len(rows)
     func = function.build(spec, gpu("sm_90a"), buckets, dependent=True)
-    code, _ = cuda_text(func, "sm_90a", monkeypatch)
-    report = ptxas_report(code, "sm_90a", tmp_path)
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
-    assert len(spills) == len(rows) and all(s == ("0", "0") for s in spills), report
-    assert "Potential Performance Loss" not in report, report
+    made = compile_functions({"main": func}, "sm_90a")
+    assert len(made.resources()) == len(rows) and made.clean(), made.report
     shared = any(getattr(b.knobs, "share", 1) > 1 for b in buckets)
-    assert ("amx_tma_2d_shared(" in code.split("main_kernel", 1)[1]) == shared
+    assert ("amx_tma_2d_shared(" in made.code.split("main_kernel", 1)[1]) == shared
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", *formats.names()])
-def test_every_format_and_epilogue(name, monkeypatch):
+def test_every_format_and_epilogue(name):
     epilogues = [{}, {"bias": True, "residual": True}, {"silu_mul": True, "bias": True}]
     for more in epilogues[:: 1 if name == "amxfp4" else 2]:
         func = function.build(spec_of(name, **more), gpu("sm_90a"), dependent=True)
-        _, cubin = cuda_text(func, "sm_90a", monkeypatch)
-        assert cubin[:4] == b"\x7fELF"
+        assert compile_functions({"main": func}, "sm_90a").cubin[:4] == b"\x7fELF"
 
 
 def test_registry_finds_the_rule():

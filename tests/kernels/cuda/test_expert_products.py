@@ -11,7 +11,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 
 from choosing import on_cpu, pointers  # noqa: E402
-from cuda_compiled import compile_functions  # noqa: E402
+from cuda_compiled import cuda_text  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.compiler.weights import interleaved_rows  # noqa: E402
@@ -37,7 +37,7 @@ CASES = {
 
 def kernel_on_cpu(func, folder: Path):
     """Build the only kernel of a function for the CPU; call it with arrays by name."""
-    code, _ = compile_functions({"products": func}, "sm_90a", text_only=True)
+    code = cuda_text({"products": func}, "sm_90a")
     text = code[code.index("#ifndef AMX_") :].replace("#include <cuda_fp16.h>", "")
     text = re.sub(r"extern __shared__ \S+ float (\w+)\[\];", r"float* \1 = shared_of(0);", text)
     head = re.search(r"(products_kernel\w*)\(([^)]*)\)\s*\{", text)

@@ -10,7 +10,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 
 from choosing import on_cpu, pointers  # noqa: E402
-from cuda_compiled import compile_functions, needs_nvcc, resources  # noqa: E402
+from cuda_compiled import compile_functions, needs_nvcc  # noqa: E402
 
 from amx_tvm.errors import TargetError  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
@@ -188,9 +188,9 @@ def routing(arch: str, m: int | None) -> dict:
 @needs_nvcc
 @pytest.mark.parametrize("arch,m", [("sm_80", None), ("sm_90a", 1), ("sm_90a", None)])
 def test_routing_compiles(arch, m):
-    code, cubin = compile_functions(routing(arch, m), arch)
-    assert cubin[:4] == b"\x7fELF"
-    assert not any(r.spilled for r in resources(code, arch).values())
+    made = compile_functions(routing(arch, m), arch)
+    assert made.cubin[:4] == b"\x7fELF" and len(made.resources()) >= 4
+    assert not any(r.spilled for r in made.resources().values())
 
 
 def spec_of(m: int | None = None, **more) -> LinearSpec:
@@ -214,9 +214,9 @@ GATE = {"silu_mul": True, "bias": True, "gate_alpha": 1.702, "gate_limit": 7.0}
 def test_products_compile(arch, more):
     facts = gpu(arch)
     func = function.build(spec_of(**more), facts, dependent=facts.clusters)
-    code, cubin = compile_functions({"products": func}, arch)
-    assert cubin[:4] == b"\x7fELF"
-    bodies = code.split('extern "C" __global__')[1:]
+    made = compile_functions({"products": func}, arch)
+    assert made.cubin[:4] == b"\x7fELF"
+    bodies = made.code.split('extern "C" __global__')[1:]
     bodies = [b for b in bodies if "{" in b.partition(";")[0]]
     finds = r"amx_expert_item<8, (\d+)>|amx_expert_(listed)\("
     found = {a or b for body in bodies for a, b in re.findall(finds, body)}
