@@ -57,12 +57,12 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 
 def perplexity(logits_of, ids: list[int], windows: int, length: int = WINDOW) -> float:
     """Perplexity over consecutive windows; each window predicts its own tokens 1 .. n-1."""
+    import torch
+
     total, count = 0.0, 0
     for w in range(windows):
         chunk = ids[w * length : (w + 1) * length]
-        logits = logits_of(chunk)[:-1].astype(np.float64)
-        top = logits.max(axis=1, keepdims=True)
-        norm = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-        total += float((norm - logits[np.arange(length - 1), chunk[1:]]).sum())
+        logits, targets = torch.as_tensor(logits_of(chunk)[:-1]), torch.tensor(chunk[1:])
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().sum()
         count += length - 1
-    return float(np.exp(total / count))
+    return float(np.exp(float(total) / count))
