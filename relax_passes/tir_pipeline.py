@@ -10,6 +10,8 @@ schedules, which begin with a root block, get all of its passes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import s_tir
 from tvm.s_tir.pipeline import default_s_tir_pipeline
@@ -25,7 +27,8 @@ def _pipeline() -> tuple:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLoops")
     def run(module: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:
-        written, scheduled = {}, {}
+        written: dict[tvm.ir.GlobalVar, Any] = {}
+        scheduled: dict[tvm.ir.GlobalVar, Any] = {}
         for gvar, function in module.functions_items():
             kind = scheduled if isinstance(function.body, s_tir.stmt.SBlockRealize) else written
             kind[gvar] = function
