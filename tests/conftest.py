@@ -17,6 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No test takes the power away: artifacts of this process need not have reached the disk, for which
+# every one of them would wait. Processes that tests start do wait.
+os.fsync = lambda _descriptor: None
+
 # Property tests draw the same examples in every run, so that a change is what turns one red.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
