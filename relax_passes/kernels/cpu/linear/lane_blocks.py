@@ -63,7 +63,7 @@ class LaneBlocks:
     def start(self, x: ActivationCodes, row: Expr, group: Expr) -> Expr:
         """Return what the sums of a row and group start with."""
         first = e.const(FIRST if self.by_bits else 0, "int32")
-        return e.let(first - x.sum(row, group, 0) * self.offset) if self.offset else first
+        return first - x.sum(row, group, 0) * self.offset if self.offset else first
 
     def decode(self, tile: Expr, group: Expr, at: Expr, codes: Any, scales: Any) -> None:
         """Decode the bytes and scales of one tile and group to place ``at``."""
@@ -109,18 +109,18 @@ class LaneBlocks:
     def add(self, codes: Any, scales: Any, place: Expr, part: Expr, given: Four, out: Any) -> None:
         """Add the products of four rows of x with a part of the group at ``place`` to ``out``."""
         count = len(out[0])
-        acc = [[e.Register("int32", LANES, start) for _ in range(count)] for start in given.starts]
+        acc = [[start] * count for start in given.starts]
         self._multiply(codes, e.let(place * PARTS + part), given.codes, acc)
         for v in range(count):
             column = e.let((part * count + v) * LANES)
             scale, minus = (e.let(e.load(scales, place, i, column, lanes=LANES)) for i in range(2))
             for i, (own, registers) in enumerate(zip(acc, out, strict=True)):
-                value = self._scaled(own[v].get(), scale, minus)
+                value = e.let(self._scaled(own[v], scale, minus))
                 x_scale = self._x_scale(given.scales, i)
                 registers[v].set(e.fma(value, x_scale, registers[v].get(), LANES))
 
     def _multiply(
-        self, codes: Any, at: Expr, given: list[list[Expr]], acc: list[list[e.Register]]
+        self, codes: Any, at: Expr, given: list[list[Expr]], acc: list[list[Expr]]
     ) -> None:
         """Add the products of a group."""
         isa: NeonDot = self.isa
@@ -129,7 +129,7 @@ class LaneBlocks:
             for v in range(VECTORS):
                 w = e.let(e.load(codes, at, step, v * BYTES, lanes=BYTES))
                 for own, row in zip(acc, given, strict=True):
-                    own[v].set(isa.lane_dot(own[v].get(), w, row[register], lane))
+                    own[v] = e.let(isa.lane_dot(own[v], w, row[register], lane))
 
     def _x_scale(self, scales: list[Expr], i: int) -> Expr:
         """Return the scales that the i-th sums take."""
@@ -138,5 +138,5 @@ class LaneBlocks:
     def _scaled(self, total: Expr, scale: Expr, minus: Expr) -> Expr:
         """Turn sums into float32, scaled by the weights' scales."""
         if not self.by_bits:
-            return e.let(e.cast(total, "float32", LANES) * scale)
-        return e.let(e.fma(e.bits(total, "float32", LANES), scale, minus, LANES))
+            return e.cast(total, "float32", LANES) * scale
+        return e.fma(e.bits(total, "float32", LANES), scale, minus, LANES)

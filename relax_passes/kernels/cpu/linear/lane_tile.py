@@ -74,10 +74,7 @@ class LaneTile(Tile):
     ) -> Any:
         """Emit the integer products of a sub-group: [row][array of x][term of W]."""
         columns, lanes = GROUP // self.sub_groups, self.isa.rows
-        acc = [
-            [[e.Register("int32", lanes, self._start(t, s)) for t in self.terms] for s in own]
-            for own in sums
-        ]
+        acc = [[[self._start(t, s) for t in self.terms] for s in own] for own in sums]
         words = [
             [
                 [
@@ -97,10 +94,13 @@ class LaneTile(Tile):
                 register, lane = divmod(step, BYTES // 4)
                 step += 1
                 for own, arrays in zip(words, acc, strict=True):
-                    for x, registers in zip(own, arrays, strict=True):
-                        for total, w in zip(registers, weights, strict=True):
-                            total.set(self.isa.lane_dot(total.get(), w, x[register], lane))
-        return acc
+                    for x, totals in zip(own, arrays, strict=True):
+                        for t, w in enumerate(weights):
+                            totals[t] = e.let(self.isa.lane_dot(totals[t], w, x[register], lane))
+        return [
+            [[e.Register("int32", lanes, total) for total in totals] for totals in arrays]
+            for arrays in acc
+        ]
 
     def _decode(self, packed: Expr) -> list[list[Expr]]:
         """Decode a packed vector: [half][term] byte vectors."""

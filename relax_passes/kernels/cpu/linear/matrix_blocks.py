@@ -85,7 +85,7 @@ class MatrixBlocks(LaneBlocks):
                     e.store(sums, mixed(both[0], both[1], order), t, at, lanes=LANES)
 
     def _multiply(
-        self, codes: Any, at: Expr, given: list[list[Expr]], acc: list[list[e.Register]]
+        self, codes: Any, at: Expr, given: list[list[Expr]], acc: list[list[Expr]]
     ) -> None:
         """Add the products of a group."""
         isa: NeonMatrix = self.isa
@@ -93,7 +93,7 @@ class MatrixBlocks(LaneBlocks):
             for p in range(len(acc[0])):
                 w = e.let(e.load(codes, at, step, p * BYTES, lanes=BYTES))
                 for own, pair in zip(acc, given, strict=True):
-                    own[p].set(isa.matrix_dot(own[p].get(), pair[step], w))
+                    own[p] = e.let(isa.matrix_dot(own[p], pair[step], w))
 
     def _x_scale(self, scales: list[Expr], i: int) -> Expr:
         """Return the scales that the i-th sums take."""

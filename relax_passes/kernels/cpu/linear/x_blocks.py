@@ -57,12 +57,12 @@ def _in_pairs(x: ActivationCodes, rows: list[Expr], group: Expr, start: Start) -
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
 
     def twice(value: Callable[[Expr], Expr]) -> list[Expr]:
-        each = [[e.let(e.splat(value(row), LANES)) for row in pair] for pair in pairs]
-        return [mixed(one, other, LOW) for one, other in each]
+        each = [[e.splat(value(row), LANES) for row in pair] for pair in pairs]
+        return [e.let(mixed(one, other, LOW)) for one, other in each]
 
     codes = [
         [
-            mixed_bytes(one, other, order)
+            e.let(mixed_bytes(one, other, order))
             for one, other in zip(*(_columns(x, row, group) for row in pair), strict=True)
             for order in (LOW, HIGH)
         ]
@@ -121,13 +121,13 @@ class XBlocks:
 
 def mixed(one: Expr, other: Expr, order: tuple[int, ...]) -> Expr:
     """Choose four of eight lanes of 32 bits."""
-    return e.let(tirx.Shuffle([one, other], [tirx.const(i, "int32") for i in order]))
+    return tirx.Shuffle([one, other], [tirx.const(i, "int32") for i in order])
 
 
 def mixed_bytes(one: Expr, other: Expr, order: tuple[int, ...]) -> Expr:
     """Choose four of eight lanes of four bytes."""
-    words = [e.let(e.bits(value, "int32", LANES)) for value in (one, other)]
-    return e.let(e.bits(mixed(words[0], words[1], order), "int8", BYTES))
+    words = [e.bits(value, "int32", LANES) for value in (one, other)]
+    return e.bits(mixed(words[0], words[1], order), "int8", BYTES)
 
 
 def _columns(x: ActivationCodes, row: Expr, group: Expr) -> list[Expr]:
