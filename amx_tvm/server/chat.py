@@ -94,24 +94,26 @@ class Chat:
 
     def of(self, index: int, piece: Piece) -> bytes:
         """Return what a piece of a choice says."""
+        reading, known = self._readings[index], self._texts.get(index)
+        if known and reading.is_plain and self._is_text(piece):
+            return known.of(piece.text)
         made = []
-        if index not in self._texts:
+        if known is None:
             made.append(event(self._chunk(index, {"role": "assistant", "content": ""}, Piece())))
-            make = partial(self._text_chunk, index)
-            self._texts[index] = TextEvent(make)
-        reading = self._readings[index]
+            self._texts[index] = TextEvent(partial(self._text_chunk, index))
         deltas = list(reading.deltas(piece))
         reason = reading.reason(piece)
         if (piece.logprobs or reason) and not deltas:
             deltas = [tools.Delta()]
         for delta in deltas:
-            last = delta is deltas[-1]
-            if delta.plain and not (last and (piece.logprobs or reason)) and not self._so_far:
-                made.append(self._texts[index].of(delta.text))
-            else:
-                whose, why = (piece, reason) if last else (Piece(), None)
-                made.append(event(self._chunk(index, delta.as_dict(), whose, why)))
+            whose, why = (piece, reason) if delta is deltas[-1] else (Piece(), None)
+            made.append(event(self._chunk(index, delta.as_dict(), whose, why)))
         return b"".join(made)
+
+    def _is_text(self, piece: Piece) -> bool:
+        """Whether a piece is text and nothing else is to be told with it."""
+        more = piece.logprobs or piece.finish_reason or self._so_far
+        return bool(piece.text) and not more
 
     def closing(self) -> bytes:
         """Return what comes behind the last piece."""

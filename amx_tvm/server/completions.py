@@ -86,8 +86,7 @@ class Completion:
             return self._texts[index].of(piece.text)
         choice = self._choice(index, piece)
         if not self._so_far:
-            make = partial(self._text_chunk, index)
-            self._texts[index] = TextEvent(make)
+            self._texts[index] = TextEvent(partial(self._text_chunk, index))
         if not choice["text"] and not choice["logprobs"] and not piece.finish_reason:
             return b""
         return event(self._envelope.of([choice], self._so_far))

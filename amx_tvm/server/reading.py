@@ -28,6 +28,11 @@ class Reading:
         self._calls = tools.Reader(forced) if listens else None
         self._thoughts = Reasoning(inside) if thinks else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that comes now is text."""
+        return self._calls is None and (self._thoughts is None or self._thoughts.over)
+
     def deltas(self, piece: Piece) -> Iterator[tools.Delta]:
         """Yield what a piece makes certain."""
         text, last = piece.text, piece.finish_reason is not None

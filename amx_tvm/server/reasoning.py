@@ -23,6 +23,11 @@ class Reasoning:
         self._begun = False  # whether there was a thought but blanks
         self._state = "inside" if inside else "before"  # "before", "inside", "gap", "after"
 
+    @property
+    def over(self) -> bool:
+        """Whether there are no more thoughts to come."""
+        return self._state == "after"
+
     def add(self, text: str, last: bool = False) -> tuple[str, str]:
         """Take more text and return what it makes certain: of the thinking part, of the rest."""
         if self._state == "after":

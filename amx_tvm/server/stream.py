@@ -97,13 +97,17 @@ class EventStream(Response):
         if data:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _write_piece(self, index: int, piece: Piece) -> None:
-        await self._write(self._events.of(index, piece))
-
     def _at_once(self, index: int, piece: Piece) -> bool:
-        """Write a piece without waiting; return whether that was all of it."""
-        write = self._write_piece(index, piece)
+        """Write a piece without waiting; return whether that was all of it.
+
+        Python that runs once a token finds the caches full of weights: every line of it counts.
+        """
         try:
+            data = self._events.of(index, piece)
+            if not data:
+                return True
+            message = {"type": "http.response.body", "body": data, "more_body": True}
+            write: Any = self._send(message)
             waits = write.send(None)
         except StopIteration:
             return True

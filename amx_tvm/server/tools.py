@@ -49,11 +49,6 @@ class Delta:
     id: str = ""
     reasoning: str = ""
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is text and nothing else."""
-        return self.text != "" and self.call is None and not self.reasoning
-
     def as_dict(self) -> dict[str, Any]:
         """Return OpenAI's delta."""
         if self.reasoning:

@@ -151,9 +151,9 @@ def ragged(config, lengths, causal=1, scale=None, seed=0):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
-def test_ragged_prefill(shape, dtype):
+@pytest.mark.parametrize("lengths", [[1, 47, 130, 2, 16], [*[1] * 20, 5]])
+def test_ragged_prefill(shape, dtype, lengths):
     config = make(shape, dtype)
-    lengths = [1, 47, 130, 2, 16]
     q, k, v, out, lse = ragged(config, lengths)
     start = 0
     for n in lengths:
@@ -202,7 +202,7 @@ def paged(name, config, cache, q, q_lengths, info, causal):
 @pytest.mark.parametrize("page_size", [64, pytest.param(16, marks=SLOW)])
 def test_paged_prefill(shape, dtype, page_size):
     config = make(shape, dtype, page_size=page_size)
-    lengths, q_lengths = [5, 160, 0, 333], [3, 50, 4, 1]
+    lengths, q_lengths = [5, 160, 0, 333, 0, 70], [3, 50, 4, 1, 1, 1]
     cache = Paged(config, lengths)
     q = normal(cache.rng, sum(q_lengths), config.num_heads, config.head_dim, dtype=dtype)
     out, lse = paged("prefill_paged", config, cache, q, q_lengths, cache.last, 0)
@@ -220,10 +220,10 @@ def test_paged_prefill(shape, dtype, page_size):
 
 def test_paged_prefill_of_a_sliding_layer():
     config = make("3:1", windows=(40,), page_size=16)
-    lengths, q_lengths = [40, 20], [60, 5]
-    cache = Paged(config, lengths, offsets=[9, 0])
+    lengths, q_lengths = [40, 20, 40], [60, 5, 1]
+    cache = Paged(config, lengths, offsets=[9, 0, 15])
     q = normal(cache.rng, sum(q_lengths), 9, 64)
-    info = np.stack([cache.last, cache.offsets, np.zeros(2, np.int32)])
+    info = np.stack([cache.last, cache.offsets, np.zeros(3, np.int32)])
     out, lse = paged("prefill_paged_sliding", config, cache, q, q_lengths, info, 1)
     start = 0
     for i, (n, m) in enumerate(zip(lengths, q_lengths, strict=True)):
