@@ -116,6 +116,22 @@ class Configuration(TypedDict, total=False):
     num_experts_per_tok: Annotated[int, Range(0, 1 << 16)]
     decoder_sparse_step: Layers
     mlp_only_layers: list[int]
+    n_routed_experts: Annotated[int, Range(0, 1 << 16)]
+    n_shared_experts: Annotated[int, Range(0, 1 << 10)]
+    n_group: Annotated[int, Range(1, 1 << 16)]
+    topk_group: Annotated[int, Range(1, 1 << 16)]
+    topk_method: str
+    routed_scaling_factor: Positive
+    first_k_dense_replace: Annotated[int, Range(0, 4096)]
+    mlp_layer_types: list[str]
+    shared_intermediate_size: Width
+    q_lora_rank: Annotated[int, Range(0, 1 << 20)]
+    kv_lora_rank: Width
+    qk_nope_head_dim: HeadSize
+    qk_rope_head_dim: HeadSize
+    v_head_dim: HeadSize
+    rope_interleave: bool
+    position_embedding_type: str
     swiglu_limit: Cap
     swiglu_alpha: Cap
     bos_token_id: Token

@@ -20,6 +20,7 @@ from amx_tvm.models.decoder import GatedMLP
 from amx_tvm.models.moe import MixtureLayer, MixtureLM, MixtureMLP, MixtureModel, best, read_experts
 
 LOWEST = -3.4e38
+DENSE, SPARSE = "dense", "sparse"  # what `mlp_layer_types` calls a layer's MLP
 
 
 class RoutedMLP(MixtureMLP):
@@ -132,12 +133,18 @@ def read_routing(values: dict[str, Any], score: str, **differences: Any) -> dict
         scale=float(read.get("routed_scaling_factor", 1.0)),
     )
     layers = read.require("num_hidden_layers")
-    kinds = read.get("mlp_layer_types", None)
     first = int(read.get("first_k_dense_replace", 0))
-    dense = [kind == "dense" for kind in kinds] if kinds else [i < first for i in range(layers)]
+    kinds = list(
+        read.get("mlp_layer_types", [DENSE if i < first else SPARSE for i in range(layers)])
+    )
+    if len(kinds) != layers or set(kinds) - {DENSE, SPARSE}:
+        raise ModelError(
+            f"the configuration field 'mlp_layer_types' is {kinds}; expected {DENSE!r} or "
+            f"{SPARSE!r} for each of {layers} layers"
+        )
     shared = int(read.get("n_shared_experts", 0)) * found["expert_size"]
     return found | {
         "routing": replace(routing, **differences),
         "shared_size": shared,
-        "dense_layers": tuple(i for i, one in enumerate(dense) if one),
+        "dense_layers": tuple(i for i, kind in enumerate(kinds) if kind == DENSE),
     }

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import tiny
+import transformers
 
 from amx_tvm.errors import ModelError
+from amx_tvm.frontends.fields import Configuration
 from amx_tvm.models import families, find
+from amx_tvm.models.config import STORED_BIASES, ConfigReader
 
 BASE = {
     "vocab_size": 96,
@@ -41,6 +45,12 @@ BASE = {
             | {"n_group": 4, "topk_group": 2},
             ("n_group 4", "topk_group 2", "8 experts", "takes 5"),
         ),
+        (
+            "DeepseekV3ForCausalLM",
+            {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+            | {"mlp_layer_types": ["dense", "sprase"]},
+            ("mlp_layer_types", "sprase", "'dense' or 'sparse' for each of 2 layers"),
+        ),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, ("bidirectional",)),
     ],
 )
@@ -70,3 +80,22 @@ def test_full_windows_are_no_windows():
     config = family.configure({**BASE, "sliding_window": 128})
     assert not config.layer_kinds and family in families()
     assert family.configure({**BASE, "sliding_window": 64}).slides(1)
+
+
+@pytest.mark.parametrize("name", [*tiny.CASES, *tiny.VARIANTS])
+def test_every_field_that_a_family_reads_has_a_type_and_bounds(name, monkeypatch):
+    read = set()
+    for method in ("get", "require"):
+        real = getattr(ConfigReader, method)
+
+        def noted(self, field, *rest, real=real):
+            read.add(field)
+            return real(self, field, *rest)
+
+        monkeypatch.setattr(ConfigReader, method, noted)
+    class_name, fields = {**tiny.CASES, **tiny.VARIANTS}[name]
+    shape = {} if name == "gpt2" else tiny.SHAPE
+    values = getattr(transformers, class_name)(**{**shape, **fields}).to_dict()
+    find(values).configure(values)
+    assert "vocab_size" in read
+    assert read - {STORED_BIASES} <= set(Configuration.__annotations__)
