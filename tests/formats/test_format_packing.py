@@ -42,7 +42,7 @@ def test_round_trip_and_shapes(layout, name, n, k):
     assert (fmt.dequantize(back) == fmt.dequantize(data)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(formats.names()),
     layout=st.sampled_from(packing.layouts()),

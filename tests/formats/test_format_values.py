@@ -53,7 +53,7 @@ def test_fp4_on_awkward_matrices(name, case):
 
 
 @pytest.mark.parametrize("name", FP4)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(matrix=ANY_MATRIX)
 def test_fp4_on_any_matrix(name, matrix):
     check_fp4(FP4[name], matrix)
@@ -91,7 +91,7 @@ def test_integers_on_awkward_matrices(check, case):
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("check", [check_int4, check_int8])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(matrix=ANY_MATRIX)
 def test_integers_on_any_matrix(check, matrix):
     check(matrix)

@@ -278,9 +278,7 @@ def test_alignment_of_the_file_is_used(tmp_path, tiny):
         np.testing.assert_array_equal(plain.load(name), wide.load(name))
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=st.floats(0, 1, exclude_max=True))
 def test_truncated_file_at_any_byte(tmp_path, tiny, kept):
     path = write_gguf(tmp_path / "tiny.gguf", tiny)
@@ -298,9 +296,7 @@ def test_truncated_smollm2_says_so(tmp_path, smollm2):
         fails(cut, "truncated", str(cut))
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 900), value=st.integers(0, 255))
 def test_damaged_header_never_crashes(tmp_path, tiny, position, value):
     path = write_gguf(tmp_path / "tiny.gguf", tiny)

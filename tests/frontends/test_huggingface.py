@@ -135,9 +135,7 @@ def test_quantized_checkpoint_is_refused_by_name(model_dir):
     fails(model_dir, "gptq", "unquantized")
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kept=st.floats(0, 1, exclude_max=True))
 def test_truncated_file_at_any_byte(model_dir, tmp_path, kept):
     whole = (model_dir / "model.safetensors").read_bytes()

@@ -137,7 +137,7 @@ def joined_by_score(metadata, text):
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(alphabet="the rinaoc é\nZ€", max_size=40), prefix=st.booleans())
 @example(text="there  the    cat €", prefix=True)
 @example(text="", prefix=True)

@@ -53,7 +53,7 @@ def test_frequencies_follow_the_definition(options):
     assert (np.abs(counts - expected * draws) <= 6 * error + 3).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 6000), st.integers(1, 300), st.integers(0, 2**32 - 1), st.booleans())
 def test_largest_equals_a_full_sort(size, count, seed, ties):
     random = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def test_largest_equals_a_full_sort(size, count, seed, ties):
     np.testing.assert_array_equal(_largest(values, count), np.sort(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20000), st.floats(0.01, 0.999), st.floats(0.1, 20), st.integers(0, 2**32 - 1))
 def test_nucleus_is_the_smallest_set_that_holds_the_mass(size, top_p, spread, seed):
     logits = np.random.default_rng(seed).standard_normal(size).astype(np.float32) * spread
@@ -79,7 +79,7 @@ def test_nucleus_is_the_smallest_set_that_holds_the_mass(size, top_p, spread, se
     assert not rest.size or rest.max() <= weights[chosen].min()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.floats(0, 0.999999), st.integers(0, 2**32 - 1))
 def test_pick_inverts_the_distribution(size, uniform, seed):
     random = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import toy_artifact as toy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -39,7 +39,6 @@ def pieces(tokenizer, tokens, prompt=()):
     return [detokenizer.add(token) for token in tokens] + [detokenizer.flush()]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_byte_level_pieces_join_to_the_text(text):
     tokenizer = toy.tokenizer()
@@ -50,7 +49,6 @@ def test_byte_level_pieces_join_to_the_text(text):
         assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_byte_fallback_pieces_join_to_the_text(text):
     tokenizer = fallback_tokenizer()
@@ -119,7 +117,6 @@ def test_the_first_stop_string_wins():
     assert feed(["ab", "abc"], ["xabc"]) == (["x"], "abc")
 
 
-@settings(deadline=None)
 @given(
     st.text("ab", max_size=30),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
@@ -146,7 +143,6 @@ def test_stop_strings_that_are_special_tokens(byte_level, byte_fallback):
     assert special_stops(byte_fallback, ["<tool>", "\u2581", "<|im_end|>"]) == {end}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 256), max_size=120))
 def test_any_bytes_join_to_what_decoding_them_together_gives(tokens):
     """Tokens 1 to 256 are single bytes: mostly broken UTF-8."""
