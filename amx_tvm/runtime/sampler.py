@@ -85,9 +85,12 @@ class Sampler:
             The logits are broken, or no token may be chosen.
         """
         options = self.options
-        if allowed is not None or banned or options.logit_bias or self._counts or self._seen:
-            logits = self._change(logits, allowed, banned)
-        token = int(np.argmax(logits))
+        if allowed is not None and not banned and options.likeliest:
+            token = _likeliest(logits, allowed)
+        else:
+            if allowed is not None or banned or options.logit_bias or self._counts or self._seen:
+                logits = self._change(logits, allowed, banned)
+            token = int(np.argmax(logits))
         if not np.isfinite(logits[token]):
             restricted = allowed is not None or banned
             raise NothingAllowed if restricted else BrokenLogits
@@ -108,13 +111,6 @@ class Sampler:
     ) -> np.ndarray:
         """Return the logits with what is not allowed at -inf, with bias and penalties."""
         options = self.options
-        if allowed is not None:
-            kind = getattr(allowed, "dtype", None), getattr(allowed, "shape", None)
-            if kind != (np.bool_, logits.shape):
-                raise GenerationError(
-                    f"the mask is {type(allowed).__name__} of {kind[0]} {kind[1]}, expected bool "
-                    f"[{logits.size}]"
-                )
         logits = logits.copy() if allowed is None else _kept(logits, allowed)  # -inf stays so
         for token, bias in options.logit_bias.items():
             logits[token] += np.float32(bias)
@@ -156,6 +152,7 @@ def _kept(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
     Writing the fewer ones by their indices takes a third of what `numpy.where` takes.
     """
+    _check_mask(logits, allowed)
     few = np.flatnonzero(allowed)
     if 2 * few.size < logits.size:
         kept = np.full_like(logits, -np.inf)
@@ -164,6 +161,24 @@ def _kept(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         kept = logits.copy()
         kept[np.flatnonzero(~allowed)] = -np.inf
     return kept
+
+
+def _likeliest(logits: np.ndarray, allowed: np.ndarray) -> int:
+    """Return the most likely token that is allowed, the first one of equals."""
+    _check_mask(logits, allowed)
+    few = np.flatnonzero(allowed)
+    if not few.size:
+        raise NothingAllowed
+    return int(few[np.argmax(logits[few])])
+
+
+def _check_mask(logits: np.ndarray, allowed: np.ndarray) -> None:
+    kind = getattr(allowed, "dtype", None), getattr(allowed, "shape", None)
+    if kind != (np.bool_, logits.shape):
+        raise GenerationError(
+            f"the mask is {type(allowed).__name__} of {kind[0]} {kind[1]}, expected bool "
+            f"[{logits.size}]"
+        )
 
 
 def logprobs(logits: np.ndarray, token: int, count: int) -> TokenLogprobs:
