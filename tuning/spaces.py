@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu.linear import panel_bytes
 from relax_passes.kernels.cpu.linear.knobs import CpuKnobs
 from relax_passes.kernels.cpu.linear.rules import isa_of
 from relax_passes.spec import LinearSpec
@@ -107,18 +108,20 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
     panels = quantized and spec.activation.integer and info.has("avx512vbmi")
     terms = quantized and spec.activation.integer and not panels and info.has("avx2", "fma")
     terms = terms and not spec.experts and spec.fmt.terms[0].table is not None
+    isa = isa_of(info)
+    signed = panel_bytes.from_rows(spec, isa, CpuKnobs()) is not None
     knobs: dict[str, tuple[Any, ...]] = {}
     if quantized:
         knobs["prefetch"] = PREFETCH if spec.m is not None else PREFETCH_MANY
     if spec.m is None:
         knobs["rows"] = ROWS
-        if panels or terms:
+        if panels or terms or signed:
             knobs["panel_rows"] = PANEL_ROWS
             even = spec.silu_mul  # a gate tile and its up tile belong to one panel
             knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
         if panels:
             knobs["panel_block"] = PANEL_BLOCKS
-    defaults = CpuKnobs.default(spec, isa_of(info))
+    defaults = CpuKnobs.default(spec, isa)
     default = {name: getattr(defaults, name) for name in knobs}
     knobs = {n: tuple(sorted({*v, default[n]})) for n, v in knobs.items()}
     return Space(knobs, default, (spec.m,) if spec.m is not None else MANY_ROWS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -120,3 +121,19 @@ def test_spaces_hold_their_default_and_build(m, activation, silu_mul, target):
     assert points[0] == dict(space.default) and len(points) == space.size
     for point in (points[1], points[-1]):
         assert linear_kernel(spec, target.tvm, point).func is not None
+
+
+def test_arm_panels_have_knobs():
+    from tvm.target import Target
+
+    from relax_passes.kernels.registry import linear_kernel
+
+    options = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-v1"}
+    spec = LinearSpec("amxfp4", 64, 64, INT8)
+    space = space_of(spec, Target(options))
+    assert space.default["panel_rows"] == 4 in space.knobs["panel_rows"]
+    last = list(space.points())[-1]
+    assert last["panel_tiles"] != space.default["panel_tiles"]
+    assert linear_kernel(spec, Target(options), last).func is not None
+    experts = space_of(replace(spec, experts=2), Target(options))
+    assert "panel_rows" not in experts.knobs
