@@ -60,7 +60,7 @@ def test_knobs_and_instructions_move_the_limits():
     for name in ("amxfp4", "int8"):
         assert runs(replace(INT8, format=name), A76) == {1: "direct", 4: "panel-bytes"}
         assert runs(replace(INT8, format=name), V1) == {1: "direct", 4: "panel-bytes"}
-    assert runs(replace(INT8, experts=4), V1) == {1: "direct", 4: "merged-bytes"}
+    assert runs(replace(INT8, experts=4), V1) == {1: "direct", 8: "merged-bytes"}
 
 
 def test_a_chosen_kernel_says_what_it_runs():

@@ -38,7 +38,6 @@ from .merged_words import WordsTile
 from .rows import Part, each_tile, row_blocks, tile_group, tile_pair
 from .sums import scope
 from .tile import Tile
-from .x_blocks import ROWS
 from .x_words import XWords
 
 ACCUMULATORS = 16  # int32 vectors that a block of rows may keep in registers
@@ -107,7 +106,8 @@ class Direct:
             sizes = [merged_words.BLOCK, *sizes]
         elif isinstance(isa, NeonDot) and self.merge_rows is not None:
             merging = BytesTile(spec, isa, knobs, buffers, kernel)
-            sizes = [*merged_bytes.SIZES, *(s for s in sizes if s < ROWS)]
+            # Four rows would be half as much text again; two and two are nearly as fast.
+            sizes = [merged_bytes.BLOCK, *(s for s in sizes if s < 4)]
         elif self.merge_rows is not None:
             assert isinstance(isa, Avx512)
             second = kernel.add_second_bytes

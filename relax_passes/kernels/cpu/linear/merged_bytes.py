@@ -6,8 +6,8 @@ For one tile of 16 rows and one group of 32 columns
     for each four rows of x and each half of the tile's rows: products, scaled into float32
     sums of all rows of x on the stack
 
-Decoding costs what the products of some five rows do: fewer than four keep the terms apart
-(lane_tile.py).
+Decoding costs what the products of some five rows do: blocks of fewer than eight keep the terms
+apart (lane_tile.py).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .matrix_blocks import MatrixBlocks
 from .tile import ActivationCodes, Tile
 from .x_blocks import ROWS
 
-SIZES = (2 * ROWS, ROWS)  # of a block of rows of x
+BLOCK = 2 * ROWS  # of x
 
 
 def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
     """Return the rows of a block from which on this is the direct kernel's tile."""
     fits = isinstance(isa, NeonDot) and signed_bytes.supports(spec, isa)
-    return max(knobs.merge_rows, ROWS) if fits else None
+    return max(knobs.merge_rows, BLOCK) if fits else None
 
 
 def blocks_of(spec: LinearSpec, isa: Isa, buffers: Any) -> LaneBlocks:
@@ -71,8 +71,8 @@ class BytesTile:
             with e.serial(0, rows // ROWS) as four:
                 to = [e.let(four * ROWS + i) for i in range(ROWS)]
                 given = blocks.form.make(x, [e.let(row + t) for t in to], group, blocks.start)
-                for part in range(PARTS):
-                    column = part * COLUMNS
+                with e.serial(0, PARTS) as part:
+                    column = e.let(part * COLUMNS)
                     out = blocks.load_sums(sums, to, column)
                     blocks.add(codes, scales, e.const(0), part, given, out)
                     blocks.store_sums(sums, out, to, column)

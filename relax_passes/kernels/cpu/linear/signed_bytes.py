@@ -81,20 +81,20 @@ class SignedBytes:
             )
             for t in by_sign
         )
-        flip = _named(tirx.Select(en > ep, c(255), c(0)))
-        high = _named(tirx.max(ep, en))
-        d = _named(high - tirx.min(ep, en))
-        apart = _named(tirx.min(d, c(1)))
-        shift = _named(_negative(tirx.min(d - apart, c(7))))
-        big = _named(_pick(flip, mn, mp) * (apart + c(1)))
-        small = _named(_negative(_pick(flip, mp, mn)))
+        flip = e.let(tirx.Select(en > ep, c(255), c(0)))
+        high = e.let(tirx.max(ep, en))
+        d = e.let(high - tirx.min(ep, en))
+        apart = e.let(tirx.min(d, c(1)))
+        shift = e.let(_negative(tirx.min(d - apart, c(7))))
+        big = e.let(_pick(flip, mn, mp) * (apart + c(1)))
+        small = e.let(_negative(_pick(flip, mp, mn)))
         lanes = TILE_ROWS
         unit = e.cast(high - apart, "int32", lanes) + e.const(127 - bias, "int32", lanes)
         unit = tirx.max(unit, e.const(0, "int32", lanes)) << e.const(23, "int32", lanes)
         sign = e.cast(flip, "int32", lanes) << e.const(24, "int32", lanes)
         scale = unit | (sign & e.const(-(2**31), "int32", lanes))
         rows = [
-            _named(v)
+            e.let(v)
             for v in (
                 _pick(flip, small, big),
                 _pick(flip, big, small),
@@ -126,7 +126,7 @@ class SignedBytes:
         exponent = e.let(stored >> _byte(mantissa_bits))
         normal = e.let(tirx.min(exponent, _byte(1)))
         low = stored & _byte((1 << mantissa_bits) - 1)
-        return _named(low + (normal << _byte(2))), _named(tirx.max(exponent, _byte(1)))
+        return e.let(low + (normal << _byte(2))), e.let(tirx.max(exponent, _byte(1)))
 
 
 def supports(spec: LinearSpec, isa: Any) -> bool:
@@ -142,10 +142,6 @@ def offset(fmt: Any) -> int:
 
 def _byte(value: int) -> Expr:
     return e.const(value, "uint8", TILE_ROWS)
-
-
-def _named(value: Expr) -> Expr:
-    return e.opaque(value, "uint8", TILE_ROWS)
 
 
 def _negative(value: Expr) -> Expr:
