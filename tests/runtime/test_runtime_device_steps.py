@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -86,7 +88,8 @@ class FakeSteps:
 
 @pytest.fixture
 def sequence():
-    model = Model(None, None, vocab_size=128, context_length=20, chunk=8)
+    machine = SimpleNamespace(is_cpu=True)  # of which nothing else is asked
+    model = Model(machine, None, vocab_size=128, context_length=20, chunk=8)
     model.steps = FakeSteps()
     return Sequence(model, FakeCache(), 0, [])
 
