@@ -30,6 +30,7 @@ from amx_tvm import formats
 from amx_tvm.calibration.api import tokenizer_of
 from amx_tvm.calibration.transforms import hadamard
 from amx_tvm.formats import scales
+from amx_tvm.formats.four_over_six import SUFFIX, four_over_six
 from amx_tvm.frontends import open_model
 
 GROUP = 32
@@ -52,7 +53,8 @@ def rounded(x: Tensor, name: str) -> Tensor:
     array = x.contiguous().numpy()
     if name == "int4":
         return torch.from_numpy(int4(array))
-    fmt = formats.get(name)
+    fmt = formats.get(name.removesuffix(SUFFIX))
+    fmt = four_over_six(fmt) if name.endswith(SUFFIX) else fmt
     scale = np.ones(array.shape[:-1], np.float32) if fmt.row_scaled else None
     made = fmt.quantize(array, activation=True, tensor_scale=scale)
     return torch.from_numpy(fmt.dequantize(made))
@@ -104,6 +106,12 @@ RECIPES = (
 )
 
 
+def recipe_of(text: str) -> Recipe:
+    """Read FORMAT:NEWEST; a format of E2M1 elements may end in +46, four over six."""
+    name, _, newest = text.partition(":")
+    return Recipe(name, name, int(newest or 48))
+
+
 def main() -> None:
     """Measure every recipe on every text."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,6 +119,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--texts", nargs="+", default=["opticks", "manual"])
+    parser.add_argument(
+        "--recipes", nargs="+", type=recipe_of, default=RECIPES, help="FORMAT:NEWEST, H and 4 first"
+    )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -129,7 +140,7 @@ def main() -> None:
             network.attend = Recipe(turned=False).attend
             base = losses(network(tokens), tokens)
             print(f"{text} {window}: perplexity {np.exp(base[0].mean()):.4f}", flush=True)
-            for recipe in RECIPES:
+            for recipe in arguments.recipes:
                 begun = time.process_time()
                 network.attend = recipe.attend
                 loss, logs = losses(network(tokens), tokens)

@@ -30,12 +30,15 @@ class CacheSpec:
         Tokens at a sequence's beginning that are.
     turned : bool
         Whether a Hadamard matrix turns queries, keys and values.
+    four_over_six : bool
+        Whether a scale of E2M1 elements is the better of two (``amx_tvm.formats.four_over_six``).
     """
 
     format: str
     newest: int = 48
     first: int = 4
     turned: bool = True
+    four_over_six: bool = True
 
     @property
     def recent(self) -> int:

@@ -88,6 +88,7 @@ class _Packed(TypedDict):
     newest: Annotated[int, Range(1, 1 << 16)]
     first: Annotated[int, Range(0, 1 << 16)]
     turned: bool
+    four_over_six: bool
     page_bytes: Count
     sequence_bytes: Count
 

@@ -40,6 +40,30 @@ def extrema(values: list[Expr], signs: tuple[int, ...]) -> list[Expr]:
     return out
 
 
+def squared_error(values: list[Expr], sign: int, scale: Expr) -> Expr:
+    """Squared error of the values of a sign (0: of all) under a scale, float32."""
+    zero = e.const(0.0, "float32", LANES)
+    divisor = e.let(e.splat(divisor_of(scale), LANES))
+    half = e.let(e.splat(scale * e.const(0.5, "float32"), LANES))
+    total = e.Register("float32", LANES, zero)
+    for value in values:
+        part = tirx.abs(value) if sign == 0 else tirx.max(value if sign > 0 else -value, zero)
+        part = e.opaque(part, "float32", LANES)
+        doubled = doubled_magnitude(e.let(part / divisor), LANES)
+        difference = e.cast(doubled, "float32", LANES) * half - part
+        difference = e.opaque(difference, "float32", LANES)
+        total.set(total.get() + difference * difference)
+    start = e.const(0.0, "float32")
+    added = e.llvm("float32", "llvm.vector.reduce.fadd", start, e.let(total.get()))
+    return e.opaque(added, "float32")
+
+
+def stretched(largest: Expr) -> Expr:
+    """Return int32 bits of 1.5 times a largest magnitude: under its scale the largest becomes 4."""
+    more = e.bits(largest, "float32") * e.const(1.5, "float32")
+    return e.opaque(e.bits(more, "int32"), "int32")
+
+
 class Fp4Quantizer:
     """Quantizes the scale groups of a row: first all scales, then all codes.
 
@@ -61,9 +85,8 @@ class Fp4Quantizer:
         ):
             scale = self._scale(largest)
             if self.fmt.four_over_six:
-                stretched = e.bits(largest, "float32") * e.const(1.5, "float32")
-                four = self._scale(e.opaque(e.bits(stretched, "int32"), "int32"))
-                better = self._error(values, sign, four) < self._error(values, sign, scale)
+                four = self._scale(stretched(largest))
+                better = squared_error(values, sign, four) < squared_error(values, sign, scale)
                 scale = e.opaque(tirx.Select(better, four, scale), "float32")
             stored = scale * e.const(self._factor(sign), "float32")
             e.store(self.buffers[f"scales{suffix}"], stored, self.row, group)
@@ -99,23 +122,6 @@ class Fp4Quantizer:
         if self.tensor_scale is not None:
             scale = e.opaque(scale * self.tensor_scale, "float32")
         return scale
-
-    def _error(self, values: list[Expr], sign: int, scale: Expr) -> Expr:
-        """Squared error of the values of a sign (0: of all) under a scale, float32."""
-        zero = e.const(0.0, "float32", LANES)
-        divisor = e.let(e.splat(divisor_of(scale), LANES))
-        half = e.let(e.splat(scale * e.const(0.5, "float32"), LANES))
-        total = e.Register("float32", LANES, zero)
-        for value in values:
-            part = tirx.abs(value) if sign == 0 else tirx.max(value if sign > 0 else -value, zero)
-            part = e.opaque(part, "float32", LANES)
-            doubled = doubled_magnitude(e.let(part / divisor), LANES)
-            difference = e.cast(doubled, "float32", LANES) * half - part
-            difference = e.opaque(difference, "float32", LANES)
-            total.set(total.get() + difference * difference)
-        start = e.const(0.0, "float32")
-        added = e.llvm("float32", "llvm.vector.reduce.fadd", start, e.let(total.get()))
-        return e.opaque(added, "float32")
 
     def _codes(self, value: Expr, divisors: list[Expr]) -> list[Expr]:
         """Codes of each term: both signs in one array, or one array for each sign."""

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from amx_tvm.formats.packing import get_layout
+from amx_tvm.targets import host_options
 from relax_passes.cache_spec import FORMATS, CacheSpec
+from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.packed_cache import Layout
 from relax_passes.kernels.cpu.packed_cache.layout import PAGE
 from tests.kernels.cpu_attention.reference import layers, plain
@@ -23,7 +25,16 @@ MODELS = {
     "small": (layers(1, 2, 2, 32), CacheSpec("amxfp4-e4m3")),
 }
 PLAIN = {"kind": "llvm"}  # without a table instruction values are made by arithmetic
-CASES = (("window", None), ("capped, sinks", None), ("wide", None), ("small", PLAIN))
+AVX2 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}
+RUNS_AVX2 = TargetInfo.of(host_options()).has("avx2", "fma", "f16c")
+needs_avx2 = pytest.mark.skipif(not RUNS_AVX2, reason="needs an AVX2 machine")
+CASES = (
+    ("window", None),
+    ("capped, sinks", None),
+    ("wide", None),
+    ("small", PLAIN),
+    pytest.param("small", AVX2, marks=needs_avx2),
+)
 
 
 @pytest.mark.parametrize(("model", "target"), CASES)
@@ -44,9 +55,10 @@ def test_attention_is_that_over_what_is_held(model, target):
     assert max(worst) < 5e-6
 
 
+@pytest.mark.parametrize("better", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_rounding_is_the_oracles(name):
-    layout = Layout(CacheSpec(name, turned=False), 1, 1, 32)
+def test_rounding_is_the_oracles(name, better):
+    layout = Layout(CacheSpec(name, turned=False, four_over_six=better), 1, 1, 32)
     random = np.random.default_rng(3)
     x = random.standard_normal((PAGE, 3, 32), np.float32)
     x *= np.exp2(random.integers(-20, 12, (PAGE, 3, 1))).astype(np.float32)

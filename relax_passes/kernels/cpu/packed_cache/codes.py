@@ -1,8 +1,9 @@
 """Stored codes to float32 in vector registers: the twin of the formats' ``decode``.
 
 Codes come as int32 lanes that hold several of them. Values of E2M1 are looked up by their four bits
-where an instruction does that (vpermps reads the low four bits of a lane) and made by arithmetic
-elsewhere. A format with a scale for each sign takes it by the sign of the value.
+where an instruction does that (vpermps reads the low four bits of a lane, AVX2's the low three, the
+magnitude) and made by arithmetic elsewhere. A format with a scale for each sign takes it by the sign
+of the value.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from relax_passes.kernels.cpu.attention import vector as v
 from .layout import Layout
 
 _PERMUTE = "llvm.x86.avx512.permvar.sf.512"
+_PERMUTE_8 = "llvm.x86.avx2.permps"
 
 
 class Codes:
@@ -40,6 +42,7 @@ class Codes:
         self.eight = layout.format.code_bits == 8
         self.signs = len(layout.format.scale_tensors) == 2
         self.permutes = TargetInfo.of(target).has("avx512f")
+        self.halves = TargetInfo.of(target).has("avx2") and not self.permutes
         # Bits of a lane at which the columns of a tile begin, in the columns' order.
         self.shifts = (*range(0, 32, 8), *(() if self.eight else range(4, 32, 8)))
 
@@ -48,6 +51,9 @@ class Codes:
         if self.permutes and not self.eight:
             items = [tirx.const(value, "float32") for value in e2m1.VALUES]
             self.table = e.let(T.Shuffle(items, list(range(16))), "table")
+        if self.halves and not self.eight:
+            items = [tirx.const(value, "float32") for value in e2m1.MAGNITUDES]
+            self.table = e.let(T.Shuffle(items, list(range(8))), "table")
 
     @property
     def columns(self) -> int:
@@ -62,7 +68,15 @@ class Codes:
             return v.cast(byte, "float32")
         if self.permutes:
             return e.let(e.llvm("float32x16", _PERMUTE, self.table, moved), "number")
-        return _e2m1(moved)
+        return _signed(self._magnitude(moved), moved)
+
+    def _magnitude(self, lanes: Expr) -> Expr:
+        if not self.halves:
+            return _e2m1(lanes)
+        lanes = e.let(lanes, "code")
+        parts = [T.Shuffle([lanes], list(range(i, i + 8))) for i in (0, 8)]
+        parts = [e.let(e.llvm("float32x8", _PERMUTE_8, self.table, p), "half") for p in parts]
+        return T.Shuffle(parts, list(range(16)))
 
     def scaled(self, number: Expr, scales: list[Expr]) -> Expr:
         """Multiply by the scale, or by that of the value's sign."""
@@ -128,13 +142,17 @@ def scale_at(buffer, at: list, bytes_: int) -> Expr:  # noqa: ANN001
 
 
 def _e2m1(lanes: Expr) -> Expr:
-    """E2M1 values of the low four bits, by exponent and mantissa at float32's place."""
+    """E2M1 magnitudes of the low three bits, by exponent and mantissa at float32's place."""
     code = e.let(lanes & v.const(7, dtype="int32"), "magnitude")
     normal = (code << v.const(22, dtype="int32")) + v.const(126 << 23, dtype="int32")
     small = v.cast(code, "float32") * v.const(0.5)
-    value = tirx.Select(
+    return tirx.Select(
         code < v.const(2, dtype="int32"), small, tirx.reinterpret("float32x16", normal)
     )
+
+
+def _signed(magnitude: Expr, lanes: Expr) -> Expr:
+    """Give magnitudes the sign of bit 3."""
     sign = (lanes & v.const(e2m1.SIGN_BIT, dtype="int32")) << v.const(28, dtype="int32")
-    bits = e.bits(v.hold(value, "number"), "int32", 16) | sign
+    bits = e.bits(v.hold(magnitude, "number"), "int32", 16) | sign
     return v.hold(tirx.reinterpret("float32x16", bits), "number")

@@ -15,7 +15,7 @@ from amx_tvm.formats import e2m1, scales
 from amx_tvm.formats.int8 import BYTE_OFFSET, LARGEST
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.attention import vector as v
-from relax_passes.kernels.cpu.fp4 import extrema
+from relax_passes.kernels.cpu.fp4 import extrema, squared_error, stretched
 from relax_passes.kernels.cpu.rounding import divisor_of, magnitude_index, scale_of, stored_byte
 
 from .layout import Layout
@@ -54,7 +54,14 @@ def encoded(layout: Layout, values: list[Expr]) -> Encoded:
 def _e2m1(layout: Layout, values: list[Expr]) -> Encoded:
     rule = layout.format.rounding_of("the KV cache")
     signs = (1, -1) if len(layout.format.scale_tensors) == 2 else (0,)
-    found = [scale_of(rule, largest, None) for largest in extrema(values, signs)]
+    found = []
+    for sign, largest in zip(signs, extrema(values, signs), strict=True):
+        scale = scale_of(rule, largest, None)
+        if layout.format.four_over_six:
+            four = scale_of(rule, stretched(largest), None)
+            better = squared_error(values, sign, four) < squared_error(values, sign, scale)
+            scale = e.opaque(tirx.Select(better, four, scale), "float32")
+        found.append(scale)
     divisors = [e.let(e.splat(divisor_of(scale), v.LANES), "divisor") for scale in found]
     codes = []
     for value in values:

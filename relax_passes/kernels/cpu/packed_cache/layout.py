@@ -37,6 +37,7 @@ from tvm.tirx.script.builder import ir as T
 
 from amx_tvm import formats
 from amx_tvm.formats import Format
+from amx_tvm.formats.four_over_six import four_over_six
 from relax_passes.cache_spec import GROUP, CacheSpec
 
 PAGE = 64  # tokens
@@ -64,8 +65,10 @@ class Layout:
 
     @cached_property
     def format(self) -> Format:
-        """The number format."""
-        return formats.get(self.spec.format)
+        """The number format, as it rounds."""
+        found = formats.get(self.spec.format)
+        better = self.spec.four_over_six and found.rule is not None
+        return four_over_six(found) if better else found
 
     @property
     def groups(self) -> int:
