@@ -2,8 +2,8 @@
 
 Codes come as int32 lanes that hold several of them. Values of E2M1 are looked up by their four bits
 where an instruction does that (vpermps reads the low four bits of a lane, AVX2's the low three, the
-magnitude) and made by arithmetic elsewhere. A format with a scale for each sign takes it by the sign
-of the value.
+magnitude) and made by arithmetic elsewhere. A format with a scale for each sign takes it by the
+sign of the value.
 """
 
 from __future__ import annotations

@@ -82,25 +82,29 @@ class _Store:
         with T.serial(0, self.config.num_kv_heads) as h:
             at = [page, self.layer, h]
             panel, lane = e.let(v.div(slot, PANEL), "panel"), e.let(v.mod(slot, PANEL), "lane")
-            row = self._turn(k, t, h)
-            for group in range(layout.groups):
-                self._keys(encoded(layout, row[2 * group : 2 * group + 2]), at, panel, lane, group)
-            row = self._turn(value, t, h)
-            for group in range(layout.groups):
-                self._values(encoded(layout, row[2 * group : 2 * group + 2]), at, slot, group)
+            self._turn(k, t, h)
+            with T.serial(0, layout.groups) as group:
+                self._keys(self._rounded(k, t, h, group), at, panel, lane, group)
+            self._turn(value, t, h)
+            with T.serial(0, layout.groups) as group:
+                self._values(self._rounded(value, t, h, group), at, slot, group)
             with T.If(step.n == step.count), T.Then():
                 place = e.let(step.sequences[sequence, PLACE].astype("int64"), "place")
                 remember(layout, step, [place, self.layer, h], position, (k, value), [t, h])
 
-    def _turn(self, buffer: Any, t: Expr, h: Expr) -> list[Expr]:
+    def _turn(self, buffer: Any, t: Expr, h: Expr) -> None:
+        """Turn a head of a row in place."""
+        if not self.layout.spec.turned:
+            return
         row = [v.hold(v.load(buffer, [t, h, j]), "row") for j in self.columns]
-        if self.layout.spec.turned:
-            row = turned(row, turn_size(self.d))
-            for j, part in zip(self.columns, row, strict=True):
-                v.store(buffer, part, [t, h, j])
-        return row
+        for j, part in zip(self.columns, turned(row, turn_size(self.d)), strict=True):
+            v.store(buffer, part, [t, h, j])
 
-    def _keys(self, group: Encoded, at: list, panel: Expr, lane: Expr, number: int) -> None:
+    def _rounded(self, buffer: Any, t: Expr, h: Expr, group: Expr) -> Encoded:
+        at = [group * GROUP, group * GROUP + v.LANES]
+        return encoded(self.layout, [v.hold(v.load(buffer, [t, h, j]), "value") for j in at])
+
+    def _keys(self, group: Encoded, at: list, panel: Expr, lane: Expr, number: Expr) -> None:
         """Write a token's row of a tile."""
         layout, pages = self.layout, self.step.pages
         codes = e.scratch(GROUP, "int32", "codes")
@@ -120,7 +124,7 @@ class _Store:
             place = layout.key_scales(panel, number, part) + lane * layout.scale_bytes
             self._scale(scale, at, place)
 
-    def _values(self, group: Encoded, at: list, slot: Expr, number: int) -> None:
+    def _values(self, group: Encoded, at: list, slot: Expr, number: Expr) -> None:
         layout, pages = self.layout, self.step.pages
         base = e.let(layout.value_codes(slot, number), "base")
         low, high = group.codes
