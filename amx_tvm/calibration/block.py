@@ -65,6 +65,7 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     """
     family, config = identify(source)
     differences = {
+        "attention is latent": config.latent is not None,
         "norms are not in front of attention and MLP": config.norm_placement != "pre",
         "queries and keys are normalized across heads": config.qk_norm not in ("", "head"),
         "norms are no RMSNorm": config.norm != "rms",

@@ -26,7 +26,12 @@ def _configure(values: dict[str, Any], family: str, experts: dict[str, Any]) -> 
         value=read.require("v_head_dim"),
     )
     if min(latent.rank, latent.still, latent.turned, latent.value) <= 0:
-        raise ModelError(f"the configuration of this {family} model: {latent} has empty parts")
+        raise ModelError(
+            f"the configuration of this {family} model: kv_lora_rank, qk_nope_head_dim, "
+            f"qk_rope_head_dim and v_head_dim are {latent.rank}, {latent.still}, {latent.turned} "
+            f"and {latent.value}; expected numbers above 0"
+        )
+    read.only("moe_layer_freq", {1: 1}, 1)
     _, scaling = read.rope()
     factor, weight = float(scaling.get("factor") or 1.0), scaling.get("mscale_all_dim") or 0.0
     growth = 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -47,6 +52,7 @@ def configure_v2(values: dict[str, Any]) -> DecoderConfig:
     """Read a DeepSeek-V2 configuration; shares are never divided by their sum."""
     read = ConfigReader(values)
     best = read.only("topk_method", METHODS, "greedy")
+    read.only("scoring_func", {"softmax": 1}, "softmax")
     if read.get("topk_method", "greedy") == "greedy":
         values = {**values, "n_group": 1, "topk_group": 1}
     routing = read_routing(values, "softmax", group_best=best, normed=False)
@@ -55,7 +61,10 @@ def configure_v2(values: dict[str, Any]) -> DecoderConfig:
 
 def configure_v3(values: dict[str, Any]) -> DecoderConfig:
     """Read a DeepSeek-V3 configuration."""
-    ConfigReader(values).only("rope_interleave", {True: True}, True)
+    read = ConfigReader(values)
+    read.only("rope_interleave", {True: True}, True)
+    read.only("scoring_func", {"sigmoid": 1}, "sigmoid")
+    read.only("topk_method", {"noaux_tc": 1}, "noaux_tc")
     return _configure(values, "deepseek_v3", read_routing(values, "sigmoid"))
 
 

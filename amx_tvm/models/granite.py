@@ -33,8 +33,12 @@ def configure_4(values: dict[str, Any]) -> DecoderConfig:
     """Read a Granite 4 configuration, of attention and one dense MLP in every layer."""
     read = ConfigReader(values)
     layers = read.require("num_hidden_layers")
-    kinds = set(read.get("layer_types", ["mamba"])) - {"attention", "full_attention"}
-    if kinds:
+    listed = read.get("layer_types", ["mamba"] * layers)
+    if len(listed) != layers:
+        raise ModelError(
+            f"the configuration field 'layer_types' has {len(listed)} entries for {layers} layers"
+        )
+    if kinds := set(listed) - {"attention", "full_attention"}:
         raise ModelError(
             f"this Granite 4 model has layers of kind {', '.join(sorted(kinds))}; supported are "
             "those with attention in every layer (granite-4.0-350m, -1b, -micro)"

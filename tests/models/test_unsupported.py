@@ -45,6 +45,12 @@ BASE = {
             | {"n_group": 4, "topk_group": 2},
             ("n_group 4", "topk_group 2", "8 experts", "takes 5"),
         ),
+        ("DeepseekV3ForCausalLM", {"scoring_func": "softmax"}, ("scoring_func", "sigmoid")),
+        (
+            "GraniteMoeHybridForCausalLM",
+            {"layer_types": ["attention"], "shared_intermediate_size": 64},
+            ("layer_types", "1 entries for 2 layers"),
+        ),
         (
             "DeepseekV3ForCausalLM",
             {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}

@@ -19,7 +19,7 @@ values of one head, contiguous: attention reads a page of a layer from front to 
 
 A scale part is a scale tensor's scales of a group of 16 or 32 channels, one or two bytes each.
 
-A step is told, by tensors that the runtime makes (``amx_tvm/runtime/pages.py``):
+A step is told, by tensors that the runtime makes (``amx_tvm/runtime/kv_packed.py``):
 
     rows       int32 [2, rows]        each row's position, and its sequence (of the step)
     sequences  int32 [sequences, 8]   first row, rows, tokens before, token from which on tokens are
