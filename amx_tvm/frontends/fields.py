@@ -121,8 +121,10 @@ class Configuration(TypedDict, total=False):
     n_group: Annotated[int, Range(1, 1 << 16)]
     topk_group: Annotated[int, Range(1, 1 << 16)]
     topk_method: str
+    scoring_func: str
     routed_scaling_factor: Positive
     first_k_dense_replace: Annotated[int, Range(0, 4096)]
+    moe_layer_freq: Annotated[int, Range(0, 4096)]
     mlp_layer_types: list[str]
     shared_intermediate_size: Width
     q_lora_rank: Annotated[int, Range(0, 1 << 20)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import transformers
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.fields import Configuration
 from amx_tvm.models import families, find
 from amx_tvm.models.config import STORED_BIASES, ConfigReader
+
+from . import tiny
 
 BASE = {
     "vocab_size": 96,
