@@ -10,7 +10,7 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.checkpoint import check_layers, open_weights
 from amx_tvm.frontends.hf.embedding import EmbeddingSource
-from amx_tvm.models.config import check_shape
+from amx_tvm.models.config_reader import check_shape
 from amx_tvm.models.embedding import FUNCTION, EmbeddingModel
 from amx_tvm.models.registry import find
 from amx_tvm.targets import ResolvedTarget

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.base import ModelSource
 from amx_tvm.frontends.family_source import FamilySource
-from amx_tvm.models.config import BIAS_GROUPS, STORED_BIASES, DecoderConfig, check_shape
+from amx_tvm.models.config import BIAS_GROUPS, STORED_BIASES, DecoderConfig
+from amx_tvm.models.config_reader import check_shape
 from amx_tvm.models.registry import ModelFamily, find
 from amx_tvm.models.weights import EMBEDDING, HEAD, Weight
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from amx_tvm.errors import ModelError
 from amx_tvm.models import qwen3_moe
-from amx_tvm.models.config import ConfigReader, DecoderConfig, Latent, read_decoder
+from amx_tvm.models.config import DecoderConfig, Latent
+from amx_tvm.models.config_reader import ConfigReader, read_decoder
 from amx_tvm.models.latent import LatentLM
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.routing import read_routing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amx_tvm.models.config import SLIDING, ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.config import SLIDING, DecoderConfig, Rope
+from amx_tvm.models.config_reader import ConfigReader, read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.registry import ModelFamily, register
 

@@ -11,7 +11,8 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from amx_tvm.models.config import ConfigReader, DecoderConfig
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.config_reader import ConfigReader
 from amx_tvm.models.decoder import ACTIVATIONS, Attention, CausalLM, DecoderModel
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.step import Step

@@ -12,7 +12,8 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, read_decoder
+from amx_tvm.models.config import FULL, SLIDING, DecoderConfig
+from amx_tvm.models.config_reader import ConfigReader, read_decoder
 from amx_tvm.models.decoder import CausalLM, DecoderModel
 from amx_tvm.models.moe import Experts, MixtureLayer, MixtureMLP, read_experts
 from amx_tvm.models.registry import ModelFamily, register

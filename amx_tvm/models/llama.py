@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amx_tvm.models.config import DecoderConfig, read_decoder
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.config_reader import read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.registry import ModelFamily, register
 

@@ -13,7 +13,8 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader, DecoderConfig, Rope
+from amx_tvm.models.config import FULL, SLIDING, DecoderConfig, Rope
+from amx_tvm.models.config_reader import ConfigReader
 from amx_tvm.models.decoder import ACTIVATIONS, block_norm
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.step import Step, attention_spec

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from amx_tvm.models import qwen3
-from amx_tvm.models.config import ConfigReader, DecoderConfig
+from amx_tvm.models.config import DecoderConfig
+from amx_tvm.models.config_reader import ConfigReader
 from amx_tvm.models.moe import MixtureLM, read_experts
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.weights import Weight

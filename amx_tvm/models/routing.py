@@ -15,7 +15,8 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.errors import ModelError
-from amx_tvm.models.config import ConfigReader, DecoderConfig, Routing
+from amx_tvm.models.config import DecoderConfig, Routing
+from amx_tvm.models.config_reader import ConfigReader
 from amx_tvm.models.decoder import GatedMLP
 from amx_tvm.models.moe import MixtureLayer, MixtureLM, MixtureMLP, MixtureModel, best, read_experts
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from amx_tvm.errors import ModelError
-from amx_tvm.models.config import ConfigReader, DecoderConfig, Rope, read_decoder
+from amx_tvm.models.config import DecoderConfig, Rope
+from amx_tvm.models.config_reader import ConfigReader, read_decoder
 from amx_tvm.models.decoder import CausalLM
 from amx_tvm.models.qwen2 import window_of
 from amx_tvm.models.registry import ModelFamily, register

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from amx_tvm.errors import ModelError
-from amx_tvm.models.config import FULL, SLIDING, ConfigReader
+from amx_tvm.models.config import FULL, SLIDING
+from amx_tvm.models.config_reader import ConfigReader
 
 L, G = SLIDING, FULL
 

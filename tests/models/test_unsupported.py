@@ -8,7 +8,8 @@ import transformers
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.fields import Configuration
 from amx_tvm.models import families, find
-from amx_tvm.models.config import STORED_BIASES, ConfigReader
+from amx_tvm.models.config import STORED_BIASES
+from amx_tvm.models.config_reader import ConfigReader
 
 from . import tiny
 
