@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def draw_format() -> str:
 
 def draw_terminal() -> str:
     """Return an SVG of a terminal in which the commands ran."""
+    from rich._export_format import CONSOLE_SVG_FORMAT
     from rich.console import Console
     from rich.text import Text
 
@@ -90,7 +92,8 @@ def draw_terminal() -> str:
         for command in COMMANDS:
             console.print(Text(f"$ {command}", style="bold"))
             console.print(printed(command, folder), markup=False, highlight=False)
-    return console.export_svg(title="amx-tvm", unique_id="amx-tvm")
+    local = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S)  # no network
+    return console.export_svg(title="amx-tvm", unique_id="amx-tvm", code_format=local)
 
 
 def printed(command: str, folder: str) -> str:
