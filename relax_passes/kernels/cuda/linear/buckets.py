@@ -10,7 +10,7 @@
     513..    tile with blocks of 256 rows of x
 
 Choices depend on N, K and the GPU through one number: how many blocks there are for its
-multiprocessors. Values were measured on an H100 (docs/performance.md); other GPUs take the same
+multiprocessors. Values were measured on an H100 (docs/performance-gpu.md); other GPUs take the same
 ones without its instructions.
 """
 
