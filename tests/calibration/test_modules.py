@@ -59,10 +59,11 @@ def test_outputs_are_closer_than_rounded_to_nearest():
     assert deviation(module, calibrated, fresh) < 0.7 * deviation(module, nearest, fresh)
 
 
-def test_ignored_and_eight_bit_linears_are_left():
+def test_ignored_linears_are_left_and_others_get_their_format():
     config = QuantizationConfig(ignored=("left",), overrides={"out": "int8"})
     made = calibrate_module(Mixer().eval(), [(inputs(1),)], config, "plain")
-    assert sorted(made.quantized) == ["right.weight"]
+    found = {name: value.format.name for name, value in made.quantized.items()}
+    assert found == {"right.weight": "amxfp4", "out.weight": "int8"}
 
 
 def test_errors_say_what_fits():

@@ -8,6 +8,7 @@ import pytest
 import amx_tvm.runtime
 from amx_tvm.artifact import Manifest, memory, open_parameters
 from amx_tvm.errors import ArtifactError
+from amx_tvm.runtime import budget
 
 
 @pytest.mark.parametrize("size", [1, 4096, (2 << 20) - 1, (2 << 20) + 7, (17 << 20) + 3])
@@ -74,7 +75,8 @@ def test_batch_stays_inside_a_memory_limit(artifact):
     free = amx_tvm.runtime.load(artifact)
     expected = [result.token_ids for result in free.generate_batch(prompts, 8, ignore_eos=True)]
     assert free._cache.max_tokens > free.context_length
-    limited = amx_tvm.runtime.load(artifact, max_memory="2G")
+    limit = budget.resident_bytes() + (512 << 20)
+    limited = amx_tvm.runtime.load(artifact, max_memory=limit)
     results = limited.generate_batch(prompts, 8, ignore_eos=True)
     assert limited._cache.max_tokens == limited.context_length
     assert [result.token_ids for result in results] == expected
