@@ -4,6 +4,7 @@
     int8                  codes in groups of 32 columns under one scale
     int8-outliers         the same with a second byte in the groups that hold outliers
     fp4:FORMAT[+46]       codes of a four-bit format, maybe with four over six's choice of scales
+    fp4:...-outliers      the same, codes of both signs as one integer, in int8-outliers' form
     fake:FORMAT           the values that these codes stand for, in float16
 
 The text is for the command line, printed IR and the manifest; everywhere else it is an
@@ -49,7 +50,8 @@ class Activation:
     format : str
         FOUR_BIT and ROUNDED: name of the format in ``amx_tvm.formats``.
     outliers : bool
-        INTEGER: groups with outliers have a second byte.
+        INTEGER: groups with outliers have a second byte. FOUR_BIT: the codes of both signs are one
+        integer, with a second byte in the groups whose scales need it.
     four_over_six : bool
         FOUR_BIT: the better of two scales is chosen for each group.
     """
@@ -77,19 +79,23 @@ class Activation:
         if name and kind == Scheme.ROUNDED.value:
             return rounded(name)
         if name and kind == Scheme.FOUR_BIT.value:
-            better = name.endswith(_FOUR_OVER_SIX)
-            return four_bit(name.removesuffix(_FOUR_OVER_SIX), better)
+            joined = name.endswith(_OUTLIERS)
+            name = name.removesuffix(_OUTLIERS)
+            made = four_bit(name.removesuffix(_FOUR_OVER_SIX), name.endswith(_FOUR_OVER_SIX))
+            return replace(made, outliers=joined)
         raise FormatError(
             f"unknown activations {text!r}; known are float32, float16, int8, int8-outliers, "
-            "fp4:FORMAT, fp4:FORMAT+46 and fake:FORMAT"
+            "fp4:FORMAT, fp4:FORMAT+46, these two with -outliers, and fake:FORMAT"
         )
 
     def __str__(self) -> str:
         if self.scheme is Scheme.EXACT:
             return self.dtype
+        second = _OUTLIERS if self.outliers else ""
         if self.scheme is Scheme.INTEGER:
-            return self.scheme.value + (_OUTLIERS if self.outliers else "")
-        return f"{self.scheme.value}:{self.format}" + (_FOUR_OVER_SIX if self.four_over_six else "")
+            return self.scheme.value + second
+        better = _FOUR_OVER_SIX if self.four_over_six else ""
+        return f"{self.scheme.value}:{self.format}{better}{second}"
 
     @property
     def name(self) -> str:
@@ -103,8 +109,8 @@ class Activation:
 
     @property
     def integer(self) -> bool:
-        """Whether x is int8 codes."""
-        return self.scheme is Scheme.INTEGER
+        """Whether x is int8 codes with one scale a group, as int8 kernels read them."""
+        return self.scheme is Scheme.INTEGER or (self.scheme is Scheme.FOUR_BIT and self.outliers)
 
     @property
     def fmt(self) -> Format:
@@ -138,10 +144,11 @@ class Activation:
 
         INTEGER has one array of codes with one scale a group of 32. With outliers there is a
         second byte in the groups that ``outliers`` lists (how many, then which): x = scale *
-        (codes + codes_low / 256) there and scale * codes elsewhere. FOUR_BIT has one array of
-        codes for each term of the format (amxfp4: the values of either sign, apart), code =
-        table[c] - offset as int8, and float32 scales that contain the term's factor, one a group
-        of the format. ``sums`` adds those of the codes under one scale.
+        (codes + codes_low / 256) there and scale * codes elsewhere. FOUR_BIT has the same with
+        ``outliers`` (kernels/cpu/fp4_integers.py), else one array of codes for each term of the
+        format (amxfp4: the values of either sign, apart), code = table[c] - offset as int8, and
+        float32 scales that contain the term's factor, one a group of the format. ``sums`` adds
+        those of the codes under one scale.
         """
         if self.exact:
             return (("x", (k,), self.dtype),)

@@ -78,7 +78,7 @@ def phases(
     return [
         ("find", [annotate_linears(policy), fuse_bias()]),
         ("merge", [merge_projections, fuse_residual_and_gate(target)]),
-        ("quantize", [quantize_parameters(policy, layout), quantize_activations]),
+        ("quantize", [quantize_parameters(policy, layout), quantize_activations(target)]),
         (
             "legalize",
             [

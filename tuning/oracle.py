@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from amx_tvm.formats import Format, packing
+from relax_passes.activation import Scheme
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 BLOCK_TILES = 7
@@ -142,15 +143,17 @@ def activations(spec: LinearSpec, x: np.ndarray) -> tuple[np.ndarray, list[np.nd
     m = x.shape[0]
     padded = np.zeros((m, spec.k_padded), np.float32)
     padded[:, : spec.k] = x
-    if spec.activation.integer:
-        value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec)
-    else:
+    if spec.activation.scheme is Scheme.FOUR_BIT:
         value, arguments, sums = _four_bits(padded, spec.activation.fmt)
+        if spec.activation.integer:
+            arguments, sums = _joined(value.reshape(m, -1, GROUP), arguments)
+    else:
+        value, arguments, sums = _integers(padded.reshape(m, -1, GROUP), spec)
     return value[:, : spec.k], [*arguments, *(sums if spec.needs_sums else [])]
 
 
 def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
-    rows, groups = x.shape[:2]
+    rows = len(x)
     from relax_passes.kernels.cpu import outliers  # needs TVM; CUDA's operands do not
 
     steps = outliers.LOW_STEPS if spec.activation.outliers else 1
@@ -162,11 +165,8 @@ def _integers(x: np.ndarray, spec: LinearSpec) -> tuple[np.ndarray, list, list]:
     if steps > 1:
         mean = np.sqrt((x.astype(np.float64) ** 2).sum((1, 2)) / spec.k)[:, None]
         marked = largest > outliers.FACTOR * mean
-        listed = np.zeros((rows, 1 + groups), np.int32)
-        for row, one in enumerate(marked):
-            listed[row, : 1 + one.sum()] = [one.sum(), *np.flatnonzero(one)]
         high = (codes + 128) >> 8
-        words, lists = [high, (codes - (high << 8)) * marked[..., None]], [listed]
+        words, lists = [high, (codes - (high << 8)) * marked[..., None]], [_listed(marked)]
     scales = scales * np.float32(steps)
     exact = words[0] + (words[1] / steps if steps > 1 else 0)
     value = (exact * scales[..., None].astype(np.float64)).reshape(rows, -1)
@@ -192,3 +192,30 @@ def _four_bits(x: np.ndarray, fmt: Format) -> tuple[np.ndarray, list, list]:
         scales.append(scale.astype(np.float32))
         sums.append(code.reshape(len(x), -1, fmt.group_size).sum(-1, dtype=np.int32))
     return value, [*codes, *scales], sums
+
+
+def _joined(value: np.ndarray, parts: list) -> tuple[list, list]:
+    """Turn values [M, G, 32] of codes and scales of either sign into integers (fp4_integers.py)."""
+    scales = np.abs(np.stack(parts[len(parts) // 2 :])).astype(np.float64)
+    unit, wide = scales[0], np.zeros(scales[0].shape, bool)  # one scale: codes are bytes
+    if len(scales) > 1:
+        mantissa, exponent = np.frexp(scales)
+        zeros = np.array([2, 0, 1, 0])[np.maximum(mantissa * 8 - 4, 0).astype(int)]
+        top = np.where(scales > 0, exponent - 3, -99).max(0)
+        unit = 2.0 ** np.where(scales > 0, exponent - 3 + zeros, 99).min(0)
+        wide = scales.max(0) > 10 * unit
+        unit = np.where(wide | (top < -90), 2.0**top, unit)
+    words = np.rint(value * 256 / np.where(unit > 0, unit, 1)[..., None]).astype(np.int32)
+    high = (words + 128) >> 8
+    both = [high, words - (high << 8)]
+    codes = [w.astype(np.int8).reshape(len(w), -1) for w in both]
+    sums = [w.sum(-1, dtype=np.int32) for w in both]
+    return [*codes, unit.astype(np.float32)], [*sums, _listed(wide)]
+
+
+def _listed(marked: np.ndarray) -> np.ndarray:
+    """List the marked groups [M, G] of each row: how many, then which."""
+    listed = np.zeros((len(marked), 1 + marked.shape[1]), np.int32)
+    for row, one in enumerate(marked):
+        listed[row, : 1 + one.sum()] = [one.sum(), *np.flatnonzero(one)]
+    return listed

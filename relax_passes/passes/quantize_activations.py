@@ -1,19 +1,22 @@
 """Put the quantization of activations in front of the linears, once an input, fused with its maker.
 
 A linear whose activations are not exact reads ``amx.quantize_activation(x)``. All linears of one
-input share it. What they are computed as depends on x's type (``Activation.computed_in``). Where x
-is an RMSNorm, silu(gate) * up, or on CPUs GELU, that becomes the prologue: one pass over the row
-normalizes (or gates) and quantizes.
+input share it. What they are computed as depends on x's type (``Activation.computed_in``) and on
+the instruction set (``cpu.linear.rules.read_as``). Where x is an RMSNorm, silu(gate) * up, or on
+CPUs GELU, that becomes the prologue: one pass over the row normalizes (or gates) and quantizes.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu.linear.rules import read_as
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.spec import LinearSpec
@@ -27,33 +30,38 @@ def needs_sums(linear: Linear) -> bool:
     return LinearSpec(a.format, a.n, a.k, a.activation).needs_sums
 
 
-@tvm.transform.module_pass(opt_level=0, name="QuantizeActivations")
-def quantize_activations(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-    """Insert and share the quantization of activations; see the module's docstring."""
-    shared: dict[tuple, list[relax.Expr]] = {}
+def quantize_activations(target: Any) -> tvm.transform.Pass:
+    """Make the pass for a target, which inserts and shares the quantization of activations."""
+    info = TargetInfo.of(target)
 
-    def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if not is_op(value, "amx.linear"):
-            return None
-        linear = Linear.of(value)
-        given = linear.attrs.activation
-        if given.exact or linear.attrs.format == "none" or len(linear.x) != 1:
-            return None
-        x = linear.x[0]
-        scheme = given.computed_in(str(x.ty.dtype))
-        linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
-        if scheme.exact:
-            return linear.call()
-        sums = x.ty.dtype != "float16" and needs_sums(linear)
-        key = (x, scheme, sums)
-        if key not in shared:
-            args, attrs = _prologue(ctx, x, QuantizeAttrs(scheme, linear.attrs.k, sums))
-            parts = ctx.emit(quantize_activation(args, attrs), "quantized")
-            count = len(activation_parts(attrs))
-            shared[key] = [ctx.emit(relax.TupleGetItem(parts, i), "part") for i in range(count)]
-        return replace(linear, x=tuple(shared[key])).call()
+    @tvm.transform.module_pass(opt_level=0, name="QuantizeActivations")
+    def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        shared: dict[tuple, list[relax.Expr]] = {}
 
-    return rewrite(module, rule)
+        def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+            if not is_op(value, "amx.linear"):
+                return None
+            linear = Linear.of(value)
+            given = linear.attrs.activation
+            if given.exact or linear.attrs.format == "none" or len(linear.x) != 1:
+                return None
+            x = linear.x[0]
+            scheme = read_as(given.computed_in(str(x.ty.dtype)), info)
+            linear = replace(linear, attrs=replace(linear.attrs, activation=scheme))
+            if scheme.exact:
+                return linear.call()
+            sums = x.ty.dtype != "float16" and needs_sums(linear)
+            key = (x, scheme, sums)
+            if key not in shared:
+                args, attrs = _prologue(ctx, x, QuantizeAttrs(scheme, linear.attrs.k, sums))
+                parts = ctx.emit(quantize_activation(args, attrs), "quantized")
+                count = len(activation_parts(attrs))
+                shared[key] = [ctx.emit(relax.TupleGetItem(parts, i), "part") for i in range(count)]
+            return replace(linear, x=tuple(shared[key])).call()
+
+        return rewrite(module, rule)
+
+    return run
 
 
 def _prologue(

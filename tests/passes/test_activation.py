@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from amx_tvm.errors import FormatError
@@ -22,6 +24,7 @@ TEXTS = {
     "int8-outliers": OUTLIERS,
     "fp4:amxfp4": four_bit("amxfp4"),
     "fp4:amxfp4+46": four_bit("amxfp4", four_over_six=True),
+    "fp4:amxfp4-e4m3+46-outliers": replace(four_bit("amxfp4-e4m3", True), outliers=True),
     "fake:nvfp4": rounded("nvfp4"),
 }
 
@@ -53,6 +56,7 @@ def test_arrays():
     assert names(INT8, sums=False) == ["codes", "scales"]
     assert names(OUTLIERS) == ["codes", "codes_low", "scales", "sums", "sums_low", "outliers"]
     assert names(four_bit("amxfp4"), sums=False) == ["codes_0", "codes_1", "scales_0", "scales_1"]
+    assert names(replace(four_bit("amxfp4"), outliers=True)) == names(OUTLIERS)
     assert four_bit("nvfp4").buffers(64, True)[1:] == (
         ("scales", (4,), "float32"),
         ("sums", (4,), "int32"),

@@ -54,7 +54,7 @@ MIXTURE = QuantizationConfig.parse("mxfp4").resolve("cuda")
 
 FOUND = (annotate_linears(EIGHT_BITS), fuse_bias())
 MERGED = (*FOUND, merge_projections, fuse_residual_and_gate(TARGET))
-QUANTIZED = (*MERGED, quantize_parameters(EIGHT_BITS, LAYOUT), quantize_activations)
+QUANTIZED = (*MERGED, quantize_parameters(EIGHT_BITS, LAYOUT), quantize_activations(TARGET))
 
 HALF = CacheStorage("float16")
 MIXED = (annotate_linears(MIXTURE), fuse_residual_and_gate(CUDA))

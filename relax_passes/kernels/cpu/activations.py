@@ -19,13 +19,14 @@ from typing import Any
 
 from tvm import tirx
 
-from relax_passes.activation import GROUP, INT8, Activation
+from relax_passes.activation import GROUP, INT8, Activation, Scheme
 
 from . import emit as e
 from . import fp4
 from .emit import Expr
+from .fp4_integers import Fp4Integers
 from .math import gelu, silu
-from .outliers import FACTOR, LOW_STEPS
+from .outliers import FACTOR, LOW_STEPS, list_groups
 
 LANES = 16
 PARALLEL_VALUES = 16384  # fewer values than this stay on one thread
@@ -217,15 +218,18 @@ def quantize_row(
     row: Expr, buffers: dict[str, Any], k: int, scheme: Activation, prologue: str, eps: float
 ) -> None:
     """Emit the quantization of one row."""
-    fmt = None if scheme.integer else scheme.fmt
     values = Prologue(prologue, buffers, k, eps, row)
-    if fmt is None:
-        integers = Integers(buffers, row, k, scheme.outliers)
+    if scheme.integer:
+        integers: Integers | Fp4Integers
+        if scheme.scheme is Scheme.FOUR_BIT:
+            integers = Fp4Integers(scheme.fmt, buffers, row, k)
+        else:
+            integers = Integers(buffers, row, k, scheme.outliers)
         for_groups(values, k, integers.measure)
         integers.choose_scales()
         for_groups(values, k, integers.store)
         return
-    tensor_scale = None
+    fmt, tensor_scale = scheme.fmt, None
     if fmt.row_scaled:
         best = e.Register("int32", 1, e.const(0))
 
@@ -300,14 +304,11 @@ class Integers:
         """List the groups with a value above a multiple of the row's quadratic mean."""
         mean = e.let(squares) * e.const(1.0 / self.k, "float32")
         limit = e.let(tirx.sqrt(mean) * e.const(FACTOR, "float32"))
-        count = e.Register("int32", 1, e.const(0))
-        with e.serial(0, self.groups) as group:
-            # Every group takes the next place of the list; the following one may overwrite it.
-            listed = e.let(count.get())
-            e.store(self.buffers["outliers"], group, self.row, listed + 1)
-            largest = e.load(largest_values, self.row, group)
-            count.set(listed + e.cast(largest > limit, "int32"))
-        e.store(self.buffers["outliers"], count.get(), self.row, 0)
+
+        def holds(group: Expr) -> Expr:
+            return e.cast(e.load(largest_values, self.row, group) > limit, "int32")
+
+        list_groups(self.buffers["outliers"], self.row, self.groups, holds)
 
     def scales_of(self, group: Expr, lanes: int) -> None:
         """Turn the largest values of ``lanes`` groups into scales."""

@@ -98,14 +98,10 @@ class Fp4Quantizer:
 
     def store(self, group: Expr, values: list[Expr]) -> None:
         """Store the codes and sums of a measured group."""
-        divisors = []
-        for suffix, sign in zip(self.suffixes, self.signs, strict=True):
-            stored = e.load(self.buffers[f"scales{suffix}"], self.row, group)
-            scale = e.let(stored * e.const(1 / self._factor(sign), "float32"))
-            divisors.append(e.let(e.splat(divisor_of(scale), LANES)))
+        divisors = self.divisors(group)
         totals = [e.const(0, "int32", LANES) for _ in self.suffixes]
         for j, value in enumerate(values):
-            for i, code in enumerate(self._codes(value, divisors)):
+            for i, code in enumerate(self.codes(value, divisors)):
                 at = group * self.fmt.group_size + j * LANES
                 narrow = e.cast(code, "int8", LANES)
                 codes = self.buffers[f"codes{self.suffixes[i]}"]
@@ -116,6 +112,15 @@ class Fp4Quantizer:
                 value = e.llvm("int32", "llvm.vector.reduce.add", e.let(total))
                 e.store(self.buffers[f"sums{suffix}"], value, self.row, group)
 
+    def divisors(self, group: Expr) -> list[Expr]:
+        """Return what the values of a measured group are divided by, for each sign."""
+        divisors = []
+        for suffix, sign in zip(self.suffixes, self.signs, strict=True):
+            stored = e.load(self.buffers[f"scales{suffix}"], self.row, group)
+            scale = e.let(stored * e.const(1 / self._factor(sign), "float32"))
+            divisors.append(e.let(e.splat(divisor_of(scale), LANES)))
+        return divisors
+
     def _scale(self, largest: Expr) -> Expr:
         """Scale of a group by the format's rule, the tensor scale included."""
         scale = scale_of(self.rule, largest, self.tensor_scale)
@@ -123,8 +128,8 @@ class Fp4Quantizer:
             scale = e.opaque(scale * self.tensor_scale, "float32")
         return scale
 
-    def _codes(self, value: Expr, divisors: list[Expr]) -> list[Expr]:
-        """Codes of each term: both signs in one array, or one array for each sign."""
+    def codes(self, value: Expr, divisors: list[Expr]) -> list[Expr]:
+        """Return int32 codes of each term: of both signs, or 0 where a value has another sign."""
         ones = e.const(-1, "int32", LANES)
         word = e.let(e.bits(value, "int32", LANES))
         negative = e.let(word >> e.const(31, "int32", LANES))  # all ones or all zeros

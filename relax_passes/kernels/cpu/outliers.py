@@ -12,7 +12,7 @@ for all inputs of the normalized kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,17 @@ from .emit import Expr
 
 FACTOR = 5.0
 LOW_STEPS = 256  # of codes_low in one of codes
+
+
+def list_groups(listed: Any, row: Expr, groups: int, holds: Callable[[Expr], Expr]) -> None:
+    """List the groups of a row for which ``holds(group)`` is 1; it is 0 for the others."""
+    count = e.Register("int32", 1, e.const(0))
+    with e.serial(0, groups) as group:
+        # Every group takes the next place of the list; the following one may overwrite it.
+        place = e.let(count.get())
+        e.store(listed, group, row, place + 1)
+        count.set(place + holds(group))
+    e.store(listed, count.get(), row, 0)
 
 
 @contextmanager

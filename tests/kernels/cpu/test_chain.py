@@ -118,8 +118,9 @@ def test_one_row():
 
 
 @pytest.mark.slow
-def test_other_instructions():
-    case = Layer(layer(), AVX2)
+@pytest.mark.parametrize("scheme", [OUTLIERS, replace(four_bit("amxfp4"), outliers=True)], ids=str)
+def test_other_instructions(scheme):
+    case = Layer(layer(scheme=scheme), AVX2)
     for m in (1, 5, 8):
         case.check(m)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cpu_oracle import Case, compile_func, empty, kernel_func, quantize_fp4, tensors
 
 from amx_tvm import formats
 from amx_tvm.errors import FormatError
-from relax_passes.activation import four_bit
+from relax_passes.activation import Activation, four_bit
 from relax_passes.kernels.cpu import activations
 from relax_passes.spec import LinearSpec
 
@@ -42,6 +44,50 @@ def test_quantize_bit_for_bit(name):
         arrays, sums = quantize_fp4(x, formats.get(name))
         for got, want in zip(run_quantize([x], name), (*arrays, *sums), strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def value_of(codes, low, scales, sums, sums_low, listed):
+    """What integers with second bytes stand for, float64 [M, Kp]; their sums are checked."""
+    codes, low = (c.reshape(*scales.shape, 32).astype(np.float64) for c in (codes, low))
+    second = np.zeros(scales.shape)
+    for row, groups in zip(second, listed, strict=True):
+        row[groups[1 : 1 + groups[0]]] = 1
+    np.testing.assert_array_equal(sums, codes.sum(-1))
+    np.testing.assert_array_equal(np.where(second, sums_low, 0), (low * second[..., None]).sum(-1))
+    value = (codes + low * second[..., None] / 256) * scales[..., None].astype(np.float64)
+    return value.reshape(len(scales), -1), second
+
+
+@pytest.mark.parametrize("name", ["amxfp4", "amxfp4-pot", "mxfp4", "amxfp4+46"])
+def test_signs_as_one_integer(name):
+    """The very values of the format, with second bytes only where scales lie apart."""
+    scheme = Activation.parse(f"fp4:{name}-outliers")
+    for m, k in ((3, 100), (9, 544)):
+        x = inputs(m, k)
+        x[1, ::2] = np.maximum(x[1, ::2], 0) + x[1, ::2] / 8
+        out = [empty((m, *shape), dtype) for _, shape, dtype in scheme.buffers(k, True)]
+        compile_func(activations.quantize(k, scheme=scheme, sums=True))(*tensors(x), *out)
+        got, second = value_of(*(o.numpy() for o in out))
+        padded = np.zeros(got.shape, np.float32)
+        padded[:, :k] = x
+        fmt = scheme.fmt
+        np.testing.assert_array_equal(got, fmt.dequantize(fmt.quantize(padded, activation=True)))
+        assert second.any() == (name[:6] == "amxfp4" and name != "amxfp4-pot")
+        assert not second.all()
+
+
+def test_signs_far_apart_lose_the_least():
+    scheme = replace(four_bit("amxfp4"), outliers=True)
+    x = np.random.default_rng(0).standard_normal((2, 640)).astype(np.float32)
+    x = np.where(x > 0, x, x * 2.0 ** -np.repeat(np.arange(20), 32))
+    x[1, 7] = np.nan
+    out = [empty((2, *shape), dtype) for _, shape, dtype in scheme.buffers(640, True)]
+    compile_func(activations.quantize(640, scheme=scheme, sums=True))(*tensors(x), *out)
+    got, _ = value_of(*(o.numpy() for o in out))
+    want = scheme.fmt.dequantize(scheme.fmt.quantize(x, activation=True))
+    np.testing.assert_array_equal(got[0, : 9 * 32], want[0, : 9 * 32])
+    assert np.abs(got[0] - want[0]).max() <= 2.0**-15 * 4
+    assert np.isnan(got[1, :32]).all() and np.isfinite(got[1, 32:]).all()
 
 
 @pytest.mark.parametrize("prologue", ["rms_norm", "silu_mul"])

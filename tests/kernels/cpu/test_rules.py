@@ -8,6 +8,8 @@ import pytest
 from tvm.target import Target
 
 from relax_passes.activation import FLOAT32, OUTLIERS, four_bit
+from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cpu.linear.rules import read_as
 from relax_passes.kernels.registry import linear_kernel, row_kernels
 from relax_passes.spec import LinearSpec
 
@@ -54,6 +56,10 @@ def test_knobs_and_instructions_move_the_limits():
     words = {1: "direct", 8: "merged-words", 12: "panel-words"}
     assert runs(INT8, AVX2) == words
     assert runs(INT8, AVX2, panel_rows=8) == {1: "direct", 8: "panel-words"}
+    assert runs(replace(INT8, activation=replace(four_bit("amxfp4"), outliers=True)), AVX2) == words
+    floats = {1: "float32", 12: "panel-float32"}
+    assert runs(replace(INT8, activation=FLOAT32), AVX2) == floats
+    assert runs(replace(INT8, activation=FLOAT32, k=65), AVX2) == {1: "float32"}
     assert runs(replace(INT8, format="mxfp4"), AVX2) == {1: "direct", 12: "panel-terms"}
     assert runs(INT8, VNNI) == {1: "direct", 8: "merged-words", 12: "panel-terms"}
     assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
@@ -66,3 +72,12 @@ def test_knobs_and_instructions_move_the_limits():
 def test_a_chosen_kernel_says_what_it_runs():
     kernel = linear_kernel(replace(INT8, m=1), ZNVER4)
     assert [(r.first, r.kernel) for r in kernel.rows] == [(1, "direct")] and kernel.rows[0].why
+
+
+def test_four_bit_activations_are_integers_without_avx512():
+    scheme = four_bit("amxfp4", True)
+    assert read_as(scheme, TargetInfo.of(ZNVER4)) == scheme
+    for target in (AVX2, VNNI):
+        assert read_as(scheme, TargetInfo.of(target)) == replace(scheme, outliers=True)
+        for name in ("nvfp4", "amxfp4-e4m3"):  # groups of 16, mantissas of four bits
+            assert read_as(four_bit(name), TargetInfo.of(target)) == four_bit(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -34,6 +35,7 @@ MEANT = {
 }
 SLOW = pytest.mark.slow
 PANEL = {"panel_rows": 4, "panel_tiles": 2}  # from the fewest rows that a block takes
+JOINED = replace(four_bit("amxfp4"), outliers=True)
 WORDS = 4e-3  # where scales of either sign lie far apart (pair_words.py)
 BANNED = {"neon": r"\bsdot\b", "avx2": r"vpdpbusd|%zmm", "avxvnni": "%zmm"}
 
@@ -59,7 +61,7 @@ def test_meant_instructions_are_there(rule):
 @pytest.mark.parametrize("name", ["amxfp4", "mxfp4", "nvfp4", "int4", "int8"])
 def test_avx2_numbers(name):
     target = Target(HASWELL)
-    for activation in (INT8, FLOAT32, four_bit("amxfp4")):
+    for activation in (INT8, FLOAT32, JOINED):
         spec = LinearSpec(name, 41, 100, activation, bias=True)
         case, func = Case(spec), kernel_func(spec, "avx2", target=target)
         for m in (1, 2, 7):
@@ -73,6 +75,32 @@ def test_avx2_panels(name):
     spec = LinearSpec(name, 41, 1100, OUTLIERS, bias=True)
     case, func = Case(spec), kernel_func(spec, "avx2", PANEL, Target(HASWELL))
     for m in (3, 4, 5, 6, 7, 8, 33):
+        assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+@pytest.mark.parametrize("name", ["amxfp4", "int4", "int8", pytest.param("nvfp4", marks=SLOW)])
+def test_avx2_panels_of_floats(name):
+    """The sums of a row are those of a block of rows, bit for bit."""
+    spec = LinearSpec(name, 96, 1120, FLOAT32, silu_mul=True, residual=True)
+    panel, blocks = (kernel_func(spec, "avx2", {"panel_rows": m}, Target(HASWELL)) for m in (4, 99))
+    for m in (4, 9, 32):
+        results = []
+        for func in (panel, blocks):
+            got, want = Case(spec).run(func, m)
+            assert np.abs(got - want).max() < 2e-6 * np.abs(want).max(), f"M={m}"
+            results.append(got)
+        whole = m // 4 * 4  # one row alone scales its sums
+        np.testing.assert_array_equal(results[0][:whole], results[1][:whole])
+
+
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+@pytest.mark.parametrize("name", ["amxfp4", "mxfp4"])
+def test_four_bits_on_both_sides_on_avx2(name):
+    """x as integers (fp4_integers.py): one row, blocks of words and panels, exact in all."""
+    spec = LinearSpec(name, 41, 1100, replace(four_bit(name), outliers=True), residual=True)
+    case, func = Case(spec), kernel_func(spec, "avx2", target=Target(HASWELL))
+    for m in (1, 3, 8, 33):
         assert case.error(func, m) < 2e-6, f"M={m}"
 
 

@@ -117,21 +117,29 @@ class Decode:
         self.batch = batch
         # Sized by a bound of the items: TVM moves allocations up, before they are known.
         most = batch + _ITEMS
-        self.part_o = v.scratch("part_o", most, config.num_heads, self.d)
-        self.part_m = v.scratch("part_m", most, config.num_heads)
-        self.part_l = v.scratch("part_l", most, config.num_heads)
+        self._allocate_parts(most)
         items = e.let(self._items_before(batch), "items")
         alone = tirx.And(nnz * page_bytes <= _SERIAL_BYTES, batch < v.FEW_TOKENS)
+        self._run(alone, items, batch, output, lse)
+
+    def _allocate_parts(self, most: Expr) -> None:
+        """Make room for what ``most`` items leave to be merged."""
+        heads = self.config.num_heads
+        self.part_o = v.scratch("part_o", most, heads, self.d)
+        self.part_m, self.part_l = (v.scratch(n, most, heads) for n in ("part_m", "part_l"))
+
+    def _run(self, alone: Expr, items: Expr, count: Expr, output, lse) -> None:  # noqa: ANN001
+        """Attend with all items and merge ``count`` sequences, on one thread or on all."""
         with T.If(alone):
             with T.Then():
                 with T.serial(0, items) as item:
                     self._item(item)
-                with T.serial(0, batch) as b:
+                with T.serial(0, count) as b:
                     self._merge_heads(b, output, lse)
             with T.Else(), e.region():
                 with e.barrier_behind(), T.parallel(0, items) as item:
                     self._item(item)
-                with T.parallel(0, batch) as b:
+                with T.parallel(0, count) as b:
                     self._merge_heads(b, output, lse)
 
     def _splits(self, b: Expr) -> Expr:
@@ -163,7 +171,7 @@ class Decode:
 
     def _item(self, item: Expr) -> None:
         """Attend to one split of one sequence."""
-        heads, page, d = self.config.num_heads, self.page, self.d
+        heads, page = self.config.num_heads, self.page
         b, split = self._find(item)
         self.begin = e.let(self.indptr[b], "begin")
         count = e.let(self.indptr[b + 1] - self.begin, "count")
@@ -173,19 +181,8 @@ class Decode:
         self.stop = v.opaque((count - 1) * page + last_page_len, "stop")  # slots of the sequence
         self.start = e.let(self.length_info[1, b], "start") if self.sliding else None
 
-        self.qs, self.o = v.scratch("qs", heads, d), v.scratch("o", heads, d)
-        self.s = v.scratch("s", heads, self.chunk)
-        # Maximum, sum (of 16 interleaved parts) and the chunk's maximum, as vectors.
-        self.m, self.l, self.top = (v.scratch(n, heads, v.LANES) for n in ("m", "l", "top"))
-        with T.serial(0, heads) as h:
-            v.store(self.m, v.const(v.EMPTY_LSE), [h, 0])
-            v.store(self.l, v.const(0.0), [h, 0])
-            v.store(self.top, v.const(v.NEG_INF), [h, 0])
-            with T.serial(0, self.columns) as c:
-                row = v.load(self.q, [b, h, c * v.LANES])
-                v.store(self.qs, row * v.splat(self.scale), [h, c * v.LANES])
-                v.store(self.o, v.const(0.0), [h, c * v.LANES])
-
+        self._allocate_item()
+        self._start(b)
         with T.serial(0, v.ceil_div(last - first, self.chunk_pages)) as c:
             self.base = v.opaque(first + c * self.chunk_pages, "base")
             here = v.opaque(tirx.min(last - self.base, self.chunk_pages), "here")
@@ -198,7 +195,30 @@ class Decode:
             with T.serial(0, here) as j:
                 self._values(j)
 
-        with T.serial(0, heads) as h:
+        self._leave(item)
+
+    def _allocate_item(self) -> None:
+        """Make room for an item's queries, outputs, scores and sums."""
+        heads, d = self.config.num_heads, self.d
+        self.qs, self.o = v.scratch("qs", heads, d), v.scratch("o", heads, d)
+        self.s = v.scratch("s", heads, self.chunk)
+        # Maximum, sum (of 16 interleaved parts) and the chunk's maximum, as vectors.
+        self.m, self.l, self.top = (v.scratch(n, heads, v.LANES) for n in ("m", "l", "top"))
+
+    def _start(self, b: Expr) -> None:
+        """Begin an item of sequence ``b``: its queries, scaled, and empty sums."""
+        with T.serial(0, self.config.num_heads) as h:
+            v.store(self.m, v.const(v.EMPTY_LSE), [h, 0])
+            v.store(self.l, v.const(0.0), [h, 0])
+            v.store(self.top, v.const(v.NEG_INF), [h, 0])
+            with T.serial(0, self.columns) as c:
+                row = v.load(self.q, [b, h, c * v.LANES])
+                v.store(self.qs, row * v.splat(self.scale), [h, c * v.LANES])
+                v.store(self.o, v.const(0.0), [h, c * v.LANES])
+
+    def _leave(self, item: Expr) -> None:
+        """Store an item's outputs, maxima and sums for the merge."""
+        with T.serial(0, self.config.num_heads) as h:
             with T.serial(0, self.columns) as c:
                 v.store(self.part_o, v.load(self.o, [h, c * v.LANES]), [item, h, c * v.LANES])
             T.buffer_store(self.part_m, self.m[h, 0], [item, h])

@@ -17,7 +17,7 @@ from tvm import tirx
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
 
-from .base import Isa, byte_vector
+from .base import Isa, PairSums, byte_vector
 
 # The empty assembly keeps a sum one chain and steps apart: LLVM would make trees of each row of x
 # in turn, and load (or spill) all weights of a group again for every row.
@@ -46,6 +46,26 @@ define linkonce_odr <8 x i32> @{WORDS_NAME}(<8 x i32> %sum, <16 x i16> %w, <16 x
 """
 
 
+class MaddPairs(PairSums):
+    """vpmaddubsw, and vpmaddwd with ones."""
+
+    def scope(self) -> Any:
+        """Define the function of ``add``."""
+        return e.llvm_text(ADD_TEXT)
+
+    def dots(self, largest: int) -> int:
+        """Count what 16-bit lanes hold."""
+        return (2**15 - 1) // (2 * 128 * largest)
+
+    def add(self, total: Expr, weights: Expr, activation: Expr) -> Expr:
+        """Multiply, add pairs and add those."""
+        return tirx.call_extern("int16x16", ADD_NAME, total, _i8(weights), activation)
+
+    def widen(self, total: Expr) -> Expr:
+        """Add pairs."""
+        return _widened(total)
+
+
 class Avx2(Isa):
     """256-bit vectors without a dot-product instruction."""
 
@@ -54,6 +74,8 @@ class Avx2(Isa):
     block: Sequence[int] = (4, 2, 1)
     panel_rows = 12
     word_panels = True  # faster than panels with the terms apart
+    joined_signs = True
+    pairs: PairSums | None = MaddPairs()
     doc = "AVX2: vpshufb tables, vpmaddubsw"
 
     def low(self, packed: Expr) -> Expr:
@@ -91,11 +113,7 @@ class Avx2(Isa):
         """Multiply unsigned weights by signed activations and add four neighbours."""
         name = "llvm.x86.avx2.pmadd.ub.sw"
         pairs = e.llvm("int16x16", name, _i8(weights), activation)
-        return acc + self.widen(pairs)
-
-    def scope(self) -> Any:
-        """Define the function of ``narrow_add``."""
-        return e.llvm_text(ADD_TEXT)
+        return acc + _widened(pairs)
 
     def words_scope(self) -> Any:
         """Define the function of ``words_dot``."""
@@ -109,33 +127,18 @@ class Avx2(Isa):
         """Add to each int32 lane its two int16 weights times two int16 activations."""
         return tirx.call_extern("int32x8", WORDS_NAME, acc, weights, pair)
 
-    def narrow_dots(self, largest: int) -> int:
-        """Count dots of weights up to ``largest`` with activations of -128 to 127."""
-        return (2**15 - 1) // (2 * 128 * largest)
-
-    def narrow_add(self, total: Expr, weights: Expr, activation: Expr) -> Expr:
-        """Multiply, add pairs (vpmaddubsw) and add those."""
-        return tirx.call_extern("int16x16", ADD_NAME, total, _i8(weights), activation)
-
-    def widen(self, total: Expr) -> Expr:
-        """Add pairs (vpmaddwd with ones)."""
-        return e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", total, e.const(1, "int16", 16))
-
 
 class AvxVnni(Avx2):
     """256-bit vectors with vpdpbusd."""
 
     name = "avxvnni"
     word_panels = False  # vpdpbusd multiplies twice as many bytes
+    pairs = None  # and adds in 32 bits
     doc = "AVX2 with AVX-VNNI: vpshufb tables, vpdpbusd"
 
     def eight_bit(self, packed: Expr) -> Expr:
         """Take unsigned bytes as they are: vpdpbusd does not saturate."""
         return packed
-
-    def narrow_dots(self, _largest: int) -> int:
-        """Return 0: vpdpbusd adds in 32 bits."""
-        return 0
 
     def words_scope(self) -> Any:
         """Open nothing: there is an instruction."""
@@ -153,3 +156,8 @@ class AvxVnni(Avx2):
 
 def _i8(value: Expr) -> Expr:
     return e.bits(value, "int8", 32)
+
+
+def _widened(pairs: Expr) -> Expr:
+    """Add neighbouring 16-bit lanes."""
+    return e.llvm("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, e.const(1, "int16", 16))

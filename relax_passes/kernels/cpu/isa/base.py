@@ -7,6 +7,7 @@ multiplies them with four activation bytes, adding the four products to the row'
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -21,6 +22,26 @@ from relax_passes.terms import Term
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)  # magnitudes of E2M1 times two
 
 
+class PairSums(ABC):
+    """Sums in 16 bits, of an instruction set that adds products of bytes in pairs."""
+
+    @abstractmethod
+    def scope(self) -> Any:
+        """Open what a function needs around it to call ``add``."""
+
+    @abstractmethod
+    def dots(self, largest: int) -> int:
+        """Count the dots of weights up to ``largest`` with activations of -128 to 127 that fit."""
+
+    @abstractmethod
+    def add(self, total: Expr, weights: Expr, activation: Expr) -> Expr:
+        """Add the products of four columns to the two 16-bit lanes of each row."""
+
+    @abstractmethod
+    def widen(self, total: Expr) -> Expr:
+        """Add the two 16-bit lanes of each row, in int32."""
+
+
 class Isa:
     """Plain vector arithmetic; LLVM splits the vectors to whatever the target has.
 
@@ -30,6 +51,8 @@ class Isa:
         Rows of a tile in one vector: 16, 8 or 4 (bytes = 4 * rows).
     block : tuple of int
         Row-block sizes for M > 1, largest first; the last one is 1.
+    pairs : PairSums or None
+        Sums in 16 bits, where they pay.
     """
 
     name = "plain"
@@ -37,6 +60,8 @@ class Isa:
     block: Sequence[int] = (4, 1)
     panel_rows = 32  # rows of x from which on panels pay, where no knob says otherwise
     bf16 = False  # whether bf16 dot products exist
+    pairs: PairSums | None = None
+    joined_signs = False  # whether four-bit x of two signs is read as integers (fp4_integers.py)
     doc = "vectorized TensorIR for any LLVM target"
 
     def on(self, target: TargetInfo) -> Isa:
@@ -123,24 +148,6 @@ class Isa:
             a = e.cast(tirx.Shuffle([activation], [tirx.const(j, "int32")]), "int32")
             acc = acc + weights[j] * e.splat(a, self.rows)
         return acc
-
-    # sums in 16 bits, where an instruction set adds products of bytes in pairs
-
-    def scope(self) -> Any:
-        """Open what a function needs around it to call ``narrow_add``."""
-        return nullcontext()
-
-    def narrow_dots(self, _largest: int) -> int:
-        """Return how many dots of weights up to ``largest`` 16-bit lanes hold; 0 without them."""
-        return 0
-
-    def narrow_add(self, _total: Expr, _weights: Expr, _activation: Expr) -> Expr:
-        """Add the products of four columns to the two 16-bit lanes of each row."""
-        raise NotImplementedError
-
-    def widen(self, _total: Expr) -> Expr:
-        """Add the two 16-bit lanes of each row, in int32."""
-        raise NotImplementedError
 
     def words_scope(self) -> Any:
         """Open what a function needs around it to add products of 16-bit words (``words_dot``)."""

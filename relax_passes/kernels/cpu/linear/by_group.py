@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from relax_passes.activation import Activation
+from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.chain import Quantization
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.activations import LANES, Integers, horizontal_sum
@@ -30,7 +30,7 @@ PAIRS = GROUP // TILE_ROWS  # pairs of tiles that make a group
 
 def supports(spec: LinearSpec, then: Quantization) -> bool:
     """Whether a linear's result can be quantized group by group."""
-    simple = then.prologue == "none" and then.scheme.integer
+    simple = then.prologue == "none" and then.scheme.scheme is Scheme.INTEGER
     return simple and spec.silu_mul and spec.out_features % GROUP == 0
 
 

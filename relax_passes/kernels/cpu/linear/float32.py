@@ -12,11 +12,10 @@ from typing import Any
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.base import Isa
-from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, LinearSpec
-from relax_passes.terms import common_factor
 
 from .epilogue import Epilogue
+from .float_weights import FloatWeights
 from .knobs import CpuKnobs
 from .rows import each_tile, row_blocks, tile_pair
 
@@ -44,12 +43,8 @@ class _Tile:
         self, spec: LinearSpec, isa: Isa, knobs: CpuKnobs, buffers: Any, expert: Expr | None
     ):
         self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
-        self.terms = spec.fmt.terms
-        self.reader = ScaleReader(spec.fmt, buffers["w_scales"])
-        self.factor = common_factor(self.terms)
-        self.eight_bit = self.terms[0].table is None
-        self.tables = [None if t.table is None else isa.float_table(t.table) for t in self.terms]
-        self.epilogue = Epilogue(spec, buffers, isa.rows, self.factor, expert)
+        self.weights = FloatWeights(spec, isa, buffers)
+        self.epilogue = Epilogue(spec, buffers, isa.rows, self.weights.factor, expert)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
         """Emit the loop over K; returns float32 registers [row][part]."""
@@ -77,36 +72,23 @@ class _Tile:
         self, tile: Expr, group: Expr, x: Any, row: Expr, start: Expr, out: list[list[e.Register]]
     ) -> None:
         """Emit one group of 32 columns, all parts."""
-        isa, lanes, rows = self.isa, self.isa.rows, len(out)
-        vectors = self.spec.tile_code_bytes // 64
-        per_sub = vectors // self.reader.sub_groups
-        step = 4 if self.eight_bit else 8
+        w, lanes, rows = self.weights, self.isa.rows, len(out)
+        per_sub = w.vectors // w.reader.sub_groups
         separate = rows == 1  # scale sums, not weights
-        for part in range(isa.parts):
-            for sub in range(self.reader.sub_groups):
-                scales = self._scales(tile, group, sub, part)
+        for part in range(self.isa.parts):
+            for sub in range(w.reader.sub_groups):
+                scales = w.scales(tile, group, sub, part)
                 zero = e.const(0.0, "float32", lanes)
-                partial = [e.Register("float32", lanes, zero) for _ in self.terms if separate]
+                partial = [e.Register("float32", lanes, zero) for _ in w.terms if separate]
                 with e.serial(sub * per_sub, (sub + 1) * per_sub) as v:
-                    at = v * 64 + part * isa.bytes
-                    packed = e.let(
-                        e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes)
-                    )
-                    columns = isa.float_columns(packed, self.tables, self.eight_bit)
-                    for j, values in enumerate(columns):
-                        k = start + v * step + j
-                        values = [self._shifted(i, w, scales) for i, w in enumerate(values)]
+                    for j, values in enumerate(w.columns(tile, group, part, v, scales)):
+                        k = start + v * w.step + j
                         if separate:
                             a = e.let(e.splat(self._x(x, row, 0, k), lanes))
-                            for register, w in zip(partial, values, strict=True):
-                                register.set(e.fma(a, w, register.get(), lanes))
+                            for register, value in zip(partial, values, strict=True):
+                                register.set(e.fma(a, value, register.get(), lanes))
                             continue
-                        weight = None
-                        for (scale, _), w in zip(scales, values, strict=True):
-                            product = (
-                                w * scale if weight is None else e.fma(w, scale, weight, lanes)
-                            )
-                            weight = e.let(product)
+                        weight = w.weight(values, scales)
                         for r in range(rows):
                             a = e.splat(self._x(x, row, r, k), lanes)
                             out[r][part].set(e.fma(a, weight, out[r][part].get(), lanes))
@@ -117,24 +99,3 @@ class _Tile:
 
     def _x(self, x: Any, row: Expr, r: int, k: Expr) -> Expr:
         return e.load(x[r], k) if isinstance(x, list) else e.load(x, row + r, k)
-
-    def _scales(self, tile: Expr, group: Expr, sub: int, part: int) -> list[tuple[Expr, Any]]:
-        """Load (scale times relative factor, offset vector or None) for each term."""
-        lanes, out = self.isa.rows, []
-        args = (tile, group, sub, part * lanes, lanes)
-        for t in self.terms:
-            scale = self.reader.scale(t.scale, *args)
-            relative = t.factor / self.factor
-            if relative != 1.0:
-                scale = scale * e.const(relative, "float32", lanes)
-            offset = None
-            if isinstance(t.offset, str):
-                offset = e.let(self.reader.zero_point(t.offset, *args))
-            elif t.offset:
-                offset = e.const(float(t.offset), "float32", lanes)
-            out.append((e.let(scale), offset))
-        return out
-
-    def _shifted(self, i: int, value: Expr, scales: list[tuple[Expr, Any]]) -> Expr:
-        offset = scales[i][1]
-        return value if offset is None else e.let(value - offset)

@@ -14,10 +14,11 @@ from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import LinearSpec
 
 from . import merged_bytes
+from .decoded_panel import BLOCK
 from .knobs import CpuKnobs
 from .lane_blocks import COLUMNS, LaneBlocks
 from .merged_bytes import blocks_of
-from .panel_blocks import BLOCK, BlockPanel, emit_blocks
+from .panel_blocks import BlockPanel, emit_blocks
 from .tile import ActivationCodes
 from .x_blocks import ROWS, XBlocks
 

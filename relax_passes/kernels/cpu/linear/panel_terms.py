@@ -19,11 +19,13 @@ from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.avx2 import Avx2
 from relax_passes.kernels.cpu.isa.base import Isa
+from relax_passes.kernels.cpu.scale_reader import ScaleReader
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 from relax_passes.terms import Term, common_factor
 
+from .decoded_panel import BLOCK
 from .knobs import CpuKnobs
-from .panel_blocks import BLOCK, BlockPanel, emit_blocks
+from .panel_blocks import BlockPanel, emit_blocks
 from .sums import Sum, narrow_steps
 from .tile import ActivationCodes
 
@@ -50,6 +52,7 @@ class _Panel(BlockPanel):
     def allocate(self) -> None:
         """Make room for codes and scales of every term."""
         spec, isa, wide = self.spec, self.isa, self.wide
+        self.reader = ScaleReader(spec.fmt, self.buffers["w_scales"])
         self.lanes = isa.rows
         self.terms: tuple[Term, ...] = isa.adapt(spec.terms)
         self.factor = common_factor(self.terms)

@@ -23,12 +23,13 @@ from typing import Any
 
 from relax_passes.activation import Scheme
 from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu import fp4_integers
 from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.avx512 import Avx512
 from relax_passes.kernels.cpu.isa.base import Isa
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
-from . import panel, w4a4_activations
+from . import panel
 from .epilogue import Epilogue
 from .knobs import CpuKnobs
 from .panel_int8 import Block, panel_groups, panel_width
@@ -43,8 +44,7 @@ def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
     x, wide = spec.activation, isinstance(isa, Avx512)
     if not wide or x.scheme is not Scheme.FOUR_BIT or spec.experts or not panel.supports(spec.fmt):
         return None
-    exact = w4a4_activations.supports(x.fmt)
-    return max(knobs.panel_rows, knobs.panel_block) if exact else None
+    return max(knobs.panel_rows, knobs.panel_block) if fp4_integers.supports(x.fmt) else None
 
 
 def emit_w4a4(spec: LinearSpec, isa: Avx512, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:

@@ -1,11 +1,8 @@
 """The linear on int8 activations for many rows of x, with 16-bit words on both sides.
 
     words of all rows of x (x_words.py), in parallel
-    for each pair of row tiles, in parallel
-        for each few groups of 32 columns, as many as the L1 cache holds decoded
-            decode both tiles to words (pair_words.py)
-            for each block of rows of x: int32 sums of both halves of a tile, scaled, in float32
-        store all rows of x
+    the loops of decoded_panel.py: W as words (pair_words.py); for each block of four rows of x
+        int32 sums of both halves of a tile in eight registers, scaled, in float32
 
 A product costs a multiplication and an addition of 16 pairs for both terms of a weight and both
 bytes of an activation; a group costs a conversion and two operations that scale, once a row.
@@ -16,6 +13,7 @@ bytes of an activation; a group costs a conversion and two operations that scale
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -24,14 +22,12 @@ from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.spec import TILE_ROWS, LinearSpec
 
-from .epilogue import Epilogue
+from .decoded_panel import BLOCK, DecodedPanel, emit_panels
 from .knobs import CpuKnobs
 from .pair_words import STEPS, PairWords, supports
-from .panel_int8 import panel_width
-from .x_words import ROWS, XWords
+from .x_words import XWords
 
 GROUPS = 24  # of a tile: a KiB each in the L1 cache
-BLOCK = ROWS  # of x: their sums with both halves of a tile fit sixteen registers
 UNROLLED = 4  # steps
 
 
@@ -43,71 +39,43 @@ def from_rows(spec: LinearSpec, isa: Any, knobs: CpuKnobs) -> int | None:
 
 def emit_panel(spec: LinearSpec, isa: Any, knobs: CpuKnobs, buffers: Any, m: Expr) -> None:
     """Emit the whole linear for M rows, M being worth a panel."""
-    wide = panel_width(spec, knobs)
     x = XWords(spec, buffers, m, BLOCK)
     with e.parallel(0, m) as row:
         x.row(row)
-    with isa.words_scope(), e.parallel(0, -(-spec.tiles // wide)) as block:
-        first = e.let(block * wide)
-        kernel = _Panel(spec, isa, knobs, buffers, wide, m, x)
-        kernel.clear()
-        with e.serial(0, -(-spec.groups // kernel.depth)) as chunk:
-            begin = e.let(chunk * kernel.depth)
-            depth: Expr = tirx.const(kernel.depth, "int32")
-            if spec.groups % kernel.depth:
-                depth = e.let(tirx.min(depth, spec.groups - begin))
-            kernel.decode(first, begin, depth)
-            kernel.products(begin, depth)
-        kernel.finish(first)
+    with isa.words_scope():
+        emit_panels(partial(_Panel, x), spec, isa, knobs, buffers, m)
 
 
-class _Panel:
-    """Decoded tiles of a few groups, and the sums of all rows of x."""
+class _Panel(DecodedPanel):
+    """Tiles as words, and units of their scales."""
 
-    def __init__(
-        self,
-        spec: LinearSpec,
-        isa: Any,
-        knobs: CpuKnobs,
-        buffers: Any,
-        wide: int,
-        m: Expr,
-        x: XWords,
-    ):
-        self.spec, self.isa, self.knobs, self.buffers = spec, isa, knobs, buffers
-        self.wide, self.m, self.x = wide, m, x
-        self.decoder = PairWords(spec, isa, buffers)
+    isa: Any
+
+    def __init__(self, x: XWords, *args: Any):
+        self.x = x
+        super().__init__(*args)
+
+    def allocate(self) -> None:
+        """Make room for words and units."""
+        spec, wide = self.spec, self.wide
+        self.decoder = PairWords(spec, self.isa, self.buffers)
+        self.factor = self.decoder.factor
         self.depth = -(-spec.groups // -(-spec.groups // GROUPS))
         self.words = e.workspace((wide * self.depth, STEPS, 2 * TILE_ROWS), "int16")
         self.units = e.workspace((wide * self.depth, TILE_ROWS), "float32")
-        # Rows of a last, partly filled block are added up behind the last row.
-        self.sums = e.workspace((m + BLOCK, wide * TILE_ROWS), "float32")
 
-    def clear(self) -> None:
-        """Set the sums to 0."""
-        width = self.wide * TILE_ROWS
-        with e.serial(0, self.m + BLOCK) as row:
-            e.store(self.sums, e.const(0.0, "float32", width), row, 0, lanes=width)
-
-    def decode(self, first: Expr, begin: Expr, depth: Expr) -> None:
-        """Decode the groups ``begin``... of all tiles."""
-        spec, isa = self.spec, self.isa
-        with e.serial(0, self.wide) as c, e.serial(0, depth) as g:
-            tile = first + c
-            if spec.tiles % self.wide:
-                tile = e.clamped(tile, spec.tiles - 1)
-            tile, group = e.let(tile), e.let(begin + g)
-            at = e.let(c * self.depth + g)
-            self.knobs.prefetch_tile(spec, self.buffers, tile, group)
-            for part, (factors, units) in enumerate(self.decoder.scales(tile, group)):
-                e.store(self.units, units, at, part * isa.rows, lanes=isa.rows)
-                with e.serial(0, spec.tile_code_bytes // 64) as v:
-                    source = v * 64 + part * isa.bytes
-                    packed = self.buffers["w_codes"]
-                    packed = e.let(e.load(packed, tile, group, source, lanes=isa.bytes))
-                    for i, word in enumerate(self.decoder.words(packed, factors)):
-                        place = part * 2 * isa.rows
-                        e.store(self.words, word, at, v * 4 + i, place, lanes=2 * isa.rows)
+    def decode_group(self, tile: Expr, group: Expr, at: Expr) -> None:
+        """Decode the words and units of one tile and group."""
+        isa = self.isa
+        for part, (factors, units) in enumerate(self.decoder.scales(tile, group)):
+            e.store(self.units, units, at, part * isa.rows, lanes=isa.rows)
+            with e.serial(0, self.spec.tile_code_bytes // 64) as v:
+                source = v * 64 + part * isa.bytes
+                packed = self.buffers["w_codes"]
+                packed = e.let(e.load(packed, tile, group, source, lanes=isa.bytes))
+                for i, word in enumerate(self.decoder.words(packed, factors)):
+                    place = part * 2 * isa.rows
+                    e.store(self.words, word, at, v * 4 + i, place, lanes=2 * isa.rows)
 
     def products(self, begin: Expr, depth: Expr) -> None:
         """Add the products of all rows of x; one tile's words stay in the L1 cache for them."""
@@ -150,25 +118,3 @@ class _Panel:
                 column = e.let(c * TILE_ROWS + part * lanes)
                 before = e.load(self.sums, place, column, lanes=lanes)
                 e.store(self.sums, e.fma(value, scale, before, lanes), place, column, lanes=lanes)
-
-    def finish(self, first: Expr) -> None:
-        """Store all rows; in a last, partly filled panel the tiles beyond W are dropped."""
-        spec, lanes, parts = self.spec, self.isa.rows, self.isa.parts
-        epilogue = Epilogue(spec, self.buffers, lanes, self.decoder.factor)
-        span = 2 if spec.silu_mul else 1
-
-        def load(row: Expr, c: int) -> list[list[Expr]]:
-            columns = [c * TILE_ROWS + p * lanes for p in range(parts)]
-            return [[e.let(e.load(self.sums, row, at, lanes=lanes)) for at in columns]]
-
-        def store(row: Expr, c: int, tile: Expr) -> None:
-            epilogue.rows([load(row, c + i) for i in range(span)], tile, row)
-
-        with e.serial(0, self.m) as row:
-            for c in range(0, self.wide, span):
-                tile = e.let((first + c) // span if span > 1 else first + c)
-                if c and spec.tiles % self.wide:
-                    with e.when(tile * span < spec.tiles), e.then():
-                        store(row, c, tile)
-                else:
-                    store(row, c, tile)

@@ -15,6 +15,7 @@ rows of x on it is this linear's:
     panel-bytes  a panel of signed bytes for all rows, on Arm's dot products
     panel-w4a4   the same for four-bit x, without rounding
     panel-bf16   both operands of W4A4 as bf16, for groups that are no bytes
+    panel-float32  a panel of W becomes float32, for exact x and vectors of eight rows
 
 The first three are whole kernels, the merged ones take blocks of the direct one, and a panel takes
 the place of both. `rows` lists what a linear runs; `amx-tvm inspect` prints it.
@@ -23,15 +24,17 @@ the place of both. `rows` lists what a linear runs; `amx-tvm inspect` prints it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import tvm
 
+from relax_passes.activation import Activation, Scheme
 from relax_passes.kernels.base import RowRange, TargetInfo
 from relax_passes.kernels.chain import ChainSpec
 from relax_passes.kernels.cpu import emit as e
+from relax_passes.kernels.cpu import fp4_integers
 from relax_passes.kernels.cpu.emit import Expr
 from relax_passes.kernels.cpu.isa.avx2 import Avx2, AvxVnni
 from relax_passes.kernels.cpu.isa.avx512 import Avx512
@@ -48,6 +51,7 @@ from . import (
     merged_words,
     panel_bf16,
     panel_bytes,
+    panel_float32,
     panel_int8,
     panel_terms,
     panel_w4a4,
@@ -87,6 +91,9 @@ PANELS = (
     RowKernel("panel-terms", panel_terms.from_rows, "terms for all rows", panel_terms.emit_panel),
     RowKernel("panel-bytes", panel_bytes.from_rows, "bytes for all rows", panel_bytes.emit_panel),
     RowKernel("panel-w4a4", panel_w4a4.from_rows, "exact bytes for all rows", panel_w4a4.emit_w4a4),
+    RowKernel(
+        "panel-float32", panel_float32.from_rows, "floats for all rows", panel_float32.emit_panel
+    ),
     RowKernel("panel-bf16", panel_bf16.from_rows, "bf16 for all rows", panel_bf16.emit_bf16),
 )
 WHOLE = (DENSE, FLOAT32, DIRECT)
@@ -188,3 +195,15 @@ CPU_RULES = (
 def isa_of(target: TargetInfo) -> Isa:
     """Return the instruction set that a target's features choose."""
     return next(rule.isa for rule in CPU_RULES if rule.fits(target))
+
+
+def read_as(activation: Activation, target: TargetInfo) -> Activation:
+    """Return what linears on a target read in place of an activation.
+
+    Four-bit x of a CPU without kernels of its own for them comes as integers, so that it has those
+    of int8 x.
+    """
+    if target.kind != "llvm" or activation.scheme is not Scheme.FOUR_BIT:
+        return activation
+    joined = isa_of(target).joined_signs and fp4_integers.supports(activation.fmt)
+    return replace(activation, outliers=joined)

@@ -21,13 +21,15 @@ def narrow_steps(isa: Isa, term: Term) -> int:
 
     Eight-bit weights are two nibbles then.
     """
-    return isa.narrow_dots(15 if term.table is None else max(term.table))
+    largest = 15 if term.table is None else max(term.table)
+    return 0 if isa.pairs is None else isa.pairs.dots(largest)
 
 
 def scope(isa: Isa, spec: LinearSpec) -> Any:
     """Open what the sums of a linear need around them."""
-    narrow = any(narrow_steps(isa, term) for term in isa.adapt(spec.terms))
-    return isa.scope() if narrow else nullcontext()
+    if isa.pairs is None or not any(narrow_steps(isa, t) for t in isa.adapt(spec.terms)):
+        return nullcontext()
+    return isa.pairs.scope()
 
 
 class Sum:
@@ -47,6 +49,7 @@ class Sum:
 
     def __init__(self, isa: Isa, most: int, start: Expr, nibbles: bool = False):
         self.isa, self.most, self.start = isa, most, start
+        self.pairs: Any = isa.pairs
         self.steps = 0
         self.register = None if most else e.Register("int32", isa.rows, start)
         self.narrow: list[e.Register] = []
@@ -69,14 +72,14 @@ class Sum:
             self.empty(len(self.narrow))
         parts = weights if isinstance(weights, tuple) else (weights,)
         for register, part in zip(self.narrow, parts, strict=True):
-            register.set(self.isa.narrow_add(register.get(), part, activation))
+            register.set(self.pairs.add(register.get(), part, activation))
         self.steps += 1
 
     def get(self) -> Expr:
         """Read the sum, int32."""
         if self.register is not None:
             return self.register.get()
-        low, *high = (e.let(self.isa.widen(register.get())) for register in self.narrow)
+        low, *high = (e.let(self.pairs.widen(register.get())) for register in self.narrow)
         for more in high:
             low = low + (more << e.const(4, "int32", self.isa.rows))
         return low + self.start

@@ -27,9 +27,9 @@ from typing import Any
 
 from tvm import tirx
 
-from amx_tvm.formats.base import Format
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.emit import Expr
+from relax_passes.kernels.cpu.fp4_integers import NAN_EXPONENT, TRAILING_ZEROS
 from relax_passes.spec import GROUP, TILE_ROWS, LinearSpec
 
 from . import group_sums
@@ -37,17 +37,6 @@ from .low_bytes import list_rows
 from .panel import STEPS, Words
 
 OFFSET = 42
-SCALES = {"E5M2", "E8M0"}  # mantissas of three bits at most
-NAN_EXPONENT = 255
-TRAILING_ZEROS = 0b00_01_00_10  # of m = 4..7, two bits each
-
-
-def supports(fmt: Format) -> bool:
-    """Whether activations in this format are exact as signed bytes."""
-    if fmt.group_size != GROUP:
-        return False
-    types = {t.type.name for t in fmt.scale_tensors}
-    return len(fmt.terms) == 1 or (types <= SCALES and not fmt.row_scaled)
 
 
 class ExactActivations:

@@ -56,8 +56,7 @@ class PackedDecode(RecentTokens):
         """
         heads = self.config.num_heads
         most = step.count + _ITEMS
-        self.part_o = v.scratch("part_o", most, heads, self.d)
-        self.part_m, self.part_l = (v.scratch(n, most, heads) for n in ("part_m", "part_l"))
+        self._allocate_parts(most)
         self.lse = v.scratch("lse", step.count, heads)
         wanted = tirx.max(v.div(e.const(_ITEMS), step.count), 1)
         self.parts = v.opaque(tirx.max(tirx.min(wanted, step.most), 1), "parts")
@@ -70,17 +69,7 @@ class PackedDecode(RecentTokens):
         items = e.let(step.count * self.parts, "items")
         bytes_ = step.count * step.most * (self.layout.kv_heads * self.layout.block)
         alone = tirx.And(bytes_ <= _SERIAL_BYTES, step.count < v.FEW_TOKENS)
-        with T.If(alone):
-            with T.Then():
-                with T.serial(0, items) as item:
-                    self._item(item)
-                with T.serial(0, step.count) as b:
-                    self._merge_heads(b, output, self.lse)
-            with T.Else(), e.region():
-                with e.barrier_behind(), T.parallel(0, items) as item:
-                    self._item(item)
-                with T.parallel(0, step.count) as b:
-                    self._merge_heads(b, output, self.lse)
+        self._run(alone, items, step.count, output, self.lse)
 
     def _merge_heads(self, b: Expr, output: Any, lse: Any) -> None:
         """Combine the parts of one sequence, and turn the result back."""
@@ -91,7 +80,7 @@ class PackedDecode(RecentTokens):
 
     def _item(self, item: Expr) -> None:
         """Attend to one part of one sequence."""
-        heads, step, d = self.config.num_heads, self.step, self.d
+        step = self.step
         spec = self.layout.spec
         b, part = e.let(v.div(item, self.parts), "b"), e.let(v.mod(item, self.parts), "part")
         self.b = b
@@ -104,19 +93,10 @@ class PackedDecode(RecentTokens):
         self.exact = v.opaque(exact, "exact")
         self.begin = v.opaque(tirx.max(low, spec.first), "begin")
         self.codes.begin()
-        self.qs, self.o = v.scratch("qs", heads, d), v.scratch("o", heads, d)
-        self.s = v.scratch("s", heads, self.chunk)
-        self.m, self.l, self.top = (v.scratch(n, heads, v.LANES) for n in ("m", "l", "top"))
+        self._allocate_item()
         scales = self.layout.groups * self.layout.parts
         self.value_scales = v.scratch("value_scales", scales, PAGE)
-        with T.serial(0, heads) as h:
-            v.store(self.m, v.const(v.EMPTY_LSE), [h, 0])
-            v.store(self.l, v.const(0.0), [h, 0])
-            v.store(self.top, v.const(v.NEG_INF), [h, 0])
-            with T.serial(0, self.columns) as c:
-                row = v.load(self.q, [b, h, c * v.LANES])
-                v.store(self.qs, row * v.splat(self.scale), [h, c * v.LANES])
-                v.store(self.o, v.const(0.0), [h, c * v.LANES])
+        self._start(b)
         # Pages that hold rounded tokens which the query sees, shared out to the parts.
         first = v.opaque(v.div(self.begin, PAGE), "first_page")
         pages = v.opaque(tirx.max(v.ceil_div(self.exact, PAGE) - first, 0), "pages")
@@ -127,12 +107,7 @@ class PackedDecode(RecentTokens):
             self._rounded_page(number)
         with T.If(part == self.parts - 1), T.Then():
             self._recent()
-        with T.serial(0, heads) as h:
-            with T.serial(0, self.columns) as c:
-                v.store(self.part_o, v.load(self.o, [h, c * v.LANES]), [item, h, c * v.LANES])
-            T.buffer_store(self.part_m, self.m[h, 0], [item, h])
-            total = v.reduce_lanes(v.load(self.l, [h, 0]), lambda a, b: a + b)
-            T.buffer_store(self.part_l, v.first_lane(total), [item, h])
+        self._leave(item)
 
     def _rounded_page(self, number: Expr) -> None:
         """Attend to the rounded tokens of a page, one kv head after the other."""
