@@ -9,7 +9,7 @@ two in the small side's m, at most d:
 
 A byte holds all groups of equal exponents and most whose exponents differ by one.  Others are
 words: their high byte is the code, ``codes_low`` the rest, ``outliers`` lists them (outliers.py).
-Nothing is rounded unless the exponents differ by more than eight, and then by 2^-15 of the group's
+Nothing is rounded unless the exponents differ by more than eight, and then by 2^-11 of the group's
 largest value.  Formats with one scale a group already are bytes; their lists are empty.
 """
 

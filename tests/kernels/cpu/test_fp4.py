@@ -79,14 +79,15 @@ def test_signs_as_one_integer(name):
 def test_signs_far_apart_lose_the_least():
     scheme = replace(four_bit("amxfp4"), outliers=True)
     x = np.random.default_rng(0).standard_normal((2, 640)).astype(np.float32)
-    x = np.where(x > 0, x, x * 2.0 ** -np.repeat(np.arange(20), 32))
+    x = np.where(x > 0, x, x * 2.0 ** -np.repeat(np.arange(20), 32)).astype(np.float32)
     x[1, 7] = np.nan
     out = [empty((2, *shape), dtype) for _, shape, dtype in scheme.buffers(640, True)]
     compile_func(activations.quantize(640, scheme=scheme, sums=True))(*tensors(x), *out)
     got, _ = value_of(*(o.numpy() for o in out))
-    want = scheme.fmt.dequantize(scheme.fmt.quantize(x, activation=True))
+    want = scheme.fmt.dequantize(scheme.fmt.quantize(x[:1], activation=True))
     np.testing.assert_array_equal(got[0, : 9 * 32], want[0, : 9 * 32])
-    assert np.abs(got[0] - want[0]).max() <= 2.0**-15 * 4
+    off = np.abs(got[0] - want[0]).reshape(-1, 32).max(-1)
+    assert (off <= 2.0**-11 * np.abs(want[0]).reshape(-1, 32).max(-1)).all() and off.any()
     assert np.isnan(got[1, :32]).all() and np.isfinite(got[1, 32:]).all()
 
 
