@@ -9,14 +9,18 @@ its memory cannot be shared between processes nor dropped under pressure, unlike
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 HUGE_PAGE = 2 << 20
+_Made = TypeVar("_Made")
 _BLOCK = 8 << 20
 _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -81,3 +85,36 @@ def read_to_huge_pages(path: Path) -> np.ndarray:
 
         list(pool.map(read, range(0, size, _BLOCK)))
     return data
+
+
+def made_in_huge_pages(make: Callable[..., _Made], *arguments: Any) -> _Made:
+    """Return what ``make`` does, all large memory that it allocates asking for huge pages.
+
+    Who allocates has no option for it. Its memory is what the process has more of behind the call
+    than in front of it; another thread's in the meantime is asked for too, which is harmless.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return make(*arguments)
+    before = _anonymous()
+    made = make(*arguments)
+    for start, end in _anonymous():  # which the system joins with what lies beside it
+        inside = [(low, high) for low, high in before if low < end and start < high]
+        edges = [start, *(edge for place in inside for edge in place), end]
+        for low, high in zip(edges[::2], edges[1::2], strict=True):
+            if high - low >= HUGE_PAGE:
+                _C.madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), mmap.MADV_HUGEPAGE)
+    return made
+
+
+def _anonymous() -> list[tuple[int, int]]:
+    """Return where the process has memory that no file is behind."""
+    found = []
+    for line in Path("/proc/self/maps").read_text(encoding="ascii").splitlines():
+        place, mode, _, _, inode, *name = line.split(maxsplit=5)
+        if inode == "0" and mode.startswith("rw") and not name:
+            start, end = (int(part, 16) for part in place.split("-"))
+            found.append((start, end))
+    return found
+
+
+_C = ctypes.CDLL(None)

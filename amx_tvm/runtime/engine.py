@@ -100,6 +100,7 @@ class Engine(OwnThread):
         self.max_sequences = count("max_sequences", max_sequences)
         self._machine = machine
         self._chunk = chunk
+        self._huge = memory != "map"
         self._may_grow = may_grow  # whether a batch may make the KV cache larger
         super().__init__(machine, threads)
         self._model = Model(
@@ -360,7 +361,7 @@ class Engine(OwnThread):
             rows = max(self._chunk, self.max_sequences)  # of a step: a chunk, or a token each
             packed = self.manifest.kv_cache.get("packed")
             self._cache = KVCache(
-                self._machine, self.max_sequences, tokens, rows, self._page_size, packed
+                self._machine, self.max_sequences, tokens, rows, self._page_size, packed, self._huge
             )
         return self._cache
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from amx_tvm.artifact.memory import made_in_huge_pages
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime.kv_object import ObjectPages
 from amx_tvm.runtime.kv_packed import PackedPages
@@ -22,6 +23,8 @@ from amx_tvm.runtime.vm import VirtualMachine
 
 class KVCache:
     """A paged KV cache with room for ``max_tokens`` tokens of ``max_sequences`` sequences.
+
+    With ``huge`` a CPU's memory asks for huge pages: see `amx_tvm.artifact.memory`.
 
     Raises
     ------
@@ -42,14 +45,18 @@ class KVCache:
         prefill_chunk: int,
         page_size: int,
         packed: dict[str, Any] | None = None,
+        huge: bool = False,
     ):
+        huge = huge and machine.is_cpu
         self.max_sequences = max_sequences
         self.max_tokens = max_tokens
         self.page_size = page_size
         sizes = (max_sequences, max_tokens, prefill_chunk)
         create = machine.function("create_kv_cache")
         try:
-            made = create(*(machine.shape([size]) for size in sizes))
+            shapes = [machine.shape([size]) for size in sizes]
+            # In small pages a row of keys far away is a miss of the TLB, a new one a fault.
+            made = made_in_huge_pages(create, *shapes) if huge else create(*shapes)
         except (RuntimeError, MemoryError) as error:
             raise GenerationError(
                 f"no KV cache of {max_tokens} tokens for {max_sequences} sequences can be made "

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from amx_tvm.runtime.request import Request
-from amx_tvm.server.core import Core, Piece
+from amx_tvm.server.core import Core
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.news import Piece
 from amx_tvm.server.objects import Usage
 
 Pieces = list[tuple[int, Piece]]  # choices, and what came for each

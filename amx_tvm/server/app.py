@@ -21,7 +21,7 @@ from amx_tvm.server.chat import form_of as chat_form
 from amx_tvm.server.choices import Asked
 from amx_tvm.server.choices import form_of as common_form
 from amx_tvm.server.completions import Completion
-from amx_tvm.server.core import Core
+from amx_tvm.server.core import Core, Drive, beside
 from amx_tvm.server.errors import ApiError, ServerError
 from amx_tvm.server.grammar import Form, Forms
 from amx_tvm.server.http import CLIENT_LEFT, unless_left
@@ -42,10 +42,15 @@ from amx_tvm.server.stream import EventStream
 __all__ = ["Server", "Settings"]
 
 _WATCH_S = 1.0
-_PAGES = {  # as `Core.pages` has them
+_PAGES = {  # as `State.pages` has them
     "amx_tvm_pages": "Pages of the cache when an answer ended last",
     "amx_tvm_pages_free": "Those of them that were free",
     "amx_tvm_pages_kept": "Pages of kept answers; what several share counts for each",
+}
+_DRAFTS = {  # and these counters, as `State` has them
+    "amx_tvm_drafted_tokens": ("drafted", "Tokens that were guessed"),
+    "amx_tvm_accepted_tokens": ("accepted", "Guesses that were right"),
+    "amx_tvm_drafted_steps": ("drafted_steps", "Steps with guesses"),
 }
 _PAGE = Path(__file__).parent / "page" / "index.html"
 
@@ -61,10 +66,16 @@ class Server(Service):
         Names, keys and limits.
     died : callable
         Called with the exception when the core can't go on; the process should end.
+    drive : callable, optional
+        Starts what drives the engine, by default on its thread of this process.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, died: Callable[[BaseException], None]
+        self,
+        engine: Engine,
+        settings: Settings,
+        died: Callable[[BaseException], None],
+        drive: Drive | None = None,
     ) -> None:
         posts = {
             "/v1/completions": self._completions,
@@ -76,17 +87,21 @@ class Server(Service):
         }
         super().__init__(settings, posts, self._lifespan, Route("/", self._page))
         self._engine, self._died = engine, died
+        self._drive = drive or beside(engine, settings.limits.kept)
         self._prompts = Prompts(engine)
         self._forms = Forms(engine)
         self._core: Core | None = None
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        core = self._core = Core(self._engine, self.settings.limits, self._died)
+        limits = self.settings.limits
+        core = Core(max(1, self._engine.max_sequences - limits.kept), limits, self._died)
+        await core.start(self._drive)
+        self._core = core
         watch = self.metrics.watch
         watch("amx_tvm_running", "Answers under way", lambda: core.running)
         watch("amx_tvm_waiting", "Answers that wait for their first token", lambda: core.waiting)
-        watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.kept)
+        watch("amx_tvm_kept", "Ended answers kept for prompts like them", lambda: core.state.kept)
         for index, (name, text) in enumerate(_PAGES.items()):
             watch(name, text, partial(_page_count, core, index))
         manifest = self._engine.manifest
@@ -94,12 +109,9 @@ class Server(Service):
         watch("amx_tvm_page_tokens", "Tokens of a page", lambda: page)
         watch("amx_tvm_token_bytes", "Bytes of a token in the cache", lambda: token)
         watch("amx_tvm_places", "Answers that may be under way at once", lambda: core.places)
-        drafts = self._engine.speculation
-        if drafts is not None:
-            count = self.metrics.count
-            count("amx_tvm_drafted_tokens", "Tokens that were guessed", lambda: drafts.drafted)
-            count("amx_tvm_accepted_tokens", "Guesses that were right", lambda: drafts.accepted)
-            count("amx_tvm_drafted_steps", "Steps with guesses", lambda: drafts.steps)
+        if self._engine.speculation is not None:
+            for name, (told, text) in _DRAFTS.items():
+                self.metrics.count(name, text, partial(_of_state, core, told))
         watching = asyncio.ensure_future(self._watch(core))
         yield
         watching.cancel()
@@ -243,4 +255,8 @@ class Server(Service):
 
 
 def _page_count(core: Core, index: int) -> int:
-    return core.pages[index]
+    return core.state.pages[index]
+
+
+def _of_state(core: Core, name: str) -> int:
+    return int(getattr(core.state, name))

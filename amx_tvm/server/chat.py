@@ -10,9 +10,9 @@ from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.server import tools
 from amx_tvm.server.choices import Asked
 from amx_tvm.server.choices import form_of as common_form
-from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Form
+from amx_tvm.server.news import Piece
 from amx_tvm.server.objects import DONE, Envelope, TextEvent, event
 from amx_tvm.server.protocol import ChatRequest
 from amx_tvm.server.reading import Reading

@@ -10,8 +10,8 @@ from typing import Any
 from amx_tvm.runtime.result import TokenLogprobs
 from amx_tvm.server.answer import Pieces
 from amx_tvm.server.choices import Asked
-from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.news import Piece
 from amx_tvm.server.objects import DONE, Envelope, TextEvent, event
 from amx_tvm.server.protocol import MAX_ANSWERS, CompletionRequest
 

@@ -1,91 +1,94 @@
-"""The engine's side of the server: the scheduler's crank, on the thread that the engine owns.
+"""The front's side of the engine: who waits for which number, and how much may wait.
 
-The front puts requests in and cancels them by messages; pieces come back by one call into the event
-loop a step, whatever the number of streams. Nothing else is shared. With nothing to do the thread
-sleeps.
+Its methods belong to the event loop's thread. The engine's side (`crank`) turns the scheduler on a
+thread of this process, or in another one (`apart`); between both go messages only, one into the
+event loop a step, whatever the number of streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from amx_tvm.runtime import Engine
-from amx_tvm.runtime.request import Handle, Request
+from amx_tvm.runtime.request import Request
 from amx_tvm.runtime.result import TokenLogprobs
-from amx_tvm.runtime.sampler import NothingAllowed
-from amx_tvm.runtime.scheduler import Scheduler
+from amx_tvm.server.crank import Crank
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.limits import Limits
-from amx_tvm.server.masks import Ahead, Mask
-from amx_tvm.server.pace import Pace
-from amx_tvm.server.scoring import Score, Scoring
+from amx_tvm.server.news import News, Piece, State
 
-Deliver = Callable[[int, "Piece"], None]
+Deliver = Callable[[int, Piece], None]
 
 
-@dataclass(slots=True)
-class Piece:
-    """What came for one choice since the last time; it belongs to whoever has it.
+class Driver(Protocol):
+    """The engine's side as the front calls it: `Crank`, or who speaks to it."""
 
-    Attributes
-    ----------
-    text : str
-        Text that is certain now; may be empty.
-    tokens : list of int
-        The tokens that were chosen, also those whose text is held back.
-    logprobs : list of TokenLogprobs
-        One a token, where they are asked for.
-    finish_reason : str or None
-        With the last piece: "stop", "length", "cancelled" or "error".
-    error : ApiError or None
-        With "error": what the client is told.
-    cached_tokens : int
-        With the last piece: how much of the prompt another sequence had computed.
-    """
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
 
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: ApiError | None = None
-    cached_tokens: int = 0
+    def add(self, requests: dict[int, Request]) -> None:
+        """Start requests soon."""
 
-    def add(self, later: Piece) -> None:
-        """Append the next one."""
-        self.text += later.text
-        self.tokens += later.tokens
-        self.logprobs += later.logprobs
-        self.finish_reason, self.error = later.finish_reason, later.error
-        self.cached_tokens = later.cached_tokens
+    def score(self, number: int, prompt: list[int], count: int) -> None:
+        """Score a prompt soon."""
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """End what has these numbers soon."""
+
+
+Drive = Callable[[Callable[[News], None]], Awaitable[Driver]]  # given whom to tell, in the loop
+
+
+def beside(engine: Engine, kept: int) -> Drive:
+    """Return what drives an engine on its thread of this process; see `Crank`."""
+
+    async def drive(arrived: Callable[[News], None]) -> Driver:
+        loop = asyncio.get_running_loop()
+
+        def post(news: News) -> None:
+            try:
+                loop.call_soon_threadsafe(arrived, news)
+            except RuntimeError:  # the loop has ended, and with it everybody who waits
+                pass
+
+        return Crank(engine, kept, post)
+
+    return drive
 
 
 class Core:
-    """Requests on an engine. Its methods belong to the event loop's thread.
+    """Requests on an engine.
 
     Parameters
     ----------
-    engine : Engine
-        The model; nobody else should use it meanwhile.
+    places : int
+        Requests that it runs at once.
     limits : Limits
         How much may wait.
     died : callable
-        Called in the event loop, with the exception, should a step break the scheduler itself.
+        Called with the exception, should the scheduler itself break.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, died: Callable[[Exception], None]):
-        self.places = max(1, engine.max_sequences - limits.kept)
+    def __init__(self, places: int, limits: Limits, died: Callable[[Exception], None]):
+        self.places = places
         self.error: Exception | None = None
         self.draining = False
+        self.state = State()  # when an answer ended last
         self._limits, self._died = limits, died
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._deliver: dict[int, tuple[int, Deliver]] = {}
         self._waiting: dict[int, int] = {}  # request -> prompt tokens, until its first token
-        self._crank = _Crank(engine, self.places, self._post)
+        self._scores: dict[int, asyncio.Future[list[TokenLogprobs]]] = {}
+        self._crank: Driver
+
+    async def start(self, drive: Drive) -> None:
+        """Begin to take requests."""
+        self._crank = await drive(self._arrived)
 
     @property
     def running(self) -> int:
@@ -99,18 +102,8 @@ class Core:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread takes requests."""
+        """Whether the engine takes requests."""
         return self.error is None and self._crank.alive
-
-    @property
-    def kept(self) -> int:
-        """Sequences of ended requests that stay for those that begin like them."""
-        return self._crank.kept
-
-    @property
-    def pages(self) -> tuple[int, int, int]:
-        """Pages of the cache when an answer ended last: all, free, and of kept answers."""
-        return self._crank.pages
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> list[int]:
         """Queue the choices of one HTTP request, or none of them.
@@ -173,20 +166,15 @@ class Core:
         count : int
             How many most likely tokens are told beside each.
         """
-        future: asyncio.Future[list[TokenLogprobs]] = self._loop.create_future()
+        number = next(self._numbers)
+        future = self._scores[number] = self._loop.create_future()
 
-        def arrived(found: list[TokenLogprobs] | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(found, Exception):
-                future.set_exception(ApiError(500, f"this prompt could not be scored: {found}"))
-            else:
-                future.set_result(found)
+        def done(future: asyncio.Future[list[TokenLogprobs]]) -> None:
+            if self._scores.pop(number, None) is not None and future.cancelled():
+                self._crank.cancel([number])
 
-        def done(found: list[TokenLogprobs] | Exception) -> None:
-            self._loop.call_soon_threadsafe(arrived, found)
-
-        self._crank.score(prompt, count, done, future.cancelled)
+        future.add_done_callback(done)
+        self._crank.score(number, prompt, count)
         return future
 
     def cancel(self, numbers: Sequence[int]) -> None:
@@ -197,21 +185,17 @@ class Core:
 
     def close(self) -> None:
         """End all requests."""
-        self.cancel(list(self._deliver))
+        self.cancel([*self._deliver, *self._scores])
 
     def _forget(self, number: int) -> None:
         self._deliver.pop(number, None)
         self._waiting.pop(number, None)
 
-    def _post(self, pieces: dict[int, Piece], error: Exception | None) -> None:
-        """Hand a step's pieces to the event loop; called on the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._arrived, pieces, error)
-        except RuntimeError:  # the loop has ended, and with it everybody who waits
-            pass
-
-    def _arrived(self, pieces: dict[int, Piece], error: Exception | None) -> None:
-        for number, piece in pieces.items():
+    def _arrived(self, news: News) -> None:
+        """Hand out what a step made."""
+        if news.state is not None:
+            self.state = news.state
+        for number, piece in news.pieces.items():
             known = self._deliver.get(number)
             if known is None:  # cancelled meanwhile
                 continue
@@ -219,160 +203,26 @@ class Core:
             if piece.finish_reason is not None:
                 self._forget(number)
             known[1](known[0], piece)
-        if error is not None:
-            self.error = error
-            lost = Piece(finish_reason="error", error=ApiError(503, "this server has failed"))
-            for index, deliver in list(self._deliver.values()):
-                deliver(index, lost)
-            self._deliver.clear()
-            self._waiting.clear()
-            self._died(error)
+        for number, found in news.scores.items():
+            future = self._scores.get(number)
+            if future is None or future.done():
+                continue
+            if isinstance(found, Exception):
+                future.set_exception(ApiError(500, f"this prompt could not be scored: {found}"))
+            else:
+                future.set_result(found)
+        if news.error is not None and self.error is None:
+            self._lost(news.error)
 
-
-class _Crank:
-    """What lives on the engine's thread: the scheduler, and the pieces of the step under way."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        places: int,
-        post: Callable[[dict[int, Piece], Exception | None], None],
-    ):
-        self._worker = engine.worker
-        engine.call(lambda: None)  # the thread starts at its first call, and takes posts then
-        self._post = post
-        self._scheduler: Scheduler = engine.scheduler(places, keep=engine.max_sequences - places)
-        self._scheduler.driver = self
-        self._scoring = Scoring(engine, self._scheduler)
-        self._pace = Pace(self._scheduler)
-        self._handles: dict[int, Handle] = {}
-        self._pieces: dict[int, Piece] = {}
-        self._on_cpu = engine.manifest.target.device == "cpu"
-        self._ahead = Ahead(beside=not self._on_cpu)
-        self._masked: dict[int, tuple[Mask, list[int]]] = {}  # of requests with a new token
-        self.pages = (0, 0, 0)
-
-    @property
-    def alive(self) -> bool:
-        return self._worker.alive
-
-    @property
-    def kept(self) -> int:
-        """Sequences of ended requests that are kept."""
-        return len(self._scheduler.prefixes)
-
-    @property
-    def active(self) -> int:
-        """Requests under way, as the worker asks its jobs."""
-        return self._scheduler.active
-
-    def add(self, requests: dict[int, Request]) -> None:
-        """Start requests soon."""
-        self._worker.post(self._add, requests)
-
-    def cancel(self, numbers: Sequence[int]) -> None:
-        """End requests soon."""
-        self._worker.post(self._cancel, list(numbers))
-
-    def score(
-        self,
-        prompt: list[int],
-        count: int,
-        done: Callable[[list[TokenLogprobs] | Exception], None],
-        cancelled: Callable[[], bool],
-    ) -> None:
-        """Score a prompt soon, beside everything else."""
-
-        def begin() -> None:
-            self._scoring.add(Score(prompt, count, done, cancelled))
-            self._worker.attach(self._scoring)
-
-        self._worker.post(begin)
-
-    def step(self) -> bool:
-        """Run a step of the scheduler and post what it made."""
-        more = self._pace.step()
-        if self._masked:
-            self._ahead.begin(self._masked.values())
-            self._masked.clear()
-        self._flush()
-        return more
-
-    def fail(self, error: Exception) -> None:
-        """End everything: a step broke the scheduler itself."""
-        self._flush(error)
-
-    def _flush(self, error: Exception | None = None) -> None:
-        if self._pieces or error is not None:
-            pieces, self._pieces = self._pieces, {}
-            if any(piece.finish_reason is not None for piece in pieces.values()):
-                self.pages = self._scheduler.pages
-            self._post(pieces, error)
-
-    def _add(self, requests: dict[int, Request]) -> None:
-        for number, request in requests.items():
-            try:
-                self._handles[number] = self._scheduler.add(self._with_callbacks(number, request))
-            except Exception as error:
-                self._end(number, "error", ApiError(400, str(error)))
-        self._flush()
-        self._worker.attach(self)
-
-    def _cancel(self, numbers: list[int]) -> None:
-        for number in numbers:
-            handle = self._handles.pop(number, None)
-            if handle is not None:
-                self._scheduler.cancel(handle)
-            self._pieces.pop(number, None)
-            self._masked.pop(number, None)
-        self.pages = self._scheduler.pages
-
-    def _with_callbacks(self, number: int, request: Request) -> Request:
-        """Return a request with callbacks that collect its pieces."""
-        wants = request.sampling.logprobs is not None
-        mask = request.mask if isinstance(request.mask, Mask) else None
-        if self._on_cpu and request.sampling.likeliest:
-            mask = None  # it is asked for when the most likely token is not allowed
-
-        def tokens(new: list[int]) -> None:
-            piece = self._piece(number)
-            piece.tokens += new
-            if mask is not None:
-                self._masked[number] = mask, self._handles[number].result.token_ids
-            if wants:
-                piece.logprobs += self._handles[number].result.logprobs[-len(new) :]
-
-        def text(new: str) -> None:
-            self._piece(number).text += new
-
-        def ended(result: Any) -> None:
-            cached = len(request.prompt) - result.timings.prefill_tokens
-            self._piece(number).cached_tokens = max(cached, 0)
-            self._end(number, result.finish_reason)
-
-        def failed(error: Exception) -> None:
-            if isinstance(error, NothingAllowed):
-                error = ApiError(
-                    400,
-                    "the answer's form allows no token here: min_tokens or ignore_eos asks for "
-                    "more than the form does; leave it out",
-                    "ignore_eos" if request.limits.ignore_eos else "min_tokens",
-                )
-            elif not isinstance(error, ApiError):  # a form that fails says how itself
-                error = ApiError(500, f"this answer failed: {error}")
-            self._end(number, "error", error)
-
-        return replace(request, on_tokens=tokens, on_text=text, on_finish=ended, on_error=failed)
-
-    def _piece(self, number: int) -> Piece:
-        """Return the piece of a request that this step makes."""
-        found = self._pieces.get(number)
-        if found is None:
-            found = self._pieces[number] = Piece()
-        return found
-
-    def _end(self, number: int, reason: str, error: ApiError | None = None) -> None:
-        piece = self._piece(number)
-        piece.finish_reason, piece.error = reason, error
-        self._handles.pop(number, None)
-        self._masked.pop(number, None)
+    def _lost(self, error: Exception) -> None:
+        """Tell everybody that nothing comes any more."""
+        self.error = error
+        failed = ApiError(503, "this server has failed")
+        for index, deliver in list(self._deliver.values()):
+            deliver(index, Piece(finish_reason="error", error=failed))
+        self._deliver.clear()
+        self._waiting.clear()
+        for future in list(self._scores.values()):
+            if not future.done():
+                future.set_exception(failed)
+        self._died(error)

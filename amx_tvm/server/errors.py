@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -49,6 +50,10 @@ class ApiError(AmxError):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
         self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is pickled; exceptions keep their message only."""
+        return ApiError, (self.status, str(self), self.param, self.code, self.headers)
 
     @property
     def body(self) -> dict[str, object]:

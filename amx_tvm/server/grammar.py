@@ -45,6 +45,11 @@ class Form:
     source: Any
     param: str
 
+    @cached_property
+    def key(self) -> str:
+        """All of it, as one text."""
+        return json.dumps([self.kind, self.source, self.param])
+
 
 class Forms:
     """Compiles forms for one engine's vocabulary."""
@@ -60,13 +65,18 @@ class Forms:
 
         Programs ask for one form again and again: those asked for last are kept.
         """
-        key = json.dumps([form.kind, form.source, form.param])
-        if key not in self._kept:
+        if form.key not in self._kept:
             async with self._compiling:
-                if key not in self._kept:  # nor was it made meanwhile
-                    self._keep(key, await asyncio.to_thread(self._compile, form))
-        self._kept.move_to_end(key)
-        return self._kept[key]
+                if form.key not in self._kept:  # nor was it made meanwhile
+                    self._keep(form.key, await asyncio.to_thread(self._compile, form))
+        return self.matcher(form)
+
+    def matcher(self, form: Form) -> Matcher:
+        """Return the matcher of a form, compiled here where it is not kept."""
+        if form.key not in self._kept:
+            self._keep(form.key, self._compile(form))
+        self._kept.move_to_end(form.key)
+        return self._kept[form.key]
 
     def _keep(self, key: str, matcher: Matcher) -> None:
         self._kept[key] = matcher
@@ -112,7 +122,7 @@ class Matcher:
         It raises ApiError 400 where the form asks for more work than llguidance does.
         """
         refused = partial(_refused, self._form)
-        return Mask(self._matcher.deep_copy(), self._vocabulary, refused)
+        return Mask(self._matcher.deep_copy(), self._vocabulary, refused, self._form)
 
 
 def embedded(schema: Any) -> Any:

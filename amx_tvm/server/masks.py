@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import llguidance
 import llguidance.numpy
@@ -23,6 +24,8 @@ class Mask:
         How many tokens there are.
     refused : callable
         Makes the error that a form raises which asks for more work than llguidance does.
+    form : object
+        Of what it is the mask.
     """
 
     def __init__(
@@ -30,7 +33,9 @@ class Mask:
         matcher: llguidance.LLMatcher,
         vocabulary: int,
         refused: Callable[[str], Exception],
+        form: Any,
     ):
+        self.form = form
         self._matcher, self._vocabulary, self._refused = matcher, vocabulary, refused
         self._words: np.ndarray | None = None  # int32 [1, vocab / 32], a bit a token
         self._seen = 0  # tokens that the matcher, and so the words, stand behind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amx_tvm.server import tools
-from amx_tvm.server.core import Piece
+from amx_tvm.server.news import Piece
 from amx_tvm.server.reasoning import Reasoning
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from amx_tvm.server import tools
 from amx_tvm.server.chat import readings_of, spelled
 from amx_tvm.server.choices import Asked
-from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.grammar import Form
+from amx_tvm.server.news import Piece
 from amx_tvm.server.objects import Usage, named_event
 from amx_tvm.server.protocol import Generation
 from amx_tvm.server.reasoning import CLOSE

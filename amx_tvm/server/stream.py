@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from amx_tvm.server.answer import Answer
-from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.http import CLIENT_LEFT, EVENTS, SEND, unless_left
+from amx_tvm.server.news import Piece
 
 
 class Events(Protocol):

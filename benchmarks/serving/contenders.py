@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -143,14 +144,24 @@ class Served(Process):
         return {name: float(value) for name, value in lines if "{" not in name and "#" not in name}
 
     def cpu_s(self) -> float:
-        """Return processor seconds that the process has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return processor seconds that its processes have used."""
+        ticks = 0
+        for pid in self._pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
-        """Return the memory that the process holds."""
-        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Return the memory that its processes hold; what they share counts once."""
+        told = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._pids()]
+        return sum(int(re.findall(r"^Pss:\s+(\d+) kB", one, re.M)[0]) << 10 for one in told)
+
+    def _pids(self) -> list[int]:
+        """Return its processes: the one that was started, and those that it has made."""
+        pid = self._process.pid
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        made = " ".join((task / "children").read_text() for task in tasks)
+        return [pid, *map(int, made.split())]
 
 
 def ours(artifact: Path, places: int, threads: int | None = None, *options: str) -> Served:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -80,3 +84,32 @@ def test_batch_stays_inside_a_memory_limit(artifact):
     results = limited.generate_batch(prompts, 8, ignore_eos=True)
     assert limited._cache.max_tokens == limited.context_length
     assert [result.token_ids for result in results] == expected
+
+
+def flags_at(array):
+    """Return the flags of the mapping that an array lies in."""
+    with open("/proc/self/smaps", encoding="ascii") as file:
+        inside = False
+        for line in file:
+            place = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+            if place:
+                inside = int(place[1], 16) <= array.ctypes.data < int(place[2], 16)
+            elif inside and line.startswith("VmFlags:"):
+                return line.split()[1:]
+    raise AssertionError("no mapping holds it")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has none")
+def test_what_is_made_asks_for_huge_pages():
+    def area(size):  # NumPy's own memory asks for them by itself
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return np.frombuffer(mmap.mmap(-1, size, flags=private), np.uint8)
+
+    before = area(64 << 20)
+    made = memory.made_in_huge_pages(area, 64 << 20)
+    small = memory.made_in_huge_pages(area, 1 << 20)
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel was built without them")
+    assert "hg" in flags_at(made[made.size // 2 :])
+    assert "hg" not in flags_at(before[before.size // 2 :])
+    assert small.size == 1 << 20

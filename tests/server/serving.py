@@ -1,8 +1,10 @@
-"""A server in a thread of the test's process, and what it serves."""
+"""A server in a thread of the test's process, or by the command, and what it serves."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -75,3 +77,21 @@ def serving(artifact, keys=(), max_sequences=8, kv_tokens=None, speculation=Fals
         yield running
     finally:
         running.close()
+
+
+def start(artifact, *options, program=("-m", "amx_tvm", "serve")):
+    """Start `amx-tvm serve`; return its process and address once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *program, str(artifact), "--port", str(port)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return process, url
+        except httpx.HTTPError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+    raise AssertionError("the server did not start")

@@ -15,7 +15,7 @@ import time
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import serving
+from serving import serving, start
 from typer.testing import CliRunner
 
 from amx_tvm.cli.app import app
@@ -202,23 +202,6 @@ def test_a_core_that_dies_ends_the_process(artifact):
     except httpx.HTTPError:
         pass  # it has ended already
     assert process.wait(60) == 1  # of its own accord
-
-
-def start(artifact, *options, program=("-m", "amx_tvm", "serve")):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *program, str(artifact), "--port", str(port)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return process, url
-        except httpx.HTTPError:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-    raise AssertionError("the server did not start")
 
 
 def test_sigterm_lets_answers_end(artifact):

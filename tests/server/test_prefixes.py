@@ -82,7 +82,7 @@ def test_kept_sequences_give_way(keeping, engine):
         assert ask(keeping, prompt)[0] == expected
     long = random.integers(10, 200, 240).tolist()
     assert ask(keeping, long, tokens=10)[1] == 0  # needs pages of those that are kept
-    kept = keeping.server.core.kept
+    kept = keeping.server.core.state.kept
     assert 1 <= kept <= 6
     keeping.engine.call(keeping.server.core._crank._scheduler.prefixes.clear)
     assert keeping.free_pages() == keeping.pages

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 
 from amx_tvm.server.answer import Answer
-from amx_tvm.server.core import Piece
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.news import Piece
 from amx_tvm.server.stream import EventStream
 
 

@@ -1,0 +1,84 @@
+"""The engine and the front in two processes, as the command starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import start
+
+COMPLETION = "/v1/completions"
+LONG = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True}
+
+
+def front_of(process):
+    """Return the process that speaks HTTP."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        [front] = children.read().split()
+    return int(front)
+
+
+def test_an_engine_that_is_killed_ends_its_front(artifact):
+    process, url = start(artifact)
+    body = {**LONG, "stream": True, "n": 64}
+    with httpx.stream("POST", url + COMPLETION, json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        process.kill()
+        try:
+            assert "this server has failed" in "".join(lines)
+        except httpx.HTTPError:
+            pass  # it has ended already
+    assert process.wait(60) == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 503
+        except httpx.HTTPError:
+            break
+    else:
+        raise AssertionError("the front is still there")
+
+
+def test_a_front_that_is_killed_ends_its_engine(artifact):
+    process, _ = start(artifact)
+    os.kill(front_of(process), signal.SIGKILL)
+    assert process.wait(5) == 1
+
+
+def test_both_processes_answer_as_one(artifact, engine):
+    """What goes between them: prompts, forms, log-probabilities, errors, who leaves."""
+    process, url = start(artifact, "--kv-tokens", "1024", "--keep", "2")
+    assert os.sched_getaffinity(front_of(process)) <= os.sched_getaffinity(0)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as http:
+            expected = engine.generate("the cat", max_new_tokens=9, ignore_eos=True).text
+            body = {"prompt": "the cat", "max_tokens": 9, "ignore_eos": True, "temperature": 0}
+            answer = http.post(COMPLETION, json={**body, "logprobs": 2, "echo": True}).json()
+            [choice] = answer["choices"]
+            assert choice["text"] == "the cat" + expected
+            assert len(choice["logprobs"]["tokens"]) == answer["usage"]["total_tokens"]
+            held = http.post(COMPLETION, json={**body, "regex": "(yes|no)", "ignore_eos": False})
+            assert held.json()["choices"][0]["text"] in ("yes", "no")
+            wrong = http.post(COMPLETION, json={**body, "regex": "a|b"})
+            assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "ignore_eos"
+            longer = http.post(COMPLETION, json={**body, "stop": [expected[3:6]]}).json()
+            assert longer["choices"][0]["text"] == expected[: expected.index(expected[3:6])]
+            with pytest.raises(httpx.TimeoutException):
+                http.post(COMPLETION, json={**LONG, "n": 64}, timeout=0.1)
+            deadline = time.monotonic() + 60
+            while True:
+                families = text_string_to_metric_families(http.get("/metrics").text)
+                told = {s.name: s.value for f in families for s in f.samples}
+                pages = [told[f"amx_tvm_pages{which}"] for which in ("", "_free", "_kept")]
+                if not told["amx_tvm_running"] + told["amx_tvm_waiting"] and pages[1] > 0:
+                    break
+                assert time.monotonic() < deadline
+            assert told["amx_tvm_kept"] <= 2 and pages[1] + pages[2] >= pages[0] > 0
+    finally:
+        process.terminate()
+    assert process.wait(60) == 0
