@@ -61,6 +61,9 @@ class AttentionSpec:
     sinks : bool
         Each head has a logit, an argument of the operator, that takes part in its softmax and adds
         nothing.
+    norm_eps : float
+        Each head's queries and keys are divided by the root of their mean square plus this and
+        multiplied by a weight, an argument of the operator, before they turn; 0 leaves them.
     rotation : Rotation
         What turns queries and keys.
     long_rotation : Rotation
@@ -76,6 +79,7 @@ class AttentionSpec:
     window: int = 0
     soft_cap: float = 0.0
     sinks: bool = False
+    norm_eps: float = 0.0
     rotation: Rotation = NONE
     long_rotation: Rotation = NONE
 

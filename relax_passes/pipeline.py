@@ -1,7 +1,8 @@
 """The one ordered pipeline, in named phases.
 
     find       ordinary products with a weight become amx.linear; biases fold in
-    merge      linears of one input become one; residuals and silu(gate) * up fold in
+    merge      linears of one input become one; residuals, silu(gate) * up and norms of heads
+               fold in
     quantize   weights become packed parameters, activations are quantized in front
     legalize   buckets of rows; operators, attention first, become scheduled TensorIR kernels
     lower      Relax's own operators: legalization, fusion, schedules for what is left
@@ -31,6 +32,7 @@ from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.fuse_head_norms import fuse_head_norms
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_experts import lower_experts
@@ -77,7 +79,10 @@ def phases(
 
     return [
         ("find", [annotate_linears(policy), fuse_bias()]),
-        ("merge", [merge_projections, fuse_residual_and_gate(target)]),
+        (
+            "merge",
+            [merge_projections, fuse_residual_and_gate(target), fuse_head_norms(target, storage)],
+        ),
         ("quantize", [quantize_parameters(policy, layout), quantize_activations(target)]),
         (
             "legalize",

@@ -74,6 +74,13 @@ class LinearSpec:
     listed : bool
         Each row of y is an expert's alone: ``bounds`` int32 [M] lists them, in any order. Row s is
         of row s // gathered of x then, of row s where nothing is gathered.
+    chosen : int
+        0, or how many experts of the only row the kernel chooses itself, best first: ``bounds`` is
+        float32 [experts], their scores. Row j of y is the j-th one's, times its share.
+    over_all : bool
+        Shares are the softmax over all scores, not over the chosen ones'.
+    joined : bool
+        Row j of x is the j-th chosen expert's, and y the sum of them all (of biases, by shares).
     gate_alpha, gate_limit : float
         With silu_mul and an alpha, (up + 1) * gate * sigmoid(alpha * gate) in silu's place, with
         gates of at most the limit and ups within plus and minus it.
@@ -92,6 +99,9 @@ class LinearSpec:
     experts: Size = 0
     gathered: Size = 0
     listed: bool = False
+    chosen: Size = 0
+    over_all: bool = False
+    joined: bool = False
     gate_alpha: float = 0.0
     gate_limit: float = 0.0
 
@@ -210,9 +220,11 @@ class LinearSpec:
         if self.residual:
             dtype = "float16" if half else "float32"
             args.append(("residual", (None, self.out_features), dtype))
-        if self.gathered and not self.listed:
+        if self.gathered and not self.listed and not self.chosen:
             args.append(("source", (None,), "int32"))
-        if self.experts:
+        if self.chosen:
+            args.append(("bounds", (self.experts,), "float32"))
+        elif self.experts:
             args.append(("bounds", (None if self.listed else self.experts + 1,), "int32"))
         args.append(("y", (None, self.out_features), self.out_dtype))
         return tuple(args)

@@ -49,6 +49,7 @@ def attention(
     spec: AttentionSpec,
     sinks: relax.Expr | None = None,
     long: relax.Expr | None = None,
+    norms: tuple[relax.Expr, ...] = (),
 ) -> relax.Call:
     """Build a call of ``amx.attention``: pure, although it appends to the cache.
 
@@ -66,6 +67,8 @@ def attention(
         [heads], where the spec has sinks.
     long : relax.Expr or None
         int32 [rows], 1 where the spec's rotation for long sequences counts, if it has one.
+    norms : tuple of relax.Expr
+        [head_dim] each: the weights of the queries' norm and of the keys', where the spec has them.
 
     Returns
     -------
@@ -74,6 +77,7 @@ def attention(
     """
     args = [qkv, cache] + ([sinks] if spec.sinks else [])
     args += [long] if spec.long_rotation.pairs else []
+    args += norms if spec.norm_eps else ()
     return ATTENTION(args, **spec.attributes())
 
 
@@ -86,6 +90,7 @@ class Attention:
     cache: relax.Expr
     sinks: relax.Expr | None = None
     long: relax.Expr | None = None
+    norms: tuple[relax.Expr, ...] = ()
 
     @staticmethod
     def of(call: relax.Call) -> Attention:
@@ -93,7 +98,12 @@ class Attention:
         spec = AttentionSpec.of(call.attrs)
         qkv, cache, *rest = call.args
         sinks = rest.pop(0) if spec.sinks else None
-        return Attention(spec, qkv, cache, sinks, rest.pop(0) if rest else None)
+        long = rest.pop(0) if spec.long_rotation.pairs else None
+        return Attention(spec, qkv, cache, sinks, long, tuple(rest))
+
+    def call(self) -> relax.Call:
+        """Build the call again."""
+        return attention(self.qkv, self.cache, self.spec, self.sinks, self.long, self.norms)
 
     @property
     def rows(self) -> Any:

@@ -31,6 +31,9 @@ class LinearAttrs:
     experts: int = 0
     gathered: int = 0
     listed: bool = False
+    chosen: int = 0
+    over_all: bool = False
+    joined: bool = False
     gate_alpha: float = 0.0
     gate_limit: float = 0.0
 
@@ -67,6 +70,8 @@ def _infer_linear(call: relax.Call, _ctx: object) -> relax.Type:
     axes = lead(call.args[0])
     if attrs.gathered:
         axes = [axes[0] * attrs.gathered]
+    if attrs.joined:
+        axes = [1]
     return relax.TensorType([*axes, attrs.out_features], attrs.out_dtype)
 
 
@@ -109,7 +114,8 @@ class Linear:
         w, args = args[: attrs.num_w], args[attrs.num_w :]
         bias = args.pop(0) if attrs.bias else None
         residual = args.pop(0) if attrs.residual else None
-        source = args.pop(0) if attrs.gathered and not attrs.listed else None
+        sourced = attrs.gathered and not (attrs.listed or attrs.chosen)
+        source = args.pop(0) if sourced else None
         bounds = args.pop(0) if attrs.experts else None
         return Linear(attrs, tuple(x), tuple(w), bias, residual, source, bounds)
 

@@ -114,7 +114,7 @@ class _Lowering:
         if linear.residual is not None:
             args.append(flat(ctx, linear.residual, m))
         args += [a for a in (linear.source, linear.bounds) if a is not None]
-        m = m if not attrs.gathered else m * attrs.gathered
+        m = 1 if attrs.joined else m * attrs.gathered if attrs.gathered else m
         out = relax.TensorType([m, spec.out_features], spec.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, args, out), type_)
 
@@ -285,6 +285,8 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
     attrs = linear.attrs
     if m is not None and attrs.gathered:
         m *= attrs.gathered
+    if attrs.joined:
+        m = 1
     return LinearSpec(
         format=attrs.format,
         n=attrs.n,
@@ -298,6 +300,9 @@ def spec_of(linear: ops.Linear, m: int | None) -> LinearSpec:
         experts=attrs.experts,
         gathered=attrs.gathered,
         listed=attrs.listed,
+        chosen=attrs.chosen,
+        over_all=attrs.over_all,
+        joined=attrs.joined,
         gate_alpha=attrs.gate_alpha,
         gate_limit=attrs.gate_limit,
     )

@@ -2,7 +2,7 @@
 
 The products between are linears. On GPUs a router that is not quantized is a kernel too; rows of a
 step of few are gathered by the first product itself; and the sum of a row's experts adds the
-residual.
+residual. Of one row the products choose the experts themselves, and the second one is the sum.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from amx_tvm.errors import ModelError
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import experts as cpu
 from relax_passes.kernels.cuda.experts import kernels as cuda
+from relax_passes.kernels.cuda.linear.experts import joins
 from relax_passes.ops import Linear, is_op
-from relax_passes.rewriting import EACH, Context, marked, rewrite
+from relax_passes.rewriting import EACH, Context, count_uses, marked, rewrite
 
 
 class _Kernels(Protocol):
@@ -82,16 +83,25 @@ class _Cuda:
         self.combined: dict[relax.Var, relax.Call] = {}
         self.ids: dict[relax.Var, relax.Var] = {}
         self.listed: set[relax.Var] = set()  # orders that nobody needs: of one row
+        self.choices: dict[relax.Var, tuple[relax.Expr, int, bool]] = {}  # scores, how they count
+        self.planned: relax.Function | None = None
+        self.alone: dict[relax.Var, relax.Var] = {}  # products of one row's experts -> the choice
 
     def rule(self, ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
+        if ctx.function is not self.planned:
+            self.planned, self.alone = ctx.function, _of_one_row(ctx.function)
+        if var in self.alone:
+            return self.choosing(ctx, self.alone[var], Linear.of(value))
         if is_op(value, "amx.expert_route"):
-            return self.route(ctx, value)
+            return self.route(ctx, var, value)
         if is_op(value, "amx.expert_group"):
             (rows, chosen), experts = _size(value.args[0]), int(value.attrs["experts"])
             self.ids[var] = value.args[0]
             given = ("group", experts, chosen, rows)
             return self.call(ctx, given, list(value.args), list(value.ty.fields))
         if is_op(value, "amx.expert_combine"):
+            if _joined(ctx, value.args[0]) is not None:
+                return value.args[0]
             self.combined[var] = value
             return self.combine(ctx, value, None)
         if is_op(value, "relax.add"):
@@ -108,7 +118,18 @@ class _Cuda:
             self.functions[key] = ctx.add_function(made, f"expert_{name}")
         return relax.call_tir(self.functions[key], args, out)
 
-    def route(self, ctx: Context, value: relax.Call) -> relax.Expr:
+    def choosing(self, ctx: Context, route: relax.Var, linear: Linear) -> relax.Expr:
+        """Let a product of one row choose the experts itself; the second one is their sum."""
+        scores, chosen, over_all = self.choices[route]
+        scores = ctx.emit(relax.op.reshape(scores, [linear.attrs.experts]), "scores")
+        attrs = replace(linear.attrs, chosen=chosen, over_all=over_all)
+        taken = ctx.value(linear.x[0])
+        if is_op(taken, "relax.take"):
+            attrs, x = replace(attrs, gathered=chosen), (taken.args[0],)
+            return replace(linear, attrs=attrs, x=x, bounds=scores).call()
+        return replace(linear, attrs=replace(attrs, joined=True), bounds=scores).call()
+
+    def route(self, ctx: Context, var: relax.Var, value: relax.Call) -> relax.Expr:
         """Choose experts by the scores, which a router in float32 gets from a kernel here."""
         scores = value.args[0]
         (rows, experts), chosen = _size(scores), int(value.attrs["chosen"])
@@ -126,7 +147,9 @@ class _Cuda:
             scores = ctx.emit(self.call(ctx, given, args, scores.ty), "scores")
         elif scores.ty.dtype != "float32":
             scores = ctx.emit(relax.op.astype(scores, "float32"))
-        given = ("route", experts, chosen, bool(value.attrs["over_all"]), rows)
+        over_all = bool(value.attrs["over_all"])
+        self.choices[var] = scores, chosen, over_all
+        given = ("route", experts, chosen, over_all, rows)
         return self.call(ctx, given, [scores], list(value.ty.fields))
 
     def combine(self, ctx: Context, value: relax.Call, residual: relax.Expr | None) -> relax.Expr:
@@ -142,8 +165,12 @@ class _Cuda:
     def added(self, ctx: Context, value: relax.Call) -> relax.Expr | None:
         """Fold an addition into the sum of a row's experts."""
         for y, other in (value.args, reversed(value.args)):
-            alone = y in self.combined and ctx.uses(y) == 1 and not ctx.is_weight(other)
-            if alone and tvm_ffi.structural_equal(y.ty, other.ty):
+            alone = ctx.uses(y) == 1 and not ctx.is_weight(other)
+            if not alone or not tvm_ffi.structural_equal(y.ty, other.ty):
+                continue
+            if (product := _joined(ctx, y)) is not None and product.residual is None:
+                return replace(product, residual=other).call()
+            if y in self.combined:
                 return self.combine(ctx, self.combined[y], other)
         return None
 
@@ -178,6 +205,48 @@ class _Cuda:
         """List the experts of the only row."""
         ids = self.ids[order]
         return ctx.emit(relax.op.reshape(ids, [ids.ty.shape.values[1]]), "chosen")
+
+
+def _joined(ctx: Context, y: relax.Expr) -> Linear | None:
+    """Return the product that is the sum of a row's experts, if that is what y is."""
+    value = ctx.value(y)
+    linear = Linear.of(value) if is_op(value, "amx.linear") else None
+    return linear if linear is not None and linear.attrs.joined else None
+
+
+def _of_one_row(function: relax.Function) -> dict[relax.Var, relax.Var]:
+    """Map both products of the experts of one row to the choice of these, where kernels can do it.
+
+    The sum has to be of that choice's shares, and the first product to end with a gate, whose
+    result a share can multiply.
+    """
+    if not marked(function, EACH):
+        return {}
+    values = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+    uses, found = count_uses(function), {}
+
+    def item(expr: relax.Expr, index: int, op: str) -> relax.Var | None:
+        value = values.get(expr)
+        made = isinstance(value, relax.TupleGetItem) and value.index == index
+        return value.tuple_value if made and is_op(values.get(value.tuple_value), op) else None
+
+    for value in values.values():
+        if not is_op(value, "amx.expert_combine") or _size(value.args[1])[0] != 1:
+            continue
+        second, shares, place = value.args
+        route, order = item(shares, 1, "amx.expert_route"), item(place, 1, "amx.expert_group")
+        same = order is not None and item(values[order].args[0], 0, "amx.expert_route") == route
+        if route is None or not same or not is_op(values.get(second), "amx.linear"):
+            continue
+        linear = Linear.of(values[second])
+        first = linear.x[0]
+        if not is_op(values.get(first), "amx.linear") or uses[first] != 1 or uses[second] != 1:
+            continue
+        gated = Linear.of(values[first])
+        fits = gated.attrs.silu_mul and joins(linear.attrs.format, linear.attrs.k)
+        if fits and linear.attrs.layout and is_op(values.get(gated.x[0]), "relax.take"):
+            found |= {first: route, second: route}
+    return found
 
 
 def _plain_router(ctx: Context, scores: relax.Expr) -> Linear | None:

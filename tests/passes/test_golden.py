@@ -21,13 +21,14 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.targets import resolve
 from relax_passes import pipeline
 from relax_passes.activation import INT8
-from relax_passes.attention_spec import CacheStorage
+from relax_passes.attention_spec import PLAIN, CacheStorage
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
 from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
+from relax_passes.passes.fuse_head_norms import fuse_head_norms
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_experts import lower_experts
@@ -69,6 +70,11 @@ CASES = {
     "fuse_epilogue-residual_and_gate": (Gated, MERGED[:-1], MERGED[-1]),
     "quantize_parameters": (Gated, MERGED, QUANTIZED[-2]),
     "quantize_activations": (Gated, QUANTIZED[:-1], QUANTIZED[-1]),
+    "fuse_head_norms": (
+        decoder(1, qk_norm="head"),
+        (*FOUND, merge_projections),
+        fuse_head_norms(CUDA, PLAIN),
+    ),
     "buckets-cpu": (decoder(1), (), make_buckets(TARGET)),
     "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
     "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
@@ -137,7 +143,7 @@ def test_the_cases_follow_the_pipeline():
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
-    assert tested == {name for name in ours if name in tested} and len(tested) == 15
+    assert tested == {name for name in ours if name in tested} and len(tested) == 16
 
 
 def test_nothing_is_converted_around_attention_with_a_half_precision_cache():

@@ -84,7 +84,7 @@ def test_state_is_an_argument_of_every_kernel_and_no_global():
         (64, 16, {"sinks": True}),
         (96, 2, {}),
         (256, 4, {"soft_cap": 50.0}),
-        (128, 32, {}),
+        (128, 32, {"norm_eps": 1e-6}),
         (100, 128, {}),
     ],
 )
@@ -113,6 +113,16 @@ def test_a_kernel_of_sinks_takes_them():
     text = functions["prefill"].script()  # pages have 128 channels, the result has 100
     assert 'q: T.Buffer((m, 16, 128), "float16")' in text
     assert 'out: T.Buffer((m, 16, 100), "float16")' in text
+
+
+def test_a_kernel_of_norms_of_heads_takes_their_weights():
+    """Queries and keys are normalized where they are turned: not again in what attends to a prompt."""
+    functions = attention("sm_90a", 64, 16, sinks=True, norm_eps=1e-6)
+    takes = {n: [p.name for p in f.params] for n, f in functions.items()}
+    for name in ("decode_one", "batch"):
+        assert takes[name][2:6] == ["state", "sinks", "q_norm", "k_norm"]
+    assert takes["store"][2:5] == ["state", "q_norm", "k_norm"]
+    assert "q_norm" not in takes["prefill"] + takes["plan"]
 
 
 def test_few_sequences_have_blocks_of_more_warps():

@@ -24,7 +24,8 @@ from relax_passes.spec import LinearSpec  # noqa: E402
 
 E, K = 4, 320  # columns of an odd number of units
 GATED = {"n": 64, "bias": True, "silu_mul": True}
-CLAMPED = {**GATED, "gate_alpha": 1.702, "gate_limit": 7.0}
+CLAMP = {"gate_alpha": 1.702, "gate_limit": 7.0}
+CLAMPED = {**GATED, **CLAMP}
 # rows of each expert; what the linear is
 CASES = {
     "one row, its experts listed": ([1, 0, 1, 1], {"listed": True, "gathered": 3, **CLAMPED}),
@@ -63,23 +64,74 @@ extern "C" void run({declared}) {{
     return lambda arrays: library.run(*pointers(*(arrays[n.removesuffix("_ptr")] for n in names)))
 
 
+def stack(spec: LinearSpec, rng):
+    """Weights and biases of all experts: as the kernel gets them, and dense."""
+    fmt = formats.get(spec.format)
+    weight = (rng.standard_normal((spec.experts * spec.n, K)) * 0.1).astype(np.float32)
+    quantized = fmt.quantize(weight)
+    bias = rng.standard_normal(spec.experts * spec.n).astype(np.float32)
+    dense, stored = fmt.dequantize(quantized).reshape(spec.experts, spec.n, K), bias
+    if spec.silu_mul:
+        order = interleaved_rows(spec.experts * spec.n, 16, spec.experts)
+        scales = {n: s[order] for n, s in quantized.scales.items()}
+        quantized = Quantized(quantized.codes[order], scales, fmt, quantized.tensor_scale)
+        stored = bias[order]
+    packed = packing.pack(spec.format, quantized, "cuda-fragment")
+    arrays = {n.removeprefix("w_"): a for n, a in packed.items()} | {"bias": stored}
+    return arrays, dense.astype(np.float64), bias.reshape(spec.experts, -1)
+
+
+def clamped(y, alpha: float = 1.702):
+    """Gate rows [m, 2 N], gates first."""
+    gate, up = np.split(y, 2, axis=1)
+    return (np.clip(up, -7, 7) + 1) * (gate := np.minimum(gate, 7)) / (1 + np.exp(-alpha * gate))
+
+
+@pytest.mark.parametrize("over_all", [True, False])
+@pytest.mark.parametrize("name", ["mxfp4", "amxfp4"])
+def test_a_row_whose_experts_the_products_choose(name, over_all, tmp_path):
+    """The first times its shares, the second their sum; units of one expert beside another's."""
+    experts, chosen, rng = 70, 4, np.random.default_rng(6)
+    scores = rng.standard_normal(experts).astype(np.float32)
+    scores[[3, 9]] = scores[60] = 2.5  # equals: the first count
+    common = {"activation": FLOAT16, "out_dtype": "float16", "experts": experts, "k": K}
+    common |= {"chosen": chosen, "over_all": over_all, "bias": True, "format": name}
+    first = LinearSpec(n=64, m=chosen, gathered=chosen, silu_mul=True, **CLAMP, **common)
+    second = LinearSpec(n=48, m=1, joined=True, residual=True, **common)
+    best = np.argsort(-scores, kind="stable")[:chosen]
+    weights = np.exp(scores.astype(np.float64))
+    shares = weights[best] / (weights if over_all else weights[best]).sum()
+
+    def run(spec, given, rows):
+        arrays, dense, bias = stack(spec, rng)
+        y = np.full((rows, spec.out_features), np.nan, np.float16)
+        func = function.build(spec, gpu("sm_90a"), dependent=True)
+        folder = tmp_path / str(spec.n)
+        folder.mkdir()
+        kernel_on_cpu(func, folder)({**arrays, **given, "bounds": scores, "y": y})
+        return y.astype(np.float64), dense[best], bias[best]
+
+    x = rng.standard_normal((1, K)).astype(np.float16)
+    y, dense, bias = run(first, {"x": x}, chosen)
+    expected = shares[:, None] * clamped(np.einsum("k,jnk->jn", x[0].astype(float), dense) + bias)
+    assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)
+    x = rng.standard_normal((chosen, K)).astype(np.float16)
+    residual = rng.standard_normal((1, 48)).astype(np.float16)
+    y, dense, bias = run(second, {"x": x, "residual": residual}, 1)
+    expected = np.einsum("jk,jnk->n", x.astype(float), dense) + shares @ bias + residual[0]
+    assert np.linalg.norm(y[0] - expected) < 1e-3 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("case,name", [*((c, "mxfp4") for c in CASES), ("few rows", "amxfp4")])
 def test_products(case, name, tmp_path):
     counts, more = CASES[case]
-    m, fmt = sum(counts), formats.get(name)
+    m = sum(counts)
     spec = LinearSpec(name, k=K, m=m, activation=FLOAT16, out_dtype="float16", experts=E, **more)
     (bucket,) = function.buckets_of(spec, gpu("sm_90a"))
     assert bucket.item == (1 if spec.listed else 4 if m <= E else 8)
     run = kernel_on_cpu(function.build(spec, gpu("sm_90a")), tmp_path)
     rng = np.random.default_rng(5)
-    weight = (rng.standard_normal((E * spec.n, K)) * 0.1).astype(np.float32)
-    quantized, bias = fmt.quantize(weight), rng.standard_normal(E * spec.n).astype(np.float32)
-    dense, stored_bias = fmt.dequantize(quantized).reshape(E, spec.n, K), bias
-    if spec.silu_mul:
-        order = interleaved_rows(E * spec.n, 16, E)
-        scales = {n: s[order] for n, s in quantized.scales.items()}
-        quantized = Quantized(quantized.codes[order], scales, fmt, quantized.tensor_scale)
-        stored_bias = bias[order]
+    arrays, dense, bias = stack(spec, rng)
     x = rng.standard_normal((m // (spec.gathered or 1), K)).astype(np.float16)
     expert = np.repeat(np.arange(E), counts).astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -90,16 +142,13 @@ def test_products(case, name, tmp_path):
         source = rng.permutation(source).astype(np.int32)
     rows = x[source] if spec.gathered else x
     y = np.full((m, spec.out_features), np.nan, np.float16)
-    arrays = {"x": x, "bias": stored_bias, "source": source, "bounds": bounds, "y": y}
-    packed = packing.pack(name, quantized, "cuda-fragment")
-    run({**arrays, **{n.removeprefix("w_"): a for n, a in packed.items()}})
-    expected = np.einsum("mk,mnk->mn", rows.astype(np.float64), dense[expert].astype(np.float64))
+    run({**arrays, "x": x, "source": source, "bounds": bounds, "y": y})
+    expected = np.einsum("mk,mnk->mn", rows.astype(np.float64), dense[expert])
     if spec.bias:
-        expected = expected + bias.reshape(E, -1)[expert]
-    if spec.silu_mul:
+        expected = expected + bias[expert]
+    if spec.gate_alpha:
+        expected = clamped(expected)
+    elif spec.silu_mul:
         gate, up = np.split(expected, 2, axis=1)
-        alpha, plain = spec.gate_alpha or 1.0, not spec.gate_alpha
-        gate = gate if plain else np.minimum(gate, 7)
-        up = up if plain else np.clip(up, -7, 7) + 1
-        expected = up * gate / (1 + np.exp(-alpha * gate))
+        expected = up * gate / (1 + np.exp(-gate))
     assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)

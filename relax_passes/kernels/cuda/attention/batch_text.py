@@ -27,7 +27,7 @@ from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 
-from .config import MOST_SEQUENCES, Heads, frequencies
+from .config import EXTRAS, MOST_SEQUENCES, Heads, declared, extras, frequencies, passed
 from .decode_text import ATTEND_PAGES
 from .state_text import STATE
 
@@ -128,7 +128,8 @@ ATTEND = Source(
     r"""
 template <int D, int C, int G, int KV, int PARTS, int ITEMS, int WARPS, int HALF, bool DEPENDENT>
 __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_, const void* state_, void* out_,
-                                                const void* sinks, const float* frequencies, float factor, int kind, long long items_at,
+                                                const void* sinks, const void* q_norm, const void* k_norm, float eps,
+                                                const float* frequencies, float factor, int kind, long long items_at,
                                                 long long arrived_at, long long parts_at, long long pages_at, int layer,
                                                 int layers, float scale, float cap, int window, int number, int head,
                                                 int warp, int lane) {
@@ -163,7 +164,8 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
 
   const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * C;
   half* target = item.end > last ? base + pages(last) * stride : nullptr;
-  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, mine, turn, target, item.position & 15, head, tid);
+  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, (half*)part, mine, turn, target, item.position & 15, q_norm, k_norm,
+                                                    eps, head, tid);
   __syncthreads();
   AmxSoftmax<D, ROWS> seen;
   amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, WARPS, item.end, low, length, scale, cap, g, t);
@@ -296,19 +298,18 @@ class Batches:
     def attend(self, spec: AttentionSpec, layers: int, warps: int) -> Intrinsic:
         """Build the function of one block of a layer's attention, of so many warps."""
         turns, half = frequencies(spec.rotation), spec.rotation.pairs
-        sinks, given = ("sinks", "const void* sinks, ") if spec.sinks else ("nullptr", "")
+        names = extras(spec)
         kind = self.windows.index(spec.window)
         dependent = "true" if self.gpu.clusters else "false"
         numbers = f"{self.heads.numbers}, {self.items}, {warps}, {half}, {dependent}"
         return Intrinsic(
-            f"amx_attend_item_{turns.name}_{self.heads.name}_{kind}_{warps}"
-            + "_sinks" * spec.sinks,
+            "_".join([f"amx_attend_item_{turns.name}_{self.heads.name}_{kind}_{warps}", *names]),
             f"""
-  amx_attend_item<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
+  amx_attend_item<{numbers}>(shared, qkv, state, out, {passed(spec, EXTRAS)}, {spec.norm_eps!r}f, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
                              {self.arrived_at}, {self.parts_at}, {self.pages_at}, layer, {layers}, scale, cap,
                              {spec.window}, number, head, warp, lane);""",
             (ATTEND, turns),
-            f"void(float* shared, const void* qkv, const void* state, {given}void* out, int layer, "
+            f"void(float* shared, const void* qkv, const void* state, {declared(names)}void* out, int layer, "
             "float scale, float cap, int number, int head, int warp, int lane)",
         )
 

@@ -17,6 +17,8 @@ MOST_SEQUENCES = 256  # of a step in which each has one row
 MOST_CHANNELS = 256  # of a head
 MOST_GROUP = 64  # query heads that share a kv head
 ROWS = 16  # queries of a block: rows of the tensor core's operand
+NORMS = ("q_norm", "k_norm")
+EXTRAS = ("sinks", *NORMS)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,22 @@ def check(spec: AttentionSpec) -> None:
             f"heads has no kernel on GPUs: expected an even number of at most {MOST_CHANNELS} "
             f"channels and whole groups of at most {MOST_GROUP} heads; compile for a CPU"
         )
+
+
+def extras(spec: AttentionSpec) -> tuple[str, ...]:
+    """Return what a layer's kernels take beside its rows: sinks, weights of the heads' norms."""
+    return ("sinks",) * spec.sinks + NORMS * bool(spec.norm_eps)
+
+
+def declared(names: tuple[str, ...]) -> str:
+    """Return them as parameters of a C function, for its signature."""
+    return "".join(f"const void* {name}, " for name in names)
+
+
+def passed(spec: AttentionSpec, names: tuple[str, ...]) -> str:
+    """Return them as its arguments, null where a layer has none."""
+    found = extras(spec)
+    return ", ".join(name if name in found else "nullptr" for name in names)
 
 
 def page_elements(spec: AttentionSpec, layers: int) -> int:

@@ -32,7 +32,7 @@ from relax_passes.kernels.cuda.intrinsics.sync import (
     WAIT_PREREQUISITES,
 )
 
-from .state_text import SINK, STATE
+from .state_text import NORM, SINK, STATE
 
 ATTEND_PAGES = Source(
     "amx_attend_pages_text",
@@ -53,22 +53,30 @@ struct AmxSoftmax { float o[D / 8][ROWS / 4], top[ROWS / 8], sum[ROWS / 8]; };
 
 // Rotated queries of a block to shared memory, [ROWS][D + 8], rows behind the G and channels behind
 // the C true ones zero; the new token's key and value to its page, where that is given. Block `head`
-// has G of the queries of kv head `head` / PARTS.
+// has G of the queries of kv head `head` / PARTS. With norms these and the key are normalized first, in
+// `normed` [G + 1][C].
 template <int D, int C, int G, int KV, int PARTS, int THREADS, int HALF>
-__device__ __forceinline__ void amx_take_token(half* qs, const half* mine, const float2* turn, half* target, int slot,
-                                               int head, int tid) {
+__device__ __forceinline__ void amx_take_token(half* qs, half* normed, const half* mine, const float2* turn, half* target, int slot,
+                                               const void* q_norm, const void* k_norm, float eps, int head, int tid) {
   constexpr int HEADS = G * KV * PARTS, STRIDE = D + 8, ROWS = G > 8 ? 16 : 8, BLOCK = 16 * D;
   const int kv = head / PARTS;
+  const half *queries = mine + head * G * C, *key = mine + (HEADS + kv) * C, *value = mine + (HEADS + KV + kv) * C;
+  if (q_norm != nullptr) {
+    for (int r = tid >> 5; r <= G; r += THREADS / 32)
+      amx_norm_head<C>(normed + r * C, r < G ? queries + r * C : key, r < G ? q_norm : k_norm, eps, tid & 31);
+    __syncthreads();
+    queries = normed;
+    key = normed + G * C;
+  }
   for (int i = tid; i < ROWS * D; i += THREADS) {
     const int r = i / D, e = i % D;
-    const float v = r < G && e < C ? amx_rotated(mine + (head * G + r) * C, e, HALF, turn) : 0.f;
+    const float v = r < G && e < C ? amx_rotated(queries + r * C, e, HALF, turn) : 0.f;
     qs[r * STRIDE + e] = __float2half_rn(v);
   }
   if (target != nullptr) {
     for (int e = tid; e < D; e += THREADS) {
-      const float key = e < C ? amx_rotated(mine + (HEADS + kv) * C, e, HALF, turn) : 0.f;
-      target[slot * D + e] = __float2half_rn(key);
-      target[KV * BLOCK + e * 16 + slot] = e < C ? mine[(HEADS + KV + kv) * C + e] : __float2half_rn(0.f);
+      target[slot * D + e] = __float2half_rn(e < C ? amx_rotated(key, e, HALF, turn) : 0.f);
+      target[KV * BLOCK + e * 16 + slot] = e < C ? value[e] : __float2half_rn(0.f);
     }
   }
 }
@@ -222,7 +230,7 @@ __device__ __forceinline__ float2 amx_join_warps(const float* part, const float*
   return make_float2(best, total);
 }
 """,
-    (STATE, SINK, MMA, MMA_UPPER, PACK_HALF2),
+    (STATE, SINK, NORM, MMA, MMA_UPPER, PACK_HALF2),
 )
 DECODE = Source(
     "amx_attend_decode_text",
@@ -231,7 +239,8 @@ DECODE = Source(
 // heads, HALF channels that turn with another HALF
 template <int D, int C, int G, int KV, int PARTS, int SPLITS, int WARPS, int HALF, bool DEPENDENT>
 __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv_, const void* state_, void* out_,
-                                                  const void* sinks, const float* frequencies, float factor, int layer,
+                                                  const void* sinks, const void* q_norm, const void* k_norm, float eps,
+                                                  const float* frequencies, float factor, int layer,
                                                   int layers, float scale, float cap, int window,
                                                   int split, int head, int warp, int lane) {
   constexpr int THREADS = WARPS * 32, STRIDE = D + 8;
@@ -267,7 +276,8 @@ __device__ __forceinline__ void amx_attend_decode(float* shared, const void* qkv
   if (DEPENDENT) amx_wait_prerequisites();
 
   half* target = (last - first) % splits == split ? base + pages(last) * stride : nullptr;
-  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, qkv, turn, target, position & 15, head, tid);
+  amx_take_token<D, C, G, KV, PARTS, THREADS, HALF>(qs, (half*)part, qkv, turn, target, position & 15, q_norm, k_norm, eps,
+                                                    head, tid);
   __syncthreads();
   AmxSoftmax<D, ROWS> seen;
   amx_attend_pages<D, KV, ROWS>(seen, qs, k, base, stride, pages, page, id, splits * WARPS, last + 1, low, length, scale,

@@ -7,8 +7,10 @@
     store     qkv, token, state -> q [m, heads, d]; keys and values go to the pages
     prefill   q, token, state -> out [m, heads, d]; new tokens of any sequences
 
-Between `state` and the layer stand the sinks float16 [heads] where a layer has them, and q has the
-channels that pages have. The number of the layer, an int64, comes before the result, so that layers share functions. `token`
+Between `state` and the layer stand the sinks float16 [heads] where a layer has them, then the weights
+float16 [d] of the norms of heads where it has those (`store`: these alone, `prefill`: the sinks
+alone), and q has the channels that pages have. The number of the layer, an int64, comes before the
+result, so that layers share functions. `token`
 [m, 1, 4] is the result of the call that told the kernels where the pages are (`cache`); nothing
 reads it, but it orders the kernels behind that call. `state` is where that call's callbacks noted
 it (`state_text`).
@@ -29,7 +31,17 @@ from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import batch_text, decode_text, prefill_text
 from .batch_text import Batches
-from .config import TOKEN, Heads, frequencies, stored_channels
+from .config import (
+    EXTRAS,
+    NORMS,
+    TOKEN,
+    Heads,
+    declared,
+    extras,
+    frequencies,
+    passed,
+    stored_channels,
+)
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
@@ -67,9 +79,11 @@ def _state() -> tirx.Expr:
     return at(T.arg("state", T.Buffer((STATE_WORDS,), "int32")), 0)
 
 
-def _sinks(spec: AttentionSpec) -> list:
-    """Return the address of the sinks, where the layer has any."""
-    return [at(_argument("sinks", spec.heads), 0)] if spec.sinks else []
+def _extras(spec: AttentionSpec, names: tuple[str, ...] = EXTRAS) -> list:
+    """Return the addresses of what a layer has of `extras`, of some names only."""
+    sizes = {"sinks": spec.heads}
+    found = [name for name in extras(spec) if name in names]
+    return [at(_argument(name, sizes.get(name, spec.head_dim)), 0) for name in found]
 
 
 def _shared(floats: int) -> tirx.Buffer:
@@ -96,11 +110,11 @@ def _attention(
     def body() -> None:
         qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
-        state, sinks = _state(), _sinks(spec)
+        state, more = _state(), _extras(spec)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, spec.heads, d)
         zero = tirx.const(0, "int32")
-        places = (at(qkv, zero, zero, zero), state, *sinks, at(out, zero, zero, zero))
+        places = (at(qkv, zero, zero, zero), state, *more, at(out, zero, zero, zero))
         scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
         emit(*places, layer, *scales)
 
@@ -134,14 +148,13 @@ def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
     dependent = "true" if facts.clusters else "false"
     numbers = f"{heads.numbers}, {splits}, {_WARPS}, {rotation.pairs}, {dependent}"
     # A function around it passes the frequencies, which the IR cannot name.
-    turns = frequencies(rotation)
-    sinks, given = ("sinks", "const void* sinks, ") if spec.sinks else ("nullptr", "")
+    turns, more = frequencies(rotation), extras(spec)
     attend = Intrinsic(
-        f"amx_decode_{turns.name}_{heads.name}_{splits}_{spec.window}" + "_sinks" * spec.sinks,
-        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {rotation.factor!r}f, layer, {layers},
-                               scale, cap, {spec.window}, split, head, warp, lane);""",
+        "_".join([f"amx_decode_{turns.name}_{heads.name}_{splits}_{spec.window}", *more]),
+        f"""  amx_attend_decode<{numbers}>(shared, qkv, state, out, {passed(spec, EXTRAS)}, {spec.norm_eps!r}f, {turns.name},
+                               {rotation.factor!r}f, layer, {layers}, scale, cap, {spec.window}, split, head, warp, lane);""",
         (decode_text.DECODE, turns),
-        f"void(float* shared, const void* qkv, const void* state, {given}void* out, int layer, float scale, "
+        f"void(float* shared, const void* qkv, const void* state, {declared(more)}void* out, int layer, float scale, "
         "float cap, int head, int split, int warp, int lane)",
     )
     floats = decode_text.shared_floats(heads.stored, heads.group, rotation.pairs, _WARPS)
@@ -218,21 +231,23 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
 def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
     """Build the kernel that rotates a chunk and stores its keys and values; see `decode`."""
     d, stored, rotation = spec.head_dim, stored_channels(spec.head_dim), spec.rotation
-    turns = frequencies(rotation)
-    name = f"amx_store_{turns.name}_{d}_{spec.heads}_{spec.kv_heads}"
+    turns, norms = frequencies(rotation), NORMS * bool(spec.norm_eps)
+    name = "_".join([f"amx_store_{turns.name}_{d}_{spec.heads}_{spec.kv_heads}", *norms])
+    numbers = f"{stored}, {d}, {spec.heads}, {spec.kv_heads}, {rotation.pairs}"
     put = Intrinsic(
         name,
-        f"""  amx_attend_store<{stored}, {d}, {spec.heads}, {spec.kv_heads}, {rotation.pairs}>(
-      qkv, state, q, {turns.name}, {rotation.factor!r}f, layer, {layers}, m, block, head, tid);""",
+        f"""  amx_attend_store<{numbers}, {"true" if norms else "false"}>(
+      qkv, state, {passed(spec, NORMS)}, {spec.norm_eps!r}f, q, {turns.name}, {rotation.factor!r}f, layer, {layers}, m, block,
+      head, tid);""",
         (prefill_text.PREFILL, turns),
-        "void(const void* qkv, const void* state, void* q, int layer, int m, int block, int head, int tid)",
+        f"void(const void* qkv, const void* state, {declared(norms)}void* q, int layer, int m, int block, int head, int tid)",
     )
 
     def body() -> None:
         extent, rows = _rows()
         qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
         _orders(extent)
-        state = _state()
+        state, weights = _state(), _extras(spec, NORMS)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         q = _argument("q", extent, spec.heads, stored)
         threads = [
@@ -246,7 +261,7 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
                 T.writes()
                 zero = tirx.const(0, "int32")
                 place = (layer, rows, block, head, tid)
-                given = (at(qkv, zero, zero, zero), state, at(q, zero, zero, zero))
+                given = (at(qkv, zero, zero, zero), state, *weights, at(q, zero, zero, zero))
                 put(*given, *place)
 
     return _function("attention_store", body)
@@ -264,7 +279,8 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
         q = _argument("q", extent, spec.heads, d)
         _orders(extent)
         state = _state()
-        sinks = _sinks(spec) or [tirx.reinterpret("handle", tirx.const(0, "uint64"))]
+        none = [tirx.reinterpret("handle", tirx.const(0, "uint64"))]
+        sinks = _extras(spec, ("sinks",)) or none
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
         out = _argument("out", extent, spec.heads, spec.head_dim)
         blocks = (rows + 63) // 64

@@ -76,11 +76,16 @@ class CudaAttention:
         alike = replace(spec, layer=0, long_rotation=NONE)
         out = relax.TensorType([rows, spec.heads, spec.head_dim], "float16")
         given = [self._token, ctx.parameter(STATE, STATE_TYPE)]
-        sinks = [asked.sinks] if asked.sinks is not None else []
+        sinks, norms = [asked.sinks] if asked.sinks is not None else [], list(asked.norms)
         layer = relax.prim_value(tirx.const(spec.layer, "int64"))
 
         def call(
-            name: str, x: relax.Expr, build: Any, *more: Any, args: Any = sinks, out: Any = out
+            name: str,
+            x: relax.Expr,
+            build: Any,
+            *more: Any,
+            args: Any = sinks + norms,
+            out: Any = out,
         ) -> relax.Expr:
             key = (name, alike, *more)
             if key not in self._functions:
@@ -93,8 +98,8 @@ class CudaAttention:
                 return call("batch", qkv, kernels.batch, self.batches)
             return call("decode", qkv, kernels.decode, self.arch)
         stored = relax.TensorType([rows, spec.heads, stored_channels(spec.head_dim)], "float16")
-        q = ctx.emit(call("store", qkv, kernels.store, args=[], out=stored), "q")
-        return call("prefill", q, kernels.prefill, self.arch)
+        q = ctx.emit(call("store", qkv, kernels.store, args=norms, out=stored), "q")
+        return call("prefill", q, kernels.prefill, self.arch, args=sinks)
 
 
 def _many(function: relax.Function, rows: Any) -> bool:

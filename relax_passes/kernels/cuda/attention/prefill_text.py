@@ -25,17 +25,17 @@ from relax_passes.kernels.cuda.intrinsics.memory import (
 )
 from relax_passes.kernels.cuda.intrinsics.mma import MMA
 
-from .state_text import SINK, STATE
+from .state_text import NORM, SINK, STATE
 
 PREFILL = Source(
     "amx_attend_prefill_text",
     r"""
 // Sixteen rows of one head of q, k or v, 128 threads. Slots behind a sequence's last token become
 // zero: tiles read whole pages, and what a product multiplies by zero must be finite.
-template <int D, int C, int HEADS, int KV, int HALF>
-__device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* state_, void* q_, const float* frequencies,
-                                                 float factor, int layer, int layers, int m, int block,
-                                                 int head, int tid) {
+template <int D, int C, int HEADS, int KV, int HALF, bool NORMED>
+__device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* state_, const void* q_norm, const void* k_norm,
+                                                 float eps, void* q_, const float* frequencies, float factor, int layer,
+                                                 int layers, int m, int block, int head, int tid) {
   constexpr int BLOCK = 16 * D;
   const half* qkv = (const half*)qkv_;
   const AmxState* state = (const AmxState*)state_;
@@ -44,12 +44,19 @@ __device__ __forceinline__ void amx_attend_store(const void* qkv_, const void* s
   const bool is_q = head < HEADS, is_v = head >= HEADS + KV;
   const int kv = is_q ? 0 : (head - HEADS) % KV;
   half* base = state->pages + ((long long)layer * 2 * KV + (is_v ? KV : 0) + kv) * BLOCK;
+  __shared__ half normed[NORMED ? 16 * C : 2];
+  if (NORMED && !is_v) {
+    for (int t = tid >> 5; t < min(16, m - block * 16); t += 4)
+      amx_norm_head<C>(normed + t * C, qkv + ((long long)(block * 16 + t) * (HEADS + 2 * KV) + head) * C,
+                       is_q ? q_norm : k_norm, eps, tid & 31);
+    __syncthreads();
+  }
   for (int i = tid; i < 16 * D; i += 128) {
     // lanes run over tokens for v, which is stored token by token, over channels otherwise
     const int token = is_v ? i & 15 : i / D, e = is_v ? i >> 4 : i % D, row = block * 16 + token;
     if (row >= m) continue;
     const int position = state->positions[row], place = position & 15;
-    const half* x = qkv + ((long long)row * (HEADS + 2 * KV) + head) * C;
+    const half* x = NORMED && !is_v ? normed + token * C : qkv + ((long long)row * (HEADS + 2 * KV) + head) * C;
     half value = e < C ? x[e] : __float2half_rn(0.f);
     if (!is_v && e < 2 * HALF) {
       const int f = e < HALF ? e : e - HALF;
@@ -234,7 +241,7 @@ __device__ __forceinline__ void amx_attend_tile(float* shared, const AmxState* s
   }
 }
 """,
-    (STATE, SINK, MMA, PACK_HALF2, SHARED_ADDRESS, COPY16, COPY_COMMIT, COPY_WAIT, MATRIX[4]),
+    (STATE, SINK, NORM, MMA, PACK_HALF2, SHARED_ADDRESS, COPY16, COPY_COMMIT, COPY_WAIT, MATRIX[4]),
 )
 # Block `block` of `blocks` takes every blocks-th tile: with one sequence there are as many as
 # blocks.

@@ -108,6 +108,36 @@ __device__ __forceinline__ float amx_rotated(const half* x, int e, int half_, co
     COMMON,
 )
 
+NORM = Source(
+    "amx_attention_norm",
+    r"""
+// The C channels of a head over the root of their mean square plus eps, times weight; a warp.
+template <int C>
+__device__ __forceinline__ void amx_norm_head(half* to, const half* x, const void* weight, float eps, int lane) {
+  constexpr int EACH = (C / 2 + 31) / 32;
+  float2 v[EACH];
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const int e = 2 * (i * 32 + lane);
+    v[i] = e < C ? __half22float2(*(const half2*)(x + e)) : make_float2(0.f, 0.f);
+    sum += v[i].x * v[i].x + v[i].y * v[i].y;
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+  const float inverse = rsqrtf(sum / C + eps);
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const int e = 2 * (i * 32 + lane);
+    if (e >= C) continue;
+    const float2 w = __half22float2(*(const half2*)((const half*)weight + e));
+    *(half2*)(to + e) = __floats2half2_rn(v[i].x * (inverse * w.x), v[i].y * (inverse * w.y));
+  }
+}
+""",
+    COMMON,
+)
+
 SINK = Source(
     "amx_attention_sink",
     r"""

@@ -120,6 +120,44 @@ ROUTE = Intrinsic(
     template="int E, int CHOSEN, bool ALL",
 )
 
+# The same by a block that needs it at once: each thread counts who is better than an expert, of which
+# several threads share one where there are enough. noted [E + 2 CHOSEN]: scores; experts; shares.
+CHOOSE = Intrinsic(
+    "amx_expert_choose",
+    """
+  constexpr int PARTS = THREADS >= 8 * E ? 8 : THREADS >= 4 * E ? 4 : THREADS >= 2 * E ? 2 : 1;
+  constexpr float LOWEST = -3.4e38f;
+  int* ids = (int*)(noted + E);
+  for (int e = tid; e < E; e += THREADS) noted[e] = scores[e] > LOWEST ? scores[e] : LOWEST;  // NaN too
+  __syncthreads();
+  for (int base = 0; base < E; base += THREADS / PARTS) {
+    const int e = base + tid / PARTS;
+    const float mine = noted[min(e, E - 1)];
+    int better = 0;
+#pragma unroll 8
+    for (int o = tid % PARTS; o < E; o += PARTS) better += o < e ? noted[o] >= mine : noted[o] > mine;
+#pragma unroll
+    for (int mask = 1; mask < PARTS; mask <<= 1) better += __shfl_xor_sync(0xffffffffu, better, mask);
+    if (e < E && better < CHOSEN && tid % PARTS == 0) ids[better] = e;
+  }
+  __syncthreads();
+  if (tid < 32) {
+    const float first = noted[ids[0]];
+    const float weight = tid < CHOSEN ? expf(noted[ids[min(tid, CHOSEN - 1)]] - first) : 0.f;
+    float total = weight;
+    if (ALL) {
+      total = 0.f;
+      for (int e = tid; e < E; e += 32) total += expf(noted[e] - first);
+    }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask >>= 1) total += __shfl_xor_sync(0xffffffffu, total, mask);
+    if (tid < CHOSEN) noted[E + CHOSEN + tid] = weight / total;
+  }
+  __syncthreads();""",
+    signature="void(float* noted, const float* scores, int tid)",
+    template="int E, int CHOSEN, bool ALL, int THREADS",
+)
+
 # Slots of one expert, in the order of the rows; a block.
 GROUP = Intrinsic(
     "amx_expert_group",

@@ -1,7 +1,7 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
     x [m, K] float16, codes, [scales], [tile_scale], [bias [N]],
-    [residual [m, Nout]], [source [m]], [bounds [experts + 1]], y [m, Nout] float16
+    [residual [m, Nout]], [source [m]], [bounds [experts + 1], or scores], y [m, Nout] float16
 
 Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
 Of a mixture's linear (experts.py) a block has the weights of one expert and the rows from a first
@@ -23,6 +23,23 @@ _NAMES = ("x", "codes", "scales", "tile_scale", "bias", "residual", "source", "b
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Experts that a block has chosen for the only row, and their shares, in shared memory."""
+
+    shared: tirx.Buffer
+    place: int
+    count: int
+
+    def expert(self, j: tirx.Expr | int) -> tirx.Expr:
+        """Return the number of the j-th best."""
+        return tirx.reinterpret("int32", self.shared[self.place + j])
+
+    def share(self, j: tirx.Expr | int) -> tirx.Expr:
+        """Return its share, float32."""
+        return self.shared[self.place + self.count + j]
+
+
+@dataclass(frozen=True)
 class Linear:
     """A linear under construction: its sizes, its format's text and its buffers in the IR."""
 
@@ -40,6 +57,7 @@ class Linear:
     y: tirx.Buffer
     expert: tirx.Expr | None = None
     first: tirx.Expr | None = None
+    chosen: Chosen | None = None
 
     @property
     def tiles(self) -> int:
@@ -48,8 +66,17 @@ class Linear:
 
     @property
     def units(self) -> int:
-        """Column units, see cuda_layout."""
-        return self.decode.shape.units(self.spec.k)
+        """Column units, see cuda_layout, of all experts where they are joined."""
+        return self.decode.shape.units(self.spec.k) * self._joined
+
+    @property
+    def columns(self) -> int:
+        """Columns that are summed over."""
+        return self.spec.k * self._joined
+
+    @property
+    def _joined(self) -> int:
+        return self.spec.chosen if self.spec.joined else 1
 
     def with_rows(self, m: tirx.Expr | int) -> Linear:
         """Same linear with another expression for the number of rows of x."""
@@ -58,6 +85,14 @@ class Linear:
     def tile(self, index: tirx.Expr) -> tirx.Expr:
         """Place of a row tile among all in the packed arrays."""
         return index if self.expert is None else self.expert * self.tiles + index
+
+    def place(self, tile: tirx.Expr, unit: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        """Place of a row tile and a column unit in the packed arrays."""
+        if not self.spec.joined or self.chosen is None:
+            return self.tile(tile), unit
+        each = tirx.const(self.units // self._joined, "int32")
+        j = tirx.truncdiv(unit, each)
+        return self.chosen.expert(j) * self.tiles + tile, unit - j * each
 
     def feature(self, index: tirx.Expr) -> tirx.Expr:
         """Place of a row of W in the bias."""
@@ -70,7 +105,7 @@ class Linear:
     def x_row(self, row: tirx.Expr) -> tirx.Expr:
         """Row of x of a block's row."""
         row = self.y_row(row)
-        if self.spec.gathered and self.spec.listed:
+        if self.spec.gathered and (self.spec.listed or self.spec.chosen):
             return tirx.truncdiv(row, tirx.const(self.spec.gathered, "int32"))
         return row if self.source is None else self.source[row]
 
@@ -94,6 +129,8 @@ def declare(spec: LinearSpec) -> Linear:
     if spec.gathered:
         rows = m // spec.gathered if isinstance(m, int) else m
         m = m if isinstance(m, int) else m * spec.gathered
+    if spec.joined:
+        rows = spec.chosen
     made: dict[str, tirx.Buffer] = {}
     for name, shape, dtype in argument_shapes(spec):
         extent = rows if name == "x" else m

@@ -20,7 +20,12 @@ def finish(linear: Linear, value: tirx.Expr, row: tirx.Expr, factor: float) -> t
         value = value * linear.tile_scale[linear.tile(tile)]
     if linear.bias is not None:
         # rows beyond N are computed and dropped; the read must stay inside
-        value = value + linear.bias[linear.feature(tirx.min(row, linear.spec.n - 1))]
+        inside = tirx.min(row, linear.spec.n - 1)
+        if not linear.spec.joined or linear.chosen is None:
+            return value + linear.bias[linear.feature(inside)]
+        for j in range(linear.spec.chosen):
+            bias = linear.bias[linear.chosen.expert(j) * linear.spec.n + inside]
+            value = value + linear.chosen.share(j) * bias
     return value
 
 
@@ -37,6 +42,8 @@ def store(linear: Linear, row: tirx.Expr, column: tirx.Expr, value: tirx.Expr) -
 
     def write() -> None:
         total, place = value, linear.y_row(row)
+        if linear.chosen is not None and not linear.spec.joined:
+            total = total * linear.chosen.share(place)
         if linear.residual is not None:
             total = total + tirx.Cast("float32", linear.residual[place, column])
         T.buffer_store(linear.y, tirx.Cast("float16", total), [place, column])

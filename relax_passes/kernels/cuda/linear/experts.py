@@ -5,6 +5,10 @@ are an *item*; a block finds the expert and the rows of its item itself, so noth
 host and a step's graph holds for any choice. There are launched as many items as rows could be
 spread over; those that are too many end at once. An expert without rows is not read.
 
+Of one row a kernel may choose the experts itself, from their scores. The second product of such a
+row sums over them: their weights are columns behind each other. Its weights are on their way while
+the first one still runs, which therefore lets nothing begin before all scores are there.
+
 Which schedule a number of rows gets follows from the rows that an expert has on average, with room
 for twice as many and more: an item holds all rows of most experts, whose weights are read once.
 """
@@ -14,16 +18,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
+from amx_tvm import formats
+from amx_tvm.formats import cuda_layout
 from amx_tvm.formats.cuda_layout import FragmentShape
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.spec import LinearSpec
 
-from ..experts.text import ITEM, LEAVE, LISTED
+from ..experts.text import CHOOSE, ITEM, LEAVE, LISTED
 from ..intrinsics.base import at, local
 from ..intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 from .buckets import Bucket, fit, gemv_knobs
-from .buffers import Linear
+from .buffers import Chosen, Linear
 from .gemv_plan import GemvKnobs
 from .tile_plan import TileKnobs
 
@@ -37,6 +44,8 @@ MANY = ((32, 20.0), (64, 44.0), (128, 100.0), (256, None))
 def items(linear: Linear, rows: int) -> tirx.Expr | int:
     """Return the most items of so many rows each."""
     spec, m = linear.spec, linear.m
+    if spec.joined:
+        return 1
     if rows == 1:
         return m
     if isinstance(m, int):
@@ -63,6 +72,44 @@ def take(linear: Linear, item: tirx.Expr, rows: int, lane: tirx.Expr, dependent:
     return replace(linear, expert=expert, first=first, m=1 if rows == 1 else end - first)
 
 
+def joins(format_name: str, k: int) -> bool:
+    """Whether a kernel can sum over experts as if their columns lay behind each other."""
+    fmt = None if format_name in ("none", "float16") else formats.get(format_name)
+    whole = k % cuda_layout.shape_of(fmt).unit == 0
+    return whole and (fmt is None or not fmt.row_scaled)
+
+
+def noted_floats(spec: LinearSpec) -> int:
+    """Floats of shared memory in which `choose` works and leaves what it found."""
+    return spec.experts + 2 * spec.chosen if spec.chosen else 0
+
+
+def choose(
+    linear: Linear,
+    item: tirx.Expr,
+    shared: tirx.Buffer,
+    place: int,
+    tid: tirx.Expr,
+    knobs: GemvKnobs,
+) -> Linear:
+    """Return the linear of a block that has chosen the experts of the only row.
+
+    Where the kernel may begin before the one in front has ended, the first product waits for it;
+    that one has waited for the scores, so the second product does not need to.
+    """
+    spec = linear.spec
+    if knobs.dependent and not spec.joined:
+        WAIT_PREREQUISITES()
+        LAUNCH_DEPENDENTS()
+    assert linear.bounds is not None
+    find = CHOOSE[spec.experts, spec.chosen, spec.over_all, knobs.warps * 32]
+    find(at(shared, place), at(linear.bounds, 0), tid)
+    chosen = Chosen(shared, place + spec.experts, spec.chosen)
+    if spec.joined:
+        return replace(linear, chosen=chosen, m=1)
+    return replace(linear, chosen=chosen, expert=T.bind(chosen.expert(item)), first=item, m=1)
+
+
 def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Bucket]:
     """Return the kernels of a linear, in rising order of rows of x of all experts."""
 
@@ -71,7 +118,10 @@ def expert_buckets(spec: LinearSpec, shape: FragmentShape, gpu: Gpu) -> list[Buc
         knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, rows, gpu)
         return Bucket(most, knobs, rows)
 
-    if spec.listed:
+    if spec.joined:
+        joined = replace(spec, k=spec.k * spec.chosen)
+        return [Bucket(None, _one_row_knobs(joined, shape, gpu, 1), 1)]
+    if spec.listed or spec.chosen:
         busy = spec.m or spec.experts
         return [Bucket(None, _one_row_knobs(spec, shape, gpu, busy), 1)]
     found = [few(rows, int(mean * spec.experts), spec.experts) for rows, mean in FEW]
@@ -95,7 +145,9 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
     knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, 1, gpu)
     blocks = shape.tiles(spec.n) * busy // knobs.tiles
     columns = shape.units(spec.k) * shape.unit
-    if blocks >= 8 * gpu.multiprocessors or columns > 4096 or not shape.group:
+    alone = blocks <= 2 * gpu.multiprocessors  # few share a multiprocessor
+    most = 16384 if alone else 4096
+    if blocks >= 8 * gpu.multiprocessors or columns > most or not shape.group:
         return knobs
     best: tuple = ()
     for diagonal in (8, 4, 2, 1):
@@ -104,7 +156,7 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
             continue
         chunks, loads = columns // chunk, chunk // shape.unit
         for batch in range(1, max(1, 8 // (loads * knobs.tiles)) + 1):
-            for warps in range(2, 9):
+            for warps in range(2, 17 if alone else 9):
                 rounds = -(-chunks // (warps * batch))
                 waste = rounds * warps * batch / chunks
                 rank = (waste > 1.1, rounds, waste, warps)

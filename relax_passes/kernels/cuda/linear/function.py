@@ -32,7 +32,8 @@ def supported(spec: LinearSpec) -> bool:
     held = spec.activation.exact or spec.activation.scheme is Scheme.ROUNDED
     if not held or spec.out_dtype != "float16":
         return False
-    if spec.experts and (spec.residual or spec.n % 16 or not _addressable(spec)):
+    added = spec.residual and not spec.joined
+    if spec.experts and (added or spec.n % 16 or not _addressable(spec)):
         return False
     if spec.silu_mul and (spec.n % 32 or spec.residual):
         return False

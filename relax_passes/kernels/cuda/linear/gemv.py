@@ -115,19 +115,23 @@ def emit(linear: Linear, rows: int, knobs: GemvKnobs) -> None:
             T.reads()
             T.writes()
             block, ty, tx = bound[0], bound[-2], bound[-1]
-            if linear.spec.experts:
-                linear = experts.take(linear, bound[1], rows, tx, knobs.dependent)
-                knobs = replace(knobs, dependent=False)
             # One buffer: TVM would give two that it thinks never live together the same bytes,
             # while slower warps still read x. The sums lie behind the warps' pieces of x, or in
             # their place after a barrier where both together would pass 48 KB.
             words, sums = plan.buffers * plan.operands * 8 * 4, tiles * warps * 16 * rows
             overlaid = (warps * words + sums + 1) * 4 > 49152
             size = max(warps * words, sums) if overlaid else warps * words + sums
+            noted, size = size, size + experts.noted_floats(linear.spec)
             # the last element is used by nobody: a store to it keeps the size (see
             # intrinsics/base.py, local)
             shared = T.sblock_alloc_buffer((size + 1,), "float32", scope="shared.dyn")
             T.buffer_store(shared, tirx.const(0.0, "float32"), [size])
+            if linear.spec.chosen:
+                linear = experts.choose(linear, bound[1], shared, noted, ty * 32 + tx, knobs)
+                knobs = replace(knobs, dependent=knobs.dependent and linear.spec.joined)
+            elif linear.spec.experts:
+                linear = experts.take(linear, bound[1], rows, tx, knobs.dependent)
+                knobs = replace(knobs, dependent=False)
             partial = _Partial(shared, 0 if overlaid else warps * words, warps, 16 * rows)
             stage = at(shared, ty * words)
             worker = Warp(linear, plan, knobs, block, ty, tx, stage)

@@ -44,8 +44,7 @@ class Warp:
         self.stage = T.bind(SHARED_ADDRESS(stage))
 
     def _tile(self, i: int):
-        tile = tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
-        return self.linear.tile(tile)
+        return tirx.min(self.block * self.knobs.tiles + i, self.linear.tiles - 1)
 
     def _chunk(self, batch, c: int):
         return (batch * self.knobs.warps + self.warp) * self.plan.batch + c
@@ -63,7 +62,8 @@ class Warp:
                     unit = chunk * self.plan.units + part * self.part_units + u
                     word = buffer * self.set_words + i * self.words_per_tile
                     word += (c * self.part_units + u) * 4
-                    source = at(self.linear.codes, self._tile(i), unit, self.lane * 16)
+                    place = self.linear.place(self._tile(i), unit)
+                    source = at(self.linear.codes, *place, self.lane * 16)
                     LOAD_WEIGHTS[4](at(self.words, word), source)
 
     def load_scales(self, batch, buffer: int = 0) -> None:
@@ -97,12 +97,13 @@ class Warp:
 
     def _scale_words(self, i: int, word: int, unit, byte, count: int) -> None:
         record = self.linear.decode.shape.record
-        source = at(self.linear.scales, self._tile(i), unit, self.g * record + byte)
+        place = self.linear.place(self._tile(i), unit)
+        source = at(self.linear.scales, *place, self.g * record + byte)
         LOAD_WEIGHTS[count](at(self.records, word), source)
 
     def fetch_x(self, batch, buffer: int = 0) -> None:
         """Copy the batch's superblocks of x to the warp's shared memory, one piece a lane each."""
-        plan, k, m = self.plan, self.linear.spec.k, self.linear.m
+        plan, k, m = self.plan, self.linear.columns, self.linear.m
         always = isinstance(m, int) and m * plan.gp >= 8 * plan.column_tiles
         full = plan.exact and plan.chunks * plan.chunk == k
         tiles = plan.column_tiles
