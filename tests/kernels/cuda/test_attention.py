@@ -116,7 +116,7 @@ def test_a_kernel_of_sinks_takes_them():
 
 
 def test_a_kernel_of_norms_of_heads_takes_their_weights():
-    """Queries and keys are normalized where they are turned: not again in what attends to a prompt."""
+    """Queries and keys are normalized where they are turned: not in what attends to a prompt."""
     functions = attention("sm_90a", 64, 16, sinks=True, norm_eps=1e-6)
     takes = {n: [p.name for p in f.params] for n, f in functions.items()}
     for name in ("decode_one", "batch"):
