@@ -223,12 +223,14 @@ def _of_one_row(function: relax.Function) -> dict[relax.Var, relax.Var]:
     if not marked(function, EACH):
         return {}
     values = {b.var: b.value for block in function.body.blocks for b in block.bindings}
-    uses, found = count_uses(function), {}
+    uses = count_uses(function)
+    found: dict[relax.Var, relax.Var] = {}
 
     def item(expr: relax.Expr, index: int, op: str) -> relax.Var | None:
         value = values.get(expr)
-        made = isinstance(value, relax.TupleGetItem) and value.index == index
-        return value.tuple_value if made and is_op(values.get(value.tuple_value), op) else None
+        if not isinstance(value, relax.TupleGetItem) or value.index != index:
+            return None
+        return value.tuple_value if is_op(values.get(value.tuple_value), op) else None
 
     for value in values.values():
         if not is_op(value, "amx.expert_combine") or _size(value.args[1])[0] != 1:
