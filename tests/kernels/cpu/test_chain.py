@@ -38,18 +38,11 @@ def layer(fmt="amxfp4", scheme=OUTLIERS, m=None, inner=INNER, source="float16"):
     return ChainSpec(stages, (plain, norm, plain, norm), source, adds, kept, m)
 
 
-class Layer:
-    """A chain with random weights: its kernel, and its linears apart."""
+class LayerInputs:
+    """Random weights, norms and rows of x for a chain."""
 
-    def __init__(self, spec, target=HOST, knobs=None):
+    def __init__(self, spec):
         self.spec = spec
-        self.kernel = compile_func(chain_kernel(spec, target, knobs or [None] * 4).func, target)
-        self.apart = [kernel_func(s, target=target) for s in spec.stages]
-        self.quantize = []
-        for i, (s, how) in enumerate(zip(spec.stages, spec.quantized, strict=True)):
-            source = "float32" if i else spec.source
-            what = (s.k, spec.m, how.scheme, s.needs_sums, how.prologue, how.eps, source)
-            self.quantize.append(compile_func(activations.quantize(*what), target))
         self.weights = [Case(s, seed=i).packed for i, s in enumerate(spec.stages)]
         self.rng = np.random.default_rng(1)
         self.norms = [self.rng.standard_normal(WIDTH).astype(np.float32) for _ in range(2)]
@@ -59,6 +52,25 @@ class Layer:
         x = self.rng.standard_normal((m, WIDTH)).astype(self.spec.source)
         x[::2, 3] *= 40
         return x, 5 * self.rng.standard_normal((m, WIDTH)).astype(np.float32)
+
+    def arguments(self, x, residual):
+        """List what the kernel takes, but its results."""
+        w, norms = self.weights, self.norms
+        return [x, *w[0], residual, norms[0], *w[1], *w[2], norms[1], *w[3]]
+
+
+class Layer(LayerInputs):
+    """A chain: its kernel, and its linears apart."""
+
+    def __init__(self, spec, target=HOST, knobs=None):
+        super().__init__(spec)
+        self.kernel = compile_func(chain_kernel(spec, target, knobs or [None] * 4).func, target)
+        self.apart = [kernel_func(s, target=target) for s in spec.stages]
+        self.quantize = []
+        for i, (s, how) in enumerate(zip(spec.stages, spec.quantized, strict=True)):
+            source = "float32" if i else spec.source
+            what = (s.k, spec.m, how.scheme, s.needs_sums, how.prologue, how.eps, source)
+            self.quantize.append(compile_func(activations.quantize(*what), target))
 
     def linear(self, i, m, x, norm=(), residual=()):
         """Quantize x and run one linear."""
@@ -79,10 +91,8 @@ class Layer:
 
     def got(self, m, x, residual):
         """Compute the chain with its kernel."""
-        w, norms = self.weights, self.norms
-        args = [x, *w[0], residual, norms[0], *w[1], *w[2], norms[1], *w[3]]
         out = [empty((m, s.out_features), s.out_dtype) for _, s in self.spec.results]
-        self.kernel(*tensors(*args), *out)
+        self.kernel(*tensors(*self.arguments(x, residual)), *out)
         return out
 
     def check(self, m):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from cpu_oracle import Case, assembly
+from cpu_oracle import HOST, Case, assembly, compile_func, empty, tensors
 from emulated import Emulated, needs_emulator
+from test_chain import LayerInputs, layer
 from test_targets import TARGETS, scaled_pairs
 from tvm.target import Target
 
 from relax_passes.activation import INT8, OUTLIERS, four_bit
-from relax_passes.kernels.registry import linear_kernel
+from relax_passes.kernels.registry import chain_kernel, linear_kernel
 from relax_passes.spec import LinearSpec
 
 DOT = Target(TARGETS["neon-dotprod"])
@@ -120,6 +122,26 @@ def test_numbers_without_panels(name, activation, tmp_path):
     case, func = Case(spec), emulated(spec, tmp_path)
     for m in (1, 3):
         assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@needs_emulator
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [DOT, MATRIX])
+def test_a_chain(target, tmp_path):
+    """What a layer's linears make on this machine, but for rounding: rows apart and in blocks."""
+    spec = replace(layer(), kept=(False, False, False, True))
+    case = LayerInputs(spec)
+    here = compile_func(chain_kernel(spec, HOST, [None] * 4).func)
+    cpu = "cortex-a76" if target is DOT else "max"
+    there = Emulated(chain_kernel(spec, target, [None] * 4).func, target, cpu, tmp_path)
+    for m in (1, 3, 8, 13):
+        x, residual = case.inputs(m)
+        given = case.arguments(x, residual)
+        want, got = (empty((m, 80), "float16") for _ in range(2))
+        here(*tensors(*given), want)
+        there(*tensors(*given), got)
+        want, got = (y.numpy().astype(np.float64) for y in (want, got))
+        assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want), f"M={m}"
 
 
 @needs_emulator
