@@ -154,6 +154,14 @@ inline unsigned __ballot_sync(unsigned, bool set) {
     return bits;
   });
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned v) {
+  return cross_lanes(v, [](auto of) {
+    unsigned found = 0;
+    for (int lane = 0; lane < 32; ++lane) found = of(lane) > found ? of(lane) : found;
+    return found;
+  });
+}
+inline unsigned __reduce_min_sync(unsigned mask, unsigned v) { return ~__reduce_max_sync(mask, ~v); }
 template <class T>
 T atomicAdd(T* p, T v) { const T old = *p; *p += v; return old; }
 inline int atomicOr(int* p, int v) { const int old = *p; *p |= v; return old; }

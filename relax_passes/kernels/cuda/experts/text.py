@@ -8,7 +8,7 @@ of padding hold anything.
 
 from __future__ import annotations
 
-from relax_passes.kernels.cuda.intrinsics.base import Intrinsic
+from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 
 SCORE_WARPS = 4  # of a block, which share K
 SCORE_EXPERTS = 4  # experts of a block, where there are several rows
@@ -71,91 +71,85 @@ SCORES = Intrinsic(
     template="int E, int K, int R, int X, int WARPS",
 )
 
-# The CHOSEN best experts of one row, ties to the first, and their shares; a warp.
-ROUTE = Intrinsic(
-    "amx_expert_route",
-    """
+BEST = Source(
+    "amx_best_experts",
+    r"""
+// Lane j has the j-th best of E experts by the scores of one row, ties to the first, and its share: a
+// softmax over the CHOSEN best, or over ALL.
+struct AmxBest { int expert; float share; };
+template <int E, int CHOSEN, bool ALL>
+__device__ __forceinline__ AmxBest amx_best(const float* scores, int lane) {
   constexpr int PARTS = (E + 31) / 32;
   constexpr float LOWEST = -3.4e38f;
-  float left[PARTS], first = 0.f, total = 0.f, mine = 0.f;
+  unsigned left[PARTS];  // in the order of the scores, NaN last; 0 for none
+#pragma unroll
+  for (int p = 0; p < PARTS; ++p) {
+    const int e = p * 32 + lane;
+    const float given = e < E ? scores[e] : LOWEST;
+    const unsigned bits = __float_as_uint(given > LOWEST ? given + 0.f : LOWEST);  // no minus zero
+    left[p] = e >= E ? 0u : bits >> 31 ? ~bits : bits | 0x80000000u;
+  }
+  unsigned mine = 0u, first = 0u;
   int taken = 0;
 #pragma unroll
-  for (int p = 0; p < PARTS; ++p) left[p] = p * 32 + lane < E ? scores[p * 32 + lane] : LOWEST;
-#pragma unroll
   for (int j = 0; j < CHOSEN; ++j) {
-    float best = LOWEST;
-    int at = E;
+    unsigned best = 0u, at = E;
 #pragma unroll
     for (int p = 0; p < PARTS; ++p)
       if (left[p] > best) { best = left[p]; at = p * 32 + lane; }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask >>= 1) {
-      const float other = __shfl_xor_sync(0xffffffffu, best, mask);
-      const int place = __shfl_xor_sync(0xffffffffu, at, mask);
-      if (other > best || (other == best && place < at)) { best = other; at = place; }
-    }
-    if (at == E) at = 0;  // nothing is above the lowest: NaN
-    if (j == 0) first = best;
-    if (lane == j) { mine = best; taken = at; }
+    const unsigned top = __reduce_max_sync(0xffffffffu, best);
+    at = __reduce_min_sync(0xffffffffu, best == top ? at : (unsigned)E);
+    if (j == 0) first = top;
+    if (lane == j) { mine = top; taken = (int)at; }
 #pragma unroll
     for (int p = 0; p < PARTS; ++p)
-      if (at == p * 32 + lane) left[p] = LOWEST;
+      if (at == p * 32 + lane) left[p] = 0u;
   }
-  const float weight = lane < CHOSEN ? expf(mine - first) : 0.f;
-  float part = weight;
+  const float high = __uint_as_float(first >> 31 ? first & 0x7fffffffu : ~first);
+  const float value = __uint_as_float(mine >> 31 ? mine & 0x7fffffffu : ~mine);
+  const float weight = lane < CHOSEN ? expf(value - high) : 0.f;
+  float total = weight;
   if (ALL) {
-    part = 0.f;
+    total = 0.f;
 #pragma unroll
     for (int p = 0; p < PARTS; ++p)
-      if (p * 32 + lane < E) part += expf(scores[p * 32 + lane] - first);
+      if (p * 32 + lane < E) total += expf(scores[p * 32 + lane] - high);
   }
-  total = part;
 #pragma unroll
   for (int mask = 16; mask > 0; mask >>= 1) total += __shfl_xor_sync(0xffffffffu, total, mask);
+  return {taken, weight / total};
+}
+""",
+)
+# The CHOSEN best experts of one row and their shares; a warp.
+ROUTE = Intrinsic(
+    "amx_expert_route",
+    """
+  const AmxBest best = amx_best<E, CHOSEN, ALL>(scores, lane);
   if (lane < CHOSEN) {
-    ids[lane] = taken;
-    shares[lane] = weight / total;
+    ids[lane] = best.expert;
+    shares[lane] = best.share;
   }""",
-    signature="void(const float* scores, int* ids, float* shares, int lane)",
-    template="int E, int CHOSEN, bool ALL",
+    (BEST,),
+    "void(const float* scores, int* ids, float* shares, int lane)",
+    "int E, int CHOSEN, bool ALL",
 )
 
-# The same by a block that needs it at once: each thread counts who is better than an expert, of which
-# several threads share one where there are enough. noted [E + 2 CHOSEN]: scores; experts; shares.
+# The same for a block that needs them at once; noted [2 CHOSEN]: experts; shares.
 CHOOSE = Intrinsic(
     "amx_expert_choose",
     """
-  constexpr int PARTS = THREADS >= 8 * E ? 8 : THREADS >= 4 * E ? 4 : THREADS >= 2 * E ? 2 : 1;
-  constexpr float LOWEST = -3.4e38f;
-  int* ids = (int*)(noted + E);
-  for (int e = tid; e < E; e += THREADS) noted[e] = scores[e] > LOWEST ? scores[e] : LOWEST;  // NaN too
-  __syncthreads();
-  for (int base = 0; base < E; base += THREADS / PARTS) {
-    const int e = base + tid / PARTS;
-    const float mine = noted[min(e, E - 1)];
-    int better = 0;
-#pragma unroll 8
-    for (int o = tid % PARTS; o < E; o += PARTS) better += o < e ? noted[o] >= mine : noted[o] > mine;
-#pragma unroll
-    for (int mask = 1; mask < PARTS; mask <<= 1) better += __shfl_xor_sync(0xffffffffu, better, mask);
-    if (e < E && better < CHOSEN && tid % PARTS == 0) ids[better] = e;
-  }
-  __syncthreads();
   if (tid < 32) {
-    const float first = noted[ids[0]];
-    const float weight = tid < CHOSEN ? expf(noted[ids[min(tid, CHOSEN - 1)]] - first) : 0.f;
-    float total = weight;
-    if (ALL) {
-      total = 0.f;
-      for (int e = tid; e < E; e += 32) total += expf(noted[e] - first);
+    const AmxBest best = amx_best<E, CHOSEN, ALL>(scores, tid);
+    if (tid < CHOSEN) {
+      ((int*)noted)[tid] = best.expert;
+      noted[CHOSEN + tid] = best.share;
     }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask >>= 1) total += __shfl_xor_sync(0xffffffffu, total, mask);
-    if (tid < CHOSEN) noted[E + CHOSEN + tid] = weight / total;
   }
   __syncthreads();""",
-    signature="void(float* noted, const float* scores, int tid)",
-    template="int E, int CHOSEN, bool ALL, int THREADS",
+    (BEST,),
+    "void(float* noted, const float* scores, int tid)",
+    "int E, int CHOSEN, bool ALL",
 )
 
 # Slots of one expert, in the order of the rows; a block.

@@ -80,8 +80,8 @@ def joins(format_name: str, k: int) -> bool:
 
 
 def noted_floats(spec: LinearSpec) -> int:
-    """Floats of shared memory in which `choose` works and leaves what it found."""
-    return spec.experts + 2 * spec.chosen if spec.chosen else 0
+    """Floats of shared memory in which `choose` leaves what it found."""
+    return 2 * spec.chosen
 
 
 def choose(
@@ -102,9 +102,9 @@ def choose(
         WAIT_PREREQUISITES()
         LAUNCH_DEPENDENTS()
     assert linear.bounds is not None
-    find = CHOOSE[spec.experts, spec.chosen, spec.over_all, knobs.warps * 32]
+    find = CHOOSE[spec.experts, spec.chosen, spec.over_all]
     find(at(shared, place), at(linear.bounds, 0), tid)
-    chosen = Chosen(shared, place + spec.experts, spec.chosen)
+    chosen = Chosen(shared, place, spec.chosen)
     if spec.joined:
         return replace(linear, chosen=chosen, m=1)
     return replace(linear, chosen=chosen, expert=T.bind(chosen.expert(item)), first=item, m=1)
