@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,15 +128,20 @@ def test_w4a4_linear(case, tmp_path):
         assert error < 1e-3
 
 
+def model_folder(name: str, quantization: str, head: str, tmp_path: Path) -> Path:
+    """Where a tiny model is, built here unless it is prebuilt."""
+    if PREBUILT:
+        return Path(PREBUILT) / f"{quantization}-{head}"
+    pytest.importorskip("tvm")
+    models.build(name, architecture(), tmp_path, quantization, head)
+    return tmp_path
+
+
 @pytest.mark.parametrize("quantization,head", SCHEMES)
 @pytest.mark.parametrize("name", models.TINY)
 def test_model(name, quantization, head, tmp_path):
     """Decode, fork and batch agree with prefill, whose kernels share no code with theirs."""
-    folder = Path(PREBUILT) / f"{quantization}-{head}" if PREBUILT else tmp_path
-    if not PREBUILT:
-        pytest.importorskip("tvm")
-        models.build(name, architecture(), folder, quantization, head)
-    model = models.RandomModel(folder, name)
+    model = models.RandomModel(model_folder(name, quantization, head, tmp_path), name)
     errors = models.check(model)
     # rounding x to four bits turns the last bit of float16 into a step of a code
     limit = models.TOLERANCE if quantization == "amxfp4" else 0.1
@@ -147,6 +153,26 @@ def test_model(name, quantization, head, tmp_path):
             sequence.rollback(1)
             logits = sequence.append([int(np.argmax(logits))])
             assert token == int(np.argmax(logits))
+
+
+def test_two_engines_of_one_library(tmp_path):
+    """100 generations of each, in turn and then at once: all as an engine that is alone gives."""
+    folder = model_folder("tiny-llama", *SCHEMES[0], tmp_path)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(100, 1000, n).tolist() for n in (5, 17, 64, 130, 33)]
+
+    def text(model: models.RandomModel, i: int) -> list[int]:
+        return model.engine.generate(prompts[i % 5], 24, ignore_eos=True).token_ids
+
+    first = models.RandomModel(folder, "tiny-llama")
+    alone = [text(first, i) for i in range(5)]
+    engines = (first, models.RandomModel(folder, "tiny-llama"))
+    for i in range(100):
+        for model in engines:
+            assert text(model, i) == alone[i % 5]
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda model: [text(model, i) for i in range(100)], engines)
+    assert all(made == alone * 20 for made in found)
 
 
 def test_model_for_several_architectures(tmp_path):
