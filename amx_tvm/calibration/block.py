@@ -95,7 +95,13 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
 class Rope:
     """Rotary positions of one layer over a window, in the rotate-half layout."""
 
-    def __init__(self, config: DecoderConfig, layer: int, tokens: int) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layer: int,
+        tokens: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
         if config.slides(layer) and tokens > config.sliding_window:
             raise CalibrationError(
                 f"windows of {tokens} tokens are longer than this model's sliding window of "
@@ -108,7 +114,8 @@ class Rope:
         frequency = np.asarray(turn.frequencies, np.float32)
         angle = torch.outer(torch.arange(tokens).float(), torch.from_numpy(frequency))
         angle = torch.cat([angle, angle], dim=-1)
-        self.cos, self.sin = angle.cos() * turn.factor, angle.sin() * turn.factor
+        self.cos = (angle.cos() * turn.factor).to(device)
+        self.sin = (angle.sin() * turn.factor).to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [..., tokens, head_dim]; channels past the rotary ones stay."""

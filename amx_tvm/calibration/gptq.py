@@ -40,9 +40,9 @@ class Statistics:
     tokens: int = 0
 
     @classmethod
-    def empty(cls, columns: int, mixed: bool) -> Statistics:
+    def empty(cls, columns: int, mixed: bool, device: str | torch.device = "cpu") -> Statistics:
         """Start with nothing seen; `mixed` says whether that moment is gathered as well."""
-        zeros = torch.zeros(columns, columns)
+        zeros = torch.zeros(columns, columns, device=device)
         return cls(zeros, zeros.clone() if mixed else None)
 
     def add(self, seen: Tensor, reference: Tensor) -> None:
@@ -169,6 +169,7 @@ def _feedback(
 
 def _order(energy: Tensor, size: int) -> Tensor:
     """Columns by energy: whole groups first, then inside each group; a ragged group stays last."""
+    energy = energy.cpu()
     full = len(energy) // size
     groups = energy[: full * size].view(full, size)
     inner = groups.argsort(dim=1, descending=True, stable=True)

@@ -23,8 +23,6 @@ from amx_tvm import formats
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Format, Quantized, e2m1
 
-MIDPOINTS = torch.tensor(e2m1.MIDPOINTS)
-MAGNITUDES = torch.tensor(e2m1.MAGNITUDES)
 Scales = tuple[Tensor, ...]
 
 
@@ -68,14 +66,14 @@ class Grid(ABC):
         """Pack rounded values [N, K] and their groups' scales into the format's own object."""
         names = [tensor.name for tensor in self.format.scale_tensors]
         stored = {
-            name: np.stack([group[i].numpy() for group in scales], axis=1).astype(
+            name: np.stack([group[i].cpu().numpy() for group in scales], axis=1).astype(
                 self.format.scale_tensor(name).dtype
             )
             for i, name in enumerate(names)
         }
         rows, columns = values.shape
         padded = np.zeros((rows, len(scales) * self.group_size), np.float32)
-        padded[:, :columns] = values.numpy()
+        padded[:, :columns] = values.cpu().numpy()
         scale = None
         if self.tensor_scale is not None:
             scale = np.broadcast_to(self.tensor_scale, (rows, 1))
@@ -98,9 +96,9 @@ class E2M1Grid(Grid):
     def prepare(self, weight: Tensor) -> None:
         """Fix the tensor scale and with it the values of all stored scales."""
         super().prepare(weight)
-        self.values = self.table
+        self.values = self.table.to(weight.device)
         if self.tensor_scale is not None:
-            self.values = self.table * float(self.tensor_scale)
+            self.values = self.values * float(self.tensor_scale)
 
     def plain(self, block: Tensor) -> Scales:
         """Stored scales by the format's rule."""
@@ -108,9 +106,10 @@ class E2M1Grid(Grid):
         scale = None
         if self.tensor_scale is not None:
             scale = np.broadcast_to(self.tensor_scale, (len(block), 1))
-        stored = self.format.group_scales(high.numpy()[:, None], depth.numpy()[:, None], scale)
+        high, depth = (part.cpu().numpy()[:, None] for part in (high, depth))
+        stored = self.format.group_scales(high, depth, scale)
         return tuple(
-            torch.from_numpy(stored[t.name][:, 0].astype(np.int64))
+            torch.from_numpy(stored[t.name][:, 0].astype(np.int64)).to(block.device)
             for t in self.format.scale_tensors
         )
 
@@ -122,7 +121,7 @@ class E2M1Grid(Grid):
         """For each scale tensor the `keep` best stored scales [N, keep], best first."""
         ranked = []
         for base, part in zip(self.plain(block), self._parts(block), strict=True):
-            stored = (base[:, None] + self.deltas).clamp(0, self.largest)
+            stored = (base[:, None] + self.deltas.to(base.device)).clamp(0, self.largest)
             stored = torch.where(base[:, None] > 0, stored.clamp(min=1), stored * 0)
             scale = self.values[stored][..., None]
             rounded = round_e2m1(_quotient(part[:, None], scale)) * scale
@@ -161,8 +160,9 @@ class IntGrid(Grid):
         return block.amax(1).clamp(min=0), (-block).amax(1).clamp(min=0)
 
     def _of_range(self, high: Tensor, depth: Tensor) -> Scales:
-        stored = self.format.group_scales(high.numpy(), depth.numpy(), None)
-        return tuple(torch.from_numpy(stored[t.name]) for t in self.format.scale_tensors)
+        stored = self.format.group_scales(high.cpu().numpy(), depth.cpu().numpy(), None)
+        names = [tensor.name for tensor in self.format.scale_tensors]
+        return tuple(torch.from_numpy(stored[name]).to(high.device) for name in names)
 
     def plain(self, block: Tensor) -> Scales:
         """Scale and zero point of the block's range."""
@@ -199,8 +199,9 @@ class ByteGrid(Grid):
     SHRINK = (1.0, 0.98, 0.95)
 
     def _of(self, largest: Tensor) -> Scales:
-        stored = self.format.group_scales(largest.numpy(), largest.numpy(), None)
-        return (torch.from_numpy(stored["scale"]),)
+        host = largest.cpu().numpy()
+        stored = self.format.group_scales(host, host, None)
+        return (torch.from_numpy(stored["scale"]).to(largest.device),)
 
     def plain(self, block: Tensor) -> Scales:
         """Scale of the block's largest magnitude."""

@@ -7,6 +7,7 @@ builds on what the ones before it leave behind:
     smooth   Smooth            the same, by what the calibration text shows
     choose   MixedPrecision    formats are assigned to linears
     round    Plain | Gptq      every linear is rounded, layer by layer
+    train    Train             scales and roundings of all layers are trained together
 
 All of them end in the format's own bits: codes, group scales, one tensor scale where the format
 has one. Norm weights stay float32; Smooth changes them.
@@ -82,7 +83,26 @@ class Gptq:
     ORDER = 3
 
 
-Step = RotateValues | Smooth | MixedPrecision | Plain | Gptq
+@dataclass(frozen=True)
+class Train:
+    """Train all scales and roundings against the float model's distribution; see `train`.
+
+    windows : windows of text to train on, each as long as the recipe's
+    epochs : times that each of them is seen
+    batch, at_once : windows of a step, and of one pass through the network
+    rate, scale_rate : Adam's, in units of a group's scale, and in powers of two of a scale
+    """
+
+    windows: int = 4096
+    epochs: int = 1
+    batch: int = 8
+    at_once: int = 8
+    rate: float = 4e-3
+    scale_rate: float = 1e-2
+    ORDER = 4
+
+
+Step = RotateValues | Smooth | MixedPrecision | Plain | Gptq | Train
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,7 @@ class Recipe:
             given = ", ".join(type(step).__name__ for step in self.steps) or "no steps"
             raise CalibrationError(
                 f"recipe {self.name!r} has {given}; expected at most one of each kind in the order "
-                "RotateValues, Smooth, MixedPrecision, Plain or Gptq (required)"
+                "RotateValues, Smooth, MixedPrecision, Plain or Gptq (required), Train"
             )
 
     def find(self, kind: type) -> Any:
@@ -154,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("gptq", (Gptq(),)),
         Recipe("smooth", (RotateValues(), Smooth(), Plain())),
         Recipe("best", (RotateValues(), Smooth(), Gptq())),
+        Recipe("train", (RotateValues(), Smooth(), Gptq(), Train())),
     )
 }
 

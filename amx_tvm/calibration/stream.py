@@ -34,6 +34,7 @@ from amx_tvm.calibration.block import (
     run,
     stages,
 )
+from amx_tvm.calibration.fake import fake_round
 from amx_tvm.calibration.gptq import Rounded, Statistics, corrected, gptq, plain
 from amx_tvm.calibration.grids import grid_of
 from amx_tvm.calibration.recipes import Gptq, Plain, Recipe, RotateValues, Smooth
@@ -52,11 +53,13 @@ class Calibrated:
 
     error : for rounded weights, the relative squared error of the linear's output on the
         calibration text (see `Rounded`); 0 for float replacements
+    target : for rounded weights, the float32 weight [N, K] that was rounded, exact steps applied
     """
 
     name: str
     value: Quantized | np.ndarray
     error: float = 0.0
+    target: Tensor | None = None
 
 
 def fake_quantizer(config: QuantizationConfig, layer: int) -> Fake:
@@ -73,8 +76,7 @@ def fake_quantizer(config: QuantizationConfig, layer: int) -> Fake:
     def fake(stage: str, x: Tensor) -> Tensor:
         if stage not in chosen:
             return x
-        array = x.detach().contiguous().numpy()
-        return torch.from_numpy(chosen[stage].quantize_dequantize(array, activation=True))
+        return fake_round(x, chosen[stage])
 
     return fake
 
@@ -93,16 +95,23 @@ class Stream:
     config : which linear gets which format and activation
     ids : int64 [windows, tokens] calibration token ids
     recipe : what to do
+    device : a torch device for all of it
     """
 
     def __init__(
-        self, source: ModelSource, config: QuantizationConfig, ids: Tensor, recipe: Recipe
+        self,
+        source: ModelSource,
+        config: QuantizationConfig,
+        ids: Tensor,
+        recipe: Recipe,
+        device: str | torch.device = "cpu",
     ) -> None:
+        self.device = torch.device(device)
         self.config, self.recipe, self.tokens = config, recipe, ids.shape[1]
         self.source, self.decoder = open_decoder(source)
         embedded = torch.from_numpy(self.source.load(EMBEDDING))[ids]
         embedded *= self.decoder.embedding_scale
-        self.exact = list(embedded.split(BATCH))
+        self.exact = list(embedded.to(self.device).split(BATCH))
         self.seen = [part.clone() for part in self.exact]
 
     @torch.no_grad()
@@ -119,7 +128,10 @@ class Stream:
         """Load a layer's parameters by their name within the layer."""
         prefix = layer_name(layer, "")
         names = [name for name in self.source.names() if name.startswith(prefix)]
-        return {n.removeprefix(prefix): torch.from_numpy(self.source.load(n)) for n in names}
+        return {n.removeprefix(prefix): self._put(self.source.load(n)) for n in names}
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _layer(self, layer: int) -> Iterator[Calibrated]:
         weights = self.load_layer(layer)
@@ -127,31 +139,35 @@ class Stream:
         stored = self._stored(layer, weights)
         reference = self.run_exact(layer, weights)
         self._transform(weights, stored, reference)
-        rope, fake = Rope(self.decoder, layer, self.tokens), fake_quantizer(self.config, layer)
+        rope = Rope(self.decoder, layer, self.tokens, self.device)
+        fake = fake_quantizer(self.config, layer)
         attend = attention_of(attention_format(self.config))
         generators = [stages(x, weights, self.decoder, rope, fake, attend) for x in self.seen]
         rounded: dict[str, Calibrated] = {}
         step = self.recipe.find(Gptq)
         mixed = step is not None and step.correction != 0
         for stage, linears in STAGES.items():
-            statistics = Statistics.empty(weights[f"{linears[0]}.weight"].shape[1], mixed)
+            statistics = Statistics.empty(
+                weights[f"{linears[0]}.weight"].shape[1], mixed, self.device
+            )
             for generator, exact in zip(generators, reference.pop(stage), strict=True):
                 statistics.add(next(generator)[1], exact)
             for linear in linears:
                 part = f"{linear}.weight"
                 if part in stored:
                     continue
-                result = self._round(layer_name(layer, linear), weights[part], statistics)
+                target = weights[part]
+                result = self._round(layer_name(layer, linear), target, statistics)
                 if result is not None:
                     weights[part] = result.values
                     name = layer_name(layer, part)
-                    rounded[part] = Calibrated(name, result.quantized, result.error)
+                    rounded[part] = Calibrated(name, result.quantized, result.error, target)
         self.seen = [run(generator) for generator in generators]
         for part, value in weights.items():
             if part in rounded:
                 yield rounded[part]
             elif value is not original[part] and part not in stored:
-                yield Calibrated(layer_name(layer, part), value.numpy())
+                yield Calibrated(layer_name(layer, part), value.cpu().numpy())
 
     def _stored(self, layer: int, weights: dict[str, Tensor]) -> set[str]:
         """Weights whose file already holds the format asked for: they pass through untouched."""
@@ -161,14 +177,14 @@ class Stream:
             wanted = self.config.linear(linear).format
             raw = self.source.load_raw(f"{linear}.weight") if part.endswith(".weight") else None
             if raw is not None and raw.format.name == wanted:
-                weights[part] = torch.from_numpy(raw.format.dequantize(raw))
+                weights[part] = self._put(raw.format.dequantize(raw))
                 stored.add(part)
         return stored
 
     def run_exact(self, layer: int, weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """Advance the exact stream by a layer; returns every stage's inputs, batch by batch."""
         inputs: dict[str, list[Tensor]] = {stage: [] for stage in STAGES}
-        rope = Rope(self.decoder, layer, self.tokens)
+        rope = Rope(self.decoder, layer, self.tokens, self.device)
         for index, x in enumerate(self.exact):
             generator = stages(x, weights, self.decoder, rope, lambda _stage, value: value)
             for _ in STAGES:
@@ -185,7 +201,7 @@ class Stream:
         touched = {"self_attn.v_proj.weight", "self_attn.o_proj.weight"}
         if self.recipe.find(RotateValues) and not touched & stored:
             transforms.rotate_values(weights, size)
-            rotation = transforms.hadamard(size)
+            rotation = transforms.hadamard(size).to(self.device)
             for x in reference["attention_output"]:
                 x.copy_((x.view(*x.shape[:-1], -1, size) @ rotation).view_as(x))
         step = self.recipe.find(Smooth)
@@ -207,8 +223,8 @@ class Stream:
         if name == "none":
             return None
         if formats.get(name).code_bits != 4:
-            quantized = formats.get(name).quantize(weight.numpy(), name=linear)
-            return Rounded(torch.from_numpy(quantized.format.dequantize(quantized)), quantized)
+            quantized = formats.get(name).quantize(weight.cpu().numpy(), name=linear)
+            return Rounded(self._put(quantized.format.dequantize(quantized)), quantized)
         grid, hessian = grid_of(name), statistics.hessian
         step = self.recipe.find(Gptq)
         if step is None:

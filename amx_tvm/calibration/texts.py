@@ -6,45 +6,51 @@ whatever its place, and none of them overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amx_tvm.calibration.recipes import Recipe
 from amx_tvm.errors import CalibrationError
 
-Encode = Callable[[str], Sequence[int]]
+
+def all_windows(ids: Sequence[int], window: int, most: int) -> Tensor:
+    """Cut token ids into as many windows as they fill, `most` of them evenly spaced.
+
+    Raises
+    ------
+    CalibrationError
+        When they do not fill one.
+    """
+    count = min(len(ids) // window, most)
+    if not count:
+        raise CalibrationError(
+            f"the training text has {len(ids)} tokens, less than one window of {window}; give more"
+        )
+    tokens = torch.as_tensor(np.asarray(ids, np.int64))
+    stride = len(tokens) // count
+    return torch.stack([tokens[i * stride : i * stride + window] for i in range(count)])
 
 
-def calibration_windows(
-    texts: Iterable[str], encode: Encode, recipe: Recipe, vocab_size: int
-) -> Tensor:
-    """Cut texts into the windows that a recipe asks for.
+def cut_windows(ids: Sequence[int], windows: int, window: int, vocab_size: int) -> Tensor:
+    """Cut token ids into the windows that a recipe asks for, evenly spaced.
 
     Parameters
     ----------
-    texts : documents; they are joined in order
-    encode : text -> token ids, without special tokens
-    recipe : says how many windows of how many tokens
+    ids : of the documents, in order, without special tokens
+    windows, window : how many, of how many tokens
     vocab_size : the model's; larger ids are another tokenizer's
 
     Returns
     -------
-    int64 tensor [recipe.windows, recipe.window]
+    int64 tensor [windows, window]
 
     Raises
     ------
     CalibrationError
         When the text is too short or the tokenizer does not fit.
     """
-    ids = [int(token) for text in texts for token in encode(text)]
-    return cut_windows(ids, recipe.windows, recipe.window, vocab_size)
-
-
-def cut_windows(ids: Sequence[int], windows: int, window: int, vocab_size: int) -> Tensor:
-    """Cut token ids into evenly spaced windows; see `calibration_windows`."""
     need = windows * window
     if len(ids) < need:
         raise CalibrationError(

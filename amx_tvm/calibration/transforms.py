@@ -44,7 +44,7 @@ def rotate_values(weights: dict[str, Tensor], head_dim: int) -> None:
     A head's output is a mix of its value vectors, so rotated values give a rotated mix, and
     o_proj's columns undo it: the matrix is symmetric and orthonormal.
     """
-    rotation = hadamard(head_dim)
+    rotation = hadamard(head_dim).to(weights["self_attn.o_proj.weight"].device)
     for name in ("self_attn.v_proj.weight", "self_attn.v_proj.bias"):
         if name in weights:
             heads = weights[name].view(-1, head_dim, *weights[name].shape[1:])

@@ -1,0 +1,132 @@
+"""Rounding to the E2M1 formats in torch, on any device: what training runs on.
+
+The twin of `Format.quantize_dequantize(activation=True)`, value by value: scales of each group by
+the format's rule, from the plain rule or by four over six, then E2M1, ties away from zero both
+times. Nothing is packed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amx_tvm.errors import CalibrationError
+from amx_tvm.formats import Format, e2m1
+from amx_tvm.formats.four_over_six import STRETCH, FourOverSix
+from amx_tvm.formats.scale_rules import TENSOR_RANGE, Power, ScaleRule
+from amx_tvm.formats.scales import HALF
+
+TIE = float(HALF)  # trunc(x + TIE) rounds x >= 0 to nearest, ties away from zero
+
+
+def round_magnitude(ratio: Tensor) -> Tensor:
+    """Nearest E2M1 magnitude of ratios >= 0, saturating at 6."""
+    step = torch.where(ratio < 2, 0.5, torch.where(ratio < 4, 1.0, 2.0))
+    return (torch.floor(ratio / step + TIE) * step).clamp(max=e2m1.LARGEST)
+
+
+def round_scale(scale: Tensor, kind: object) -> Tensor:
+    """Nearest number of an 8-bit float scale type, for values >= 0, saturating at its largest."""
+    bits, bias = kind.mantissa_bits, kind.bias  # type: ignore[attr-defined]
+    exponent = torch.frexp(scale).exponent - 1
+    step = torch.ldexp(torch.ones_like(scale), exponent.clamp(min=1 - bias) - bits)
+    largest = float(kind.values[kind.largest])  # type: ignore[attr-defined]
+    return (torch.floor(scale / step + TIE) * step).clamp(max=largest)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: object, rounded: Tensor, _exact: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def straight(rounded: Tensor, exact: Tensor) -> Tensor:
+    """`rounded` itself, whose gradient goes to `exact` unchanged."""
+    return _Straight.apply(rounded, exact)
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """True division, and 0 where the denominator is 0."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
+
+
+def tensor_scale(x: Tensor, rule: ScaleRule) -> Tensor | None:
+    """The rule's float32 scale of every row [..., 1]; None for formats without one."""
+    if not rule.tensor_scaled:
+        return None
+    return x.abs().amax(-1, keepdim=True) / float(TENSOR_RANGE)
+
+
+def group_scale(largest: Tensor, rule: ScaleRule, row: Tensor | None) -> Tensor:
+    """The number that is stored as a group's scale; 0 for an empty half."""
+    if rule.power is not Power.NONE:
+        mantissa, exponent = torch.frexp(largest)  # mantissa in [0.5, 1)
+        up = (mantissa >= 0.875) if rule.power is Power.NEAREST else torch.zeros_like(largest)
+        power = torch.ldexp(torch.ones_like(largest), exponent - 3 + up.int())
+        return torch.where(largest > 0, power, 0.0)
+    sixth = largest / e2m1.LARGEST
+    if row is None:
+        return round_scale(sixth, rule.type)
+    return round_scale(quotient(sixth, row), rule.type)
+
+
+def fake_round(x: Tensor, fmt: Format) -> Tensor:
+    """Round float32 [..., K] to a format of E2M1 elements; the gradient passes straight through.
+
+    Raises
+    ------
+    CalibrationError
+        For a format of other elements, which has no rule for scales.
+    """
+    if fmt.rule is None:
+        raise CalibrationError(
+            f"activations cannot be trained in {fmt.name!r}: only formats of E2M1 elements round "
+            "them (amxfp4, mxfp4, nvfp4 and their variants)"
+        )
+    with torch.no_grad():
+        rounded = _rounded(x.detach(), fmt, fmt.rule)
+    return straight(rounded, x)
+
+
+def _rounded(x: Tensor, fmt: Format, rule: ScaleRule) -> Tensor:
+    columns, size = x.shape[-1], fmt.group_size
+    row = tensor_scale(x, rule)
+    groups = functional.pad(x, (0, -columns % size)).unflatten(-1, (-1, size))
+    row = None if row is None else row[..., None]
+    magnitude, positive = groups.abs(), groups > 0
+    if len(fmt.scale_tensors) == 2:
+        halves = [torch.where(positive, magnitude, 0.0), torch.where(positive, 0.0, magnitude)]
+    else:
+        halves = [magnitude]
+    total = torch.zeros_like(groups)
+    for half in halves:
+        largest = half.amax(-1, keepdim=True)
+        value = _under(half, group_scale(largest, rule, row), row)
+        if isinstance(fmt, FourOverSix):
+            tried = _under(half, group_scale(largest * float(STRETCH), rule, row), row)
+            better = _error(tried, half) < _error(value, half)
+            value = torch.where(better, tried, value)
+        total += value
+    signed = torch.where(positive, total, -total)
+    return signed.flatten(-2)[..., :columns]
+
+
+def _under(half: Tensor, scale: Tensor, row: Tensor | None) -> Tensor:
+    """Round magnitudes under stored scales; decoded in the format's order of products."""
+    divisor = scale if row is None else scale * row
+    value = round_magnitude(quotient(half, divisor)) * scale
+    return value if row is None else value * row
+
+
+def _error(value: Tensor, exact: Tensor) -> Tensor:
+    return (value - exact).square().sum(-1, keepdim=True)
+
+
+def log2_of(values: Tensor) -> Tensor:
+    """log2 of scales, 0 becoming a number far under every stored one."""
+    return torch.where(values > 0, values.clamp(min=2.0**-120).log2(), -120.0)

@@ -1,0 +1,95 @@
+"""Training of scales and roundings: the torch twin of the formats, the start, the gain, the ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from amx_tvm import formats
+from amx_tvm.calibration import Gptq, Recipe, RotateValues, Smooth, Train, calibrate
+from amx_tvm.calibration.fake import fake_round
+from amx_tvm.calibration.train import TrainedWeight, Training
+from amx_tvm.config import QuantizationConfig
+from amx_tvm.errors import CalibrationError
+from amx_tvm.formats.four_over_six import four_over_six
+
+from .tiny import TinySource, calibrated_arrays, transformers_logits
+
+E2M1 = [n for n in formats.names() if formats.get(n).rule is not None]
+START = (RotateValues(), Smooth(), Gptq())
+
+
+def text(windows: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 64, (windows, 48), generator=torch.Generator().manual_seed(seed))
+
+
+def divergence(source: TinySource, calibration) -> float:
+    ids = text(6, 99)
+    exact = torch.log_softmax(transformers_logits(source, source.arrays, ids), -1)
+    arrays = calibrated_arrays(source, calibration)
+    other = torch.log_softmax(transformers_logits(source, arrays, ids), -1)
+    return float((exact.exp() * (exact - other)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("columns", [64, 50])
+@pytest.mark.parametrize("better", [False, True], ids=["six", "four over six"])
+@pytest.mark.parametrize("name", E2M1)
+def test_activations_round_as_the_format_does(name, better, columns):
+    fmt = four_over_six(formats.get(name)) if better else formats.get(name)
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 1, (7, 5, columns)) * np.exp(rng.normal(0, 4, (7, 5, 1)))
+    x = x.astype(np.float32)
+    x[0], x[1, 0], x[2] = 0, np.abs(x[1, 0]), np.round(x[2])
+    got = fake_round(torch.from_numpy(x), fmt).numpy()
+    np.testing.assert_array_equal(got, fmt.quantize_dequantize(x, activation=True))
+
+
+def test_gradient_of_an_activation_passes_straight_through():
+    x = torch.randn(3, 64, requires_grad=True)
+    fake_round(x, formats.get("amxfp4")).backward(torch.ones(3, 64))
+    torch.testing.assert_close(x.grad, torch.ones(3, 64))
+
+
+@pytest.mark.parametrize("name", ["amxfp4", "amxfp4-e4m3", "amxfp4-e4m3-tensor", "nvfp4"])
+def test_training_starts_at_the_given_codes(name):
+    source = TinySource()
+    start = calibrate(source, name, text(6, 0), "gptq").quantized
+    for weight in start:
+        trained = TrainedWeight(torch.from_numpy(source.arrays[weight]), start[weight])
+        values = formats.get(name).dequantize(start[weight])
+        np.testing.assert_allclose(trained().detach().numpy(), values, rtol=1e-6)
+        stored = trained.quantized()
+        np.testing.assert_array_equal(stored.codes, start[weight].codes)
+        for scale in stored.scales:
+            used = start[weight].scales[scale]
+            np.testing.assert_array_equal(stored.scales[scale], used)
+
+
+@pytest.mark.parametrize("quantization", ["amxfp4", "amxfp4-e4m3-tensor-w4a4", "nvfp4-w4a4"])
+def test_training_comes_closer_to_the_float_model(quantization):
+    source = TinySource()
+    config = QuantizationConfig.parse(quantization)
+    step = Train(batch=8, epochs=3, rate=2e-2, scale_rate=2e-2)
+    ids = text(400, 0)
+    before = calibrate(source, config, ids[:24], Recipe("start", START))
+    after = calibrate(source, config, ids, Recipe("train", (*START, step)))
+    assert set(after.quantized) == set(before.quantized)
+    assert divergence(source, after) < 0.8 * divergence(source, before)
+
+
+def test_training_that_diverges_keeps_its_start():
+    source, step = TinySource(), Train(batch=8, rate=1e6, scale_rate=1e3)
+    before = calibrate(source, "amxfp4", text(24, 0), Recipe("start", START, windows=24))
+    wild = Recipe("wild", (*START, step), windows=24)
+    after = calibrate(source, "amxfp4", text(24, 0), wild)
+    for name in before.quantized:
+        np.testing.assert_array_equal(after.quantized[name].codes, before.quantized[name].codes)
+
+
+def test_what_cannot_be_trained_is_said():
+    source, recipe = TinySource(), Recipe("train", (Gptq(), Train()))
+    with pytest.raises(CalibrationError, match="it needs 16 at least"):
+        calibrate(source, "amxfp4", text(9, 0), recipe)
+    with pytest.raises(CalibrationError, match="no linear of this start can be trained"):
+        calibrate(source, "int4", text(20, 0), recipe)
