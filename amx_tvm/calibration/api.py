@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +69,7 @@ def calibrate(
     recipe: str | Recipe = "gptq",
     *,
     directory: str | os.PathLike[str] | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Round a model's linears by a recipe, layer by layer.
@@ -89,8 +88,9 @@ def calibrate(
     directory : path, optional
         An empty directory for the results; by default a temporary one that lives as long as the
         returned object.
-    device : str
-        A torch device, such as "cuda", on which everything is computed.
+    device : str, optional
+        A torch device, such as "cuda", on which everything is computed; by default the GPU that
+        torch sees for a recipe that trains, else the CPU.
     progress : callable, optional
         Called with (stage, done, total, detail).
 
@@ -111,6 +111,9 @@ def calibrate(
             f"format: {', '.join(n for n in formats.names() if formats.get(n).code_bits == 4)}"
         )
     _, decoder = open_decoder(source)
+    if device is None:
+        trains = chosen.find(Train) is not None
+        device = "cuda" if trains and torch.cuda.is_available() else "cpu"
     windows, training = _windows(source, text, chosen, decoder.vocab_size)
     keep = None
     if directory is None:
@@ -134,8 +137,8 @@ def calibrate(
             if step is not None and result.target is not None:
                 targets.put(result.name, result.target.cpu().numpy())
         if step is not None:
-            floats = ChainMap(targets.floats, store.floats)
-            trainer = Training(source, config, store.quantized, floats, training, step, device)
+            start = store.quantized, targets.floats, store.floats
+            trainer = Training(source, config, *start, training, step, device)
             for name, value in trainer.run(progress):
                 store.put(name, value)
     return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)

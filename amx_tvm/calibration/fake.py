@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Format, e2m1
 from amx_tvm.formats.four_over_six import STRETCH, FourOverSix
 from amx_tvm.formats.scale_rules import TENSOR_RANGE, Power, ScaleRule
-from amx_tvm.formats.scales import HALF
+from amx_tvm.formats.scales import HALF, Minifloat
 
 TIE = float(HALF)  # trunc(x + TIE) rounds x >= 0 to nearest, ties away from zero
 
@@ -26,12 +25,21 @@ def round_magnitude(ratio: Tensor) -> Tensor:
     return (torch.floor(ratio / step + TIE) * step).clamp(max=e2m1.LARGEST)
 
 
-def round_scale(scale: Tensor, kind: object) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2 ** exponent for int32 exponents from -126 to 127, exactly."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def exponent_of(x: Tensor) -> Tensor:
+    """floor(log2 x) of normal float32 x > 0, as int32; -127 for 0 and subnormal numbers."""
+    return (x.view(torch.int32) >> 23) - 127
+
+
+def round_scale(scale: Tensor, kind: Minifloat) -> Tensor:
     """Nearest number of an 8-bit float scale type, for values >= 0, saturating at its largest."""
-    bits, bias = kind.mantissa_bits, kind.bias  # type: ignore[attr-defined]
-    exponent = torch.frexp(scale).exponent - 1
-    step = torch.ldexp(torch.ones_like(scale), exponent.clamp(min=1 - bias) - bits)
-    largest = float(kind.values[kind.largest])  # type: ignore[attr-defined]
+    exponent = exponent_of(scale).clamp(min=1 - kind.bias, max=64)
+    step = power_of_two(exponent - kind.mantissa_bits)
+    largest = float(kind.values[kind.largest])
     return (torch.floor(scale / step + TIE) * step).clamp(max=largest)
 
 
@@ -65,10 +73,10 @@ def tensor_scale(x: Tensor, rule: ScaleRule) -> Tensor | None:
 def group_scale(largest: Tensor, rule: ScaleRule, row: Tensor | None) -> Tensor:
     """The number that is stored as a group's scale; 0 for an empty half."""
     if rule.power is not Power.NONE:
-        mantissa, exponent = torch.frexp(largest)  # mantissa in [0.5, 1)
-        up = (mantissa >= 0.875) if rule.power is Power.NEAREST else torch.zeros_like(largest)
-        power = torch.ldexp(torch.ones_like(largest), exponent - 3 + up.int())
-        return torch.where(largest > 0, power, 0.0)
+        exponent = exponent_of(largest) - 2
+        if rule.power is Power.NEAREST:
+            exponent = exponent + ((largest.view(torch.int32) & 0x7FFFFF) >= 0x600000).int()
+        return torch.where(largest > 0, power_of_two(exponent.clamp(min=-126)), 0.0)
     sixth = largest / e2m1.LARGEST
     if row is None:
         return round_scale(sixth, rule.type)
@@ -76,24 +84,18 @@ def group_scale(largest: Tensor, rule: ScaleRule, row: Tensor | None) -> Tensor:
 
 
 def fake_round(x: Tensor, fmt: Format) -> Tensor:
-    """Round float32 [..., K] to a format of E2M1 elements; the gradient passes straight through.
-
-    Raises
-    ------
-    CalibrationError
-        For a format of other elements, which has no rule for scales.
-    """
-    if fmt.rule is None:
-        raise CalibrationError(
-            f"activations cannot be trained in {fmt.name!r}: only formats of E2M1 elements round "
-            "them (amxfp4, mxfp4, nvfp4 and their variants)"
-        )
-    with torch.no_grad():
-        rounded = _rounded(x.detach(), fmt, fmt.rule)
-    return straight(rounded, x)
+    """Round float32 [..., K] to a format of E2M1 elements; the gradient passes straight through."""
+    exact = x.detach()
+    if x.device.type == "cpu":  # several times faster than the twin there
+        array = fmt.quantize_dequantize(exact.contiguous().numpy(), activation=True)
+        return straight(torch.from_numpy(array), x)
+    return straight(rounded(exact, fmt), x)
 
 
-def _rounded(x: Tensor, fmt: Format, rule: ScaleRule) -> Tensor:
+def rounded(x: Tensor, fmt: Format) -> Tensor:
+    """Round float32 [..., K] to a format that has a rule for its scales, on x's device."""
+    rule = fmt.rule
+    assert rule is not None
     columns, size = x.shape[-1], fmt.group_size
     row = tensor_scale(x, rule)
     groups = functional.pad(x, (0, -columns % size)).unflatten(-1, (-1, size))

@@ -106,8 +106,8 @@ class E2M1Grid(Grid):
         scale = None
         if self.tensor_scale is not None:
             scale = np.broadcast_to(self.tensor_scale, (len(block), 1))
-        high, depth = (part.cpu().numpy()[:, None] for part in (high, depth))
-        stored = self.format.group_scales(high, depth, scale)
+        extrema = [part.cpu().numpy()[:, None] for part in (high, depth)]
+        stored = self.format.group_scales(extrema[0], extrema[1], scale)
         return tuple(
             torch.from_numpy(stored[t.name][:, 0].astype(np.int64)).to(block.device)
             for t in self.format.scale_tensors

@@ -90,16 +90,26 @@ class Train:
     windows : windows of text to train on, each as long as the recipe's
     epochs : times that each of them is seen
     batch, at_once : windows of a step, and of one pass through the network
+    recompute : a layer's activations are computed again for its gradient: one layer's memory in
+        place of all layers', a third more time
     rate, scale_rate : Adam's, in units of a group's scale, and in powers of two of a scale
     """
 
-    windows: int = 4096
+    windows: int = 2048
     epochs: int = 1
     batch: int = 8
     at_once: int = 8
-    rate: float = 4e-3
-    scale_rate: float = 1e-2
+    recompute: bool = False
+    rate: float = 3e-3
+    scale_rate: float = 3e-3
     ORDER = 4
+
+    def __post_init__(self) -> None:
+        if self.at_once < 1 or self.batch % self.at_once:
+            raise CalibrationError(
+                f"Train has batch={self.batch} and at_once={self.at_once}; expected a batch "
+                "that is a multiple of the windows of one pass"
+            )
 
 
 Step = RotateValues | Smooth | MixedPrecision | Plain | Gptq | Train
@@ -174,7 +184,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("gptq", (Gptq(),)),
         Recipe("smooth", (RotateValues(), Smooth(), Plain())),
         Recipe("best", (RotateValues(), Smooth(), Gptq())),
-        Recipe("train", (RotateValues(), Smooth(), Gptq(), Train())),
+        Recipe("train", (RotateValues(), Smooth(), Plain(search=True), Train())),
     )
 }
 

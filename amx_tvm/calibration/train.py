@@ -1,6 +1,6 @@
 """Training of what is stored: the scales and the roundings of all linears, against the float model.
 
-The start is a rounded network (GPTQ's). Every weight becomes two trained tensors: a latent weight,
+The start is a rounded network. Every weight becomes two trained tensors: a latent weight,
 of which the stored code is the nearest, and the logarithm of each group's scales, of which the
 stored byte is the nearest. Both roundings pass the gradient straight through (Bengio et al., arXiv
 1308.3432; step sizes as in LSQ, arXiv 1902.08153). The loss is the Kullback-Leibler divergence of
@@ -8,8 +8,9 @@ the rounded network's next-token distribution from the float model's, over whole
 no labels are learned (quantization-aware distillation, NVIDIA arXiv 2601.20088; scales end to end
 as in FOCUS, arXiv 2608.01847). What comes out has the format's own bits.
 
-Activations are rounded as the configuration says, by the twin in `fake`. All latent weights are in
-memory, in float32 with two moments of Adam each (16 bytes a weight), and one layer's activations.
+Activations are rounded as the configuration says, by the twin in `fake`. In memory are the float
+model, all latent weights in float32 with their gradients and two moments of Adam (24 bytes a weight
+with the state that is kept), and the activations of one pass, of one layer with `recompute`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from amx_tvm import formats
 from amx_tvm.calibration.block import (
     EMBEDDING,
     FINAL_NORM,
@@ -36,19 +39,12 @@ from amx_tvm.calibration.block import (
     run,
     stages,
 )
-from amx_tvm.calibration.fake import (
-    fake_round,
-    log2_of,
-    quotient,
-    round_magnitude,
-    round_scale,
-    straight,
-)
+from amx_tvm.calibration.fake import fake_round
 from amx_tvm.calibration.recipes import Train
+from amx_tvm.calibration.trained import Table, trainable
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
-from amx_tvm.formats import Format, Quantized, e2m1
-from amx_tvm.formats.scales import Minifloat
+from amx_tvm.formats import Format, Quantized
 from amx_tvm.frontends import ModelSource
 from amx_tvm.models import DecoderConfig
 from relax_passes.activation import Scheme
@@ -57,81 +53,6 @@ Progress = Callable[[str, int, int, str], None]
 VALIDATION = 8  # windows that are not trained on; they choose the state that is kept
 CHECKS = 6  # times in a training that they are looked at
 WARMUP = 0.05  # share of the steps over which the rates grow
-INSIDE = 1e-3  # how far from its cell's edge a latent weight starts, in units of the scale
-
-
-class TrainedWeight(nn.Module):
-    """A linear's weight whose codes and scales are trained.
-
-    Parameters
-    ----------
-    weight : float32 [N, K], the float weight in the basis of the start
-    start : its rounded form; K must be whole groups
-    """
-
-    def __init__(self, weight: Tensor, start: Quantized) -> None:
-        super().__init__()
-        self.format, self.tensor_scale = start.format, start.tensor_scale
-        self.kind = start.format.scale_tensors[0].type
-        self.size = start.format.group_size
-        self.row = 1.0 if start.tensor_scale is None else float(start.tensor_scale)
-        names = [tensor.name for tensor in start.format.scale_tensors]
-        scales = [torch.from_numpy(self.kind.decode(start.scales[n])) * self.row for n in names]
-        self.logs = nn.Parameter(torch.stack([log2_of(scale) for scale in scales]))
-        values = torch.from_numpy(start.format.dequantize(start))
-        latent, unit = _inside_cells(self._grouped(weight), self._grouped(values), scales)
-        # Trained in units of the group's scale, so that one rate fits all weights.
-        self.register_buffer("latent", latent)
-        self.register_buffer("unit", unit)
-        self.moved = nn.Parameter(torch.zeros_like(latent))
-
-    def _grouped(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.size))
-
-    def scales(self) -> Tensor:
-        """Values of the stored scales [1 or 2, N, G], the gradient passing the rounding."""
-        exact = torch.exp2(self.logs)
-        with torch.no_grad():
-            stored = round_scale(exact / self.row, self.kind) * self.row
-        return straight(stored, exact)
-
-    def forward(self) -> Tensor:
-        """The weight [N, K] as the network will have it."""
-        weight, scales = self.latent + self.moved * self.unit, self.scales()[..., None]
-        positive = weight > 0
-        scale = torch.where(positive, scales[0], scales[-1])
-        ratio = quotient(weight.abs(), scale).clamp(max=e2m1.LARGEST)
-        value = straight(round_magnitude(ratio.detach()), ratio) * scale
-        return torch.where(positive, value, -value).flatten(-2)
-
-    @torch.no_grad()
-    def quantized(self) -> Quantized:
-        """The stored form."""
-        weight = (self.latent + self.moved * self.unit).cpu().numpy()
-        exact = torch.exp2(self.logs) / self.row
-        stored = round_scale(exact, self.kind).cpu().numpy()
-        names = [tensor.name for tensor in self.format.scale_tensors]
-        scales = {n: self.kind.encode(part) for n, part in zip(names, stored, strict=True)}
-        row = self.tensor_scale
-        if row is not None:
-            row = np.broadcast_to(np.asarray(row, np.float32), (len(weight), 1))
-        codes = self.format.encode(weight, scales, row).reshape(len(weight), -1)
-        return Quantized(np.ascontiguousarray(codes), scales, self.format, self.tensor_scale)
-
-
-def _inside_cells(weight: Tensor, start: Tensor, scales: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Latent weights: the float weight, moved into the cell that rounds to the start's code.
-
-    All are [N, G, group]; scales [N, G]. Returns them and the scale of each weight's sign.
-    """
-    sign = torch.where(start != 0, start.sign(), torch.where(weight > 0, 1.0, -1.0))
-    unit = torch.where(sign > 0, scales[0][..., None], scales[-1][..., None])
-    code = quotient(start.abs(), unit)
-    edges = torch.tensor([-math.inf, *e2m1.MIDPOINTS, math.inf])
-    index = torch.bucketize(code.contiguous(), edges[1:-1], right=True)
-    low, high = edges[index] + INSIDE, edges[index + 1] - INSIDE
-    ratio = quotient(weight * sign, unit).maximum(low).minimum(high)
-    return sign * ratio * unit, unit
 
 
 @dataclass(frozen=True)
@@ -143,6 +64,7 @@ class Network:
     norm: Tensor
     head: Tensor
     ropes: list[Rope]
+    recompute: bool
 
     def logits(
         self,
@@ -168,7 +90,7 @@ class Network:
 
         x = self.embedding[ids] * self.decoder.embedding_scale
         for number in range(len(self.ropes)):
-            if torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, number, x, use_reentrant=False)
             else:
                 x = layer(number, x)
@@ -183,9 +105,9 @@ class Training:
     source : the float model
     config : formats and activations of the result
     start : rounded weights by name, as `Calibration.quantized`
-    targets : float32 arrays by name: the float weights in the start's basis, and norm weights and
-        biases that the recipe's exact steps changed
-    ids : int64 [windows, tokens]; the last `VALIDATION` windows are not trained on
+    targets : float32 weights by name, those of the start before they were rounded
+    floats : float32 arrays by name that the recipe's exact steps changed, as `Calibration.floats`
+    ids : int64 [windows, tokens]; `VALIDATION` of them are not trained on
     step : the recipe's settings
     device : a torch device
     """
@@ -196,6 +118,7 @@ class Training:
         config: QuantizationConfig,
         start: Mapping[str, Quantized],
         targets: Mapping[str, np.ndarray],
+        floats: Mapping[str, np.ndarray],
         ids: Tensor,
         step: Train,
         device: str | torch.device = "cpu",
@@ -207,8 +130,9 @@ class Training:
             )
         view, self.decoder = open_decoder(source)
         self.config, self.step, self.device = config, step, torch.device(device)
-        self.ids, self.held = ids[:-VALIDATION], ids[-VALIDATION:]
-        self.trained: dict[str, TrainedWeight] = {}
+        mixed = ids[np.random.default_rng(0).permutation(len(ids))]
+        self.ids, self.held = mixed[VALIDATION:], mixed[:VALIDATION]
+        found: dict[str, dict[str, tuple[np.ndarray, Quantized]]] = {}
 
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -223,22 +147,24 @@ class Training:
             for name in names:
                 part = name.removeprefix(prefix)
                 if name in start and trainable(start[name]) and name in targets:
-                    weight = TrainedWeight(torch.from_numpy(targets[name]), start[name])
-                    self.trained[name] = weight.to(self.device)
+                    pair = targets[name], start[name]
+                    found.setdefault(start[name].format.name, {})[name] = pair
                 elif name in start:
                     self.fixed[-1][part] = put(start[name].format.dequantize(start[name]))
-                elif name in targets:
-                    self.fixed[-1][part] = put(targets[name])
-        if not self.trained:
+                elif name in floats:
+                    self.fixed[-1][part] = put(floats[name])
+        if not found:
             raise CalibrationError(
                 "no linear of this start can be trained: formats of E2M1 elements with 8-bit float "
                 "scales can, in rows of whole groups; choose a recipe without training"
             )
+        tables = [Table(formats.get(name), weights) for name, weights in found.items()]
+        self.tables = [table.to(self.device) for table in tables]
         layers = range(self.decoder.num_layers)
         ropes = [Rope(self.decoder, n, ids.shape[1], self.device) for n in layers]
         embedding, norm = put(view.load(EMBEDDING)), put(view.load(FINAL_NORM))
         head = embedding if self.decoder.tie_embeddings else put(view.load(HEAD))
-        self.network = Network(self.decoder, embedding, norm, head, ropes)
+        self.network = Network(self.decoder, embedding, norm, head, ropes, step.recompute)
         self.exact = exact
         self.rounding = [self._activations(layer) for layer in layers]
 
@@ -251,13 +177,18 @@ class Training:
                 found[stage] = activation.fmt
         return found
 
-    def _student(self, layer: int) -> dict[str, Tensor]:
-        weights = dict(self.fixed[layer])
-        prefix = layer_name(layer, "")
-        for part in weights:
-            if prefix + part in self.trained:
-                weights[part] = self.trained[prefix + part]()
-        return weights
+    def student(self) -> Callable[[int], dict[str, Tensor]]:
+        """Weights of the rounded network's layers, all rounded once."""
+        rounded = {name: value for table in self.tables for name, value in table().items()}
+
+        def layer(number: int) -> dict[str, Tensor]:
+            prefix = layer_name(number, "")
+            return {
+                part: rounded.get(prefix + part, value)
+                for part, value in self.fixed[number].items()
+            }
+
+        return layer
 
     def _fake(self, layer: int, stage: str, value: Tensor) -> Tensor:
         fmt = self.rounding[layer].get(stage)
@@ -271,15 +202,16 @@ class Training:
         with torch.no_grad():
             exact = self.network.logits(ids, lambda layer: self.exact[layer], _unchanged)
             reference = functional.log_softmax(exact, dim=-1)
-        seen = functional.log_softmax(self.network.logits(ids, self._student, self._fake), dim=-1)
+        seen = functional.log_softmax(self.network.logits(ids, self.student(), self._fake), dim=-1)
         loss = functional.kl_div(seen, reference, reduction="none", log_target=True)
         return loss.sum(-1).mean()
 
     @torch.no_grad()
     def validate(self) -> float:
         """Divergence on the windows that are not trained on."""
-        parts = [float(self.divergence(ids[None].to(self.device))) for ids in self.held]
-        return sum(parts) / len(parts)
+        parts = self.held.split(self.step.at_once)
+        sums = [float(self.divergence(ids.to(self.device))) * len(ids) for ids in parts]
+        return sum(sums) / len(self.held)
 
     def run(self, progress: Progress | None = None) -> Iterator[tuple[str, Quantized]]:
         """Train, and yield each linear's name and stored form.
@@ -288,31 +220,30 @@ class Training:
         `validate` has seen: at worst the start.
         """
         step = self.step
-        weights = self.trained.values()
-        groups = [
-            {"params": [w.moved for w in weights], "lr": step.rate},
-            {"params": [w.logs for w in weights], "lr": step.scale_rate},
+        rates = (step.rate, step.scale_rate)
+        groups: list[dict[str, Any]] = [
+            {"params": [table.moved for table in self.tables]},
+            {"params": [table.logs for table in self.tables]},
         ]
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         total = max(1, len(self.ids) * step.epochs // step.batch)
-        rates = [group["lr"] for group in groups]
         order = np.random.default_rng(0)
         best, kept = self.validate(), self._state()
         check = max(1, total // CHECKS)
         queue: list[int] = []
+        backward = self._backward()
         for number in range(total):
             if progress is not None:
                 progress("train", number, total, f"divergence {best:.4f}")
             for group, rate in zip(adam.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(number / total)
-            if len(queue) < step.batch:
+            while len(queue) < step.batch:
                 queue += order.permutation(len(self.ids)).tolist()
             chosen, queue = queue[: step.batch], queue[step.batch :]
+            adam.zero_grad(set_to_none=False)
             for part in torch.tensor(chosen).split(step.at_once):
-                loss = self.divergence(self.ids[part].to(self.device)) * (len(part) / step.batch)
-                loss.backward()
+                backward(self.ids[part])
             adam.step()
-            adam.zero_grad()
             if (number + 1) % check == 0 or number + 1 == total:
                 found = self.validate()
                 if not math.isfinite(found):
@@ -322,17 +253,51 @@ class Training:
         self._restore(kept)
         if progress is not None:
             progress("train", total, total, f"divergence {best:.4f}")
-        for name, weight in self.trained.items():
-            yield name, weight.quantized()
+        for table in self.tables:
+            yield from table.quantized()
+
+    def _backward(self) -> Callable[[Tensor], None]:
+        """What adds the gradients of some windows; on a GPU one CUDA graph of all its kernels.
+
+        A pass is tens of thousands of small kernels: launched one by one they take ten times as
+        long as they run.
+        """
+        share = self.step.at_once / self.step.batch
+        for parameter in self._parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+        def plain(ids: Tensor) -> None:
+            (self.divergence(ids.to(self.device)) * share).backward()
+
+        if self.device.type != "cuda":
+            return plain
+        torch.set_float32_matmul_precision("high")  # products of 10 bits: errors average out
+        held = self.ids[: self.step.at_once].to(self.device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                plain(held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            plain(held)
+
+        def replay(ids: Tensor) -> None:
+            held.copy_(ids)
+            graph.replay()
+
+        return replay
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for table in self.tables for p in (table.moved, table.logs)]
 
     def _state(self) -> list[Tensor]:
-        parts = [p for w in self.trained.values() for p in (w.moved, w.logs)]
-        return [p.detach().to("cpu", copy=True) for p in parts]
+        return [p.detach().clone() for p in self._parameters()]
 
     @torch.no_grad()
     def _restore(self, state: list[Tensor]) -> None:
-        parts = [p for w in self.trained.values() for p in (w.moved, w.logs)]
-        for parameter, value in zip(parts, state, strict=True):
+        for parameter, value in zip(self._parameters(), state, strict=True):
             parameter.copy_(value)
 
 
@@ -341,13 +306,6 @@ def schedule(share: float) -> float:
     if share < WARMUP:
         return (share + 1e-3) / WARMUP
     return 0.5 * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP)))
-
-
-def trainable(start: Quantized) -> bool:
-    """Whether a rounded weight has elements and scales that training knows."""
-    kinds = {tensor.type for tensor in start.format.scale_tensors}
-    whole = start.codes.shape[-1] % start.format.group_size == 0
-    return start.format.rule is not None and whole and all(isinstance(k, Minifloat) for k in kinds)
 
 
 def _unchanged(_layer: int, _stage: str, value: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def compile(  # noqa: A001 - the verb that users know
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="How: best (default), gptq, smooth, search, plain; best:48: by 48 windows."
+            help="How: best (default), train, gptq, smooth, search, plain; best:48: by 48 windows."
         ),
     ] = None,
     adapter: Annotated[
