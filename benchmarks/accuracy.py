@@ -1,28 +1,32 @@
-"""Accuracy of formats and recipes: perplexity above float32 on two texts, calibrated on others.
+"""Accuracy of formats and recipes: perplexity above float32 on texts that calibration did not see.
 
-    python benchmarks/accuracy.py --formats amxfp4 amxfp4-w4a4 --recipes plain smooth-gptq
-    python benchmarks/accuracy.py --formats nvfp4 int4 --windows 8 --json accuracy.json
+    python benchmarks/accuracy.py --formats amxfp4 amxfp4-w4a4 --recipes plain best
+    python benchmarks/accuracy.py --packages FOLDER --windows 32 --recipes best train --device cuda
 
 Computes the fake-quantized float32 network in torch (`benchmarks/torch_reference.py`). Compiled
-models are measured by `amx-tvm eval`. Each line takes some minutes on two cores.
+models are measured by `amx-tvm eval`. Each line takes some minutes on two cores. Intervals hold 95
+of 100 draws of the windows, the float model's and the rounded one's drawn together.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from pathlib import Path
 
 import accuracy_texts
+import numpy as np
 from tokenizers import Tokenizer
 from torch_reference import Reference
 
-from amx_tvm.calibration import RECIPES, calibrate
+from amx_tvm.calibration import RECIPES, Train, calibrate, recipes
 from amx_tvm.calibration.api import tokenizer_of
 from amx_tvm.evaluation import Protocol, Window, cut, measure
 from amx_tvm.frontends import open_model
 
-TEXTS = {"opticks": accuracy_texts.opticks, "manual": accuracy_texts.manual}
+DRAWS = 4000  # of the windows, for an interval
 
 
 def windows_of(tokenizer: Tokenizer, text: str, count: int) -> list[Window]:
@@ -30,6 +34,22 @@ def windows_of(tokenizer: Tokenizer, text: str, count: int) -> list[Window]:
     part = text[: count * 1024 * 8]  # far more characters than the windows need
     ids = tokenizer.encode(part, add_special_tokens=False).ids
     return cut(ids, Protocol(window=1024, limit=count))
+
+
+def losses(model: Reference, windows: list[Window], exact: Reference | None) -> list[dict]:
+    """Loss in nats a token, and KL and top-1 against another model, of every window."""
+    results = [measure(model, [window], reference=exact) for window in windows]
+    return [{"nll": math.log(r.perplexity), "kl": r.kl, "top1": r.top1} for r in results]
+
+
+def above(own: list[np.ndarray], base: list[np.ndarray]) -> tuple[float, float, float]:
+    """Percent of perplexity above float32, over the texts' geometric mean, and its interval."""
+    rng = np.random.default_rng(0)
+    gaps = [a - b for a, b in zip(own, base, strict=True)]
+    drawn = [g[rng.integers(0, len(g), (DRAWS, len(g)))].mean(1) for g in gaps]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    middle = np.mean([gap.mean() for gap in gaps])
+    return tuple(100 * math.expm1(value) for value in (middle, low, high))
 
 
 def main() -> None:
@@ -40,37 +60,48 @@ def main() -> None:
     help_text = f"of {', '.join(RECIPES)}; best:48 takes 48 windows"
     parser.add_argument("--recipes", nargs="+", default=["plain", "best"], help=help_text)
     parser.add_argument("--windows", type=int, default=8, help="test windows of 1024 tokens")
+    parser.add_argument("--packages", type=Path, help="where packages with texts were unpacked")
+    parser.add_argument("--texts", nargs="+", help="default: opticks and manual, or all there are")
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     parser.add_argument("--kl", action="store_true", help="KL and top-1 against float32 as well")
     parser.add_argument("--json", help="write the results to this file")
     arguments = parser.parse_args()
     source = open_model(arguments.model)
     tokenizer = tokenizer_of(source)
-    texts = {n: windows_of(tokenizer, make(), arguments.windows) for n, make in TEXTS.items()}
-    exact = Reference(source)
-    base = {n: measure(exact, w, name="float32").perplexity for n, w in texts.items()}
-    print("float32 " + "  ".join(f"{n} {p:.3f}" for n, p in base.items()), flush=True)
-    documents = accuracy_texts.calibration()
+    judged = accuracy_texts.judged(arguments.packages)
+    names = arguments.texts or (list(judged) if arguments.packages else ["opticks", "manual"])
+    texts = {n: windows_of(tokenizer, judged[n](), arguments.windows) for n in names}
+    exact = Reference(source, device=arguments.device)
+    base = {n: [part["nll"] for part in losses(exact, w, None)] for n, w in texts.items()}
+    shown = "  ".join(f"{n} {math.exp(np.mean(part)):.3f}" for n, part in base.items())
+    print(f"float32 {shown}", flush=True)
     lines = []
     for name in arguments.formats:
         for recipe in arguments.recipes:
-            began = time.perf_counter()
-            calibration = calibrate(source, name, documents, recipe)
-            seconds = time.perf_counter() - began
-            model = Reference(source, calibration=calibration)
-            line = {"format": name, "recipe": recipe, "calibration_seconds": round(seconds)}
-            for text, windows in texts.items():
-                known = exact if arguments.kl else None
-                result = measure(model, windows, reference=known, name=f"{name} {recipe}")
-                above = 100 * (result.perplexity / base[text] - 1)
-                line[text] = {"perplexity": result.perplexity, "above_percent": above}
-                line[text] |= {"kl": result.kl, "top1": result.top1}
-            lines.append(line)
-            shown = "  ".join(
-                f"{t} {line[t]['perplexity']:.3f} ({line[t]['above_percent']:+.1f} %)"
-                + (f" KL {line[t]['kl']:.4f} top-1 {line[t]['top1']:.4f}" if arguments.kl else "")
-                for t in texts
+            trains = recipes.get(recipe).find(Train) is not None
+            packages = arguments.packages
+            documents = (
+                accuracy_texts.training(packages) if trains else accuracy_texts.calibration()
             )
-            print(f"{name:24s} {recipe:12s} {shown}  calibrated in {seconds:.0f} s", flush=True)
+            began = time.perf_counter()
+            calibration = calibrate(source, name, documents, recipe, device=arguments.device)
+            seconds = time.perf_counter() - began
+            model = Reference(source, calibration=calibration, device=arguments.device)
+            known = exact if arguments.kl else None
+            found = {text: losses(model, windows, known) for text, windows in texts.items()}
+            lines.append({"format": name, "recipe": recipe, "seconds": seconds, "windows": found})
+            own = {text: np.array([part["nll"] for part in parts]) for text, parts in found.items()}
+            print(f"{name} {recipe}, calibrated in {seconds:.0f} s", flush=True)
+            rows = [(text, [own[text]], [np.array(base[text])]) for text in texts]
+            rows.append(("all", list(own.values()), [np.array(b) for b in base.values()]))
+            for text, mine, floats in rows:
+                middle, low, high = above(mine, floats)
+                line = f"    {text:12s} {middle:+.2f} % ({low:+.2f} to {high:+.2f})"
+                if arguments.kl:
+                    parts = found.get(text) or [part for each in found.values() for part in each]
+                    line += f"  KL {np.mean([p['kl'] for p in parts]):.4f}"
+                    line += f"  top-1 {np.mean([p['top1'] for p in parts]):.4f}"
+                print(line, flush=True)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as out:
             json.dump({"float32": base, "results": lines}, out, indent=1)

@@ -43,6 +43,8 @@ class Reference:
         embedding and the head stay in float32 whatever `config.head` says.
     calibration : Calibration, optional
         Its configuration takes the place of `config`.
+    device : str
+        A torch device.
     """
 
     def __init__(
@@ -50,15 +52,17 @@ class Reference:
         source: ModelSource,
         config: QuantizationConfig | str = "none",
         calibration: Calibration | None = None,
+        device: str = "cpu",
     ) -> None:
+        self.device = device
         self.config = (
             QuantizationConfig.parse(config) if calibration is None else calibration.config
         )
         source, self.decoder = open_decoder(source)
-        self.embedding = torch.from_numpy(source.load(EMBEDDING))
+        self.embedding = torch.from_numpy(source.load(EMBEDDING)).to(device)
         tied = self.decoder.tie_embeddings
-        self.head = self.embedding if tied else torch.from_numpy(source.load(HEAD))
-        self.norm = torch.from_numpy(source.load(FINAL_NORM))
+        self.head = self.embedding if tied else torch.from_numpy(source.load(HEAD)).to(device)
+        self.norm = torch.from_numpy(source.load(FINAL_NORM)).to(device)
         self.layers = [
             self._layer(source, layer, calibration) for layer in range(self.decoder.num_layers)
         ]
@@ -70,17 +74,19 @@ class Reference:
         """Logits float32 [n, vocab] of token ids [n]; row i follows tokens 0..i."""
         x = self.embedding[torch.tensor([list(ids)])] * self.decoder.embedding_scale
         for layer, (weights, fake) in enumerate(zip(self.layers, self.fakes, strict=True)):
-            rope = Rope(self.decoder, layer, len(ids))
+            rope = Rope(self.decoder, layer, len(ids), self.device)
             x = run(stages(x, weights, self.decoder, rope, fake, self.attend))
         hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
-        return (hidden @ self.head.T).numpy()
+        return (hidden @ self.head.T).cpu().numpy()
 
     def _layer(
         self, source: ModelSource, layer: int, calibration: Calibration | None
     ) -> dict[str, Tensor]:
         prefix = layer_name(layer, "")
         return {
-            name.removeprefix(prefix): torch.from_numpy(self._array(source, name, calibration))
+            name.removeprefix(prefix): torch.from_numpy(self._array(source, name, calibration)).to(
+                self.device
+            )
             for name in source.names()
             if name.startswith(prefix)
         }
