@@ -9,12 +9,13 @@ from amx_tvm.targets import ResolvedTarget
 from relax_passes.attention_spec import CacheStorage
 from relax_passes.cache_spec import FORMATS, CacheSpec
 from relax_passes.kernels.base import TargetInfo
+from relax_passes.kernels.cuda.packed_cache import layout as cuda
 
 
 def cache_storage(
     config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
 ) -> CacheStorage:
-    """Choose what keys and values in a CPU's cache are, and what attention is rounded to.
+    """Choose what keys and values in the cache are, and what attention is rounded to.
 
     Raises
     ------
@@ -30,16 +31,13 @@ def _packed(
     config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
 ) -> CacheSpec:
     name, spec = config.kv_cache, CacheSpec(config.kv_cache)
-    if target.device != "cpu":
-        raise TargetError(
-            f"kv_cache is {name!r}, which has kernels for CPUs only, and the target is "
-            f"{target.key}; leave it out"
-        )
     if config.attention:
         raise ModelError(
             f"quantized attention needs a float32 KV cache; leave out kv_cache {name!r}"
         )
     spec.check(decoder.head_dim)
+    if target.device != "cpu":
+        cuda.check(spec, decoder.head_dim)
     for what, found in (
         ("rotary embedding depends on the sequence's length", bool(decoder.long_after)),
         ("queries grow with their position", bool(decoder.query_growth)),

@@ -24,10 +24,11 @@ from relax_passes import pipeline
 from relax_passes import recipes as plans
 from relax_passes.attention_spec import CacheStorage
 from relax_passes.cache_spec import FORMATS
+from relax_passes.kernels.cache_sizes import Sizes
 from relax_passes.kernels.cpu.attention import PAGE_SIZE
 from relax_passes.kernels.cpu.attention import config as cpu
-from relax_passes.kernels.cpu.packed_cache import Layout
 from relax_passes.kernels.cuda.attention import config as cuda
+from relax_passes.kernels.cuda.attention.config import PAGE_TOKENS
 from relax_passes.rewriting import relax_functions
 
 
@@ -80,7 +81,7 @@ def lower_source(
         module=module,
         model={**describe(source, decoder, family), **longrope(decoder, target)},
         kv_cache={
-            "page_size": PAGE_SIZE if on_cpu else 16,
+            "page_size": PAGE_TOKENS if not on_cpu and storage.packed is None else PAGE_SIZE,
             "dtype": storage.dtype or dtype,
             "layers": decoder.num_layers,
             "kv_heads": decoder.num_kv_heads,
@@ -115,7 +116,7 @@ def packed_cache(storage: CacheStorage, decoder: DecoderConfig) -> dict[str, Any
     """Return what the manifest says of keys and values in few bits, beside the cache's shape."""
     if storage.packed is None:
         return {}
-    layout = Layout(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)
+    layout = Sizes(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)
     sizes = {"page_bytes": layout.page_bytes, "sequence_bytes": layout.sequence_bytes}
     return {"dtype": "float16", "packed": {**storage.packed.describe(), **sizes}}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from amx_tvm.artifact.memory import made_in_huge_pages
 from amx_tvm.errors import GenerationError
+from amx_tvm.runtime.kv_device import DevicePages
 from amx_tvm.runtime.kv_object import ObjectPages
 from amx_tvm.runtime.kv_packed import PackedPages
 from amx_tvm.runtime.vm import VirtualMachine
@@ -63,11 +64,12 @@ class KVCache:
                 f"({' '.join(str(error).split())[:200]}); load with smaller kv_tokens, "
                 "context_length or max_sequences"
             ) from None
-        self._pages: ObjectPages | PackedPages = (
-            ObjectPages(machine, made, page_size)
-            if packed is None
-            else PackedPages(machine, made, page_size, packed)
-        )
+        self._pages: ObjectPages | PackedPages
+        if packed is None:
+            self._pages = ObjectPages(machine, made, page_size)
+        else:
+            kind = PackedPages if machine.is_cpu else DevicePages
+            self._pages = kind(machine, made, page_size, packed)
         self.pages = self.available_pages()
         self._lengths: dict[int, int] = {}
         self._ahead: dict[int, None] = {}  # sequences of a step that may turn out not to be wanted

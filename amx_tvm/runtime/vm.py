@@ -135,6 +135,12 @@ class VirtualMachine:
         dtype = self._ffi.dtype(str(tensor.dtype))
         return self._view(tensor, self.shape(shape), dtype, 0)
 
+    def row(self, tensor: Any, row: int) -> Any:
+        """Return one row of a tensor of the device."""
+        dtype, shape = str(tensor.dtype), [1, *tensor.shape[1:]]
+        offset = row * math.prod(shape) * np.dtype(dtype).itemsize
+        return self._view(tensor, self.shape(shape), self._ffi.dtype(dtype), offset)
+
     def write(self, tensor: Any, row: int, array: np.ndarray) -> None:
         """Copy an array over the rows of a tensor of the device, from ``row`` on."""
         array = np.ascontiguousarray(array)

@@ -36,11 +36,11 @@ def load_runtime(folder: str | None) -> None:
         ctypes.CDLL(str(Path(folder) / name), ctypes.RTLD_GLOBAL)
 
 
-def load_function(path: Path):  # noqa: ANN201
-    """Return the kernel function "main" of a library."""
+def load_function(path: Path, name: str = "main"):  # noqa: ANN201
+    """Return a kernel's function of a library."""
     import tvm_ffi
 
-    return tvm_ffi.load_module(os.fspath(path.resolve()))["main"]
+    return tvm_ffi.load_module(os.fspath(path.resolve()))[name]
 
 
 def copies(nbytes: int) -> int:

@@ -119,7 +119,14 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in found.items()} | whole
 
 
-def build(name: str, arch: str, out: Path, quantization: str, head: str = "amxfp4") -> None:
+def build(
+    name: str,
+    arch: str,
+    out: Path,
+    quantization: str,
+    head: str = "amxfp4",
+    kv_cache: str = "auto",
+) -> None:
     """Compile a model to OUT/NAME.so, with the records that ship; parameters: OUT/NAME.json."""
     from amx_tvm.compiler.compile import write_library
     from amx_tvm.compiler.lowered import lower_source
@@ -160,7 +167,8 @@ def build(name: str, arch: str, out: Path, quantization: str, head: str = "amxfp
             return ""
 
     target = resolve(f"cuda:{arch}")
-    config = replace(QuantizationConfig.parse(quantization), head=head).resolve("cuda")
+    config = replace(QuantizationConfig.parse(quantization), head=head, kv_cache=kv_cache)
+    config = config.resolve("cuda")
     lowered = lower_source(RandomSource(), target, config, records=records_for(None, target))
     out.mkdir(parents=True, exist_ok=True)
     write_library(lowered, target, out / f"{name}.so")
@@ -350,13 +358,14 @@ def main() -> None:
     parser.add_argument("--model", choices=(*MODELS, *TINY), action="append")
     parser.add_argument("--quantization", default="amxfp4")
     parser.add_argument("--head", default="amxfp4", help='format of the head, or "auto", "none"')
+    parser.add_argument("--kv-cache", default="auto", help="as `amx-tvm compile` takes it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     results = []
     for name in args.model or ("llama-1b", "llama-8b"):
         if args.action == "build":
-            build(name, args.arch, args.out, args.quantization, args.head)
+            build(name, args.arch, args.out, args.quantization, args.head, args.kv_cache)
         else:
             results.append(run(name, args.out, args.profile))
     if args.json and results:

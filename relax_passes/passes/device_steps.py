@@ -36,6 +36,7 @@ from relax_passes.kernels.cuda.attention.kernels import PLAN
 from relax_passes.kernels.cuda.attention.lowering import STATE_TYPE
 from relax_passes.kernels.cuda.choose.ids import ids
 from relax_passes.kernels.cuda.choose.kernels import choose, tables
+from relax_passes.kernels.cuda.packed_cache import lowering as packed
 from relax_passes.ops import is_op
 from relax_passes.passes.buckets import EACH_NAME, ONE
 from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, num_inputs
@@ -61,10 +62,10 @@ def with_steps(module: tvm.IRModule, target: Any) -> tvm.IRModule:
     added: dict[str, relax.Function] = {}
     one, each = functions.get(ONE.name), functions.get(EACH_NAME)
     if one is not None and _begins(one):
-        added["begin_one"] = _begin(builder, None)
+        added["begin_one"] = _begin(builder, one, None)
         added["decode_one"] = _decode(builder, one, target)
     if each is not None and _begins(each):
-        added["begin_each"] = _begin(builder, functions[PLAN])
+        added["begin_each"] = _begin(builder, each, functions[PLAN])
         added["decode_each"] = _as_graphs(_decode(builder, each, target), "given")
         added[EACH_NAME] = _as_graphs(each, "input_ids")
     if not added:
@@ -90,8 +91,10 @@ def _as_graphs(function: relax.Function, rows_of: str) -> relax.Function:
     return function.with_attr("relax.rewrite_cuda_graph.capture_symbolic_vars", [rows.name])
 
 
-def _begin(builder: relax.BlockBuilder, plan: Any) -> relax.Function:
-    """Build the function that only begins: of one row, or of many, by a plan."""
+def _begin(builder: relax.BlockBuilder, function: relax.Function, plan: Any) -> relax.Function:
+    """Build what only begins another function: of one row, or of many, by a plan."""
+    values = [b.value for block in function.body.blocks for b in block.bindings]
+    tells = not any(map(_asks_object, values))  # the cache is no object of TVM's
     object_, state = relax.Var("cache", relax.AnyType()), relax.Var(STATE, STATE_TYPE)
     given, rows = [object_, state], 1
     if plan is not None:
@@ -103,6 +106,8 @@ def _begin(builder: relax.BlockBuilder, plan: Any) -> relax.Function:
     frame = relax.Function(given, relax.SeqExpr([block], result), result.ty)
 
     def rule(ctx: Context, _var: relax.Var, _value: relax.Expr) -> relax.Expr:
+        if tells:
+            return packed.begin(ctx, object_, rows, state, builder.get().get_global_var(PLAN))
         begun = cache.begin(ctx, object_, rows)
         if plan is None:
             return begun
@@ -130,7 +135,7 @@ def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) 
             gather = ctx.add_function(ids(), "step_ids")
             found = relax.call_tir(gather, first, relax.TensorType((rows,), "int32"))
             ctx.replace(ids_of_step, ctx.emit(found, "ids"))
-        if is_op(value, "relax.call_dps_packed") and value.args[0].global_symbol == cache.BEGIN:
+        if _asks_object(value):
             return cache.token(rows)
         if is_op(value, "relax.call_tir") and value.args[0].name_hint == PLAN:
             ctx.replace(var, value.args[1].fields[0])
@@ -149,6 +154,11 @@ def _decode(builder: relax.BlockBuilder, function: relax.Function, target: Any) 
     params = [*first, options, *held, *made.params[1:]]
     made = relax.Function(params, made.body, made.ret_ty, made.is_pure, made.attrs)
     return made.with_attr("num_input", num_inputs(function) + len(first) + len(held))
+
+
+def _asks_object(value: relax.Expr) -> bool:
+    """Whether a call has TVM's cache object tell where pages are."""
+    return is_op(value, "relax.call_dps_packed") and value.args[0].global_symbol == cache.BEGIN
 
 
 def _int32(name: str, *shape: int) -> relax.Var:

@@ -2,7 +2,8 @@
 
     CPU    calls of TVM's cache object, which get this project's kernels when it is made; kernels
            of their own where keys and values are stored in few bits
-    CUDA   this project's kernels, with the cache's state as a parameter
+    CUDA   this project's kernels, with the cache's state as a parameter; others where keys and
+           values are stored in few bits
 
 Models say only what is computed; which functions rotate, what is converted and what travels beside
 the cache is decided here and in the packages of the kernels.
@@ -20,6 +21,7 @@ from relax_passes.kernels.cpu.attention.config import KVCacheConfig
 from relax_passes.kernels.cpu.attention.lowering import CpuAttention
 from relax_passes.kernels.cpu.packed_cache.lowering import PackedAttention
 from relax_passes.kernels.cuda.attention.lowering import CudaAttention
+from relax_passes.kernels.cuda.packed_cache.lowering import PackedCudaAttention
 from relax_passes.ops import Attention, is_op
 from relax_passes.rewriting import Context, relax_functions, rewrite
 
@@ -74,9 +76,10 @@ def lowered(module: tvm.IRModule, how: Lowering) -> tvm.IRModule:
 
 def lowering(specs: tuple[AttentionSpec, ...], target: Any, storage: CacheStorage) -> Lowering:
     """Choose how a target does the attention of these layers."""
+    on_cpu = target.kind.name == "llvm"
     if storage.packed is not None:
-        return PackedAttention(specs, target, storage.packed)
-    if target.kind.name == "llvm":
+        return (PackedAttention if on_cpu else PackedCudaAttention)(specs, target, storage.packed)
+    if on_cpu:
         config = KVCacheConfig(specs, storage.dtype or "float32", storage.format)
         return CpuAttention(config, target)
     return CudaAttention(specs, target)

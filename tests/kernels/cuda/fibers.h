@@ -134,7 +134,7 @@ auto cross_lanes(T v, Read read) {
   return result;
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T v, int mask) {
+T __shfl_xor_sync(unsigned, T v, int mask, int = 32) {
   const int lane = current % 32;
   return cross_lanes(v, [=](auto of) { return of(lane ^ mask); });
 }

@@ -15,7 +15,8 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct Place { int x, y, z; };
 static Place blockIdx;
-inline Place thread_place() { return {current % 32, current / 32, 0}; }
+static bool flat;  // a block's threads have one dimension
+inline Place thread_place() { return flat ? Place{current, 0, 0} : Place{current % 32, current / 32, 0}; }
 #define threadIdx thread_place()
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -34,12 +35,42 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   return out;
 }
 
+#define __align__(n) alignas(n)
+#define CUDART_INF_F INFINITY
+typedef __half2 half2;
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class Do>
+__half2 both_halves(Do each) { return {(half)each(0), (half)each(1)}; }
+inline float half_of(__half2 v, int i) { return i ? v.y : v.x; }
+inline __half2 __hmul2(__half2 a, __half2 b) { return both_halves([=](int i) { return half_of(a, i) * half_of(b, i); }); }
+inline __half2 __hsub2(__half2 a, __half2 b) { return both_halves([=](int i) { return half_of(a, i) - half_of(b, i); }); }
+inline __half2 __hneg2(__half2 a) { return both_halves([=](int i) { return -half_of(a, i); }); }
+inline __half2 __habs2(__half2 a) { return both_halves([=](int i) { return fabsf(half_of(a, i)); }); }
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+  return both_halves([=](int i) { return half_of(a, i) * half_of(b, i) + half_of(c, i); });
+}
+template <class T> T __ldg(const T* p) { return *p; }
+template <class T> T __ldcg(const T* p) { return *p; }
+template <class T> void __stcg(T* p, T v) { *p = v; }
+inline void __threadfence() {}
+inline void __sincosf(float x, float* s, float* c) { *s = sinf(x); *c = cosf(x); }
+inline int __reduce_add_sync(unsigned, int v) {
+  return cross_lanes(v, [](auto of) { int sum = 0; for (int i = 0; i < 32; ++i) sum += of(i); return sum; });
+}
+inline int __reduce_max_sync(unsigned, int v) {
+  return cross_lanes(v, [](auto of) { int best = of(0); for (int i = 1; i < 32; ++i) best = max(best, of(i)); return best; });
+}
+
 #define AMX_SMEM
 #define AMX_COPY16_CA
+#define AMX_COPY16_CG
+#define AMX_PREFETCH
 #define AMX_COPY_COMMIT
 #define AMX_COPY_WAIT
 #define AMX_MATRIX4
+#define AMX_MATRIX_TURNED4
 #define AMX_MMA
+#define AMX_MMA_UPPER
 #define AMX_MMA_FIRST
 #define AMX_LDG_WORDS1
 #define AMX_LDG_WORDS2
@@ -50,6 +81,8 @@ inline void amx_copy16_ca(unsigned to, const void* from, bool inside) {
   if (inside) memcpy(&shared_memory[to], from, 16);
   else memset(&shared_memory[to], 0, 16);
 }
+inline void amx_copy16_cg(unsigned to, const void* from, bool inside) { amx_copy16_ca(to, from, inside); }
+inline void amx_prefetch(const void*) {}
 inline void amx_copy_commit() {}
 template <int N> void amx_copy_wait() {}
 inline void amx_ldg_words1(unsigned* d, const void* a) { memcpy(d, a, 4); }
@@ -68,6 +101,15 @@ inline void amx_matrix4(unsigned* d, unsigned a) {
     const unsigned row = cross_lanes(a, [=](auto of) { return of(8 * i + lane / 4); });
     memcpy(d + i, &shared_memory[row + 4 * (lane % 4)], 4);
   }
+}
+// It gets the halves of column g of rows 2t, 2t + 1.
+inline void amx_matrix_turned4(unsigned* d, unsigned a) {
+  const int lane = current % 32;
+  for (int i = 0; i < 4; ++i)
+    for (int e = 0; e < 2; ++e) {
+      const unsigned row = cross_lanes(a, [=](auto of) { return of(8 * i + 2 * (lane % 4) + e); });
+      memcpy((char*)(d + i) + 2 * e, &shared_memory[row + 2 * (lane / 4)], 2);
+    }
 }
 // c [16][8] += a [16][16] b [16][8] in the registers of mma.m16n8k16.
 inline void amx_mma(float* c, const unsigned* a, unsigned b0, unsigned b1) {
@@ -93,4 +135,11 @@ inline void amx_mma(float* c, const unsigned* a, unsigned b0, unsigned b1) {
 inline void amx_mma_first(float* c, const unsigned* a, unsigned b0, unsigned b1) {
   c[0] = c[1] = c[2] = c[3] = 0.f;
   amx_mma(c, a, b0, b1);
+}
+inline void amx_mma_upper(float* c, unsigned a0, unsigned a2, unsigned b0, unsigned b1) {
+  const unsigned a[4] = {a0, 0u, a2, 0u};
+  float sums[4] = {c[0], c[1], 0.f, 0.f};
+  amx_mma(sums, a, b0, b1);
+  c[0] = sums[0];
+  c[1] = sums[1];
 }

@@ -69,6 +69,12 @@ def _copy16(cache: str) -> Intrinsic:
 # 16 bytes to shared memory, zeros where `inside` is false. COPY16 passes L1 by; COPY16_L1 keeps
 # them there for the other blocks of the multiprocessor.
 COPY16, COPY16_L1 = _copy16("cg"), _copy16("ca")
+# Have a line come to the L2 cache.
+PREFETCH = Intrinsic(
+    "amx_prefetch",
+    '  asm volatile("prefetch.global.L2 [%0];" :: "l"(p));',
+    signature="void(const void* p)",
+)
 COPY_COMMIT = Intrinsic("amx_copy_commit", '  asm volatile("cp.async.commit_group;" ::: "memory");')
 # All of this lane's groups but the last N are there.
 COPY_WAIT = Intrinsic(
@@ -87,16 +93,26 @@ def _matrices(memory: np.ndarray, address: np.ndarray, count: int) -> np.ndarray
     return rows.reshape(count, 8, 4).transpose(1, 2, 0).reshape(32, count)
 
 
-def _matrix(count: int) -> Intrinsic:
+def _turned(memory: np.ndarray, address: np.ndarray, count: int) -> np.ndarray:
+    """Registers [32, count]: lane (g, t) has the halves of column g of rows 2t, 2t + 1."""
+    rows = _words(memory, np.asarray(address)[: 8 * count], 4).view(np.uint16)  # [8 count, 8]
+    columns = rows.reshape(count, 8, 8).transpose(0, 2, 1)
+    return np.ascontiguousarray(columns).view(np.uint32).transpose(1, 2, 0).reshape(32, count)
+
+
+def _matrix(count: int, turned: bool = False) -> Intrinsic:
     places = ", ".join(f"%{i}" for i in range(count))
     outs = ", ".join(f'"=r"(d[{i}])' for i in range(count))
+    kind, found = (".trans", _turned) if turned else ("", _matrices)
     return Intrinsic(
-        f"amx_matrix{count}",
-        f'  asm volatile("ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {{{places}}}, [%{count}];" : {outs} : "r"(a) : "memory");',
+        f"amx_matrix{'_turned' * turned}{count}",
+        f'  asm volatile("ldmatrix.sync.aligned.m8n8.x{count}{kind}.shared.b16 {{{places}}}, [%{count}];" : {outs} : "r"(a) : "memory");',
         signature="void(unsigned* d, unsigned a)",
-        meaning=lambda memory, address: _matrices(memory, address, count),
+        meaning=lambda memory, address: found(memory, address, count),
     )
 
 
 # Registers of the x operand: matrices of 8 columns x 16 bytes, one row's address a lane.
 MATRIX = {n: _matrix(n) for n in (2, 4)}
+# Four matrices, of which a lane gets columns: rows are then the products' long side.
+MATRIX_TURNED = _matrix(4, turned=True)

@@ -54,6 +54,22 @@ def power(largest: tirx.Expr, nearest: bool) -> tirx.Expr:
     return hold(tirx.reinterpret("float32", bits))
 
 
+def stored_byte(kind: Any, scale: tirx.Expr) -> tirx.Expr:
+    """Return the byte, int32, of a scale >= 0 that `scale_of` has rounded to an 8-bit float."""
+    word = tirx.shift_right(tirx.reinterpret("int32", scale), _i(23 - kind.mantissa_bits))
+    normal = word - _i((127 - kind.bias) << kind.mantissa_bits)
+    below = tirx.Cast("int32", scale * _f(2.0 ** (kind.bias - 1 + kind.mantissa_bits)))
+    return hold(tirx.Select(scale < _f(2.0 ** (1 - kind.bias)), below, normal))
+
+
+def e2m1_index(ratio: tirx.Expr) -> tirx.Expr:
+    """Index, 0 to 7, of the E2M1 magnitude of a ratio >= 0, ties away from zero."""
+    total = _i(0)
+    for at, _step in _STEPS:
+        total = total + tirx.Cast("int32", ratio >= _f(at))
+    return hold(total)
+
+
 def e2m1(ratio: tirx.Expr) -> tirx.Expr:
     """E2M1 magnitude of a ratio >= 0, ties away from zero: steps that it has reached."""
 

@@ -1,0 +1,1 @@
+"""The KV cache of CUDA targets that stores keys and values in few bits."""

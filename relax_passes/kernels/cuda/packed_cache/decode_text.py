@@ -1,0 +1,241 @@
+# ruff: noqa: E501 - CUDA text keeps its own line breaks
+"""CUDA text of decode attention over rounded pages, for any number of sequences.
+
+A step begins with `PLAN`, which divides the sequences' panels into items as ``attention/batch_text.py``
+does pages, and notes what has been rounded; the tokens in 16 bits count as `EXTRA` panels and belong to a sequence's last item. Tables
+of a step, by offset:
+
+    work     counts int [16]: items of each window
+             items  AmxItem [windows][ITEMS]: panels, and the first token in 16 bits
+             arrived int [MOST][H]: parts of a sequence that are done, zero between layers
+             parts  float [ITEMS][H][G][D + 2]: sums of values, maximum and sum of each query
+
+`ATTEND` is a block for each item and block of heads. It turns its queries and, in a sequence's last
+item, the new key and value, which go to the tokens in 16 bits. The result is turned back where the
+parts of a sequence meet.
+"""
+
+from __future__ import annotations
+
+from relax_passes.kernels.cuda.attention.batch_text import ITEM
+from relax_passes.kernels.cuda.attention.batch_text import PLAN as DIVISION
+from relax_passes.kernels.cuda.intrinsics.base import Source
+from relax_passes.kernels.cuda.intrinsics.memory import PREFETCH
+from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
+
+from .panel_text import PANELS
+
+PLAN = Source(
+    "amx_packed_plan_text",
+    r"""
+template <int H, int MOST, int ITEMS, int SLOTS, int FEW_SLOTS, int SHORTEST, int ROUNDS, int FEW, int BEGIN, int EXTRA,
+          int NEWEST, int FIRST>
+__device__ __forceinline__ void amx_packed_plan(const AmxPacked* state, const int* windows, int kinds, long long arrived_at,
+                                                int rows, int tid) {
+  __shared__ int sums[256], pages_of[256], cost[8], size[8];
+  const int all = state->told[0], n = min(min(all, rows), MOST);
+  for (int b = tid; b < all; b += 256) {
+    AmxSequence* s = (AmxSequence*)amx_sequences(state) + b;
+    s->exact = amx_rounded_before(state, *s);
+    *amx_rounded(state, s->place) = max(s->exact, s->before + s->rows - NEWEST);
+  }
+  __syncthreads();
+  int* counts = (int*)state->work;
+  int* arrived = (int*)(state->work + arrived_at);
+  for (int i = tid; i < n * H; i += 256) arrived[i] = 0;
+  AmxSequence mine = {0, 0, 0, 0, 0, 0, {0, 0}};
+  if (tid < n) mine = amx_sequences(state)[tid];
+  const int position = mine.before, exact = max(mine.exact, position + 1 - NEWEST);
+  for (int kind = 0; kind < kinds; ++kind) {
+    AmxItem* items = (AmxItem*)(state->work + 64) + kind * ITEMS;
+    const int window = windows[kind];
+    const int least = max(window > 0 ? max(0, position + 1 - window) : 0, FIRST), first = least >> 4;
+    const int pages = tid < n ? max(0, ((exact + 15) >> 4) - first) + EXTRA : 0;
+    pages_of[tid] = pages;
+    amx_until(pages, sums, tid);
+    const int rounds = rows <= FEW ? 1 : ROUNDS;
+    if (tid < 32 * rounds) {
+      const int slots = rows <= FEW ? FEW_SLOTS : SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
+      int count = 0, longest = 0;
+      for (int r = tid & 31; r < n; r += 32) {
+        const int splits = amx_splits(pages_of[r], item);
+        count += splits;
+        longest = max(longest, (pages_of[r] + splits - 1) / splits);
+      }
+      count = __reduce_add_sync(0xffffffffu, count);
+      longest = __reduce_max_sync(0xffffffffu, longest);
+      size[tid / 32] = item;
+      cost[tid / 32] = (count + SLOTS - 1) / SLOTS * (longest + BEGIN);
+    }
+    __syncthreads();
+    int best = 0;
+    for (int i = 1; i < rounds; ++i) best = cost[i] < cost[best] ? i : best;
+    const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
+    const int until = amx_until(splits, sums, tid);
+    for (int s = 0; s < splits; ++s)
+      items[until - splits + s] = AmxItem{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s, splits, {exact, 0}};
+    if (tid == 255) counts[kind] = until;
+  }
+}
+""",
+    (DIVISION, PANELS),
+)
+
+ATTEND = Source(
+    "amx_attend_packed_text",
+    r"""
+// Rotated and turned queries of a block to shared memory, [ROWS][D + 8], rows behind the G true ones
+// zero; the new token's key and value to its slots, where they are given.
+template <int D, int G, int KV, int PARTS, int WARPS, int HALF, int NEWEST, int FIRST, int TURN, class Recent>
+__device__ __forceinline__ void amx_take_turned(half* qs, const half* mine, const float2* turn, const Recent* recent,
+                                                int position, int head, int warp, int lane) {
+  constexpr int HEADS = G * KV * PARTS, ROWS = G > 8 ? 16 : 8, STRIDE = D + 8;
+  const int kv = head / PARTS;
+  for (int r = warp; r < G + (recent != nullptr ? 2 : 0); r += WARPS) {
+    const half* x = mine + (r < G ? head * G + r : HEADS + (r - G) * KV + kv) * D;
+    float v[D / 32];
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i)
+      v[i] = r > G ? __half2float(x[lane + 32 * i]) : amx_rotated(x, lane + 32 * i, HALF, turn);
+    amx_turn_row<D, TURN>(v, lane);
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+      const int e = lane + 32 * i;
+      const half x = __float2half_rn(v[i]);
+      if (r < G) { qs[r * STRIDE + e] = x; continue; }
+      *(r == G ? recent->key(position, e) : recent->value(position, e)) = x;
+      if (position < FIRST) *(r == G ? recent->first_keys + position * D + e : recent->first_values + e * FIRST + position) = x;
+    }
+  }
+  for (int i = warp * 32 + lane; i < (ROWS - G) * D; i += WARPS * 32) qs[(G + i / D) * STRIDE + i % D] = __float2half_rn(0.f);
+}
+
+template <class F, int D, int NEWEST, int FIRST, int TURN, int LAYERS, int KV, int G, int PARTS, int ITEMS, int WARPS, int HALF,
+          bool DEPENDENT>
+__device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv_, const void* state_, void* out_, const void* sinks,
+                                                  const float* frequencies, float factor, int kind, long long items_at,
+                                                  long long arrived_at, long long parts_at, int layer, float scale, float cap,
+                                                  int window, int number, int head, int warp, int lane) {
+  constexpr int H = KV * PARTS, HEADS = G * H, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
+  constexpr int ROWS = G > 8 ? 16 : 8, UNITS = NEWEST / 16 + 1;
+  const AmxPacked* state = (const AmxPacked*)state_;
+  half* out = (half*)out_;
+  half* qs = (half*)shared;                             // [ROWS][STRIDE]
+  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
+  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D], then the result [G][D]
+  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]
+  int* before = (int*)(tops + WARPS * G * 2);           // parts that were done before this one
+  const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
+  if (DEPENDENT) amx_launch_dependents();
+
+  char* work = state->work;
+  if (number >= ((const int*)work)[kind]) return;
+  const AmxItem item = ((const AmxItem*)(work + items_at))[number];
+  const AmxSequence sequence = amx_sequences(state)[item.row];
+  const int position = item.position, exact = item.spare[0], low = window > 0 ? max(0, position + 1 - window) : 0;
+  const int least = max(low, FIRST), end = min(item.end, (exact + 15) >> 4);
+  const bool newest = item.split == item.splits - 1;
+  const AmxPanels<F, D, LAYERS, KV> panels(state, sequence.table, layer, head / PARTS);
+  const AmxRecent<D, NEWEST, FIRST, LAYERS, KV> recent(state, sequence.place, layer, head / PARTS);
+  AmxPanel<F, D> one, other;
+  int panel = item.begin + warp;
+  if (panel < end) amx_load_panel<F, D>(one, panels(panel), g, t);
+  if (panel + WARPS < end) amx_load_panel<F, D>(other, panels(panel + WARPS), g, t);
+  if (newest)
+    for (int i = tid; i < 2 * (NEWEST + FIRST) * D / 64; i += THREADS)
+      amx_prefetch(recent.keys + 64 * i);
+  for (int i = tid; i < HALF; i += THREADS) turn[i] = amx_turn(position, frequencies[i], factor);
+  __syncthreads();
+  if (DEPENDENT) amx_wait_prerequisites();
+
+  const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * D;
+  amx_take_turned<D, G, KV, PARTS, WARPS, HALF, NEWEST, FIRST, TURN>(qs, mine, turn, newest ? &recent : nullptr, position, head, warp, lane);
+  __syncthreads();
+  AmxSoftmax<D, ROWS> seen;
+  AmxQuery<D, ROWS> query;
+  amx_see_nothing<D, ROWS>(seen);
+  amx_load_query<D, ROWS>(query, qs, g, t);
+#pragma unroll 1
+  while (panel < end) {
+    amx_attend_panel<F, D, ROWS>(seen, query, one, panel * 16, least, exact, scale, cap, g, t);
+    panel += WARPS;
+    if (panel + WARPS < end) amx_load_panel<F, D>(one, panels(panel + WARPS), g, t);
+    if (panel >= end) break;
+    amx_attend_panel<F, D, ROWS>(seen, query, other, panel * 16, least, exact, scale, cap, g, t);
+    panel += WARPS;
+    if (panel + WARPS < end) amx_load_panel<F, D>(other, panels(panel + WARPS), g, t);
+  }
+  if (newest) {
+#pragma unroll 1
+    for (int unit = WARPS - 1 - warp; unit < UNITS; unit += WARPS) {
+      const bool first = unit == UNITS - 1;
+      unsigned sees = 0u;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int slot = 4 * t + i, in = 16 * unit + slot;
+        const int at = first ? slot : position - (position + NEWEST - in) % NEWEST;  // the slot's newest token
+        const bool here = first ? slot < FIRST && at <= position && at >= low : at >= max(exact, least);
+        sees |= (unsigned)here << i;
+      }
+      amx_attend_exact<D, ROWS>(seen, query, first ? recent.first_keys : recent.keys + 16 * unit * D,
+                                first ? recent.first_values : recent.values + 16 * unit * D, first ? FIRST : 16, first ? FIRST : 16,
+                                sees, scale, cap, g, t);
+    }
+  }
+  amx_show_panels<D, G, ROWS>(seen, part, tops, warp, g, t);
+
+  float* parts = (float*)(work + parts_at);
+  float* own = parts + ((long long)number * H + head) * PART;
+  for (int i = tid; i < G * D / 2; i += THREADS) {
+    const int r = 2 * i / D, e = 2 * i % D;
+    float2 acc;
+    const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
+    if (item.splits == 1) {
+      const float total = found.y + amx_sink(sinks, head * G + r, found.x);
+      *(float2*)(part + r * D + e) = make_float2(acc.x / total, acc.y / total);  // read by this thread alone
+    } else {
+      __stcg((float2*)(own + r * D + e), acc);
+      if (e == 0) __stcg((float2*)(own + G * D + 2 * r), found);
+    }
+  }
+  if (item.splits > 1) {
+    __threadfence();
+    __syncthreads();
+    int* arrived = (int*)(work + arrived_at) + item.row * H + head;
+    if (tid == 0) *before = atomicAdd(arrived, 1);
+    __syncthreads();
+    if (*before != item.splits - 1) return;
+    if (tid == 0) *arrived = 0;
+    __threadfence();
+    const float* first = parts + ((long long)(number - item.split) * H + head) * PART;
+    for (int i = tid; i < G * D / 2; i += THREADS) {
+      const int r = 2 * i / D, e = 2 * i % D;
+      float best = AMX_NONE, total = 0.f, a = 0.f, b = 0.f;
+      for (int p = 0; p < item.splits; ++p) {  // a running maximum: no second pass over the parts
+        const float* from = first + (long long)p * H * PART;
+        const float2 stats = __ldcg((const float2*)(from + G * D + 2 * r));
+        const float2 x = __ldcg((const float2*)(from + r * D + e));
+        const float top = fmaxf(best, stats.x), old = exp2f(best - top), now = exp2f(stats.x - top);
+        total = total * old + stats.y * now;
+        a = a * old + x.x * now;
+        b = b * old + x.y * now;
+        best = top;
+      }
+      total += amx_sink(sinks, head * G + r, best);
+      *(float2*)(part + r * D + e) = make_float2(a / total, b / total);
+    }
+  }
+  __syncthreads();
+  for (int r = warp; r < G; r += WARPS) {
+    float v[D / 32];
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) v[i] = part[r * D + lane + 32 * i];
+    amx_turn_row<D, TURN>(v, lane);
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i)
+      out[((long long)item.row * HEADS + head * G + r) * D + lane + 32 * i] = __float2half_rn(v[i]);
+  }
+}
+""",
+    (PANELS, ITEM, PREFETCH, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES),
+)

@@ -1,0 +1,222 @@
+"""What a cache of few bits on CUDA should hold and give, beside what its kernels make of it.
+
+`Cache` counts pages with the runtime's own class and compares every pass with attention over what
+the NumPy oracle says that the cache holds. It needs neither TVM nor a GPU: kernels are given to it.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from amx_tvm.runtime.kv_device import DevicePages
+from relax_passes.attention_spec import AttentionSpec, Rotation
+from relax_passes.cache_spec import CacheSpec
+from relax_passes.kernels.cuda.packed_cache.layout import PAGE, layout_of
+
+WORK = 1 << 21  # numbers that are enough for the kernels' tables
+
+
+def attention(heads: int = 2, kv_heads: int = 1, d: int = 64, **more) -> AttentionSpec:
+    """Attention of a layer that rotates all channels."""
+    rotation = Rotation(tuple(float(np.float32(1e4 ** (-2 * i / d))) for i in range(d // 2)))
+    return AttentionSpec(0, heads, kv_heads, d, d**-0.5, rotation=rotation, **more)
+
+
+def hadamard(size: int) -> np.ndarray:
+    """Sylvester's matrix."""
+    made = np.ones((1, 1))
+    while len(made) < size:
+        made = np.block([[made, made], [made, -made]])
+    return made
+
+
+# What `DevicePages` asks of an engine's machine, in the host's memory.
+MACHINE = SimpleNamespace(
+    builtin=lambda _: lambda source, target: target.__setitem__(slice(None), source),
+    mailbox=lambda words: (np.zeros(words, np.int32),) * 2,
+    view=lambda tensor, shape: tensor[: shape[0]],
+    row=lambda tensor, row: tensor[row : row + 1],
+    tuple_of=tuple,
+)
+
+
+class Cache:
+    """Sequences of a cache; every pass is compared with attention over what it should hold."""
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        cache: CacheSpec,
+        lib: Any,
+        layers: int = 2,
+        pages: int = 40,
+        places: int = 4,
+    ):
+        self.spec, self.cache, self.lib = spec, cache, lib
+        sizes = self.layout = layout_of(cache, (spec,) * layers)
+        self.rng = np.random.default_rng(0)
+        # NaN, where nothing was written
+        self.pages = np.full((pages, sizes.page_bytes), 255, np.uint8)
+        self.recent = np.full((places, sizes.sequence_bytes // 2), np.nan, np.float16)
+        told = np.full(1 << 16, 1 << 20, np.int32)
+        tensors = np.zeros(64, np.int32), self.pages, self.recent, told, np.zeros(WORK, np.int32)
+        lib.hold(tensors)
+        stored = {**cache.describe(), "page_bytes": sizes.page_bytes}
+        stored["sequence_bytes"] = sizes.sequence_bytes
+        self.counted = DevicePages(MACHINE, tensors, PAGE, stored)
+        self.sinks = self.rng.standard_normal(spec.heads).astype(np.float16)
+        self.keys: dict[int, list[np.ndarray]] = {}  # turned, in 16 bits: [layer] [tokens, kv, d]
+        self.values: dict[int, list[np.ndarray]] = {}
+
+    def add(self, sequence: int) -> None:
+        self.counted.add(sequence)
+        empty = np.zeros((0, self.spec.kv_heads, self.spec.head_dim), np.float32)
+        self.keys[sequence], self.values[sequence] = ([empty] * self.layout.layers for _ in "kv")
+
+    def rollback(self, sequence: int, count: int) -> None:
+        self.counted.pop(sequence, count)
+        self._cut(sequence, sequence, self.counted._lengths[sequence])
+
+    def fork(self, parent: int, child: int, position: int) -> None:
+        self.counted.fork(parent, child, position, self.counted._lengths[parent])
+        self._cut(parent, child, position)
+
+    def _cut(self, source: int, target: int, length: int) -> None:
+        for held in (self.keys, self.values):
+            held[target] = [part[:length] for part in held[source]]
+
+    def forward(self, lengths: dict[int, int]) -> float:
+        """Append random tokens and attend; the largest relative difference of a row."""
+        spec, m = self.spec, sum(lengths.values())
+        before = {s: (self.counted._lengths[s], self.counted._exact[s]) for s in lengths}
+        self.counted.begin(list(lengths), list(lengths.values()))
+        padded, each = m + 1, m == len(lengths)
+        self.lib.begin(padded)
+        worst = 0.0
+        for layer in range(self.layout.layers):
+
+            def made(rows: int, heads: int, value: float = np.nan) -> np.ndarray:
+                return np.full((rows, heads, spec.head_dim), value, np.float16)
+
+            qkv = made(padded, spec.heads + 2 * spec.kv_heads)
+            qkv[:] = self.rng.standard_normal(qkv.shape)
+            out = made(padded, spec.heads)
+            if each:
+                self.lib.batch(qkv, self.sinks, out, layer, padded)
+            else:
+                parts = [made(m, heads) for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
+                self.lib.prefill(qkv, *parts, self.sinks, out, layer, m)
+            row = 0
+            for s, count in lengths.items():
+                mine = qkv[row : row + count].astype(np.float64)
+                expected = self.expected(s, layer, mine, each, *before[s])
+                found = out[row : row + count].astype(np.float64)
+                assert np.isfinite(found).all()
+                norms = np.linalg.norm(found - expected, axis=-1), np.linalg.norm(expected, axis=-1)
+                worst = max(worst, float((norms[0] / norms[1]).max()))
+                row += count
+        return worst
+
+    def expected(
+        self, s: int, layer: int, x: np.ndarray, each: bool, length: int, exact: int
+    ) -> np.ndarray:
+        """Attention of new rows [n, heads + 2 kv, d], which become the sequence's."""
+        spec, n = self.spec, len(x)
+        at = np.arange(length, length + n)
+        q, k, v = np.split(x, [spec.heads, spec.heads + spec.kv_heads], axis=1)
+        q, k = (self.rotate(part, at) for part in (q, k))
+        q, k, v = (self.turn(part).astype(np.float16).astype(np.float32) for part in (q, k, v))
+        held = []
+        exact = max(exact, length + 1 - self.cache.newest) if each else min(exact, length)
+        for store, new in ((self.keys, k), (self.values, v)):
+            old = store[s][layer]
+            store[s][layer] = np.concatenate([old, new])
+            read = self.rounded(old)
+            near = np.arange(length) >= exact
+            near[: self.cache.first] = True
+            read[near] = old[near]
+            held.append(np.concatenate([read, new]).astype(np.float64))
+        return self.turn(self.attend(q.astype(np.float64), *held, at))
+
+    def rounded(self, x: np.ndarray) -> np.ndarray:
+        """What a format makes of rows [n, kv, d]."""
+        fmt, flat = self.layout.format, np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+        if not len(flat):
+            return x.copy()
+        return decoded(fmt, quantized(fmt, flat)).reshape(x.shape)
+
+    def rotate(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        half = self.spec.rotation.pairs
+        angles = at[:, None, None] * np.asarray(self.spec.rotation.frequencies)
+        cos, sin, out = np.cos(angles), np.sin(angles), x.copy()
+        low, high = x[..., :half], x[..., half : 2 * half]
+        out[..., :half], out[..., half : 2 * half] = low * cos - high * sin, high * cos + low * sin
+        return out
+
+    def turn(self, x: np.ndarray) -> np.ndarray:
+        size = self.layout.turn
+        if not size:
+            return x
+        return (x.reshape(*x.shape[:-1], -1, size) @ (hadamard(size) / size**0.5)).reshape(x.shape)
+
+    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, at: np.ndarray) -> np.ndarray:
+        spec = self.spec
+        k, v = (np.repeat(a, spec.group, axis=1) for a in (k, v))
+        scores = np.einsum("nhd,mhd->nhm", q, k) * spec.scale
+        if spec.soft_cap:
+            scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
+        past = at[:, None] - np.arange(len(k))
+        seen = (past >= 0) & ((past < spec.window) if spec.window else True)
+        scores = np.where(seen[:, None], scores, -np.inf)
+        sink = (
+            self.sinks.astype(float)[None, :, None] if spec.sinks else np.full((1, 1, 1), -np.inf)
+        )
+        top = np.maximum(scores.max(-1, keepdims=True), sink)
+        weights = np.exp(scores - top)
+        total = weights.sum(-1, keepdims=True) + np.exp(sink - top)
+        return np.einsum("nhm,mhd->nhd", weights / total, v)
+
+    def held(self, s: int, layer: int, head: int, tokens: int) -> tuple:
+        """Codes and scales as the format has them of the first tokens: keys', values'."""
+        layout = self.layout
+        shape = (layout.layers, layout.kv_heads, 4, -1)
+        blocks = [self.pages[page].reshape(shape)[layer, head] for page in self.counted._tables[s]]
+        panels = np.concatenate(blocks)
+        return tuple(part(layout, panels, value, tokens) for value in (False, True))
+
+
+def quantized(fmt, flat: np.ndarray):  # noqa: ANN001, ANN201
+    """Quantize rows; scales have the range of their type."""
+    return fmt.quantize(flat, tensor_scale=np.float32(1) if fmt.row_scaled else None)
+
+
+def decoded(fmt, rows) -> np.ndarray:  # noqa: ANN001
+    """Values of quantized rows."""
+    return fmt.dequantize(rows).astype(np.float32)
+
+
+def part(layout, panels: np.ndarray, value: bool, tokens: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN001
+    """Codes uint8 [tokens, d] and scale bytes [tokens, d / 16] of keys or values in panels."""
+    d, eight = layout.head_dim, layout.format.code_bits == 8
+    words, size = (2 if eight else 1), d // 16
+    row = d // 2 * words
+    begin = 16 * (row + size) * value
+    codes = panels[:, begin : begin + 16 * row].reshape(-1, row)[:tokens].view(np.uint32)
+    scales = panels[:, begin + 16 * row : begin + 16 * (row + size)].reshape(-1, size)[:tokens]
+    codes = (
+        codes.reshape(tokens, 8, d // 64, words)
+        if value
+        else codes.reshape(tokens, 4, d // 32, words)
+    )
+    codes = np.ascontiguousarray(codes.swapaxes(1, 2))  # in the order of channels
+    if eight:
+        found = codes.view(np.uint8).reshape(tokens, -1, 2, 4)[..., [0, 2, 1, 3]]
+        return found.reshape(tokens, d), scales
+    halves = codes.reshape(tokens, -1)[..., None] >> np.array([0, 16], np.uint32) & 0xFFFF
+    sizes = [halves >> s & 7 for s in (9, 1, 12, 4)]
+    signs = [halves >> s & 1 for s in (15, 7, 8, 0)]
+    found = np.stack([m | s << 3 for m, s in zip(sizes, signs, strict=True)], -2)
+    return found.reshape(tokens, d).astype(np.uint8), scales
