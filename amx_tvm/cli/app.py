@@ -111,7 +111,7 @@ def compile(  # noqa: A001 - the verb that users know
     kv_cache: Annotated[
         str | None,
         typer.Option(
-            help="Keep keys and values as float32, float16, or on CPUs int8, amxfp4, nvfp4, ..."
+            help="Keep keys and values as float32, float16, or int8, amxfp4, nvfp4, ..."
         ),
     ] = None,
     calibration: Annotated[
