@@ -110,9 +110,7 @@ def compile(  # noqa: A001 - the verb that users know
     ] = False,
     kv_cache: Annotated[
         str | None,
-        typer.Option(
-            help="Keep keys and values as float32, float16, or int8, amxfp4, nvfp4, ..."
-        ),
+        typer.Option(help="Keep keys and values as float32, float16, or int8, amxfp4, nvfp4, ..."),
     ] = None,
     calibration: Annotated[
         Path | None,

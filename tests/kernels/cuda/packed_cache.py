@@ -16,7 +16,7 @@ from relax_passes.attention_spec import AttentionSpec, Rotation
 from relax_passes.cache_spec import CacheSpec
 from relax_passes.kernels.cuda.packed_cache.layout import PAGE, layout_of
 
-WORK = 1 << 21  # numbers that are enough for the kernels' tables
+WORK = 1 << 22  # numbers that are enough for the kernels' tables
 
 
 def attention(heads: int = 2, kv_heads: int = 1, d: int = 64, **more) -> AttentionSpec:

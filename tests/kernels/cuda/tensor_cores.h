@@ -53,6 +53,7 @@ template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 template <class T> void __stcg(T* p, T v) { *p = v; }
 inline void __threadfence() {}
+inline float rsqrtf(float v) { return 1.f / sqrtf(v); }
 inline void __sincosf(float x, float* s, float* c) { *s = sinf(x); *c = cosf(x); }
 inline int __reduce_add_sync(unsigned, int v) {
   return cross_lanes(v, [](auto of) { int sum = 0; for (int i = 0; i < 32; ++i) sum += of(i); return sum; });
@@ -71,6 +72,7 @@ inline int __reduce_max_sync(unsigned, int v) {
 #define AMX_MATRIX_TURNED4
 #define AMX_MMA
 #define AMX_MMA_UPPER
+#define AMX_TURN_MATRIX
 #define AMX_MMA_FIRST
 #define AMX_LDG_WORDS1
 #define AMX_LDG_WORDS2
@@ -131,6 +133,15 @@ inline void amx_mma(float* c, const unsigned* a, unsigned b0, unsigned b1) {
     }
   }
   __syncwarp();
+}
+inline unsigned amx_turn_matrix(unsigned v) {
+  const int lane = current % 32, g = lane / 4, t = lane % 4;
+  unsigned out = 0;
+  for (int e = 0; e < 2; ++e) {
+    const unsigned from = cross_lanes(v, [=](auto of) { return of(4 * (2 * t + e) + g / 2); });
+    out |= (from >> 16 * (g % 2) & 0xffffu) << 16 * e;
+  }
+  return out;
 }
 inline void amx_mma_first(float* c, const unsigned* a, unsigned b0, unsigned b1) {
   c[0] = c[1] = c[2] = c[3] = 0.f;

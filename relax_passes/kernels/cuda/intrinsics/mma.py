@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arithmetic import as_half2
+from .arithmetic import as_half2, as_word
 from .base import Intrinsic
 
 
@@ -59,6 +59,15 @@ MMA_UPPER = Intrinsic(
     meaning=lambda c, a0, a2, b0, b1: _product(
         np.concatenate([c, np.zeros_like(c)], -1), _upper(a0, a2), b0, b1
     )[:, :2],
+)
+# A matrix of 8 x 8 halves of a warp, rows and columns exchanged: lane (g, t) has 2t, 2t + 1 of row g.
+TURN_MATRIX = Intrinsic(
+    "amx_turn_matrix",
+    """  unsigned d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v));
+  return d;""",
+    signature="unsigned(unsigned v)",
+    meaning=lambda v: as_word(as_half2(v).reshape(8, 8).T.reshape(32, 2)),
 )
 # The first product of a chain.
 MMA_FIRST = _mma(

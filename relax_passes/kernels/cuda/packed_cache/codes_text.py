@@ -17,7 +17,7 @@ Words of eight bits hold channels 0, 2, 1, 3 from the lowest byte on, the next w
 
 Kinds of formats give
     WORDS    words of eight channels
-    GAIN     factor that values lack
+    GAIN     factor that values lack, and its power of two
     scales   the scales of two tokens or two groups, of a word that holds both (alpha, beta as half2)
     unpack   WORDS words to h[4], channels 0 and 1, 2 and 3 ..; of words that hold halves of two
              tokens' words (low: even channels), pairs of tokens
@@ -39,6 +39,7 @@ __device__ __forceinline__ __half2 amx_two(float v) { return __floats2half2_rn(v
 // Four-bit codes, two of each shift.
 struct AmxFourBits {
   static constexpr int WORDS = 1;
+  static constexpr int GAIN_BITS = 7;
   static constexpr float GAIN = 128.f;
   __device__ static __forceinline__ void unpack(const unsigned* w, unsigned* h) {
     constexpr unsigned BOTH = 0x8e008e00u, SIGN = 0x80008000u, SIZE = 0x0e000e00u;
@@ -74,6 +75,7 @@ struct AmxOneE4M3 : AmxFourBits {
 };
 struct AmxEightBits {
   static constexpr int WORDS = 2;
+  static constexpr int GAIN_BITS = 0;
   static constexpr float GAIN = 1.f;
   __device__ static __forceinline__ void unpack(const unsigned* w, unsigned* h) {
 #pragma unroll

@@ -89,7 +89,7 @@ ATTEND = Source(
 template <int D, int G, int KV, int PARTS, int WARPS, int HALF, int NEWEST, int FIRST, int TURN, class Recent>
 __device__ __forceinline__ void amx_take_turned(half* qs, const half* mine, const float2* turn, const Recent* recent,
                                                 int position, int head, int warp, int lane) {
-  constexpr int HEADS = G * KV * PARTS, ROWS = G > 8 ? 16 : 8, STRIDE = D + 8;
+  constexpr int HEADS = G * KV * PARTS, ROWS = (G + 7) / 8 * 8, STRIDE = D + 8;
   const int kv = head / PARTS;
   for (int r = warp; r < G + (recent != nullptr ? 2 : 0); r += WARPS) {
     const half* x = mine + (r < G ? head * G + r : HEADS + (r - G) * KV + kv) * D;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
                                                   long long arrived_at, long long parts_at, int layer, float scale, float cap,
                                                   int window, int number, int head, int warp, int lane) {
   constexpr int H = KV * PARTS, HEADS = G * H, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
-  constexpr int ROWS = G > 8 ? 16 : 8, UNITS = NEWEST / 16 + 1;
+  constexpr int TILES = (G + 7) / 8, ROWS = 8 * TILES, UNITS = NEWEST / 16 + (FIRST > 0);
   const AmxPacked* state = (const AmxPacked*)state_;
   half* out = (half*)out_;
   half* qs = (half*)shared;                             // [ROWS][STRIDE]
@@ -151,38 +151,34 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
   const half* mine = (const half*)qkv_ + (long long)item.row * (HEADS + 2 * KV) * D;
   amx_take_turned<D, G, KV, PARTS, WARPS, HALF, NEWEST, FIRST, TURN>(qs, mine, turn, newest ? &recent : nullptr, position, head, warp, lane);
   __syncthreads();
-  AmxSoftmax<D, ROWS> seen;
-  AmxQuery<D, ROWS> query;
-  amx_see_nothing<D, ROWS>(seen);
-  amx_load_query<D, ROWS>(query, qs, g, t);
+  AmxSeen<D, TILES> seen;
+  AmxQuery<D, TILES> query;
+  amx_see_nothing<D, TILES>(seen);
+  amx_load_query<D, TILES>(query, qs, g, t);
 #pragma unroll 1
   while (panel < end) {
-    amx_attend_panel<F, D, ROWS>(seen, query, one, panel * 16, least, exact, scale, cap, g, t);
+    amx_attend_panel<F, D, TILES>(seen, query, one, panel * 16, least, exact, scale, cap, g, t);
     panel += WARPS;
     if (panel + WARPS < end) amx_load_panel<F, D>(one, panels(panel + WARPS), g, t);
     if (panel >= end) break;
-    amx_attend_panel<F, D, ROWS>(seen, query, other, panel * 16, least, exact, scale, cap, g, t);
+    amx_attend_panel<F, D, TILES>(seen, query, other, panel * 16, least, exact, scale, cap, g, t);
     panel += WARPS;
     if (panel + WARPS < end) amx_load_panel<F, D>(other, panels(panel + WARPS), g, t);
   }
   if (newest) {
 #pragma unroll 1
     for (int unit = WARPS - 1 - warp; unit < UNITS; unit += WARPS) {
-      const bool first = unit == UNITS - 1;
-      unsigned sees = 0u;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int slot = 4 * t + i, in = 16 * unit + slot;
-        const int at = first ? slot : position - (position + NEWEST - in) % NEWEST;  // the slot's newest token
-        const bool here = first ? slot < FIRST && at <= position && at >= low : at >= max(exact, least);
-        sees |= (unsigned)here << i;
-      }
-      amx_attend_exact<D, ROWS>(seen, query, first ? recent.first_keys : recent.keys + 16 * unit * D,
-                                first ? recent.first_values : recent.values + 16 * unit * D, first ? FIRST : 16, first ? FIRST : 16,
-                                sees, scale, cap, g, t);
+      const bool first = unit == NEWEST / 16;
+      const auto counts = [&](int slot) {
+        if (first) return slot < FIRST && slot <= position && slot >= low;
+        const int at = position - (position + NEWEST - 16 * unit - slot) % NEWEST;  // the slot's newest token
+        return at >= max(exact, least);
+      };
+      amx_attend_exact<D, TILES, FIRST>(seen, query, first ? recent.first_keys : recent.keys + 16 * unit * D,
+                                        first ? recent.first_values : recent.values + 16 * unit * D, first, counts, scale, cap, g, t);
     }
   }
-  amx_show_panels<D, G, ROWS>(seen, part, tops, warp, g, t);
+  amx_show_panels<D, G, TILES>(seen, part, tops, warp, g, t);
 
   float* parts = (float*)(work + parts_at);
   float* own = parts + ((long long)number * H + head) * PART;

@@ -13,7 +13,7 @@ from relax_passes.kernels.cuda.intrinsics.base import Intrinsic
 from .decode_text import ATTEND, PLAN
 from .layout import Layout
 
-WARPS = 4
+WARPS = 3
 FEW_WARPS = 8  # of few sequences, which leave multiprocessors idle
 FEW = 16  # sequences that are divided for one round only
 SHORTEST = 48  # panels of an item
@@ -51,9 +51,9 @@ class Items:
 
     def resident(self, warps: int) -> int:
         """Blocks of so many warps that a multiprocessor holds, by their registers."""
-        rows = 16 if self.heads.group > 8 else 8
+        rows = -(-self.heads.group // 8) * 8
         few = self.spec.head_dim * rows > 1024 or self.layout.format.code_bits == 8
-        return max(1, (4 if few else 8) // warps)
+        return max(1, (8 if few else 12) // warps)
 
     def slots(self, warps: int) -> int:
         """Items that the multiprocessors hold at once, for each block of heads."""
@@ -126,5 +126,5 @@ class Items:
     def shared_floats(self, spec: AttentionSpec, warps: int) -> int:
         """Floats of shared memory that ``amx_attend_packed`` lays out."""
         d, group = spec.head_dim, self.heads.group
-        rows = 16 if group > 8 else 8
+        rows = -(-group // 8) * 8
         return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + warps * group * (d + 2) + 1

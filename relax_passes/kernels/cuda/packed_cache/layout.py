@@ -11,7 +11,7 @@ values of one head, contiguous, in panels of 16 tokens, which a warp reads from 
     recent   float16 [sequences][layers][kv_heads]: the tokens in 16 bits. Token t lies in slot
              t mod newest, one of the first also in a slot of its own
              keys    [newest][d]
-             values  [newest / 16][d][16]
+             values  [newest / 16][d][16]   slots 2t, 2t+1, 2t+8, 2t+9 of 16 lie together
              keys    [first][d]
              values  [d][first]
 
@@ -41,6 +41,7 @@ from relax_passes.kernels.cache_sizes import FIELDS, PAGE, PANEL, Sizes
 HEADER = 16  # numbers in front of what a step is told
 CHANNELS = 64  # of which a head has a multiple
 MOST_CHANNELS = 256
+FIRST = 4  # tokens at the beginning that kernels can read in 16 bits
 
 
 class Layout(Sizes):
@@ -90,10 +91,10 @@ def check(spec: CacheSpec, head_dim: int) -> None:
             f"heads of {head_dim} channels cannot be kept as {spec.format} on GPUs: kernels know "
             f"multiples of {CHANNELS} up to {MOST_CHANNELS}; leave kv_cache out"
         )
-    if spec.newest % PANEL or spec.first > 4:
+    if spec.newest % PANEL or spec.first not in (0, FIRST):
         raise ModelError(
             f"{spec.newest} newest and {spec.first} first tokens in 16 bits have no kernels on "
-            f"GPUs: expected a multiple of {PANEL}, and at most 4"
+            f"GPUs: expected a multiple of {PANEL}, and {FIRST} or none"
         )
 
 

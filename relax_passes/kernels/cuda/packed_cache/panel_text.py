@@ -1,177 +1,198 @@
 # ruff: noqa: E501 - CUDA text keeps its own line breaks
 """CUDA text of decode attention of a warp: panels of rounded tokens, and pages of tokens in 16 bits.
 
-The products are those of ``attention/decode_text.py``: queries are the 16 (8 used) rows of
-mma.m16n8k16, lane (g, t) has the scores of tokens 4t .. 4t + 3 of 16. Of keys it decodes the channels
-8t .. 8t + 7 of each group of 32, of token 4 (g / 2) + g % 2 + 2 i for tile i. Of values it decodes the
-channels 8g .. 8g + 7 of each 64, of tokens 4t .. 4t + 3, two tokens at once: so column g of tile 8w + j
-is channel 64w + 8g + j.
+Tokens are the 16 rows of mma.m16n8k16 and queries its 8 columns, twice where a block has more:
 
-A warp has two panels in registers: one is on its way while the other is multiplied.
+    scores   S[token][query] = K Q^T     lane (g, t) has tokens g, g + 8 and queries 2t, 2t + 1
+    values   O[d][query] = V^T P^T       lane (g, t) has tokens 2t, 2t + 1, 2t + 8, 2t + 9
+
+so every register that is decoded is multiplied by all queries, and probabilities go from the first
+product to the second by one transposition in the warp. Of keys a lane decodes the channels 8t .. 8t + 7
+of each group of 32. Of values it decodes the channels 8g .. 8g + 7 of each 64, two tokens at once: row
+g of tile 4w + e is channel 64w + 8g + 2e, row g + 8 the next.
+
+Softmax is online; sums and values are scaled only when a maximum grows. A warp has two panels in
+registers: one is on its way while the other is multiplied.
 """
 
 from __future__ import annotations
 
 from relax_passes.kernels.cuda.attention.decode_text import ATTEND_PAGES
+from relax_passes.kernels.cuda.choose.team_text import EXP2
 from relax_passes.kernels.cuda.intrinsics.base import Source
+from relax_passes.kernels.cuda.intrinsics.mma import MMA, MMA_FIRST, TURN_MATRIX
 
 from .state_text import STATE
 
 PANELS = Source(
     "amx_attend_panels_text",
     r"""
-constexpr float AMX_NONE = -1e30f;
+constexpr float AMX_NONE = -1e30f, AMX_LOW = -1e29f;  // of a masked score; of a maximum of none
 
-template <int D, int ROWS>
-struct AmxQuery { unsigned q[D / 16][ROWS / 4]; };
+template <int D, int TILES>
+struct AmxQuery { unsigned q[TILES][D / 16][2]; };
 
-// Registers of the left operand, of queries in shared memory [ROWS][D + 8].
-template <int D, int ROWS>
-__device__ __forceinline__ void amx_load_query(AmxQuery<D, ROWS>& query, const half* qs, int g, int t) {
+// Registers of the right operand, of queries in shared memory [8 TILES][D + 8].
+template <int D, int TILES>
+__device__ __forceinline__ void amx_load_query(AmxQuery<D, TILES>& query, const half* qs, int g, int t) {
 #pragma unroll
-  for (int j = 0; j < D / 32; ++j) {
-    const uint4 a = *(const uint4*)(qs + g * (D + 8) + 32 * j + 8 * t);
-    unsigned* q = query.q[2 * j];
-    unsigned* p = query.q[2 * j + 1];
-    if constexpr (ROWS == 8) {
-      q[0] = a.x; q[1] = a.y; p[0] = a.z; p[1] = a.w;
-    } else {
-      const uint4 b = *(const uint4*)(qs + (g + 8) * (D + 8) + 32 * j + 8 * t);
-      q[0] = a.x; q[1] = b.x; q[2] = a.y; q[3] = b.y;
-      p[0] = a.z; p[1] = b.z; p[2] = a.w; p[3] = b.w;
+  for (int n = 0; n < TILES; ++n)
+#pragma unroll
+    for (int j = 0; j < D / 32; ++j) {
+      const uint4 a = *(const uint4*)(qs + (8 * n + g) * (D + 8) + 32 * j + 8 * t);
+      query.q[n][2 * j][0] = a.x; query.q[n][2 * j][1] = a.y;
+      query.q[n][2 * j + 1][0] = a.z; query.q[n][2 * j + 1][1] = a.w;
     }
+}
+
+// What a warp has seen: sums of values, and of queries 2t, 2t + 1 of a tile the maximum, alike in all
+// lanes, and the lane's own part of the sum.
+template <int D, int TILES>
+struct AmxSeen { float o[TILES][D / 16][4], top[TILES][2], sum[TILES][2]; };
+
+template <int D, int TILES>
+__device__ __forceinline__ void amx_see_nothing(AmxSeen<D, TILES>& seen) {
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+    seen.top[n][0] = seen.top[n][1] = AMX_LOW;
+    seen.sum[n][0] = seen.sum[n][1] = 0.f;
+#pragma unroll
+    for (int i = 0; i < D / 16; ++i) seen.o[n][i][0] = seen.o[n][i][1] = seen.o[n][i][2] = seen.o[n][i][3] = 0.f;
   }
 }
 
-template <int ROWS>
-__device__ __forceinline__ void amx_product(float* c, const unsigned* a, unsigned b0, unsigned b1) {
-  if constexpr (ROWS == 8) amx_mma_upper(c, a[0], a[1], b0, b1);
-  else amx_mma(c, a, b0, b1);
+// Add products of 16 channels of 16 tokens to scores, the first ones to nothing.
+template <int TILES>
+__device__ __forceinline__ void amx_score(float (*s)[4], const unsigned* a, const unsigned (*q)[2], int stride, bool first) {
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+    const unsigned* b = q[n * stride];
+    if (first) amx_mma_first(s[n], a, b[0], b[1]);
+    else amx_mma(s[n], a, b[0], b[1]);
+  }
 }
 
-template <int D, int ROWS>
-__device__ __forceinline__ void amx_see_nothing(AmxSoftmax<D, ROWS>& seen) {
+// Scores of tokens g (s[0], s[1]) and g + 8 (s[2], s[3]) to probabilities p, times 2^GAIN, as the right
+// operand of values; low and high say whether the tokens count.
+template <int D, int TILES, int GAIN>
+__device__ __forceinline__ void amx_soften(AmxSeen<D, TILES>& seen, float (*s)[4], bool low, bool high, float scale, float cap,
+                                           unsigned (*p)[2]) {
+  float best[TILES][2];
+  bool grows = false;
 #pragma unroll
-  for (int h = 0; h < ROWS / 8; ++h) { seen.top[h] = AMX_NONE; seen.sum[h] = 0.f; }
+  for (int n = 0; n < TILES; ++n) {
 #pragma unroll
-  for (int i = 0; i < D / 8; ++i)
-#pragma unroll
-    for (int c = 0; c < ROWS / 4; ++c) seen.o[i][c] = 0.f;
-}
-
-// Scores s[i][.] of a query's tokens 4t + 2i, 4t + 2i + 1 to probabilities p, times `gain`, as the left
-// operand; bit 2i + e of `sees` says which tokens count.
-template <int D, int ROWS>
-__device__ __forceinline__ void amx_soften(AmxSoftmax<D, ROWS>& seen, float (*s)[ROWS / 4], unsigned sees, float scale,
-                                           float cap, float gain, unsigned* p) {
-  float high[ROWS / 8];
-#pragma unroll
-  for (int h = 0; h < ROWS / 8; ++h) high[h] = AMX_NONE;
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int c = 0; c < ROWS / 4; ++c) {
-      float x = s[i][c] * scale;
+    for (int c = 0; c < 4; ++c) {
+      float x = s[n][c] * scale;
       if (cap > 0.f) x = cap * 1.44269504f * tanhf(x / cap);
-      x = (sees >> (2 * i + (c & 1))) & 1 ? x : AMX_NONE;
-      s[i][c] = x;
-      high[c >> 1] = fmaxf(high[c >> 1], x);
+      s[n][c] = (c < 2 ? low : high) ? x : AMX_NONE;
     }
 #pragma unroll
-  for (int h = 0; h < ROWS / 8; ++h) {
-    high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
-    high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
-    high[h] = fmaxf(high[h], seen.top[h]);
-    const float fade = exp2f(seen.top[h] - high[h]);
-    seen.top[h] = high[h];
-    seen.sum[h] *= fade;
+    for (int e = 0; e < 2; ++e) {
+      best[n][e] = fmaxf(s[n][e], s[n][e + 2]);
+      grows |= best[n][e] > seen.top[n][e];
+    }
+  }
+  if (__ballot_sync(0xffffffffu, grows)) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float* x = s[i] + 2 * h;
+    for (int n = 0; n < TILES; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        // nothing may have been seen yet: a masked score is not 2^0 then
-        x[e] = x[e] > 0.5f * AMX_NONE ? exp2f(x[e] - high[h]) : 0.f;
-        seen.sum[h] += x[e];
-      }
-      p[(ROWS / 8) * i + h] = amx_pack_half2(gain * x[0], gain * x[1]);
-    }
+        float top = fmaxf(best[n][e], seen.top[n][e]);
 #pragma unroll
-    for (int i = 0; i < D / 8; ++i) { seen.o[i][2 * h] *= fade; seen.o[i][2 * h + 1] *= fade; }
+        for (int bit = 4; bit < 32; bit <<= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, bit));
+        const float fade = amx_exp2(seen.top[n][e] - top);
+        seen.top[n][e] = top;
+        seen.sum[n][e] *= fade;
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) { seen.o[n][i][e] *= fade; seen.o[n][i][e + 2] *= fade; }
+      }
+  }
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      s[n][c] = amx_exp2(s[n][c] - (seen.top[n][c & 1] - GAIN));
+      seen.sum[n][c & 1] += s[n][c] * (1.f / (1 << GAIN));
+    }
+    p[n][0] = amx_turn_matrix(amx_pack_half2(s[n][0], s[n][1]));
+    p[n][1] = amx_turn_matrix(amx_pack_half2(s[n][2], s[n][3]));
   }
 }
 
 // A lane's part of a panel.
 template <class F, int D>
 struct AmxPanel {
-  unsigned k[2][D / 32 * F::WORDS], v[4][D / 64 * F::WORDS], key_scales[2][D / 64], value_scales[4 * (D / 64)];
+  unsigned k[2][D / 32 * F::WORDS], v[4][D / 64 * F::WORDS], key_scales[2][D / 64], value_scales[2][2 * (D / 64)];
 };
 template <class F, int D>
 __device__ __forceinline__ void amx_load_panel(AmxPanel<F, D>& to, const unsigned char* panel, int g, int t) {
   typedef AmxPanelBytes<F, D> At;
+  const unsigned char* key = panel + g * At::ROW + t * (At::ROW / 4);
+  const unsigned char* value = panel + At::VALUES + 2 * t * At::ROW + g * (At::ROW / 8);
+  const unsigned char* key_scale = panel + At::KEY_SCALES + g * At::SCALES;
+  const unsigned char* value_scale = panel + At::VALUE_SCALES + 2 * t * At::SCALES;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int token = 4 * (g >> 1) + (g & 1) + 2 * i;
-    amx_read_words<D / 32 * F::WORDS>(to.k[i], panel + token * At::ROW + t * (At::ROW / 4));
-    amx_read_words<D / 64>(to.key_scales[i], panel + At::KEY_SCALES + token * At::SCALES);
+    amx_read_words<D / 32 * F::WORDS>(to.k[i], key + 8 * i * At::ROW);
+    amx_read_words<D / 64>(to.key_scales[i], key_scale + 8 * i * At::SCALES);
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j)
-    amx_read_words<D / 64 * F::WORDS>(to.v[j], panel + At::VALUES + (4 * t + j) * At::ROW + g * (At::ROW / 8));
-  amx_read_words<4 * (D / 64)>(to.value_scales, panel + At::VALUE_SCALES + 4 * t * At::SCALES);
+    amx_read_words<D / 64 * F::WORDS>(to.v[j], value + (8 * (j >> 1) + (j & 1)) * At::ROW);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) amx_read_words<2 * (D / 64)>(to.value_scales[i], value_scale + 8 * i * At::SCALES);
 }
 
 // Attend to a panel whose tokens are number `token` on; those from least to before `exact` count.
-template <class F, int D, int ROWS>
-__device__ __forceinline__ void amx_attend_panel(AmxSoftmax<D, ROWS>& seen, const AmxQuery<D, ROWS>& query, const AmxPanel<F, D>& panel,
+template <class F, int D, int TILES>
+__device__ __forceinline__ void amx_attend_panel(AmxSeen<D, TILES>& seen, const AmxQuery<D, TILES>& query, const AmxPanel<F, D>& panel,
                                                  int token, int least, int exact, float scale, float cap, int g, int t) {
-  float s[2][ROWS / 4];
+  float s[TILES][4];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int j = 0; j < D / 32; ++j) {
+    unsigned h[2][4];
 #pragma unroll
-    for (int c = 0; c < ROWS / 4; ++c) s[i][c] = 0.f;
-#pragma unroll
-    for (int j = 0; j < D / 32; j += 2) {
+    for (int i = 0; i < 2; ++i) {
       const AmxScales both = F::scales(panel.key_scales[i][j / 2], t >> 1);
+      F::unpack(panel.k[i] + j * F::WORDS, h[i]);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        unsigned h[4];
-        F::unpack(panel.k[i] + (j + n) * F::WORDS, h);
+      for (int e = 0; e < 4; ++e) h[i][e] = F::scaled(h[i][e], amx_row(both.alpha, j & 1), amx_row(both.beta, j & 1));
+    }
 #pragma unroll
-        for (int e = 0; e < 4; ++e) h[e] = F::scaled(h[e], amx_row(both.alpha, n), amx_row(both.beta, n));
-        amx_product<ROWS>(s[i], query.q[2 * (j + n)], h[0], h[1]);
-        amx_product<ROWS>(s[i], query.q[2 * (j + n) + 1], h[2], h[3]);
-      }
+    for (int e = 0; e < 2; ++e) {
+      const unsigned a[4] = {h[0][2 * e], h[1][2 * e], h[0][2 * e + 1], h[1][2 * e + 1]};
+      amx_score<TILES>(s, a, query.q[0] + 2 * j + e, D / 16, j + e == 0);
     }
   }
-  unsigned sees = 15u, keep[2] = {~0u, ~0u};
+  bool low = true, high = true;
+  unsigned keep[2] = {~0u, ~0u};
   if (token < least || token + 16 > exact) {  // what is behind the last may be anything, NaN too
-    const int mine = token + 4 * t;
-    sees = 0u;
+    const auto counts = [&](int i) { return token + i >= least && token + i < exact; };
+    low = counts(g);
+    high = counts(g + 8);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sees |= (unsigned)(mine + i >= least && mine + i < exact) << i;
-#pragma unroll
-    for (int u = 0; u < 2; ++u) keep[u] = (sees >> (2 * u) & 1 ? 0xffffu : 0u) | (sees >> (2 * u + 1) & 1 ? 0xffff0000u : 0u);
+    for (int u = 0; u < 2; ++u) keep[u] = (counts(2 * t + 8 * u) ? 0xffffu : 0u) | (counts(2 * t + 8 * u + 1) ? 0xffff0000u : 0u);
   }
-  unsigned p[ROWS / 4];
-  amx_soften<D, ROWS>(seen, s, sees, scale * F::GAIN, cap, F::GAIN, p);
+  unsigned p[TILES][2];
+  amx_soften<D, TILES, F::GAIN_BITS>(seen, s, low, high, scale * F::GAIN, cap, p);
   const unsigned half_of = g < 4 ? 0x5410u : 0x7632u;
 #pragma unroll
   for (int w = 0; w < D / 64; ++w) {
     unsigned even[2][4], odd[2][4];
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      const unsigned* mine = panel.value_scales + 2 * u * (D / 64) + w;
+      const unsigned* mine = panel.value_scales[u] + w;
       const AmxScales both = F::scales(__byte_perm(mine[0], mine[D / 64], half_of) & keep[u], (g >> 1) & 1);
-      unsigned low[F::WORDS], high[F::WORDS];
+      unsigned lower[F::WORDS], upper[F::WORDS];
 #pragma unroll
       for (int i = 0; i < F::WORDS; ++i) {
         const unsigned a = panel.v[2 * u][w * F::WORDS + i], b = panel.v[2 * u + 1][w * F::WORDS + i];
-        low[i] = __byte_perm(a, b, 0x5410);
-        high[i] = __byte_perm(a, b, 0x7632);
+        lower[i] = __byte_perm(a, b, 0x5410);
+        upper[i] = __byte_perm(a, b, 0x7632);
       }
-      F::unpack(low, even[u]);
-      F::unpack(high, odd[u]);
+      F::unpack(lower, even[u]);
+      F::unpack(upper, odd[u]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         even[u][e] = F::scaled(even[u][e], amx_h2(both.alpha), amx_h2(both.beta));
@@ -180,64 +201,70 @@ __device__ __forceinline__ void amx_attend_panel(AmxSoftmax<D, ROWS>& seen, cons
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      amx_product<ROWS>(seen.o[8 * w + 2 * e], p, even[0][e], even[1][e]);
-      amx_product<ROWS>(seen.o[8 * w + 2 * e + 1], p, odd[0][e], odd[1][e]);
+      const unsigned a[4] = {even[0][e], odd[0][e], even[1][e], odd[1][e]};
+#pragma unroll
+      for (int n = 0; n < TILES; ++n) amx_mma(seen.o[n][4 * w + e], a, p[n][0], p[n][1]);
     }
   }
 }
 
-// Attend to 16 tokens in 16 bits; lanes behind `lanes` have none. keys [16][D], values [D][stride].
-template <int D, int ROWS>
-__device__ __forceinline__ void amx_attend_exact(AmxSoftmax<D, ROWS>& seen, const AmxQuery<D, ROWS>& query, const half* keys,
-                                                 const half* values, int stride, int tokens, unsigned sees, float scale,
-                                                 float cap, int g, int t) {
-  float s[2][ROWS / 4];
+// Attend to 16 tokens in 16 bits, those that `counts` says, or to the first few: keys [16][D], values as
+// AmxRecent has them.
+template <int D, int TILES, int FIRST, class Counts>
+__device__ __forceinline__ void amx_attend_exact(AmxSeen<D, TILES>& seen, const AmxQuery<D, TILES>& query, const half* keys,
+                                                 const half* values, bool first, Counts counts, float scale, float cap,
+                                                 int g, int t) {
+  float s[TILES][4];
   uint2 v[D / 8];
 #pragma unroll
   for (int i = 0; i < D / 8; ++i) {
     const int channel = 64 * (i / 8) + 8 * g + i % 8;
-    v[i] = 4 * t < tokens ? *(const uint2*)(values + channel * stride + 4 * t) : make_uint2(0u, 0u);
+    v[i] = make_uint2(0u, 0u);
+    if (!first) v[i] = *(const uint2*)(values + channel * 16 + 4 * t);
+    else if (2 * t < FIRST) v[i].x = *(const unsigned*)(values + channel * 4 + 2 * t);
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int token = 4 * (g >> 1) + (g & 1) + 2 * i;
+  for (int j = 0; j < D / 32; ++j) {
+    uint4 k[2];
 #pragma unroll
-    for (int c = 0; c < ROWS / 4; ++c) s[i][c] = 0.f;
-#pragma unroll
-    for (int j = 0; j < D / 32; ++j) {
-      uint4 w = make_uint4(0u, 0u, 0u, 0u);
-      if (token < tokens) w = *(const uint4*)(keys + token * D + 32 * j + 8 * t);
-      amx_product<ROWS>(s[i], query.q[2 * j], w.x, w.y);
-      amx_product<ROWS>(s[i], query.q[2 * j + 1], w.z, w.w);
-    }
+    for (int i = 0; i < 2; ++i)
+      k[i] = !first || g + 8 * i < FIRST ? *(const uint4*)(keys + (g + 8 * i) * D + 32 * j + 8 * t) : make_uint4(0u, 0u, 0u, 0u);
+    const unsigned a[4] = {k[0].x, k[1].x, k[0].y, k[1].y}, b[4] = {k[0].z, k[1].z, k[0].w, k[1].w};
+    amx_score<TILES>(s, a, query.q[0] + 2 * j, D / 16, j == 0);
+    amx_score<TILES>(s, b, query.q[0] + 2 * j + 1, D / 16, false);
   }
-  unsigned p[ROWS / 4];
-  amx_soften<D, ROWS>(seen, s, sees, scale, cap, 1.f, p);
-  const unsigned mx = (sees & 1 ? 0xffffu : 0u) | (sees & 2 ? 0xffff0000u : 0u);
-  const unsigned my = (sees & 4 ? 0xffffu : 0u) | (sees & 8 ? 0xffff0000u : 0u);
+  unsigned p[TILES][2];
+  amx_soften<D, TILES, 0>(seen, s, counts(g), counts(g + 8), scale, cap, p);
+  const unsigned mx = (counts(2 * t) ? 0xffffu : 0u) | (counts(2 * t + 1) ? 0xffff0000u : 0u);
+  const unsigned my = (counts(2 * t + 8) ? 0xffffu : 0u) | (counts(2 * t + 9) ? 0xffff0000u : 0u);
 #pragma unroll
-  for (int i = 0; i < D / 8; ++i) amx_product<ROWS>(seen.o[i], p, v[i].x & mx, v[i].y & my);
+  for (int i = 0; i < D / 16; ++i) {
+    const uint2 a = v[2 * i], b = v[2 * i + 1];
+    const unsigned both[4] = {a.x & mx, b.x & mx, a.y & my, b.y & my};
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) amx_mma(seen.o[n][i], both, p[n][0], p[n][1]);
+  }
 }
 
-// `amx_show_warp`, of columns that stand for other channels.
-template <int D, int G, int ROWS>
-__device__ __forceinline__ void amx_show_panels(AmxSoftmax<D, ROWS>& seen, float* part, float* tops, int warp, int g, int t) {
+// Sums over the lanes of a query, then all warps' results side by side in shared memory:
+// part [WARPS][G][D], tops [WARPS][G][2]. Ends with a barrier.
+template <int D, int G, int TILES>
+__device__ __forceinline__ void amx_show_panels(AmxSeen<D, TILES>& seen, float* part, float* tops, int warp, int g, int t) {
 #pragma unroll
-  for (int h = 0; h < ROWS / 8; ++h) {
-    seen.sum[h] += __shfl_xor_sync(0xffffffffu, seen.sum[h], 1);
-    seen.sum[h] += __shfl_xor_sync(0xffffffffu, seen.sum[h], 2);
-    const int r = g + 8 * h;
-    if (r >= G) continue;
-    if (t == 0) { tops[(warp * G + r) * 2] = seen.top[h]; tops[(warp * G + r) * 2 + 1] = seen.sum[h]; }
+  for (int n = 0; n < TILES; ++n)
 #pragma unroll
-    for (int i = 0; i < D / 8; i += 2)
+    for (int e = 0; e < 2; ++e) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        *(float2*)(part + (warp * G + r) * D + 64 * (i / 8) + 16 * t + 8 * e + i % 8) =
-            make_float2(seen.o[i][2 * h + e], seen.o[i + 1][2 * h + e]);
-  }
+      for (int bit = 4; bit < 32; bit <<= 1) seen.sum[n][e] += __shfl_xor_sync(0xffffffffu, seen.sum[n][e], bit);
+      const int r = 8 * n + 2 * t + e;
+      if (r >= G) continue;
+      if (g == 0) { tops[(warp * G + r) * 2] = seen.top[n][e]; tops[(warp * G + r) * 2 + 1] = seen.sum[n][e]; }
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i)
+        *(float2*)(part + (warp * G + r) * D + 64 * (i / 4) + 8 * g + 2 * (i % 4)) = make_float2(seen.o[n][i][e], seen.o[n][i][e + 2]);
+    }
   __syncthreads();
 }
 """,
-    (STATE, ATTEND_PAGES),
+    (STATE, ATTEND_PAGES, EXP2, MMA, MMA_FIRST, TURN_MATRIX),
 )

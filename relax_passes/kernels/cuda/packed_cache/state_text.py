@@ -65,7 +65,7 @@ struct AmxRecent {
   __device__ __forceinline__ half* key(int position, int e) const { return keys + position % NEWEST * D + e; }
   __device__ __forceinline__ half* value(int position, int e) const {
     const int slot = position % NEWEST;
-    return values + ((slot >> 4) * D + e) * 16 + (slot & 15);
+    return values + ((slot >> 4) * D + e) * 16 + 4 * (slot >> 1 & 3) + 2 * (slot >> 3 & 1) + (slot & 1);
   }
   __device__ __forceinline__ void put(int position, int e, half k, half v) const {
     *key(position, e) = k;
