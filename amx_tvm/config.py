@@ -47,10 +47,10 @@ class QuantizationConfig:
         Round queries, keys, attention weights and values to ``format`` too, as the paper does; only
         with "w4a4".
     kv_cache : str
-        What keys and values in a CPU's cache are: "float32", "float16" (half the memory), a format
+        What keys and values in the cache are: "float32", "float16" (half the memory), a format
         of few bits ("int8", "amxfp4", "amxfp4-e4m3", "nvfp4"; see ``relax_passes.cache_spec``), or
-        "auto": float16 with int8 activations where the target converts it by instruction, else
-        float32.
+        "auto": float16 on GPUs, and with int8 activations where a CPU converts it by instruction,
+        else float32.
     four_over_six : bool
         Choose each activation's scale so that the largest value becomes 6 or 4, whichever errs less
         (``amx_tvm.formats.four_over_six``); only with "w4a4", on CPUs.

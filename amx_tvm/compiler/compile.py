@@ -115,7 +115,7 @@ def compile(  # noqa: A001 - the verb that users know
         Round both inputs of QK^T and of PV to the format as well, as the paper does; needs
         activations "w4a4".
     kv_cache : str, optional
-        What keys and values are kept as: "float32", "float16", or on CPUs a format of few bits
+        What keys and values are kept as: "float32", "float16", or a format of few bits
         ("int8", "amxfp4", "amxfp4-e4m3", "nvfp4"); by default what is fastest without a loss.
     calibration : path, or inputs of a torch module, optional
         Text, other than what the result is tested on, by which the weights are rounded; for a

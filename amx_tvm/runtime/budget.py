@@ -66,6 +66,7 @@ def panel_bytes(manifest: Manifest) -> int:
     """Return the bytes a token of the context that a prompt's attention decodes few bits into.
 
     float32 keys and values of two heads: see ``relax_passes/kernels/cpu/packed_cache/prefill.py``.
+    GPUs decode into shared memory.
     """
     cache = manifest.kv_cache
     return 2 * 2 * 4 * int(cache["head_dim"]) if "packed" in cache else 0
@@ -135,7 +136,9 @@ def fit(
     )
 
 
-def require_device(manifest: Manifest, free: int, tokens: int, chunk: int) -> None:
+def require_device(
+    manifest: Manifest, free: int, tokens: int, chunk: int, sequences: int = 1
+) -> None:
     """Refuse a model that a GPU's free memory does not hold, before anything is loaded.
 
     Parameters
@@ -148,6 +151,8 @@ def require_device(manifest: Manifest, free: int, tokens: int, chunk: int) -> No
         Of the KV cache.
     chunk : int
         Tokens of a prefill chunk.
+    sequences : int
+        Most sequences at once.
 
     Raises
     ------
@@ -157,6 +162,7 @@ def require_device(manifest: Manifest, free: int, tokens: int, chunk: int) -> No
     weights = sum(shard.bytes for shard in manifest.parameters.shards)
     working = DEVICE_BYTES + working_bytes(manifest, chunk)
     working += ROWS * 4 * int(manifest.model["vocab_size"])
+    working += sequences * sequence_bytes(manifest)
     fixed, token = weights + manifest.library.bytes + working, kv_bytes(manifest)
     if fixed + tokens * token <= free:
         return

@@ -85,9 +85,9 @@ def load(
     manifest = verify_artifact(root, verify, installed_versions(), device, require_signature)
     threads = set_threads(threads)
     chunk = int(manifest.kv_cache.get("prefill_chunk", DEFAULT_CHUNK))
+    sequences = max_sequences if isinstance(max_sequences, int) else 1  # the engine's to refuse
     if max_memory is not None and manifest.kind == "causal_lm":
         limit = budget.parse_size(max_memory)
-        sequences = max_sequences if isinstance(max_sequences, int) else 1  # the engine's to refuse
         context_length, chunk = budget.fit(manifest, limit, context_length, sequences=sequences)
         memory = "map"
     target = manifest.target
@@ -108,7 +108,7 @@ def load(
         usual = min(int(manifest.model["context_length"]), DEFAULT_CONTEXT)
         # what is no number is the engine's to refuse
         tokens = next((n for n in (kv_tokens, context_length) if isinstance(n, int)), usual)
-        budget.require_device(manifest, free, tokens, chunk)
+        budget.require_device(manifest, free, tokens, chunk, sequences)
     return Engine(
         root,
         manifest,

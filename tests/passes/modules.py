@@ -113,7 +113,7 @@ class Loops:
 
 def shape(layers=2, window=0, vocab=64, **more):
     """Return the shape of a small model."""
-    return DecoderConfig(
+    made = DecoderConfig(
         family="llama",
         vocab_size=vocab,
         hidden_size=64,
@@ -128,8 +128,8 @@ def shape(layers=2, window=0, vocab=64, **more):
         rotary_dim=4,
         layer_kinds=(FULL, SLIDING)[:layers] if window else (),
         sliding_window=window,
-        **more,
     )
+    return replace(made, **more)
 
 
 def embedder():

@@ -11,6 +11,8 @@ from tvm import relax  # noqa: E402
 from amx_tvm.config import QuantizationConfig  # noqa: E402
 from amx_tvm.targets import resolve  # noqa: E402
 from relax_passes import pipeline  # noqa: E402
+from relax_passes.attention_spec import PLAIN, CacheStorage  # noqa: E402
+from relax_passes.cache_spec import CacheSpec  # noqa: E402
 from relax_passes.rewriting import relax_functions  # noqa: E402
 from tests.passes.modules import decoder  # noqa: E402
 
@@ -28,16 +30,31 @@ PARAMETERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def lowered():
+def lower(storage=PLAIN, **more):
     target = resolve("cuda:sm_90a")
     policy = QuantizationConfig.parse("amxfp4").resolve("cuda")
-    return pipeline.run(decoder(LAYERS), target.tvm, policy, target.layout)
+    module = decoder(LAYERS, **more)
+    return pipeline.run(module, target.tvm, policy, target.layout, storage=storage)
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    return lower()
+
+
+@pytest.fixture(scope="module")
+def few():
+    """The model with keys and values in few bits."""
+    return lower(CacheStorage(packed=CacheSpec("amxfp4")), head_dim=64)
 
 
 @pytest.fixture(scope="module")
 def planned(lowered):
-    """What memory planning and graphs make of it: printed functions by name."""
+    return plan(lowered)
+
+
+def plan(lowered):
+    """What memory planning and graphs make of a module: printed functions by name."""
     target = resolve("cuda:sm_90a").tvm
     with target, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
         for one in pipeline.final_passes(target):
@@ -76,3 +93,19 @@ def test_a_step_of_many_begins_with_a_plan(planned):
     assert begun.count("attention_plan") == 1 and "run_or_capture" not in begun
     assert "attention_plan" not in planned["decode_each"]
     assert "attention_plan" in planned["forward_each_cuda_graph_capture"]
+
+
+def test_few_bits_are_told_in_a_tensor(few):
+    """The same functions; no object of TVM's is asked, and all layers of a step are one graph."""
+    assert {g.name_hint: [p.name for p in f.params] for g, f in relax_functions(few)} == PARAMETERS
+    made = few["create_kv_cache"].ret_ty.fields
+    assert [str(t.dtype) for t in made] == ["int32", "uint8", "float16", "int32", "int32"]
+    printed = plan(few)
+    assert not any("attention_with_fused_qkv" in text for text in printed.values())
+    for name in ("forward_one", "decode_one", "forward_each", "decode_each"):
+        captured = printed[f"{name}_cuda_graph_capture"]
+        assert captured.count("attention_batch") == LAYERS and "attention_plan" not in captured
+        assert ("attention_plan" in printed[name]) == name.startswith("forward")
+    for name in ("begin_one", "begin_each"):
+        assert printed[name].count("attention_plan") == 1
+    assert printed["forward"].count("attention_prefill") == LAYERS
