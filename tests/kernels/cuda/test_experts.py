@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,6 +226,30 @@ def test_products_compile(arch, more):
     assert found == ({"listed"} if "listed" in more else many)
     assert any("amx_tile_wgmma_" in b for b in bodies) == (arch == "sm_90a" and not more)
     assert any("amx_gather_x<" in b for b in bodies) == ("gathered" in more)
+
+
+@needs_nvcc
+def test_all_blocks_of_one_row_are_resident_at_once():
+    """gpt-oss's products, Qwen3's and Mixtral's second one: by the registers that ptxas took."""
+    oss = {"experts": 32, "chosen": 4}
+    given = {
+        "oss_up": LinearSpec("mxfp4", 5760, 2880, m=4, gathered=4, **oss, **GATE),
+        "oss_down": LinearSpec("mxfp4", 2880, 2880, m=1, joined=True, bias=True, **oss),
+        "qwen_up": LinearSpec(
+            "amxfp4", 1536, 2048, m=8, gathered=8, experts=128, chosen=8, silu_mul=True
+        ),
+        "mixtral_down": LinearSpec("amxfp4", 4096, 14336, m=1, experts=8, chosen=2, joined=True),
+    }
+    facts = gpu("sm_90a")
+    specs = {k: replace(s, activation=FLOAT16, out_dtype="float16") for k, s in given.items()}
+    functions = {k: function.build(s, facts, dependent=True) for k, s in specs.items()}
+    used = compile_functions(functions, "sm_90a").resources()
+    for name, spec in specs.items():
+        (bucket,) = function.buckets_of(spec, facts)
+        knobs = bucket.knobs
+        blocks = spec.tiles // knobs.tiles * (spec.m or 1)
+        registers = -(-used[f"{name}_kernel"].registers // 8) * 8 * 32 * knobs.warps
+        assert blocks <= 65536 // registers * facts.multiprocessors, (name, knobs)
 
 
 def test_what_has_no_kernel_is_refused():

@@ -38,6 +38,7 @@ from .tile_plan import TileKnobs
 # On an H200 eight rows read gpt-oss-20b's experts at 4.0 TB/s and sixteen, which want every weight
 # scaled, at 2.1: up to 12 rows of an expert, two items of eight take no longer than one of sixteen.
 FEW = ((4, 1.0), (8, 12.0))
+_REGISTERS = 65536  # of a multiprocessor
 MANY = ((32, 20.0), (64, 44.0), (128, 100.0), (256, None))
 
 
@@ -140,13 +141,14 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
     """Return knobs for rows that are an expert's alone.
 
     Where blocks are few for the GPU, all of K is requested in as few rounds as eight loads a lane
-    allow, by warps that leave next to none of their loads without columns.
+    allow, by warps that leave next to none of their loads without columns, and by blocks that are
+    resident all at once: what waits for others to end waits for memory once more.
     """
     knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, 1, gpu)
     blocks = shape.tiles(spec.n) * busy // knobs.tiles
     columns = shape.units(spec.k) * shape.unit
     alone = blocks <= 2 * gpu.multiprocessors  # few share a multiprocessor
-    most = 16384 if alone else 4096
+    most = 32768 if alone else 4096
     if blocks >= 8 * gpu.multiprocessors or columns > most or not shape.group:
         return knobs
     best: tuple = ()
@@ -155,11 +157,13 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
         if columns % chunk:
             continue
         chunks, loads = columns // chunk, chunk // shape.unit
+        used = 32 * (96 if spec.joined or diagonal < 8 else 80)  # registers, about, of a warp
         for batch in range(1, max(1, 8 // (loads * knobs.tiles)) + 1):
             for warps in range(2, 17 if alone else 9):
                 rounds = -(-chunks // (warps * batch))
                 waste = rounds * warps * batch / chunks
-                rank = (waste > 1.1, rounds, waste, warps)
+                resident = _REGISTERS // (used * warps) * gpu.multiprocessors
+                rank = (waste > 1.1, -(-blocks // max(1, resident)), rounds, waste, warps)
                 if not best or rank < best[0]:
                     best = (rank, warps, batch * loads, diagonal)
         break
