@@ -21,7 +21,7 @@ from amx_tvm.runtime.inputs import Vector
 from amx_tvm.runtime.kv import KVCache
 from amx_tvm.runtime.vm import VirtualMachine
 
-FEW = 16  # rows that an artifact's function ``forward_few`` takes at most
+FEW = 24  # rows that an artifact's function ``forward_some`` takes at most
 
 
 class Model:
@@ -110,8 +110,9 @@ class Model:
         picks: list[int] | None = None
         if each and count == 1:
             name = key = "forward_one"
-        elif count <= FEW and (each or count == asked) and "forward_few" in self._names:
-            name = key = "forward_few"
+        elif count <= FEW and "forward_some" in self._names:
+            name = key = "forward_some"
+            picks = last_rows(lengths, wanted)
         elif each and "begin_each" in self._names and count <= ROWS:
             size = padded(count)  # one of those that have a graph
             name, key = "forward_each", f"forward_each {size}"

@@ -49,6 +49,7 @@ class Request:
         or None for all of them. It may have a method ``take``: given these tokens and one more,
         it goes on with that one where it may come next and returns whether it does. A greedy
         request asks it for the most likely token, which is less work than all that are allowed.
+        And ``begin``: given these tokens, it begins with what it will be asked for behind them.
     on_tokens, on_text, on_finish, on_error : callable, optional
         Called on the engine's thread: with the list of new tokens of a step; with text that is
         certain; with the GenerationResult; with the exception that ended it. Each request ends
@@ -95,6 +96,8 @@ class Run:
         self._stops = StopFilter(limits.stop)
         likeliest = request.sampling.likeliest
         self._goes_on = getattr(request.mask, "take", None) if likeliest else None
+        self._begin = getattr(request.mask, "begin", None)
+        self._looked: int | None = None  # the most likely token where it may be taken, else -1
         self._started = time.perf_counter()
 
     def on_device(self, clusters: bool) -> bool:
@@ -129,20 +132,35 @@ class Run:
 
     def take(self, logits: np.ndarray) -> str:
         """Choose a token from logits [vocab] and return the text that can be shown now."""
-        token = int(np.argmax(logits)) if self._goes_on is not None else -1
-        if token < 0 or not self._may_take(token, logits):
+        token = -1
+        if self._goes_on is not None:
+            token, self._looked = self.look(logits), None
+        if token < 0:
             token = self._sampler(logits, *self._allowed())
         if self._logprobs is not None:
             self.result.logprobs.append(logprobs(logits, token, self._logprobs))
         return self._add(token)
 
-    def _may_take(self, token: int, logits: np.ndarray) -> bool:
-        """Whether the most likely token is allowed, and so the one to take."""
-        made = self.result.token_ids
-        if len(made) < self._least or not np.isfinite(logits[token]):
-            return False
-        assert self._goes_on is not None
-        return self._goes_on(made, token)
+    def look(self, logits: np.ndarray) -> int:
+        """Return the most likely token where a mask lets it be taken; -1 where all are asked for.
+
+        `take` does so too. Whoever has several requests calls this for all of them first: what
+        their masks begin here is done while others take theirs.
+        """
+        if self._goes_on is None:
+            return -1
+        if self._looked is None:
+            made, token = self.result.token_ids, int(np.argmax(logits))
+            fine = len(made) >= self._least and np.isfinite(logits[token])
+            self._looked = token if fine and self._goes_on(made, token) else -1
+            if self._looked < 0 and self._begin is not None:
+                self._begin(made)
+        return self._looked
+
+    @property
+    def waits(self) -> bool:
+        """Whether `look` has begun something."""
+        return self._looked == -1
 
     def accept(self, chosen: int | TokenLogprobs) -> str:
         """Take a token that was chosen elsewhere, and return the text that can be shown now."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,7 @@ class Scheduler:
     max_sequences : int
         Most requests under way.
     prefill_rows : int, optional
-        Most tokens of prompts for each step of those that decode, by default as many as a step
-        takes. The fewer, the shorter they wait.
+        Most tokens of prompts for each step of those that decode; by default as many as it takes.
     prefixes : Prefixes, optional
         Where sequences of ended requests stay, for those that begin like them.
 
@@ -170,8 +170,7 @@ class Scheduler:
 
     def _forward(self, parts: list[tuple[Handle, int]]) -> None:
         """Run a step and give the requests their logits."""
-        sequences, lengths, tokens, wanted = [], [], [], []
-        start = 0.0
+        sequences, lengths, tokens, wanted, start = [], [], [], [], 0.0
         for handle, count in parts:
             sequence = handle.sequence
             sequences.append(sequence.handle)
@@ -188,11 +187,8 @@ class Scheduler:
                 start = start or time.perf_counter()
         given = self._given(parts, tokens) if self._model.long_after else tokens
         logits = self._model.forward(self._cache, sequences, lengths, given, wanted)
-        row = first = 0
+        first, asked = 0, list[tuple[Handle, np.ndarray]]()
         for (handle, count), wants in zip(parts, wanted, strict=True):
-            if handle.sequence is None:  # a callback of this step has cancelled it
-                first, row = first + count, row + wants
-                continue
             handle.sequence.tokens += tokens[first : first + count]
             first += count
             if not handle.result.token_ids:
@@ -200,8 +196,12 @@ class Scheduler:
                 timings.prefill_tokens += count
                 timings.prefill_s += time.perf_counter() - start
             if wants:
-                self._take(handle, logits[row])
-                row += 1
+                asked.append((handle, logits[len(asked)]))
+                with suppress(Exception):  # taking it raises the same, of this request alone
+                    handle.run.look(asked[-1][1])
+        for handle, own in sorted(asked, key=lambda one: one[0].run.waits):
+            if handle.sequence is not None:  # no callback of this step has cancelled it
+                self._take(handle, own)
 
     @staticmethod
     def _given(parts: list[tuple[Handle, int]], tokens: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -59,6 +60,7 @@ class Forms:
         self._vocabulary = int(engine.manifest.model["vocab_size"])
         self._compiling = asyncio.Semaphore(_AT_ONCE)
         self._kept: OrderedDict[str, Matcher] = OrderedDict()
+        self._beside = ThreadPoolExecutor(1, "masks")  # which starts its thread when it has work
 
     async def compile(self, form: Form) -> Matcher:
         """Return the matcher of a form; ApiError 400 where it is none that can be held.
@@ -102,7 +104,7 @@ class Forms:
         except ValueError as error:
             raise _refused(form, str(error)) from None
         matcher = make(self._tokenizer, grammar, log_level=0)
-        made = Matcher(matcher, self._vocabulary, form)
+        made = Matcher(matcher, self._vocabulary, form, self._beside)
         if not matcher.is_error() and not made.mask()([]).any():
             raise ApiError(400, f"{form.param} allows no answer at all", form.param)
         if matcher.is_error():
@@ -113,8 +115,11 @@ class Forms:
 class Matcher:
     """A compiled form, not begun."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, form: Form):
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocabulary: int, form: Form, beside: Executor
+    ):
         self._matcher, self._vocabulary, self._form = matcher, vocabulary, form
+        self._beside = beside
 
     def mask(self) -> Mask:
         """Return what the sampler asks before each token of one answer.
@@ -122,7 +127,7 @@ class Matcher:
         It raises ApiError 400 where the form asks for more work than llguidance does.
         """
         refused = partial(_refused, self._form)
-        return Mask(self._matcher.deep_copy(), self._vocabulary, refused, self._form)
+        return Mask(self._matcher.deep_copy(), self._vocabulary, refused, self._form, self._beside)
 
 
 def embedded(schema: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import llguidance
@@ -26,6 +26,8 @@ class Mask:
         Makes the error that a form raises which asks for more work than llguidance does.
     form : object
         Of what it is the mask.
+    beside : Executor
+        Where a mask is computed beside the engine's thread.
     """
 
     def __init__(
@@ -34,26 +36,37 @@ class Mask:
         vocabulary: int,
         refused: Callable[[str], Exception],
         form: Any,
+        beside: Executor,
     ):
-        self.form = form
+        self.form, self._beside = form, beside
         self._matcher, self._vocabulary, self._refused = matcher, vocabulary, refused
         self._words: np.ndarray | None = None  # int32 [1, vocab / 32], a bit a token
         self._seen = 0  # tokens that the matcher, and so the words, stand behind
         self._ended = False  # whether the end of the text is among them
-        self._ahead: Future[None] | None = None
+        self._ahead: Future[Any] | None = None
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
         """Return bool [vocab] for the token behind these; behind the form's end there is none."""
         self._catch_up(tokens)
         if self._ended or self._matcher.stop_reason() == _END:
             return np.zeros(self._vocabulary, bool)
-        if self._words is None:
-            self._words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
-            llguidance.numpy.fill_next_token_bitmask(self._matcher, self._words)
+        words = self._words if self._words is not None else self._compute()
         if self._matcher.is_error():
             raise self._refused(self._matcher.get_error())
-        bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary].view(bool)
+
+    def begin(self, tokens: list[int]) -> None:
+        """Compute what is asked for behind these tokens on another core."""
+        self._catch_up(tokens)
+        if not self._ended and self._words is None:
+            self._ahead = self._beside.submit(self._compute)
+
+    def _compute(self) -> np.ndarray:
+        words = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, words)
+        self._words = words
+        return words
 
     def take(self, tokens: list[int], token: int) -> bool:
         """Go on with a token behind these where the form allows it; return whether it does.

@@ -21,6 +21,7 @@ _SLOWER = 2.8  # times of a quiet step that come between two tokens while there 
 _LADDER = tuple(n << i for i in range(10) for n in (12, 16))  # rows of a chunk, at most a step's
 _START = 16  # tokens of an answer's start
 _WEIGHT = 0.2  # of the newest measurement
+_SLOW = 1.25  # times what is known that a measurement counts at most
 
 
 class Pace:
@@ -46,7 +47,8 @@ class Pace:
         if decoding and not rows:
             times = self._behind if self._chunk else self._quiet
             known = times.get(decoding, seconds)
-            times[decoding] = known + _WEIGHT * (seconds - known)
+            # A step that the machine held up says little: it counts as a somewhat slower one.
+            times[decoding] = known + _WEIGHT * (min(seconds, _SLOW * known) - known)
         elif rows >= self._ladder[self._rung] and self._decoding:
             self._learn(rows, seconds, 0 if decoding else self._decoding)
         self._chunk = rows > 0

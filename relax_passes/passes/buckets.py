@@ -2,13 +2,14 @@
 
     forward(input_ids [rows], logit_positions [picks], cache, weights...) -> logits [picks, vocab]
 
-runs any mix of sequences and picks the rows whose logits are wanted. Its buckets return the logits
-of all rows:
+runs any mix of sequences and picks the rows whose logits are wanted. Its buckets:
 
     forward_one    one row
-    forward_few    at most 16 rows, of any sequences     CPUs: chains of linears are one kernel
+    forward_some   at most 24 rows, of any sequences     CPUs: chains of linears are one kernel
     forward_each   the next token of each of at most     GPUs: one attention kernel a layer
                    256 sequences
+
+All but the second return the logits of all rows, and have no ``logit_positions``.
 
 The attribute `ROWS` says the most rows of a function that has a bound, `EACH` that every row is the
 next token of a sequence of its own.
@@ -33,16 +34,29 @@ FORWARD, POSITIONS = "forward", "logit_positions"
 
 @dataclass(frozen=True)
 class Bucket:
-    """A function for some numbers of rows: the most, and whether each is a sequence's next."""
+    """A function for some numbers of rows.
+
+    Attributes
+    ----------
+    name : str
+        Of the function.
+    rows : int
+        The most.
+    each : bool
+        Whether each is the next one of a sequence of its own.
+    picks : bool
+        Whether some may be picked; all are otherwise.
+    """
 
     name: str
     rows: int
     each: bool
+    picks: bool = False
 
 
 ONE, EACH_NAME = Bucket("forward_one", 1, True), "forward_each"
 BUCKETS = {
-    "llvm": (ONE, Bucket("forward_few", MOST_ROWS, False)),
+    "llvm": (ONE, Bucket("forward_some", MOST_ROWS, False, picks=True)),
     "cuda": (ONE, Bucket(EACH_NAME, MOST_SEQUENCES, True)),
 }
 
@@ -67,20 +81,20 @@ def make_buckets(target: Any) -> tvm.transform.Pass:
 
 
 def narrowed(function: relax.Function, bucket: Bucket) -> relax.Function:
-    """Return the function of a bucket: without the choice of rows, and with its number of rows."""
+    """Return the function of a bucket: with its number of rows, without a choice it has not."""
     given = {p.name: p for p in function.params}
     picked = given[POSITIONS]
     (rows,) = given["input_ids"].ty.shape.values
 
     def rule(ctx: Context, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
-        if is_op(value, "relax.take") and value.args[1].same_as(picked):
+        if not bucket.picks and is_op(value, "relax.take") and value.args[1].same_as(picked):
             ctx.replace(var, value.args[0])
         return None
 
     function = drop_dead(Context(relax.BlockBuilder(), function).run(rule))
-    inputs = num_inputs(function)
+    inputs = num_inputs(function) - (not bucket.picks)
     function = relax.Function(
-        [p for p in function.params if not p.same_as(picked)],
+        [p for p in function.params if bucket.picks or not p.same_as(picked)],
         function.body,
         function.ret_ty,
         is_pure=function.is_pure,
@@ -88,7 +102,7 @@ def narrowed(function: relax.Function, bucket: Bucket) -> relax.Function:
     )
     if bucket.rows == 1:
         function = function.bind_symbolic_vars({rows: tirx.const(1, "int64")})
-    function = copy_with_new_vars(function).with_attr("num_input", inputs - 1)
+    function = copy_with_new_vars(function).with_attr("num_input", inputs)
     function = function.with_attr("global_symbol", bucket.name)
     function = function.with_attr(ROWS, bucket.rows)
     return function.with_attr(EACH, 1) if bucket.each else function

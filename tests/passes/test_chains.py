@@ -104,15 +104,15 @@ def test_the_runtime_knows_how_many_rows_are_few():
 
 def test_only_functions_of_a_few_rows_have_chains():
     module = pipeline.run(
-        network({"forward_one": 1, "forward_few": "few", "forward": "m"}),
+        network({"forward_one": 1, "forward_some": "few", "forward": "m"}),
         TARGET,
         Policy("amxfp4", INT8),
         "tile16x32",
     )
-    names = {name: _calls(module[name]) for name in ("forward_one", "forward_few", "forward")}
-    assert names["forward_one"] == names["forward_few"] == BLOCKS and names["forward"] == 0
+    names = {name: _calls(module[name]) for name in ("forward_one", "forward_some", "forward")}
+    assert names["forward_one"] == names["forward_some"] == BLOCKS and names["forward"] == 0
     kernels = chosen_kernels(legalize.kernels_of(module))
-    assert {str(k.spec.rows) for k in kernels if k.chain} == {"M = 1", "M <= 16"}
+    assert {str(k.spec.rows) for k in kernels if k.chain} == {"M = 1", f"M <= {MOST_ROWS}"}
 
 
 def _calls(function):
@@ -122,7 +122,7 @@ def _calls(function):
 @pytest.mark.parametrize("early", [False, True])
 def test_chains_compute_the_same(early):
     rng = np.random.default_rng(0)
-    module = network({"forward_one": 1, "forward_few": "few", "forward": "m"}, early=early)
+    module = network({"forward_one": 1, "forward_some": "few", "forward": "m"}, early=early)
     arrays = {
         f"{i}.{n}": rng.standard_normal(s).astype(np.float32) / 8
         for i in range(BLOCKS)
@@ -134,7 +134,7 @@ def test_chains_compute_the_same(early):
     made = dict(parameters(order, plans.read(module), Materializer(Weights(arrays))))
     weights = tuple(tvm.runtime.tensor(made[n]) for n in order)
     vm = relax.VirtualMachine(pipeline.build(module, TARGET), tvm.cpu())
-    for name, m in (("forward_one", 1), ("forward_few", 3), ("forward_few", 16)):
+    for name, m in (("forward_one", 1), ("forward_some", 3), ("forward_some", MOST_ROWS)):
         x = tvm.runtime.tensor(rng.standard_normal((m, WIDTH)).astype(np.float32))
         want = vm["forward"](x, weights).numpy()
         np.testing.assert_allclose(vm[name](x, weights).numpy(), want, rtol=1e-6, atol=1e-6)

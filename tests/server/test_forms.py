@@ -67,7 +67,7 @@ class Counted:
     def __init__(self, mask, quick):
         self._mask = mask
         if quick:
-            self.take = mask.take
+            self.take, self.begin = mask.take, mask.begin
 
     def __call__(self, tokens):
         self.count += 1

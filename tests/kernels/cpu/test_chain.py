@@ -109,7 +109,7 @@ def test_a_few_rows():
     case = Layer(layer())
     for m in FEW:
         case.check(m)
-    with pytest.raises(Exception, match="at most 16 rows"):
+    with pytest.raises(Exception, match=f"at most {MOST_ROWS} rows"):
         case.got(MOST_ROWS + 1, *case.inputs(MOST_ROWS + 1))
 
 
