@@ -68,11 +68,11 @@ def test_training_starts_at_the_given_codes(name):
             np.testing.assert_array_equal(stored.scales[scale], start[weight].scales[scale])
 
 
-@pytest.mark.parametrize("quantization", ["amxfp4-w4a4", "amxfp4-e4m3-tensor-w4a4-46"])
+@pytest.mark.parametrize("quantization", ["amxfp4-w4a4"])
 def test_training_comes_closer_to_the_float_model(quantization):
     """Judged by another computation, on text that was not trained on."""
     source = TinySource()
-    step = Train(batch=16, at_once=16, epochs=2, rate=3e-3, scale_rate=3e-3)
+    step = Train(batch=16, at_once=8, rate=3e-3, scale_rate=3e-3)
     ids = text(640, 0)
     before = calibrate(source, quantization, ids[:24], Recipe("start", START))
     after = calibrate(source, quantization, ids, Recipe("train", (*START, step)))
