@@ -15,7 +15,7 @@ from cuda_compiled import cuda_text  # noqa: E402
 
 from amx_tvm import formats  # noqa: E402
 from amx_tvm.compiler.weights import interleaved_rows  # noqa: E402
-from amx_tvm.formats import packing  # noqa: E402
+from amx_tvm.formats import cuda_layout, packing  # noqa: E402
 from amx_tvm.formats.data import Quantized  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.activation import FLOAT16  # noqa: E402
@@ -66,19 +66,22 @@ extern "C" void run({declared}) {{
 
 def stack(spec: LinearSpec, rng):
     """Weights and biases of all experts: as the kernel gets them, and dense."""
-    fmt = formats.get(spec.format)
-    weight = (rng.standard_normal((spec.experts * spec.n, K)) * 0.1).astype(np.float32)
-    quantized = fmt.quantize(weight)
-    bias = rng.standard_normal(spec.experts * spec.n).astype(np.float32)
-    dense, stored = fmt.dequantize(quantized).reshape(spec.experts, spec.n, K), bias
-    if spec.silu_mul:
-        order = interleaved_rows(spec.experts * spec.n, 16, spec.experts)
+    rows = spec.experts * spec.n
+    order = interleaved_rows(rows, 16, spec.experts) if spec.silu_mul else np.arange(rows)
+    weight = (rng.standard_normal((rows, K)) * 0.1).astype(np.float16)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    if spec.format == "none":
+        dense, packed = weight, cuda_layout.pack_float16(weight[order])
+    else:
+        fmt = formats.get(spec.format)
+        quantized = fmt.quantize(weight.astype(np.float32))
+        dense = fmt.dequantize(quantized)
         scales = {n: s[order] for n, s in quantized.scales.items()}
         quantized = Quantized(quantized.codes[order], scales, fmt, quantized.tensor_scale)
-        stored = bias[order]
-    packed = packing.pack(spec.format, quantized, "cuda-fragment")
-    arrays = {n.removeprefix("w_"): a for n, a in packed.items()} | {"bias": stored}
-    return arrays, dense.astype(np.float64), bias.reshape(spec.experts, -1)
+        packed = packing.pack(spec.format, quantized, "cuda-fragment")
+    arrays = {n.removeprefix("w_"): a for n, a in packed.items()} | {"bias": bias[order]}
+    shape = (spec.experts, spec.n, K)
+    return arrays, dense.reshape(shape).astype(np.float64), bias.reshape(spec.experts, -1)
 
 
 def clamped(y, alpha: float = 1.702):
@@ -88,7 +91,7 @@ def clamped(y, alpha: float = 1.702):
 
 
 @pytest.mark.parametrize("over_all", [True, False])
-@pytest.mark.parametrize("name", ["mxfp4", "amxfp4"])
+@pytest.mark.parametrize("name", ["mxfp4", "amxfp4", "none"])
 def test_a_row_whose_experts_the_products_choose(name, over_all, tmp_path):
     """The first times its shares, the second their sum; units of one expert beside another's."""
     experts, chosen, rng = 70, 4, np.random.default_rng(6)
