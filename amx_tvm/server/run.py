@@ -121,16 +121,22 @@ class _Front:
 
 
 def serve(engine: Engine | EmbeddingEngine, settings: Settings, address: Address) -> int:
-    """Serve an engine until SIGINT or SIGTERM; return the process's exit code."""
+    """Serve an engine until SIGINT or SIGTERM; return the process's exit code.
+
+    A language model on CPUs has a process of its own. On GPUs the engine's Python is hidden behind
+    steps that the device has ahead, and a driver's state does not pass a fork.
+    """
     front = _Front(settings, address)
-    if isinstance(engine, Engine):
+    apart = isinstance(engine, Engine) and engine.manifest.target.device == "cpu"
+    if apart:
         _ = engine.tokenizer  # both processes have it
     gc.collect()  # what is there stays: collections that look at all of it hold streams up
     gc.freeze()
-    if not isinstance(engine, Engine):
+    if not apart:
         # uvicorn raises the signal that ended it once more when all is done: the code is ours.
         signal.signal(signal.SIGTERM, lambda *_: None)
         return front.run(engine)
+    assert isinstance(engine, Engine)
     own, other = socket.socketpair()
     child = os.fork()
     if child:
