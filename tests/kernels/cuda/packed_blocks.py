@@ -14,7 +14,7 @@ from packed_cache import WORK
 from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.attention_spec import AttentionSpec
 from relax_passes.cache_spec import CacheSpec
-from relax_passes.kernels.cuda.attention.kernels import _scale
+from relax_passes.kernels.cuda.attention.kernels import log2_scale
 from relax_passes.kernels.cuda.packed_cache import kernels, prefill_text
 from relax_passes.kernels.cuda.packed_cache.items import FEW_WARPS, Items
 from relax_passes.kernels.cuda.packed_cache.layout import layout_of
@@ -51,7 +51,7 @@ def library(specs: tuple[AttentionSpec, ...], spec: CacheSpec, folder: Path):
     put = re.search(r"amx_packed_store_amx_\w+", text)[0]
     sinks = "sinks, " if first.sinks else ""
     group, heads, kv = first.group, first.heads, first.kv_heads
-    scales = f"{_scale(first)!r}f, {float(first.soft_cap)!r}f"
+    scales = f"{log2_scale(first)!r}f, {float(first.soft_cap)!r}f"
     tile = f"{layout.numbers}, {layout.place}, {group}, {TOKENS}"
     shape = f"{layout.head_dim}, {spec.newest}, {spec.first}, {layout.place}"
     run = f"""

@@ -50,7 +50,8 @@ _WARPS = 8
 _LOG2E = 1.4426950408889634
 
 
-def _function(name: str, body: Callable[[], None], dependent: bool = False) -> tirx.PrimFunc:
+def function(name: str, body: Callable[[], None], dependent: bool = False) -> tirx.PrimFunc:
+    """Build a scheduled function; ``body`` makes its arguments and kernels."""
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -67,12 +68,14 @@ def _rows():  # noqa: ANN202 - the extent, and the same as int32
     return rows, tirx.Cast("int32", rows)
 
 
-def _argument(name: str, *shape) -> tirx.Buffer:
+def argument(name: str, *shape) -> tirx.Buffer:
+    """Add a float16 argument of a shape."""
     return T.arg(name, T.Buffer(shape, "float16"))
 
 
-def _orders(extent) -> None:  # noqa: ANN001
-    _argument("token", extent, 1, TOKEN)
+def orders(extent) -> None:  # noqa: ANN001
+    """Add the argument `token`."""
+    argument("token", extent, 1, TOKEN)
 
 
 def _state() -> tirx.Expr:
@@ -83,17 +86,18 @@ def _extras(spec: AttentionSpec, names: tuple[str, ...] = EXTRAS) -> list:
     """Return the addresses of what a layer has of `extras`, of some names only."""
     sizes = {"sinks": spec.heads}
     found = [name for name in extras(spec) if name in names]
-    return [at(_argument(name, sizes.get(name, spec.head_dim)), 0) for name in found]
+    return [at(argument(name, sizes.get(name, spec.head_dim)), 0) for name in found]
 
 
-def _shared(floats: int) -> tirx.Buffer:
+def shared_memory(floats: int) -> tirx.Buffer:
     """Dynamic shared memory; a store to a last element, used by nobody, keeps its size."""
     shared = T.sblock_alloc_buffer((floats + 1,), "float32", scope="shared.dyn")
     T.buffer_store(shared, tirx.const(0.0, "float32"), [floats])
     return shared
 
 
-def _scale(spec: AttentionSpec) -> float:
+def log2_scale(spec: AttentionSpec) -> float:
+    """Return the factor on scores: in powers of two, unless they are bounded first."""
     return spec.scale if spec.soft_cap else spec.scale * _LOG2E
 
 
@@ -108,26 +112,26 @@ def _attention(
     d = spec.head_dim
 
     def body() -> None:
-        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
-        _orders(extent)
+        qkv = argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
+        orders(extent)
         state, more = _state(), _extras(spec)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, spec.heads, d)
+        out = argument("out", extent, spec.heads, d)
         zero = tirx.const(0, "int32")
         places = (at(qkv, zero, zero, zero), state, *more, at(out, zero, zero, zero))
-        scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
+        scales = (tirx.const(log2_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
         emit(*places, layer, *scales)
 
-    return _function(name, body, dependent)
+    return function(name, body, dependent)
 
 
-def _kernel(threads: list, floats: int, emit: Callable[..., None]) -> None:
+def kernel_of(threads: list, floats: int, emit: Callable[..., None]) -> None:
     """Emit one kernel; ``emit`` gets the address of its shared memory, and its threads."""
     with T.frame_scope(threads) as bound:
         with T.sblock("attention"):
             T.reads()
             T.writes()
-            emit(at(_shared(floats), tirx.const(0, "int32")), *bound)
+            emit(at(shared_memory(floats), tirx.const(0, "int32")), *bound)
 
 
 def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
@@ -172,7 +176,7 @@ def decode(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
         def one(shared: Any, head: Any, split: Any, *rest: Any) -> None:
             attend(shared, *given, head, split, *rest[-2:])
 
-        _kernel(threads, floats, one)
+        kernel_of(threads, floats, one)
 
     return _attention("attention_decode", spec, 1, emit, facts.clusters)
 
@@ -183,9 +187,9 @@ def plan(batches: Batches) -> tirx.PrimFunc:
 
     def body() -> None:
         rows = tirx.Var("m", "int64")
-        _orders(rows)
+        orders(rows)
         state = _state()
-        _argument("planned", rows, 1, TOKEN)
+        argument("planned", rows, 1, TOKEN)
         threads = [
             T.thread_binding(rows + 1, thread="blockIdx.x"),
             T.thread_binding(256, thread="threadIdx.x"),
@@ -196,7 +200,7 @@ def plan(batches: Batches) -> tirx.PrimFunc:
                 T.writes()
                 begin(state, tirx.Cast("int32", rows), tirx.Cast("int32", block), tid)
 
-    return _function(PLAN, body)
+    return function(PLAN, body)
 
 
 def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
@@ -216,7 +220,7 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
             with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", batches.resident(warps)):
                 attend(shared, *given, tirx.Cast("int32", number), head, warp, lane)
 
-        _kernel(threads, batch_text.shared_floats(spec, warps), one)
+        kernel_of(threads, batch_text.shared_floats(spec, warps), one)
 
     def emit(*given: Any) -> None:
         with T.If(rows <= batch_text.FEW):
@@ -245,11 +249,11 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
 
     def body() -> None:
         extent, rows = _rows()
-        qkv = _argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
-        _orders(extent)
+        qkv = argument("qkv", extent, spec.heads + 2 * spec.kv_heads, d)
+        orders(extent)
         state, weights = _state(), _extras(spec, NORMS)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        q = _argument("q", extent, spec.heads, stored)
+        q = argument("q", extent, spec.heads, stored)
         threads = [
             T.thread_binding(spec.heads + 2 * spec.kv_heads, thread="blockIdx.y"),
             T.thread_binding((rows + 15) // 16, thread="blockIdx.x"),
@@ -264,7 +268,7 @@ def store(spec: AttentionSpec, layers: int) -> tirx.PrimFunc:
                 given = (at(qkv, zero, zero, zero), state, *weights, at(q, zero, zero, zero))
                 put(*given, *place)
 
-    return _function("attention_store", body)
+    return function("attention_store", body)
 
 
 def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
@@ -276,13 +280,13 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
 
     def body() -> None:
         extent, rows = _rows()
-        q = _argument("q", extent, spec.heads, d)
-        _orders(extent)
+        q = argument("q", extent, spec.heads, d)
+        orders(extent)
         state = _state()
         none = [tirx.reinterpret("handle", tirx.const(0, "uint64"))]
         sinks = _extras(spec, ("sinks",)) or none
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", extent, spec.heads, spec.head_dim)
+        out = argument("out", extent, spec.heads, spec.head_dim)
         blocks = (rows + 63) // 64
         threads = [
             T.thread_binding(blocks, thread="blockIdx.y"),
@@ -296,14 +300,14 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
                 T.writes()
                 zero = tirx.const(0, "int32")
                 attend(
-                    at(_shared(prefill_text.shared_floats(d, tokens)), zero),
+                    at(shared_memory(prefill_text.shared_floats(d, tokens)), zero),
                     at(q, zero, zero, zero),
                     state,
                     *sinks,
                     at(out, zero, zero, zero),
                     layer,
                     tirx.const(layers, "int32"),
-                    tirx.const(_scale(spec), "float32"),
+                    tirx.const(log2_scale(spec), "float32"),
                     tirx.const(spec.soft_cap, "float32"),
                     tirx.const(spec.window, "int32"),
                     block,
@@ -313,4 +317,4 @@ def prefill(spec: AttentionSpec, layers: int, arch: str) -> tirx.PrimFunc:
                     lane,
                 )
 
-    return _function("attention_prefill", body)
+    return function("attention_prefill", body)

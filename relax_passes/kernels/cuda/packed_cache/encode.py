@@ -101,6 +101,10 @@ _PUT = Intrinsic(
 )
 
 
+def _f(value: float) -> tirx.Expr:
+    return tirx.const(value, "float32")
+
+
 def leave(layout: Layout, state: Any, row: Any, block: Any, warp: Any, lane: Any) -> None:
     """Round what leaves a sequence's newest tokens in one layer and head: a warp."""
     spec, pieces = layout.spec, layout.head_dim // PIECE
@@ -175,7 +179,7 @@ def encoded(layout: Layout, values: tirx.Buffer) -> tuple[list, Any]:
 
 
 def _largest(numbers: list, lanes: int) -> Any:
-    largest = r._f(0.0)
+    largest = _f(0.0)
     for number in numbers:
         largest = tirx.max(largest, number)
     return over_lanes(hold(largest), lanes, tirx.max)
@@ -183,13 +187,13 @@ def _largest(numbers: list, lanes: int) -> Any:
 
 def _divisor(scale: Any) -> Any:
     """What to divide by under a scale: infinity where it is 0, so that all becomes 0."""
-    infinity = r._f(float("inf"))
-    return hold(tirx.Select(tirx.EQ(scale, r._f(0.0)), infinity, scale))
+    infinity = _f(float("inf"))
+    return hold(tirx.Select(tirx.EQ(scale, _f(0.0)), infinity, scale))
 
 
 def _error(parts: list, scale: Any, lanes: int) -> Any:
     """Squared error of magnitudes of a group under a scale."""
-    divisor, total = _divisor(scale), r._f(0.0)
+    divisor, total = _divisor(scale), _f(0.0)
     for part in parts:
         difference = hold(r.e2m1(hold(part / divisor)) * scale - part)
         total = hold(total + difference * difference)
@@ -202,17 +206,15 @@ def _scale(fmt: Any, parts: list, lanes: int) -> Any:
     six = hold(r.scale_of(fmt, largest, None))
     if not fmt.four_over_six:
         return six
-    four = hold(r.scale_of(fmt, hold(largest * r._f(1.5)), None))
+    four = hold(r.scale_of(fmt, hold(largest * _f(1.5)), None))
     better = _error(parts, four, lanes) < _error(parts, six, lanes)
     return hold(tirx.Select(better, four, six))
 
 
 def _four(fmt: Any, values: list, lanes: int) -> tuple[list, Any]:
-    zero = r._f(0.0)
+    zero = _f(0.0)
     if len(fmt.scale_tensors) == 2:
-        signed = [
-            [hold(tirx.max(sign * v, zero)) for v in values] for sign in (r._f(1.0), r._f(-1.0))
-        ]
+        signed = [[hold(tirx.max(sign * v, zero)) for v in values] for sign in (_f(1.0), _f(-1.0))]
     else:
         signed = [[hold(tirx.abs(v)) for v in values]]
     found = [_scale(fmt, parts, lanes) for parts in signed]
@@ -235,18 +237,18 @@ def _four(fmt: Any, values: list, lanes: int) -> tuple[list, Any]:
 
 def _eight(_fmt: Any, values: list, lanes: int) -> tuple[list, Any]:
     largest = _largest([tirx.abs(v) for v in values], lanes)
-    step = hold(largest / r._f(float(LARGEST)))
-    half = tirx.Cast("float16", tirx.min(step, r._f(65504.0)))
+    step = hold(largest / _f(float(LARGEST)))
+    half = tirx.Cast("float16", tirx.min(step, _f(65504.0)))
     stored = hold(tirx.Cast("int32", tirx.reinterpret("uint16", half)))
     bits = tirx.reinterpret("float16", tirx.Cast("uint16", stored))
     divisor = _divisor(hold(tirx.Cast("float32", bits)))
     words = [tirx.const(0, "uint32"), tirx.const(0, "uint32")]
     for j, value in enumerate(values):
-        limit = r._f(float(LARGEST))
+        limit = _f(float(LARGEST))
         steps = hold(tirx.max(tirx.min(value / divisor, limit), -limit))
         # round_away of amx_tvm.formats.scales: nearest, ties away from zero
         nearest = float(scales.HALF)
-        away = hold(steps + tirx.Select(steps < r._f(0.0), r._f(-nearest), r._f(nearest)))
+        away = hold(steps + tirx.Select(steps < _f(0.0), _f(-nearest), _f(nearest)))
         code = tirx.Cast("uint32", tirx.Cast("int32", away) + BYTE_OFFSET)
         shift = tirx.const(8 * _BYTES[j % 4], "uint32")
         words[j // 4] = hold(words[j // 4] | tirx.shift_left(code, shift))

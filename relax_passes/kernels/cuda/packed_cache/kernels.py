@@ -23,12 +23,12 @@ from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.attention.config import TOKEN, frequencies
 from relax_passes.kernels.cuda.attention.kernels import (
     PLAN,
-    _argument,
-    _function,
-    _kernel,
-    _orders,
-    _scale,
-    _shared,
+    argument,
+    function,
+    kernel_of,
+    log2_scale,
+    orders,
+    shared_memory,
 )
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
@@ -45,7 +45,7 @@ def _state() -> tirx.Expr:
 
 
 def _sinks(spec: AttentionSpec) -> list:
-    return [at(_argument("sinks", spec.heads), 0)] if spec.sinks else []
+    return [at(argument("sinks", spec.heads), 0)] if spec.sinks else []
 
 
 def _first(buffer: tirx.Buffer) -> tirx.Expr:
@@ -77,7 +77,7 @@ def setup(layout: Layout) -> tirx.PrimFunc:
                 T.writes()
                 SETUP(state, *(_first(tensor) for tensor in tensors))
 
-    return _function("packed_setup", body)
+    return function("packed_setup", body)
 
 
 def begin(items: Items) -> tirx.PrimFunc:
@@ -87,10 +87,10 @@ def begin(items: Items) -> tirx.PrimFunc:
 
     def body() -> None:
         rows = tirx.Var("m", "int64")
-        _orders(rows)
+        orders(rows)
         state = _state()
         T.arg("told", T.Buffer((tirx.Var("n", "int64"),), "int32"))
-        _argument("planned", rows, 1, TOKEN)
+        argument("planned", rows, 1, TOKEN)
         blocks = _threads(
             (rows, "blockIdx.x"),
             (-(-heads // encode.WARPS), "blockIdx.y"),
@@ -108,7 +108,7 @@ def begin(items: Items) -> tirx.PrimFunc:
                 T.writes()
                 divide(state, tirx.Cast("int32", rows), tid)
 
-    return _function(PLAN, body)
+    return function(PLAN, body)
 
 
 def batch(spec: AttentionSpec, items: Items) -> tirx.PrimFunc:
@@ -129,15 +129,15 @@ def batch(spec: AttentionSpec, items: Items) -> tirx.PrimFunc:
             with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", items.resident(warps)):
                 attend(shared, *given, tirx.Cast("int32", number), head, warp, lane)
 
-        _kernel(threads, items.shared_floats(spec, warps), one)
+        kernel_of(threads, items.shared_floats(spec, warps), one)
 
     def body() -> None:
-        qkv = _argument("qkv", rows, spec.heads + 2 * spec.kv_heads, d)
-        _orders(rows)
+        qkv = argument("qkv", rows, spec.heads + 2 * spec.kv_heads, d)
+        orders(rows)
         state, sinks = _state(), _sinks(spec)
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", rows, spec.heads, d)
-        scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
+        out = argument("out", rows, spec.heads, d)
+        scales = (tirx.const(log2_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
         given = [_first(qkv), state, *sinks, _first(out), layer, *scales]
         with T.If(rows <= FEW):
             with T.Then():
@@ -145,7 +145,7 @@ def batch(spec: AttentionSpec, items: Items) -> tirx.PrimFunc:
             with T.Else():
                 kernel(WARPS, given)
 
-    return _function("attention_packed", body, items.gpu.clusters)
+    return function("attention_packed", body, items.gpu.clusters)
 
 
 def store(spec: AttentionSpec, layout: Layout) -> tirx.PrimFunc:
@@ -164,12 +164,12 @@ def store(spec: AttentionSpec, layout: Layout) -> tirx.PrimFunc:
 
     def body() -> None:
         rows = tirx.Var("m", "int64")
-        qkv = _argument("qkv", rows, spec.heads + 2 * spec.kv_heads, d)
-        _orders(rows)
+        qkv = argument("qkv", rows, spec.heads + 2 * spec.kv_heads, d)
+        orders(rows)
         state = _state()
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        q = _argument("q", rows, spec.heads, d)
-        k, v = (_first(_argument(name, rows, spec.kv_heads, d)) for name in "kv")
+        q = argument("q", rows, spec.heads, d)
+        k, v = (_first(argument(name, rows, spec.kv_heads, d)) for name in "kv")
         blocks = _threads((rows, "blockIdx.x"), (warps, "threadIdx.y"), (32, "threadIdx.x"))
         with T.frame_scope(blocks) as (row, warp, lane):
             with T.sblock("store"):
@@ -185,7 +185,7 @@ def store(spec: AttentionSpec, layout: Layout) -> tirx.PrimFunc:
                 item = tirx.Cast("int32", block) * 128 + tid
                 encode.round_rows(layout, state, k, v, layer, tirx.Cast("int32", rows), item)
 
-    return _function("attention_store", body)
+    return function("attention_store", body)
 
 
 def prefill(spec: AttentionSpec, layout: Layout, arch: str) -> tirx.PrimFunc:
@@ -207,13 +207,13 @@ def prefill(spec: AttentionSpec, layout: Layout, arch: str) -> tirx.PrimFunc:
 
     def body() -> None:
         rows = tirx.Var("m", "int64")
-        q = _argument("q", rows, spec.heads, d)
-        k, v = (_first(_argument(name, rows, spec.kv_heads, d)) for name in "kv")
-        _orders(rows)
+        q = argument("q", rows, spec.heads, d)
+        k, v = (_first(argument(name, rows, spec.kv_heads, d)) for name in "kv")
+        orders(rows)
         state = _state()
         sinks = _sinks(spec) or [tirx.reinterpret("handle", tirx.const(0, "uint64"))]
         layer = tirx.Cast("int32", T.arg("layer", T.int64()))
-        out = _argument("out", rows, spec.heads, d)
+        out = argument("out", rows, spec.heads, d)
         count = tirx.Cast("int32", rows)
         blocks = (count + 63) // 64
         threads = _threads(
@@ -226,8 +226,11 @@ def prefill(spec: AttentionSpec, layout: Layout, arch: str) -> tirx.PrimFunc:
             with T.sblock("attention"):
                 T.reads()
                 T.writes()
-                shared = at(_shared(prefill_text.shared_floats(d, tokens)), _ZERO)
-                scales = (tirx.const(_scale(spec), "float32"), tirx.const(spec.soft_cap, "float32"))
+                shared = at(shared_memory(prefill_text.shared_floats(d, tokens)), _ZERO)
+                scales = (
+                    tirx.const(log2_scale(spec), "float32"),
+                    tirx.const(spec.soft_cap, "float32"),
+                )
                 given = (shared, _first(q), k, v, state, *sinks, _first(out), layer, *scales)
                 attend(*given, tirx.const(spec.window, "int32"), block, blocks, head, warp, lane)
         threads = _threads(
@@ -239,7 +242,7 @@ def prefill(spec: AttentionSpec, layout: Layout, arch: str) -> tirx.PrimFunc:
                 T.writes()
                 remember(state, k, v, layer, row, count, kv, tid)
 
-    return _function("attention_prefill", body)
+    return function("attention_prefill", body)
 
 
 __all__ = ["FIELDS", "PLAN", "batch", "begin", "prefill", "setup", "store"]
