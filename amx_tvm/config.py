@@ -6,22 +6,30 @@ line take; the dataclass itself gives full control.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 
 import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
 from amx_tvm import formats
 from amx_tvm.errors import FormatError, TargetError
-from relax_passes.activation import FLOAT16, FLOAT32, INT8, four_bit
+from relax_passes.activation import E4M3, FLOAT16, FLOAT32, INT8, four_bit
 from relax_passes.cache_spec import FORMATS
 from relax_passes.policy import LinearPolicy
 
-W4A4_SUFFIX = "-w4a4"
+W4A4_SUFFIX, W4A8_SUFFIX = "-w4a4", "-w4a8"
 FOUR_OVER_SIX_SUFFIX = "-46"
 KV_CACHES = ("auto", "float32", "float16", *FORMATS)
-ACTIVATIONS = ("float32", "float16", "int8", "w4a4")
+ACTIVATIONS = ("float32", "float16", "int8", "w4a4", "w4a8")
 # What weights of more than four bits are multiplied with; "auto" until the device is known.
-WIDE = {"auto": FLOAT32, "float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "w4a4": INT8}
+WIDE = {
+    "auto": FLOAT32,
+    "float32": FLOAT32,
+    "float16": FLOAT16,
+    "int8": INT8,
+    "w4a4": INT8,
+    "w4a8": FLOAT16,
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,9 @@ class QuantizationConfig:
         Weight format of the linears: a name of ``amx_tvm.formats.names()`` or "none".
     activation : str
         "auto" (int8 on CPUs, the compute type on GPUs), "float32" (exact products: the strict
-        mode), "int8" (groups of 32, 16 bits in those with outliers), "float16" or "w4a4"
-        (inputs quantized to ``format`` as well).
+        mode), "int8" (groups of 32, 16 bits in those with outliers), "float16", "w4a4"
+        (inputs quantized to ``format`` as well) or "w4a8" (8 bits: int8 on CPUs; on GPUs that
+        multiply FP8 E4M3 with a scale a row, from 65 rows on).
     head : str
         Format of the LM head, and of the embedding table where the two are tied. The paper leaves
         them alone. "auto" is int8 (8.5 bits), lossless for a GGUF that stores them as Q8_0.
@@ -69,7 +78,8 @@ class QuantizationConfig:
     def parse(given: str | QuantizationConfig, strict: bool = False) -> QuantizationConfig:
         """Read a short name or take a config as it is.
 
-        Names are "amxfp4", "nvfp4-w4a4", "amxfp4-w4a4-46" (four over six), "none" and the like.
+        Names are "amxfp4", "nvfp4-w4a4", "amxfp4-w4a4-46" (four over six), "amxfp4-w4a8", "none"
+        and the like.
 
         Raises
         ------
@@ -84,10 +94,13 @@ class QuantizationConfig:
             better = given.endswith(FOUR_OVER_SIX_SUFFIX)
             name = given.removesuffix(FOUR_OVER_SIX_SUFFIX).removesuffix(W4A4_SUFFIX)
             config = QuantizationConfig(format=name, activation="w4a4", four_over_six=better)
+        elif given.endswith(W4A8_SUFFIX):
+            name = given.removesuffix(W4A8_SUFFIX)
+            config = QuantizationConfig(format=name, activation="w4a8")
         else:
             config = QuantizationConfig(format=given)
         if strict:
-            if config.activation == "w4a4":
+            if config.activation in ("w4a4", "w4a8"):
                 raise FormatError(
                     "strict mode computes with float32 activations and cannot be combined with "
                     f"{given!r}; drop strict or use {config.format!r}"
@@ -99,7 +112,7 @@ class QuantizationConfig:
             if name not in known:
                 raise FormatError(
                     f"unknown number format {name!r}; known are {', '.join(known)}, each 4-bit one "
-                    f"also as NAME{W4A4_SUFFIX}"
+                    f"also as NAME{W4A4_SUFFIX} and NAME{W4A8_SUFFIX}"
                 )
         if config.activation not in ("auto", *ACTIVATIONS):
             raise FormatError(
@@ -128,8 +141,15 @@ class QuantizationConfig:
         """Whether products are computed with unrounded float32 activations."""
         return self.activation == "float32"
 
-    def resolve(self, device: str) -> QuantizationConfig:
+    def resolve(self, device: str, architectures: Sequence[str] = ()) -> QuantizationConfig:
         """Replace "auto" by what the device's kernels compute with.
+
+        Parameters
+        ----------
+        device : str
+            "cpu" or "cuda".
+        architectures : sequence of str
+            The GPUs' of a CUDA target.
 
         Raises
         ------
@@ -142,11 +162,27 @@ class QuantizationConfig:
                 f"use {self.format}{W4A4_SUFFIX}"
             )
         activation, head = self.activation, self.head
+        if activation == "w4a8" and device == "cpu":
+            activation = "int8"
+        if activation == "w4a8":
+            self._check_fp8(architectures)
         if activation == "auto":
             activation = "int8" if device == "cpu" else "float16"
         if head == "auto":
             head = "int8"
         return replace(self, activation=activation, head=head)
+
+    def _check_fp8(self, architectures: Sequence[str]) -> None:
+        """Refuse GPUs without kernels that multiply FP8."""
+        from amx_tvm.targets.cuda.gpus import gpu
+
+        for found in map(gpu, architectures):
+            if not found.wgmma:
+                why = "has no kernels for it yet" if found.fp8 else "does not multiply FP8"
+                raise TargetError(
+                    f"{self.format}{W4A8_SUFFIX} multiplies FP8 on GPUs, and {found.arch} {why}; "
+                    f"compile for sm_90a, or use {self.format}"
+                )
 
     def linear(self, name: str) -> LinearPolicy:
         """Answer the passes: format and activation of the linear of this name.
@@ -174,6 +210,8 @@ class QuantizationConfig:
             return LinearPolicy()
         if self.activation == "w4a4" and formats.get(chosen).code_bits == 4:
             return LinearPolicy(chosen, four_bit(chosen, self.four_over_six))
+        if self.activation == "w4a8" and formats.get(chosen).code_bits == 4:
+            return LinearPolicy(chosen, E4M3)
         return LinearPolicy(chosen, WIDE[self.activation])
 
     def describe(self) -> dict:

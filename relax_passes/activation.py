@@ -6,6 +6,7 @@
     fp4:FORMAT[+46]       codes of a four-bit format, maybe with four over six's choice of scales
     fp4:...-outliers      the same, codes of both signs as one integer, in int8-outliers' form
     fake:FORMAT           the values that these codes stand for, in float16
+    e4m3                  bytes of E4M3 under one scale a row, beside x itself (CUDA)
 
 The text is for the command line, printed IR and the manifest; everywhere else it is an
 :class:`Activation`.
@@ -22,6 +23,7 @@ from amx_tvm.errors import FormatError
 if TYPE_CHECKING:
     from amx_tvm.formats.base import Format
 
+E4M3_ROWS = 65  # rows of x from which on E4M3 is multiplied, where a linear is for it
 GROUP = 32  # columns of x under one scale, and columns of W in one packed tile
 Buffers = tuple[tuple[str, tuple, str], ...]  # (name, shape after M, dtype) each
 
@@ -35,6 +37,7 @@ class Scheme(Enum):
     INTEGER = "int8"
     FOUR_BIT = "fp4"
     ROUNDED = "fake"
+    E4M3 = "e4m3"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Activation:
         """
         if text in ("float32", "float16"):
             return Activation(dtype=text)
+        if text == Scheme.E4M3.value:
+            return E4M3
         kind, colon, name = text.partition(":")
         if not colon and kind.removesuffix(_OUTLIERS) == Scheme.INTEGER.value:
             return Activation(Scheme.INTEGER, outliers=kind.endswith(_OUTLIERS))
@@ -85,7 +90,7 @@ class Activation:
             return replace(made, outliers=joined)
         raise FormatError(
             f"unknown activations {text!r}; known are float32, float16, int8, int8-outliers, "
-            "fp4:FORMAT, fp4:FORMAT+46, these two with -outliers, and fake:FORMAT"
+            "e4m3, fp4:FORMAT, fp4:FORMAT+46, these two with -outliers, and fake:FORMAT"
         )
 
     def __str__(self) -> str:
@@ -94,6 +99,8 @@ class Activation:
         second = _OUTLIERS if self.outliers else ""
         if self.scheme is Scheme.INTEGER:
             return self.scheme.value + second
+        if self.scheme is Scheme.E4M3:
+            return self.scheme.value
         better = _FOUR_OVER_SIX if self.four_over_six else ""
         return f"{self.scheme.value}:{self.format}{better}{second}"
 
@@ -131,10 +138,12 @@ class Activation:
 
         float32 (CPUs): groups of int8 codes that hold outliers get their second bytes. float16
         (CUDA): four-bit codes become the values that they stand for, and int8, which would save
-        nothing, x itself.
+        nothing, x itself. E4M3 is int8 on CPUs.
         """
         if self.exact:
             return self
+        if self.scheme is Scheme.E4M3:
+            return self if dtype == "float16" else OUTLIERS
         if dtype == "float32":
             return replace(self, outliers=self.integer)
         return rounded(self.format) if self.scheme is Scheme.FOUR_BIT else FLOAT16
@@ -148,12 +157,15 @@ class Activation:
         ``outliers`` (kernels/cpu/fp4_integers.py), else one array of codes for each term of the
         format (amxfp4: the values of either sign, apart), code = table[c] - offset as int8, and
         float32 scales that contain the term's factor, one a group of the format. ``sums`` adds
-        those of the codes under one scale.
+        those of the codes under one scale. E4M3 has bytes in the order of the products
+        (columns c and c + 8 of 16 take turns) and a scale a row.
         """
         if self.exact:
             return (("x", (k,), self.dtype),)
         if self.scheme is Scheme.ROUNDED:
             return (("x", (k,), "float16"),)
+        if self.scheme is Scheme.E4M3:
+            return (("x_codes", (k,), "uint8"), ("x_scales", (), "float32"))
         groups = -(-k // GROUP)
         count = 1 if self.integer else len(self.fmt.terms)
         names = ("",) if count == 1 else tuple(f"_{i}" for i in range(count))
@@ -181,3 +193,4 @@ FLOAT32 = Activation()
 FLOAT16 = Activation(dtype="float16")
 INT8 = Activation(Scheme.INTEGER)
 OUTLIERS = Activation(Scheme.INTEGER, outliers=True)
+E4M3 = Activation(Scheme.E4M3)

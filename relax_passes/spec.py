@@ -16,7 +16,7 @@ from typing import Any
 
 from amx_tvm.formats import packing
 from amx_tvm.schema import Count, Size, conform
-from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers
+from relax_passes.activation import FLOAT32, GROUP, Activation, Buffers, Scheme
 from relax_passes.terms import Term, kernel_terms
 
 TILE_ROWS = 16  # rows of W in one packed tile
@@ -190,6 +190,8 @@ class LinearSpec:
         """
         if self.activation.integer:
             return True
+        if self.activation.scheme is Scheme.E4M3:
+            return False
         return not self.activation.exact and any(t.offset != 0 for t in self.terms)
 
     def activation_buffers(self) -> Buffers:
@@ -213,6 +215,8 @@ class LinearSpec:
         """
         half = bool(layout) and packing.get_layout(layout).compute == "float16"
         given = (("x", (self.k,), "float16"),) if half else self.activation_buffers()
+        if self.activation.scheme is Scheme.E4M3:
+            given += self.activation_buffers()
         args = [(name, (None, *shape), dtype) for name, shape, dtype in given]
         args += self.weight_buffers(layout)
         if self.bias:

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from amx_tvm.formats.cuda_layout import shape_of
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cuda.linear.buckets import Bucket, default_buckets
-from relax_passes.kernels.cuda.linear.buffers import format_of
+from relax_passes.kernels.cuda.linear.buffers import fragment_shape
 from relax_passes.kernels.cuda.linear.gemv import GemvKnobs
 from relax_passes.spec import LinearSpec
 
@@ -48,7 +47,7 @@ def buckets_of(spec: LinearSpec, target: Any) -> list[Bucket]:
     """Return the default buckets of a linear for any number of rows."""
     gpu = TargetInfo.of(target).gpu
     assert gpu is not None, "CUDA buckets of a target that is none"
-    return default_buckets(general(spec), shape_of(format_of(spec)), gpu)
+    return default_buckets(general(spec), fragment_shape(spec), gpu)
 
 
 def default(spec: LinearSpec, target: Any, rows: int) -> Bucket:

@@ -17,6 +17,7 @@ from typing import Any
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import TuningError
 from amx_tvm.targets import ResolvedTarget
+from relax_passes.activation import Scheme
 from relax_passes.chosen import ChosenKernel
 from relax_passes.spec import LinearSpec
 
@@ -103,7 +104,7 @@ def collect(linears: Iterable[Mapping[str, Any]]) -> list[Task]:
     for entry in linears:
         linear = ChosenKernel.from_json(entry)
         spec = linear.spec
-        if spec.experts or spec.m_max is not None:
+        if spec.experts or spec.m_max is not None or spec.activation.scheme is Scheme.E4M3:
             continue  # without records, or in a chain: the kernel for any M, with its knobs
         kept = counts.setdefault(spec, [linear.name, 0])
         kept[1] += 1

@@ -165,7 +165,7 @@ def compile(  # noqa: A001 - the verb that users know
     if calibration is not None:
         require("torch", "torch", "calibration", CalibrationError)
     resolved = resolve(target)
-    config = config.resolve(resolved.device)
+    config = config.resolve(resolved.device, resolved.features)
     linking = linker(resolved.triple) if link else None
     source = open_model(model, example_inputs, dynamic_shapes)
     if adapter is not None:

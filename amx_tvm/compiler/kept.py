@@ -47,7 +47,8 @@ def kept_artifact(
     if is_artifact(model):
         return Path(model)
     resolved = resolve(target)
-    config = QuantizationConfig.parse(quantization).resolve(resolved.device)
+    config = QuantizationConfig.parse(quantization)
+    config = config.resolve(resolved.device, resolved.features)
     source = open_model(model)
     said: list[Any] = [source.digest(), asdict(resolved.record()), config.describe(), versions()]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:_DIGITS]

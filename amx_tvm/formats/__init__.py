@@ -24,6 +24,7 @@ from amx_tvm.formats import (  # isort: skip
     tile16x32,  # noqa: F401
     dense16,  # noqa: F401
     cuda_layout,  # noqa: F401
+    e4m3,  # noqa: F401
 )
 from amx_tvm.formats.base import Format
 from amx_tvm.formats.data import DecodeTerm, Quantized, ScaleTensor, concatenate

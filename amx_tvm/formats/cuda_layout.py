@@ -13,6 +13,9 @@ Words of 32 bits, element e in the half at bit 16 e, word j of a lane:
     E2M1    word j is step j; pair i: magnitude at bits 16 e + 9 - 3 i (three bits), sign at bit
             16 e + 15 - i. A shift by 3 i and by i puts magnitude and sign at a float16's place:
             the value times 2^-14.
+    nibbles word j is step j; the E2M1 code of pair i at bits 16 e + 4 (2 h + kh): a byte is of one
+            row, so that a table of eight bytes is looked up for four codes at once (layout
+            "cuda-fragment-e4m3", formats/e4m3.py)
     int4    word j is step j; pair i: the code at bits 16 e + 4 i (four bits)
     int8    word 2 s + kh is half of step s; the byte of pair i at bits 8 (2 h + e)
     float16 word i is pair i
@@ -56,7 +59,7 @@ LARGEST_SCALE = {"E5M2": 448.0, "E8M0": 128.0, "float16": 500.0}
 class FragmentShape:
     """Sizes of the packed tensors of a weight of N rows and K columns.
 
-    element : "e2m1", "int4", "int8" or "float16"
+    element : "e2m1", "nibbles", "int4", "int8" or "float16"
     bits : bits of a code
     group : values under one scale; 0 for float16
     scale_types : names of the stored scale types, in order
@@ -112,12 +115,16 @@ def element_of(fmt) -> str:
     return "int4" if isinstance(fmt.terms[0].offset, str) else "e2m1"
 
 
-def shape_of(fmt) -> FragmentShape:
-    """Sizes for a format of the registry, or for None: plain float16 weights."""
+def shape_of(fmt, nibbles: bool = False) -> FragmentShape:
+    """Sizes for a format of the registry, or for None: plain float16 weights.
+
+    ``nibbles`` asks for the bit order of that name; only formats of E2M1 elements have it.
+    """
     if fmt is None:
         return FragmentShape("float16", 16, 0, ())
     types = tuple(s.type.name for s in fmt.scale_tensors)
-    return FragmentShape(element_of(fmt), fmt.code_bits, fmt.group_size, types)
+    element = "nibbles" if nibbles else element_of(fmt)
+    return FragmentShape(element, fmt.code_bits, fmt.group_size, types)
 
 
 def _padded(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -141,19 +148,19 @@ def _unfragment(split: np.ndarray) -> np.ndarray:
     return split.transpose(0, 6, 2, 1, 4, 5, 3, 7).reshape(tiles * 16, units * steps * 16)
 
 
-def magnitude_bit(i: int) -> int:
+def magnitude_bit(i: int, element: str = "e2m1") -> int:
     """Lowest bit of the magnitude of pair i's element 0 in a word of E2M1."""
-    return 9 - 3 * i
+    return 9 - 3 * i if element == "e2m1" else nibble_bit(i, element)
 
 
-def sign_bit(i: int) -> int:
+def sign_bit(i: int, element: str = "e2m1") -> int:
     """Bit of the sign of pair i's element 0 in a word of E2M1."""
-    return 15 - i
+    return 15 - i if element == "e2m1" else nibble_bit(i, element) + 3
 
 
-def nibble_bit(i: int) -> int:
-    """Lowest bit of pair i's element 0 in a word of int4."""
-    return 4 * i
+def nibble_bit(i: int, element: str = "int4") -> int:
+    """Lowest bit of pair i's element 0 in a word of int4, or of E2M1 as nibbles."""
+    return 4 * i if element == "int4" else 4 * (2 * (i & 1) + (i >> 1))
 
 
 def _four_bit_shifts(element: str) -> list[tuple[int, int, int, int]]:
@@ -163,7 +170,7 @@ def _four_bit_shifts(element: str) -> list[tuple[int, int, int, int]]:
         for h in range(2):
             i = 2 * kh + h
             for e in range(2):
-                first = magnitude_bit(i) if element == "e2m1" else nibble_bit(i)
+                first = magnitude_bit(i) if element == "e2m1" else nibble_bit(i, element)
                 places.append((kh, h, e, 16 * e + first))
     return places
 
@@ -230,15 +237,15 @@ def check_range(stored: np.ndarray, scale_type, label: str) -> None:
         )
 
 
-def pack(fmt, quantized) -> dict[str, np.ndarray]:
-    """Pack a 2-D Quantized; see the module docstring for the arrays.
+def pack(fmt, quantized, nibbles: bool = False) -> dict[str, np.ndarray]:
+    """Pack a 2-D Quantized; see the module docstring for the arrays, `shape_of` for ``nibbles``.
 
     Raises
     ------
     FormatError
         When a scale is too large for the kernels.
     """
-    shape = shape_of(fmt)
+    shape = shape_of(fmt, nibbles)
     n, k = quantized.codes.shape
     tiles, units, _ = shape.codes_shape(n, k)
     columns = []
@@ -259,9 +266,9 @@ def pack(fmt, quantized) -> dict[str, np.ndarray]:
     }
 
 
-def unpack(fmt, packed, n: int, k: int) -> Quantized:
+def unpack(fmt, packed, n: int, k: int, nibbles: bool = False) -> Quantized:
     """Inverse of `pack`."""
-    shape = shape_of(fmt)
+    shape = shape_of(fmt, nibbles)
     codes = unpack_codes(packed["codes"], shape, n, k)
     tiles, units, _ = packed["codes"].shape
     split = packed["scales"].reshape(tiles, units, 8, shape.unit_groups, 2, shape.scale_bytes)
@@ -277,9 +284,9 @@ def unpack(fmt, packed, n: int, k: int) -> Quantized:
     return Quantized(codes, scales, fmt, rows_of_tiles(packed, n))
 
 
-def shapes(fmt, n: int, k: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def shapes(fmt, n: int, k: int, nibbles: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shapes and types of what `pack`, or without a format `pack_float16`, makes."""
-    shape = shape_of(fmt)
+    shape = shape_of(fmt, nibbles)
     codes: dict[str, tuple[tuple[int, ...], str]]
     codes = {"codes": (shape.codes_shape(n, k), "uint8")}
     if fmt is None:
@@ -311,6 +318,7 @@ register_layout(
         shapes,
         compute="float16",
         floats=FLOATS,
+        e4m3="cuda-fragment-e4m3",  # e4m3.py
         rows_readable=True,
     )
 )

@@ -44,6 +44,7 @@ class Layout:
     quantized : False for layouts of matrices of floats, whose format is None
     compute : what the layout's kernels compute in, the type of x
     floats : the layout of such matrices that the same kernels read; "" where there is none
+    e4m3 : the layout of weights that are multiplied as E4M3; "" where there is none
     columns : K is a multiple of this
     rows_readable : kernels look single rows up, as embeddings do
     """
@@ -55,6 +56,7 @@ class Layout:
     quantized: bool = True
     compute: str = "float32"
     floats: str = ""
+    e4m3: str = ""
     columns: int = 1
     rows_readable: bool = False
 

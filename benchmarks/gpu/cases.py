@@ -74,6 +74,18 @@ CASES = (
     Case("nvfp4", 192, 1088, residual=True, scaled_weights=True),
     Case("int4", 256, 1024, bias=True, scaled_weights=True),
 )
+# linears that multiply E4M3 from some number of rows on (W4A8); sm_90a
+E4M3_CASES = (
+    Case("amxfp4", 256, 1024, bias=True, residual=True),
+    Case("amxfp4", 208, 576, dependent=True),
+    Case("amxfp4", 17024, 512, silu_mul=True),
+    Case("amxfp4", 512, 14336, residual=True),
+    Case("mxfp4", 256, 1024),
+    Case("nvfp4", 192, 1088, bias=True),
+    Case("amxfp4-e4m3", 256, 1024),
+    Case("amxfp4-e4m3-tensor", 256, 1024),
+)
+E4M3_TOLERANCE = 4e-3  # the tensor cores keep 14 bits of a sum
 # linears whose input a row kernel rounds to their own format before (W4A4)
 W4A4_CASES = (
     Case("amxfp4", 208, 576),
@@ -117,23 +129,48 @@ def reference(case: Case, seed: int) -> dict[str, np.ndarray]:
     arrays = {"x": x, **packed}
     if case.bias:
         arrays["bias"] = rng.standard_normal(case.n).astype(np.float32)
+    if case.residual:
+        arrays["residual"] = rng.standard_normal(y.shape).astype(np.float16)
+    arrays["expected"] = finished(case, y, arrays)
+    return arrays
+
+
+def e4m3_arrays(case: Case, seed: int) -> dict[str, np.ndarray]:
+    """Inputs and packed weights of a case in E4M3; "exact" and "decoded" are the two W [n, k]."""
+    from amx_tvm import formats
+    from amx_tvm.formats import e4m3, packing
+
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((case.n, case.k)) * 0.05).astype(np.float32)
+    quantized = quantize_tiles(formats.get(case.format), weight)
+    arrays = packing.pack(case.format, quantized, e4m3.LAYOUT)
+    x = rng.standard_normal((max(ROWS), case.k)) * rng.choice([0.01, 1, 8], (max(ROWS), 1))
+    arrays |= {"x": x.astype(np.float16)}
+    arrays |= {"exact": quantized.format.dequantize(quantized).astype(np.float64)}
+    arrays |= {"decoded": e4m3.decoded(quantized).astype(np.float64)}
+    if case.bias:
+        arrays["bias"] = rng.standard_normal(case.n).astype(np.float32)
+    if case.residual:
+        arrays["residual"] = rng.standard_normal((len(x), case.n)).astype(np.float16)
+    return arrays
+
+
+def finished(case: Case, y: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Epilogue of a case in float64."""
+    if case.bias:
         y = y + arrays["bias"]
     if case.silu_mul:
         tiles = y.reshape(len(y), -1, 2, 16)
         gate, up = (tiles[:, :, i].reshape(len(y), -1) for i in range(2))
         y = gate / (1 + np.exp(-gate)) * up
-    if case.residual:
-        arrays["residual"] = rng.standard_normal(y.shape).astype(np.float16)
-        y = y + arrays["residual"]
-    arrays["expected"] = y
-    return arrays
+    return y + arrays["residual"][: len(y)] if case.residual else y
 
 
-def build_function(case: Case, arch: str):  # noqa: ANN201
+def build_function(case: Case, arch: str, e4m3: bool = False):  # noqa: ANN201
     """The PrimFunc of a case with the default buckets."""
     from amx_tvm.formats.cuda_layout import shape_of
     from amx_tvm.targets.cuda.gpus import gpu
-    from relax_passes.activation import FLOAT16
+    from relax_passes.activation import E4M3, FLOAT16
     from relax_passes.kernels.cuda.linear import function
     from relax_passes.kernels.cuda.linear.buckets import default_buckets
     from relax_passes.kernels.cuda.linear.buffers import format_of
@@ -144,7 +181,7 @@ def build_function(case: Case, arch: str):  # noqa: ANN201
         case.format,
         case.n,
         case.k,
-        FLOAT16,
+        E4M3 if e4m3 else FLOAT16,
         bias=case.bias,
         residual=case.residual,
         silu_mul=case.silu_mul,

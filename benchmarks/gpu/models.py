@@ -85,6 +85,7 @@ POWER = 0x78  # E8M0, the same
 ROW_SCALE = 0.0625
 ROUTER = 0.02  # scores of about 1
 TOLERANCE = 2e-2
+E4M3_TOLERANCE = 0.2  # prefill rounds x and W, decode does not
 MIXED_TOLERANCE = 1.0  # one other choice of an expert changes what follows
 LONG = 7800  # tokens of the long context
 CHUNK = 8192  # rows of a call
@@ -199,6 +200,8 @@ class RandomModel:
     def __init__(self, out: Path, name: str, sequences: int = 4, tokens: int | None = None):
         import torch
 
+        from amx_tvm import formats
+        from amx_tvm.formats import e4m3
         from amx_tvm.runtime.engine import Engine
         from amx_tvm.runtime.vm import VirtualMachine
 
@@ -215,6 +218,10 @@ class RandomModel:
                 fmt = self.entry.get("head" if head else "quantization", "")
                 scale = POWER if fmt.startswith("mxfp4") else SCALE
                 return torch.full(shape, scale, dtype=torch.uint8, device="cuda")
+            if name.endswith(".table"):
+                fmt = formats.get(self.entry["quantization"].removesuffix("-w4a8"))
+                table = e4m3.table(fmt, {"": np.array([SCALE], np.uint8)})
+                return torch.from_numpy(table).cuda()
             if dtype == "uint8":
                 options = {"dtype": torch.uint8, "device": "cuda", "generator": generator}
                 return torch.randint(0, 256, shape, **options)
@@ -332,7 +339,10 @@ def run(name: str, out: Path, profiled: bool) -> dict[str, Any]:
     model = RandomModel(out, name)
     errors = check(model)
     result: dict[str, Any] = {"name": name, "errors": errors}
-    if not max(errors.values()) < (TOLERANCE if name not in MIXTURES else MIXED_TOLERANCE):
+    tolerance = MIXED_TOLERANCE if name in MIXTURES else TOLERANCE
+    if model.entry["quantization"].endswith("-w4a8"):
+        tolerance = E4M3_TOLERANCE
+    if not max(errors.values()) < tolerance:
         raise SystemExit(f"{name}: wrong results: {errors}")
     longest = int(model.entry["model"]["context_length"])
     for context in (c for c in (128, LONG) if c < longest):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from relax_passes.activation import Activation, Scheme
+from relax_passes.activation import E4M3_ROWS, Activation, Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu import embedding as cpu_table
 from relax_passes.kernels.cpu import layer_norm as cpu_layer_norm
 from relax_passes.kernels.cuda.rows import embedding as cuda_table
+from relax_passes.kernels.cuda.rows.e4m3 import round_rows
 from relax_passes.kernels.cuda.rows.kernels import PIECE as ROW_PIECE
 from relax_passes.kernels.cuda.rows.kernels import row_kernel
 from relax_passes.ops import EmbeddingAttrs
@@ -80,7 +81,7 @@ def quantize(
     target : tvm.target.Target
         What the kernel is made for.
     scheme : Activation
-        Integers or four bits on CPUs, rounded values on CUDA.
+        Integers or four bits on CPUs, rounded values or E4M3 on CUDA.
     k, sums, prologue, eps
         As ``relax_passes.ops.QuantizeAttrs``.
     source : str
@@ -94,4 +95,6 @@ def quantize(
         norm_eps = eps if prologue == "rms_norm" else None
         name, dependent = scheme.format, _dependent(target)
         return row_kernel(k, m, norm_eps=norm_eps, format_name=name, dependent=dependent)
+    if scheme.scheme is Scheme.E4M3:
+        return round_rows(k, m, least=E4M3_ROWS, dependent=_dependent(target))
     return cpu.quantize(k, m, scheme, sums, prologue, eps, source)

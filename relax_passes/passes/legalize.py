@@ -108,7 +108,8 @@ class _Lowering:
         spec = spec_of(linear, static)
         gvar = self.function(ctx, spec, spec_name(spec), lambda: self.kernel(spec))
         self.note(attrs.name, spec)
-        args = [flat(ctx, a, m) for a in linear.x] + list(linear.weights)
+        lead = len(linear.x[0].ty.shape.values) - 1
+        args = [flat(ctx, a, m, lead) for a in linear.x] + list(linear.weights)
         if linear.bias is not None:
             args.append(linear.bias)
         if linear.residual is not None:
@@ -197,11 +198,12 @@ class _Lowering:
         result = relax.call_tir(gvar, args, outs)
         if len(parts) == 1:  # a call with one result has no tuple around it
             return relax.Tuple([ctx.emit(shaped(ctx, result, call.ty.fields[0]))])
-        if len(call.args[0].ty.shape.values) == 2:
+        lead = len(call.args[0].ty.shape.values) - 1
+        if lead == 1:
             return result
         both = ctx.emit(result)
         pieces = [
-            ctx.emit(shaped(ctx, relax.TupleGetItem(both, i), field))
+            ctx.emit(shaped(ctx, relax.TupleGetItem(both, i), field, lead))
             for i, field in enumerate(call.ty.fields)
         ]
         return relax.Tuple(pieces)
@@ -341,16 +343,18 @@ def rows_of(x: relax.Expr) -> tuple[Any, int | None]:
     return m, int(m) if isinstance(m, tirx.IntImm) else None
 
 
-def flat(ctx: Context, x: relax.Expr, m: Any) -> relax.Expr:
-    """View [.., K] as [M, K]."""
+def flat(ctx: Context, x: relax.Expr, m: Any, lead: int | None = None) -> relax.Expr:
+    """View [.., K] as [M, K], or [..] of ``lead`` axes as [M]; all axes but the last lead."""
     shape = list(x.ty.shape.values)
-    return x if len(shape) == 2 else ctx.emit(relax.op.reshape(x, [m, shape[-1]]))
+    lead = len(shape) - 1 if lead is None else lead
+    return x if lead == 1 else ctx.emit(relax.op.reshape(x, [m, *shape[lead:]]))
 
 
-def shaped(ctx: Context, value: relax.Expr, type_: Any) -> relax.Expr:
-    """View a two-dimensional result in the shape that the operator had."""
+def shaped(ctx: Context, value: relax.Expr, type_: Any, lead: int | None = None) -> relax.Expr:
+    """View a result [M, K], or [M], in the shape that the operator had; the inverse of `flat`."""
     shape = list(type_.shape.values)
-    return value if len(shape) == 2 else relax.op.reshape(ctx.emit(value), shape)
+    lead = len(shape) - 1 if lead is None else lead
+    return value if lead == 1 else relax.op.reshape(ctx.emit(value), shape)
 
 
 def chosen(kernel: Kernel, knobs: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from relax_passes.activation import Scheme
 from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu.linear.rules import read_as
 from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, quantize_activation
@@ -52,12 +53,15 @@ def quantize_activations(target: Any) -> tvm.transform.Pass:
                 return linear.call()
             sums = x.ty.dtype != "float16" and needs_sums(linear)
             key = (x, scheme, sums)
+            beside = scheme.scheme is Scheme.E4M3  # few rows are multiplied as they are
             if key not in shared:
-                args, attrs = _prologue(ctx, x, QuantizeAttrs(scheme, linear.attrs.k, sums))
+                args, attrs = [x], QuantizeAttrs(scheme, linear.attrs.k, sums)
+                if not beside:
+                    args, attrs = _prologue(ctx, x, attrs)
                 parts = ctx.emit(quantize_activation(args, attrs), "quantized")
                 count = len(activation_parts(attrs))
                 shared[key] = [ctx.emit(relax.TupleGetItem(parts, i), "part") for i in range(count)]
-            return replace(linear, x=tuple(shared[key])).call()
+            return replace(linear, x=(*([x] if beside else ()), *shared[key])).call()
 
         return rewrite(module, rule)
 

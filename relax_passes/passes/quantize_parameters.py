@@ -3,7 +3,8 @@
 The parts (``codes``, ``scales`` and, for formats with a tensor scale, ``tile_scale``) become
 parameters of their own; the plan says how each is made. An embedding table that the policy
 quantizes becomes ``amx.embedding``; where the head is tied to it, both read the same parts. A
-linear that is not quantized gets the layout of floats that goes with the packed one. Biases are
+linear that is not quantized gets the layout of floats that goes with the packed one, one that
+multiplies E4M3 the layout for that. Biases are
 float32 whatever a model computes in.
 """
 
@@ -14,11 +15,23 @@ from dataclasses import replace
 import tvm
 from tvm import relax
 
-from amx_tvm.formats import packing
+from amx_tvm import formats
+from amx_tvm.formats import e4m3, packing
 from relax_passes import recipes as parameters
+from relax_passes.activation import FLOAT16, Scheme
 from relax_passes.ops import EmbeddingAttrs, Linear, embedding, is_op
 from relax_passes.policy import Policy
 from relax_passes.rewriting import Context, rewrite
+
+
+def _in_e4m3(linear: Linear, layout: str) -> tuple[Linear, str]:
+    """Take the layout of E4M3 where a linear has kernels for it, else activations of 16 bits."""
+    beside = packing.get_layout(layout).e4m3
+    a = linear.attrs
+    fits = a.format != "none" and e4m3.holds(formats.get(a.format)) and not a.experts
+    if beside and fits and packing.get_layout(beside).holds(a.k, a.out_dtype):
+        return linear, beside
+    return replace(linear, attrs=replace(a, activation=FLOAT16)), layout
 
 
 def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
@@ -63,6 +76,8 @@ def quantize_parameters(policy: Policy, layout: str) -> tvm.transform.Pass:
                     if floats is None or not floats.holds(linear.attrs.k, linear.attrs.out_dtype):
                         return None  # stays Relax's own matmul
                     chosen = floats.name
+                if linear.attrs.activation.scheme is Scheme.E4M3:
+                    linear, chosen = _in_e4m3(linear, layout)
                 parts = packed(ctx, linear.weights[0], linear.attrs.format, chosen)
                 attrs = replace(linear.attrs, layout=chosen)
                 bias = wide(ctx, linear.bias) if linear.bias is not None else None

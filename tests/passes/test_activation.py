@@ -8,6 +8,7 @@ import pytest
 
 from amx_tvm.errors import FormatError
 from relax_passes.activation import (
+    E4M3,
     FLOAT16,
     FLOAT32,
     INT8,
@@ -26,6 +27,7 @@ TEXTS = {
     "fp4:amxfp4+46": four_bit("amxfp4", four_over_six=True),
     "fp4:amxfp4-e4m3+46-outliers": replace(four_bit("amxfp4-e4m3", True), outliers=True),
     "fake:nvfp4": rounded("nvfp4"),
+    "e4m3": E4M3,
 }
 
 
@@ -47,6 +49,8 @@ def test_what_kernels_compute_it_as():
     assert four_bit("amxfp4").computed_in("float32") == four_bit("amxfp4")
     assert four_bit("amxfp4").computed_in("float16") == rounded("amxfp4")
     assert FLOAT32.computed_in("float16") == FLOAT32
+    assert E4M3.computed_in("float16") == E4M3
+    assert E4M3.computed_in("float32") == OUTLIERS
 
 
 def test_arrays():
@@ -57,6 +61,7 @@ def test_arrays():
     assert names(OUTLIERS) == ["codes", "codes_low", "scales", "sums", "sums_low", "outliers"]
     assert names(four_bit("amxfp4"), sums=False) == ["codes_0", "codes_1", "scales_0", "scales_1"]
     assert names(replace(four_bit("amxfp4"), outliers=True)) == names(OUTLIERS)
+    assert E4M3.buffers(64, True) == (("x_codes", (64,), "uint8"), ("x_scales", (), "float32"))
     assert four_bit("nvfp4").buffers(64, True)[1:] == (
         ("scales", (4,), "float32"),
         ("sums", (4,), "int32"),

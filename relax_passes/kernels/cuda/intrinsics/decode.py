@@ -100,22 +100,23 @@ def _pairs(make: Callable[[int], np.ndarray]) -> np.ndarray:
 # -- E2M1 --------------------------------------------------------------------------------------------
 
 
-def _e2m1_first(name: str, two: bool) -> Intrinsic:
+def _e2m1_first(name: str, element: str, two: bool) -> Intrinsic:
     """Chains of a step of E2M1 codes: shifts and masks only."""
     lines = []
-    for i in range(4):
-        up, sign = 9 - cuda_layout.magnitude_bit(i), 15 - cuda_layout.sign_bit(i)
-        magnitude = f"(w[0] << {up}) & 0x0E000E00u" if i else "w[0] & 0x0E000E00u"
-        lines.append(f"  unsigned m{i} = {magnitude};")
+    ups = [9 - cuda_layout.magnitude_bit(i, element) for i in range(4)]
+    signs = [15 - cuda_layout.sign_bit(i, element) for i in range(4)]
+    for i, (up, sign) in enumerate(zip(ups, signs, strict=True)):
+        shifted = f"(w[0] << {up})" if up > 0 else f"(w[0] >> {-up})" if up else "w[0]"
+        lines.append(f"  unsigned m{i} = {shifted} & 0x0E000E00u;")
         lines.append(f"  q[{i}] = ((w[0] << {sign}) & 0x80008000u) | m{i};")
         if two:
             lines.append(f"  r[{i}] = m{i};")
 
     def meaning(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         magnitude, signed = [], []
-        for i in range(4):
-            up, sign = 9 - cuda_layout.magnitude_bit(i), 15 - cuda_layout.sign_bit(i)
-            magnitude.append(w[..., 0] << np.uint32(up) & np.uint32(0x0E000E00))
+        for up, sign in zip(ups, signs, strict=True):
+            word = w[..., 0] << np.uint32(up) if up >= 0 else w[..., 0] >> np.uint32(-up)
+            magnitude.append(word & np.uint32(0x0E000E00))
             signed.append(w[..., 0] << np.uint32(sign) & np.uint32(0x80008000) | magnitude[-1])
         return np.stack(signed, -1), np.stack(magnitude, -1)
 
@@ -167,8 +168,8 @@ def _coefficients(name: str, types: tuple[str, ...]) -> tuple[Intrinsic, Intrins
 def _e2m1(shape: FragmentShape) -> FragmentDecode:
     """Decode E2M1 with one or two 8-bit scales."""
     kind, two = SCALES[shape.scale_types[0]], len(shape.scale_types) == 2
-    name = f"e2m1_{'x'.join(shape.scale_types).lower()}_g{shape.group}"
-    first = _e2m1_first(name, two)
+    name = f"{shape.element}_{'x'.join(shape.scale_types).lower()}_g{shape.group}"
+    first = _e2m1_first(name, shape.element, two)
     scaled = "__hmul2(amx_row(a, h), amx_h2(q[i]))"
     if two:
         # the absolute value is an operand's choice too
@@ -353,7 +354,7 @@ def _float16(shape: FragmentShape) -> FragmentDecode:
     return FragmentDecode(shape, "float16", 1, 1.0, 1.0, 4, first, None, None, half)
 
 
-_ELEMENTS = {"e2m1": _e2m1, "int4": _int4, "int8": _int8, "float16": _float16}
+_ELEMENTS = {"e2m1": _e2m1, "nibbles": _e2m1, "int4": _int4, "int8": _int8, "float16": _float16}
 
 
 @cache
@@ -361,6 +362,9 @@ def _decode(shape: FragmentShape) -> FragmentDecode:
     return _ELEMENTS[shape.element](shape)
 
 
-def decode_of(fmt) -> FragmentDecode:  # noqa: ANN001
-    """CUDA functions for a format of the registry, or for None: plain float16 weights."""
-    return _decode(shape_of(fmt))
+def decode_of(fmt, nibbles: bool = False) -> FragmentDecode:  # noqa: ANN001
+    """CUDA functions for a format of the registry, or for None: plain float16 weights.
+
+    ``nibbles`` as in ``shape_of``.
+    """
+    return _decode(shape_of(fmt, nibbles))

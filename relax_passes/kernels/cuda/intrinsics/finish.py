@@ -12,9 +12,9 @@ from .arithmetic import CLAMPED_GATE, PACK_HALF2, SILU
 from .base import Intrinsic
 from .sync import PEER
 
-_SIGNATURE = (
-    "void(unsigned smem, half* y, const void* residual_, const void* bias_, const void* tile_scale_, "
-    "int m, int m0, int n0, int rank, int peers, int tid, int threads)"
+_PARAMETERS = (
+    "unsigned smem, half* y, const void* residual_, const void* bias_, const void* tile_scale_, "
+    "int m, int m0, int n0, int rank, int peers, int tid, int threads"
 )
 
 
@@ -26,6 +26,7 @@ class Finish:
     rows, block_m : rows of W and of x in the tile
     cluster : blocks that hold a part of each sum
     tile_scale : whether a scale for each 16 rows of W follows
+    e4m3 : whether a scale of the row of x and one of W follow
     """
 
     spec: LinearSpec
@@ -34,6 +35,7 @@ class Finish:
     block_m: int
     cluster: int
     tile_scale: bool
+    e4m3: bool = False
 
     @property
     def name(self) -> str:
@@ -44,6 +46,7 @@ class Finish:
             "r": spec.residual,
             "b": spec.bias,
             "t": self.tile_scale,
+            "e": self.e4m3,
         }
         flags = "".join(letter for letter, on in letters.items() if on) or "plain"
         if spec.gate_alpha:
@@ -67,6 +70,8 @@ def finish(what: Finish) -> Intrinsic:
         "amx_peer4(a, peers + p)" if cluster > 1 else "*(const float4*)__cvta_shared_to_generic(a)"
     )
     pieces = [f"v[i] *= {what.factor}f;"] if what.factor != 1.0 else []
+    if what.e4m3:
+        pieces.append("v[i] *= row_scale;")
     if what.tile_scale:
         pieces.append("v[i] *= tile_scale[(n0 + column + i) >> 4];")
     if spec.bias:
@@ -89,6 +94,13 @@ def finish(what: Finish) -> Intrinsic:
       if (out + i < {n_out}) y[(long long)row * {n_out} + out + i] = __float2half_rn(o[i]);"""
     guard = "" if full else f"if (out + i < {n_out}) "
     add = f"for (int i = 0; i < 4; ++i) {guard}{residual}" if spec.residual else ""
+    given = ""
+    row_scale = ""
+    if what.e4m3:
+        given = ", const void* x_scale, const void* w_scale"
+        row_scale = (
+            "\n    const float row_scale = ((const float*)x_scale)[row] * *(const float*)w_scale;"
+        )
     return Intrinsic(
         what.name,
         f"""
@@ -97,7 +109,7 @@ def finish(what: Finish) -> Intrinsic:
   for (int id = tid; id < {what.block_m * outs // 4 // cluster}; id += threads) {{
     const int local = (id / {outs // 4}) * {cluster} + rank, c = (id % {outs // 4}) * 4, row = m0 + local;
     const int out = {origin} + c;
-    if (row >= m || out >= {n_out}) continue;
+    if (row >= m || out >= {n_out}) continue;{row_scale}
     {gather}
     auto part = [&](int column, float* v) {{
       v[0] = v[1] = v[2] = v[3] = 0.0f;
@@ -116,5 +128,5 @@ def finish(what: Finish) -> Intrinsic:
     {store_full if full else store_each}
   }}""",
         (PEER[4], PACK_HALF2, CLAMPED_GATE if spec.gate_alpha else SILU),
-        _SIGNATURE,
+        f"void({_PARAMETERS}{given})",
     )

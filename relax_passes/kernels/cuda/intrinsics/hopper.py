@@ -36,25 +36,26 @@ WGMMA_WAIT = Intrinsic(
 
 
 @cache
-def wgmma(columns: int) -> Intrinsic:
-    """Products of 64 rows of W (registers) by `columns` rows of x (shared memory), 16 deep each.
+def wgmma(columns: int, e4m3: bool = False) -> Intrinsic:
+    """Products of 64 rows of W (registers) by `columns` rows of x (shared memory), 32 bytes deep.
 
-    COUNT of them, from column 16 STEP of a stage on, are one group for `WGMMA_WAIT[N]`, which frees
-    the registers of W of all groups but the last N.
+    That is 16 columns of float16 or 32 of E4M3. COUNT of them, from the STEP-th of a stage on, are
+    one group for `WGMMA_WAIT[N]`, which frees the registers of W of all groups but the last N.
     """
+    kind, flags = ("k32.f32.e4m3.e4m3", "1, 1, 1") if e4m3 else ("k16.f32.f16.f16", "1, 1, 1, 0")
     count = columns // 2
     outs = ", ".join(f"%{i}" for i in range(count))
     ins = ", ".join(f"%{count + i}" for i in range(4))
     operands = ", ".join(f'"+f"(c[{i}])' for i in range(count))
     return Intrinsic(
-        f"amx_tile_wgmma_{columns}",
+        f"amx_tile_wgmma_{columns}" + ("_e4m3" if e4m3 else ""),
         f"""
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int i = 0; i < 4 * COUNT; i += 4) {{
     const unsigned long long b = (1ull << 62) | (64ull << 32) | (operand + 2 * STEP + i / 2);
-    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 {{{outs}}}, "
-                 "{{{ins}}}, %{count + 4}, 1, 1, 1, 0;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}{kind} {{{outs}}}, "
+                 "{{{ins}}}, %{count + 4}, {flags};"
                  : {operands}
                  : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "l"(b));
   }}

@@ -105,27 +105,27 @@ TILE_MMA = Intrinsic(
 )
 
 
-def stage_words(decode: FragmentDecode) -> tuple[int, int]:
-    """Words of codes and of scales that a lane holds for a stage of 64 columns."""
+def stage_words(decode: FragmentDecode, columns: int = 64) -> tuple[int, int]:
+    """Words of codes and of scales that a lane holds for a stage of so many columns."""
     shape = decode.shape
-    units = 64 // shape.unit
+    units = columns // shape.unit
     return 4 * units, units * (shape.record // 4)
 
 
 @cache
-def read_stage(decode: FragmentDecode) -> Intrinsic:
-    """Read a warp's codes and scales of a stage of 64 columns from shared memory."""
+def read_stage(decode: FragmentDecode, columns: int = 64) -> Intrinsic:
+    """Read a warp's codes and scales of a stage of so many columns from shared memory."""
     shape = decode.shape
     words = shape.record // 4 if shape.group else 0
     reads, needs = [], [LOAD_SHARED[4]]
-    for u in range(64 // shape.unit):
+    for u in range(columns // shape.unit):
         reads.append(f"  amx_lds4(w + {4 * u}, codes + {u * 512} + lane * 16);")
         if words:
             offset = f"scales + {u * 8 * shape.record} + (lane >> 2) * {shape.record}"
             reads.append(f"  {LOAD_SHARED[words].name}(rec + {words * u}, {offset});")
             needs.append(LOAD_SHARED[words])
     return Intrinsic(
-        f"amx_words_{decode.ident}",
+        f"amx_words_{decode.ident}" + ("" if columns == 64 else f"_{columns}"),
         "\n".join(reads),
         tuple(dict.fromkeys(needs)),
         "void(unsigned* w, unsigned* rec, unsigned codes, unsigned scales, int lane)",

@@ -20,11 +20,14 @@ from dataclasses import dataclass, replace
 
 from amx_tvm.formats.cuda_layout import FragmentShape
 from amx_tvm.targets.cuda.gpus import Gpu
+from relax_passes.activation import E4M3_ROWS
 from relax_passes.spec import LinearSpec
 
+from ..intrinsics.e4m3 import TABLE_BYTES
+from .buffers import in_e4m3
 from .gemv_plan import GemvKnobs
 from .tile_persistent import SCRATCH_BYTES
-from .tile_plan import STAGE_COLUMNS, TileKnobs
+from .tile_plan import STAGE_BYTES, TileKnobs
 
 GEMV_ROWS = (1, 2, 4, 8, 16)
 TILE_ROWS = (32, 64, 128)
@@ -76,7 +79,9 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int, gpu: Gpu) -> G
 
 def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     """Blocks of x, groups, ring, cluster and roles for M > 16."""
-    depth = spec.k // STAGE_COLUMNS
+    if in_e4m3(spec) and rows >= E4M3_ROWS:
+        return e4m3_knobs(spec, gpu, rows)
+    depth = spec.k // TileKnobs().columns
     if not gpu.wgmma:
         return _mma_knobs(spec, gpu, rows, depth)
     row_groups = -(-spec.n // 64)
@@ -115,6 +120,24 @@ def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
 
 
+def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
+    """Knobs of products of E4M3, for more than 64 rows of x.
+
+    Up to 512 rows of x K is split over two blocks where half of the multiprocessors would idle;
+    otherwise blocks stay and walk over tiles. Values were measured on an H200.
+    """
+    row_groups, depth = -(-spec.n // 64), spec.k // STAGE_BYTES
+    blocks = -(-row_groups // 2) * -(-rows // WHOLE_ROWS)
+    split = rows <= SPLIT_ROWS and blocks * 2 <= gpu.multiprocessors and depth >= 8
+    if rows < WHOLE_ROWS:
+        if row_groups >= 2 * gpu.multiprocessors:
+            return TileKnobs(rows, 4, 4, e4m3=True)
+        return TileKnobs(rows, 2, 4, 1 + split, producer=True, e4m3=True)
+    if split:
+        return TileKnobs(WHOLE_ROWS, 2, 4, 2, producer=True, e4m3=True)
+    return TileKnobs(WHOLE_ROWS, 2, 4, 1, 2, 1, True, True, e4m3=True)
+
+
 def _mma_knobs(spec: LinearSpec, gpu: Gpu, rows: int, depth: int) -> TileKnobs:
     """Knobs without wgmma: two groups of warps, K split where clusters exist and M is small."""
     n_tiles, cluster = -(-spec.n // 128), 1
@@ -128,9 +151,10 @@ def _mma_knobs(spec: LinearSpec, gpu: Gpu, rows: int, depth: int) -> TileKnobs:
 
 def shared_bytes(knobs: TileKnobs, shape: FragmentShape) -> int:
     """Shared memory of a tile kernel."""
-    rows, units = knobs.groups * 64, STAGE_COLUMNS // shape.unit
+    rows, units = knobs.groups * 64, knobs.columns // shape.unit
     weights = knobs.groups * 4 * units * (512 + 8 * shape.record)
     ring = knobs.stages * (knobs.block_m * 128 + weights + 16)
+    ring += TABLE_BYTES * knobs.e4m3
     if knobs.persistent:
         ring += knobs.groups * SCRATCH_BYTES
     return max(ring, knobs.block_m * (rows + 4) * 4) + 1040

@@ -1,9 +1,12 @@
 """Arguments of a CUDA linear: the order every kernel and caller agrees on.
 
-    x [m, K] float16, codes, [scales], [tile_scale], [bias [N]],
-    [residual [m, Nout]], [source [m]], [bounds [experts + 1], or scores], y [m, Nout] float16
+    x [m, K] float16, [x_codes [m, K], x_scales [m]], codes, [scales], [tile_scale], [table],
+    [bias [N]], [residual [m, Nout]], [source [m]], [bounds [experts + 1], or scores],
+    y [m, Nout] float16
 
-Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py). bias is float32, as on CPUs.
+Weights are in layout "cuda-fragment" (amx_tvm/formats/cuda_layout.py); those of a linear whose
+activations are E4M3, with the bytes of x and the table, in "cuda-fragment-e4m3". bias is float32,
+as on CPUs.
 Of a mixture's linear (experts.py) a block has the weights of one expert and the rows from a first
 on.
 """
@@ -15,11 +18,27 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.formats import e4m3
+from amx_tvm.formats.cuda_layout import FragmentShape, shape_of
+from relax_passes.activation import Scheme
 from relax_passes.spec import LinearSpec
 
 from ..intrinsics.decode import FragmentDecode, decode_of
 
-_NAMES = ("x", "codes", "scales", "tile_scale", "bias", "residual", "source", "bounds", "y")
+_NAMES = (
+    "x",
+    "codes",
+    "scales",
+    "tile_scale",
+    "bias",
+    "residual",
+    "source",
+    "bounds",
+    "y",
+    "x_codes",
+    "x_scales",
+    "table",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,9 @@ class Linear:
     source: tirx.Buffer | None
     bounds: tirx.Buffer | None
     y: tirx.Buffer
+    x_codes: tirx.Buffer | None
+    x_scales: tirx.Buffer | None
+    table: tirx.Buffer | None
     expert: tirx.Expr | None = None
     first: tirx.Expr | None = None
     chosen: Chosen | None = None
@@ -115,9 +137,24 @@ def format_of(spec: LinearSpec):  # noqa: ANN201 - amx_tvm.formats.Format
     return None if spec.format in ("none", "float16") else spec.fmt
 
 
+def in_e4m3(spec: LinearSpec) -> bool:
+    """Whether kernels for many rows multiply E4M3."""
+    return spec.activation.scheme is Scheme.E4M3
+
+
+def layout_of(spec: LinearSpec) -> str:
+    """Name of the packed layout of a linear's weights."""
+    return e4m3.LAYOUT if in_e4m3(spec) else "cuda-fragment"
+
+
+def fragment_shape(spec: LinearSpec) -> FragmentShape:
+    """Sizes of the packed weights."""
+    return shape_of(format_of(spec), in_e4m3(spec))
+
+
 def argument_shapes(spec: LinearSpec) -> list[tuple[str, tuple, str]]:
     """List (name, shape, dtype) of all arguments in order; a leading None is m."""
-    found = spec.buffers("cuda-fragment")
+    found = spec.buffers(layout_of(spec))
     return [(name.removeprefix("w_"), shape, dtype) for name, shape, dtype in found]
 
 
@@ -133,12 +170,12 @@ def declare(spec: LinearSpec) -> Linear:
         rows = spec.chosen
     made: dict[str, tirx.Buffer] = {}
     for name, shape, dtype in argument_shapes(spec):
-        extent = rows if name == "x" else m
+        extent = rows if name.startswith("x") else m
         concrete = tuple(extent if size is None else size for size in shape)
         made[name] = T.arg(name, T.Buffer(concrete, dtype))
     return Linear(
         spec,
-        decode_of(format_of(spec)),
+        decode_of(format_of(spec), in_e4m3(spec)),
         m if isinstance(m, int) else tirx.Cast("int32", m),
         *(made.get(n) for n in _NAMES),
     )

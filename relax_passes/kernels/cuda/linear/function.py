@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from amx_tvm.formats.cuda_layout import shape_of
+from amx_tvm.formats import e4m3
 from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.activation import Scheme
 from relax_passes.spec import LinearSpec
@@ -29,8 +29,10 @@ _DEPENDENT = "tirx.use_programtic_dependent_launch"
 
 def supported(spec: LinearSpec) -> bool:
     """Whether the CUDA schedules compute a linear: 16-byte rows of x, float16 in and out."""
-    held = spec.activation.exact or spec.activation.scheme is Scheme.ROUNDED
+    held = spec.activation.exact or spec.activation.scheme in (Scheme.ROUNDED, Scheme.E4M3)
     if not held or spec.out_dtype != "float16":
+        return False
+    if buffers.in_e4m3(spec) and (spec.experts or spec.k % 16 or not e4m3.holds(spec.fmt)):
         return False
     added = spec.residual and not spec.joined
     if spec.experts and (added or spec.n % 16 or not _addressable(spec)):
@@ -42,13 +44,13 @@ def supported(spec: LinearSpec) -> bool:
 
 def _addressable(spec: LinearSpec) -> bool:
     """Whether 32 bits count the bytes of all experts' codes."""
-    ((_, shape, _), *_) = spec.weight_buffers("cuda-fragment")
+    ((_, shape, _), *_) = spec.weight_buffers(buffers.layout_of(spec))
     return prod(shape) < 2**31
 
 
 def buckets_of(spec: LinearSpec, gpu: Gpu) -> list[Bucket]:
     """Return the kernels of a linear, in rising order of rows: the defaults."""
-    shape = shape_of(buffers.format_of(spec))
+    shape = buffers.fragment_shape(spec)
     return (expert_buckets if spec.experts else default_buckets)(spec, shape, gpu)
 
 

@@ -33,11 +33,13 @@ def knobs_to_buckets(knobs: Mapping[str, Any]) -> list[Bucket]:
     return found
 
 
-# What a bucket's knobs are of: the kernel's name, and what it does in words.
-KINDS = {
-    GemvKnobs: ("gemv", "fragments into mma.sync"),
-    TileKnobs: ("tile", "tiles through shared memory"),
-}
+def kind_of(knobs: GemvKnobs | TileKnobs) -> tuple[str, str]:
+    """Name of a bucket's kernel, and what it does in words."""
+    if isinstance(knobs, GemvKnobs):
+        return "gemv", "fragments into mma.sync"
+    if knobs.e4m3:
+        return "tile-e4m3", "tiles of E4M3 through shared memory"
+    return "tile", "tiles through shared memory"
 
 
 class CudaLinear:
@@ -68,7 +70,7 @@ class CudaLinear:
         found: list[RowRange] = []
         first = spec.m or 1
         for bucket in buckets:
-            name, why = KINDS[type(bucket.knobs)]
+            name, why = kind_of(bucket.knobs)
             if not found or found[-1].kernel != name:
                 found.append(RowRange(first, name, why))
             first = (bucket.rows or first) + 1

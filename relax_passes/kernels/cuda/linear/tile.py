@@ -46,6 +46,8 @@ def emit(linear: Linear, knobs: TileKnobs, gpu: Gpu) -> None:
     if knobs.wgmma and not knobs.persistent and knobs.stages % 2:
         # the sets of registers for codes and scales alternate with the slots
         raise ValueError(f"with wgmma a ring has an even number of stages, not {knobs.stages}")
+    if knobs.e4m3 and (not knobs.wgmma or knobs.parallel > 1 or linear.x_codes is None):
+        raise ValueError(f"E4M3 wants wgmma, a step at a time, and x in E4M3: {knobs}")
     if linear.spec.experts and knobs.persistent:
         raise ValueError(f"persistent blocks do not walk over experts: {knobs}")
     if linear.spec.gathered and knobs.wgmma:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from amx_tvm.formats.e4m3 import FACTOR
+
 from ..intrinsics.base import at, local
+from ..intrinsics.e4m3 import (
+    FILL_TABLE,
+    TABLE_BYTES,
+    decode_bytes,
+    entry_words,
+    load_entries,
+)
 from ..intrinsics.finish import Finish, finish
 from ..intrinsics.memory import SHARED_ADDRESS, STORE_SHARED
 from ..intrinsics.sync import BARRIER, BARRIER_OF, CLUSTER_MEET, CLUSTER_SYNC, UNIFORM
 from ..intrinsics.tiles import decode_stage, read_stage, stage_words
 from .buffers import Linear
-from .tile_plan import STAGE_COLUMNS, TileKnobs
+from .tile_plan import TileKnobs
 
 
 class TileBlock:
@@ -29,16 +38,19 @@ class TileBlock:
         self.n0 = n_tile * self.rows
         self.m0 = m_tile * knobs.block_m if linear.first is None else linear.first
         self.tile = linear.tile(tirx.min(n_tile * (self.rows // 16) + warp, linear.tiles - 1))
-        self.units = STAGE_COLUMNS // shape.unit
+        self.units = knobs.columns // shape.unit
         self.warp_codes = self.units * 512
         self.warp_scales = self.units * 8 * shape.record
-        total = -(-linear.spec.k // STAGE_COLUMNS)
+        total = -(-linear.spec.k // knobs.columns)
         self.iterations = -(-total // knobs.cluster)
         self.first = rank * self.iterations
         self.x_bytes = knobs.block_m * 128
-        self._share(extra_bytes)
+        self._share(extra_bytes + TABLE_BYTES * knobs.e4m3)
+        self.table = self.base + self._u32(self.ring_bytes + extra_bytes)
         self.acc = local(knobs.block_m // 2)
         self.coefficients = local(2, "uint32")
+        if knobs.e4m3:
+            self.entries = local(2 * knobs.parallel * entry_words(linear.decode), "uint32")
 
     def _share(self, extra_bytes: int) -> None:
         """Lay out shared memory; the 128-byte swizzle wants its base at a multiple of 1024."""
@@ -76,8 +88,9 @@ class TileBlock:
 
     def read_slot(self, words: tirx.Buffer, records: tirx.Buffer, slot, buffer: int) -> None:
         """Read the warp's codes and scales of a slot into one of the register buffers."""
-        sizes = stage_words(self.linear.decode)
-        read_stage(self.linear.decode)(
+        columns = self.knobs.columns
+        sizes = stage_words(self.linear.decode, columns)
+        read_stage(self.linear.decode, columns)(
             at(words, sizes[0] * buffer),
             at(records, sizes[1] * buffer),
             self.codes_at(slot),
@@ -86,14 +99,34 @@ class TileBlock:
         )
 
     def decode_step(self, a, words: tirx.Buffer, records: tirx.Buffer, buffer: int, step: int):
-        """Decode 16 columns of a register buffer into the 4 A registers at an address."""
-        sizes = stage_words(self.linear.decode)
-        decode_stage(self.linear.decode)[step](
-            a,
-            at(words, sizes[0] * buffer),
-            at(records, sizes[1] * buffer),
-            at(self.coefficients, 0),
-        )
+        """Decode a step of a register buffer into the 4 A registers at an address."""
+        sizes = stage_words(self.linear.decode, self.knobs.columns)
+        given, record = (a, at(words, sizes[0] * buffer)), at(records, sizes[1] * buffer)
+        if self.knobs.e4m3:
+            decode_bytes(self.linear.decode)[step](*given, self._entries_at(step))
+        else:
+            decode_stage(self.linear.decode)[step](*given, record, at(self.coefficients, 0))
+
+    def _entries_at(self, step: int):
+        """Place of a step's entries of the table: those of the steps to come lie beside them."""
+        ahead = 2 * self.knobs.parallel
+        return at(self.entries, step % ahead * entry_words(self.linear.decode))
+
+    def load_entries(self, records: tirx.Buffer, buffer: int, group: int) -> None:
+        """Look up what the group-th `parallel` steps of a register buffer decode with."""
+        if not self.knobs.e4m3:
+            return
+        record = stage_words(self.linear.decode, self.knobs.columns)[1] * buffer
+        for step in range(group * self.knobs.parallel, (group + 1) * self.knobs.parallel):
+            load = load_entries(self.linear.decode)[step]
+            load(self._entries_at(step), at(records, record), self.table)
+
+    def fill_table(self) -> None:
+        """Bring the table of W's E4M3 numbers to shared memory; all threads, and wait."""
+        if self.knobs.e4m3:
+            table, threads = at(self.linear.table, 0), self.knobs.warps * 32
+            FILL_TABLE(self.table, table, self.tid, threads)
+            BARRIER()
 
     def sync(self) -> None:
         """Wait for all warps that compute."""
@@ -138,25 +171,29 @@ class TileBlock:
         thread : tuple
             The thread, and how many work together.
         """
-        linear, (block_m, rows) = self.linear, shape
-        what = Finish(
-            linear.spec,
-            linear.decode.half_factor,
-            rows,
-            block_m,
-            self.knobs.cluster,
-            linear.tile_scale is not None,
-        )
-        zero = tirx.const(0, "int32")
+        given = (place, *self.arrays(), self.linear.m, *corner, *ranks, *thread)
+        finish(self.what(*shape))(*given, *self.scales_of_e4m3())
+
+    def what(self, block_m: int, rows: int) -> Finish:
+        """Say what a finished tile of so many rows of x and of W goes through."""
+        linear, knobs = self.linear, self.knobs
+        factor = 1.0 if knobs.e4m3 else linear.decode.half_factor
+        tile_scale = linear.tile_scale is not None
+        return Finish(linear.spec, factor, rows, block_m, knobs.cluster, tile_scale, knobs.e4m3)
+
+    def arrays(self) -> tuple:
+        """Places of y, residual, bias and tile scales, of those that there are."""
+        linear, zero = self.linear, tirx.const(0, "int32")
         unused = tirx.reinterpret("handle", tirx.const(0, "uint64"))
-        finish(what)(
-            place,
+        return (
             at(linear.y, zero, zero),
             unused if linear.residual is None else at(linear.residual, zero, zero),
             unused if linear.bias is None else at(linear.bias, linear.feature(zero)),
             unused if linear.tile_scale is None else at(linear.tile_scale, linear.tile(zero)),
-            linear.m,
-            *corner,
-            *ranks,
-            *thread,
         )
+
+    def scales_of_e4m3(self) -> tuple:
+        """Places of the scales of x and of the one of W, where E4M3 is multiplied."""
+        if not self.knobs.e4m3:
+            return ()
+        return at(self.linear.x_scales, tirx.const(0, "int32")), at(self.linear.table, FACTOR)

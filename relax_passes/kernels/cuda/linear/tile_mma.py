@@ -15,7 +15,7 @@ from ..intrinsics.sync import BARRIER, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 from ..intrinsics.tiles import COPY_W, COPY_X, GATHER_X, TILE_MMA, stage_words
 from .buffers import Linear
 from .tile_block import TileBlock
-from .tile_plan import STAGE_COLUMNS, TileKnobs
+from .tile_plan import TileKnobs
 
 
 class MmaTile(TileBlock):
@@ -24,7 +24,7 @@ class MmaTile(TileBlock):
     def __init__(self, linear: Linear, knobs: TileKnobs, **place):
         super().__init__(linear, knobs, extra_bytes=0, **place)
         self.a = local(16, "uint32")
-        words, records = stage_words(linear.decode)
+        words, records = stage_words(linear.decode, knobs.columns)
         self.words, self.records = local(words, "uint32"), local(records, "uint32")
 
     def _copy_w(self, k, slot) -> None:
@@ -55,7 +55,7 @@ class MmaTile(TileBlock):
             *given,
             linear.m,
             self.m0,
-            (self.first + k) * STAGE_COLUMNS,
+            (self.first + k) * self.knobs.columns,
             self.tid,
         )
         COPY_COMMIT()

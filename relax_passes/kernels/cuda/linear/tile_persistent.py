@@ -5,6 +5,9 @@ the next tile's stages arrive while this one is written, and there is one prolog
 consumer warpgroup writes its own 64 rows of W through a small tile of shared memory of its own,
 without waiting for the others:
 
+With E4M3, whose products take half the time, tiles go out as float16 by stmatrix instead
+(intrinsics/write.py), and the next stage is read while this one is multiplied.
+
     for every tile of the block
         for every stage          as in tile_wgmma, but codes and scales have one set of registers:
                                  they are read behind the stage's last product
@@ -34,6 +37,7 @@ from ..intrinsics.sync import (
     WAIT_PREREQUISITES,
     WARP_SYNC,
 )
+from ..intrinsics.write import writable, write_tile
 from .buffers import Linear
 from .tile_plan import TileKnobs
 from .tile_wgmma import WgmmaTile
@@ -53,12 +57,11 @@ def _divide(value, by):
 class PersistentTile(WgmmaTile):
     """Emits a block's walk over its tiles."""
 
-    buffers = 1
-
     def __init__(
         self, linear: Linear, knobs: TileKnobs, gpu: Gpu, maps: list, block, blocks: int, **place
     ):
         zero = tirx.const(0, "int32")
+        self.buffers = 2 if knobs.e4m3 else 1
         super().__init__(linear, knobs, gpu, maps, n_tile=block, m_tile=zero, rank=zero, **place)
         self.slot, self.phase = local(1, "int32"), local(1, "int32")
         self.cluster_index = block // knobs.share
@@ -129,11 +132,11 @@ class PersistentTile(WgmmaTile):
 
         self._tiles(tile)
 
-    def _read(self) -> None:
+    def _read(self, buffer: int = 0) -> None:
         """Wait for the stage in the ring's slot and read the warp's codes and scales."""
         slot = self.slot[0]
         hopper.WAIT_BARRIER(self._full(slot), self._u32(self.phase[0]))
-        self.read_slot(self.words, self.records, slot, 0)
+        self.read_slot(self.words, self.records, slot, buffer)
 
     def _stage(self, k, last: bool) -> None:
         """Multiply the stage that is in registers, and read the next one of the tile."""
@@ -146,9 +149,20 @@ class PersistentTile(WgmmaTile):
             if step == 1:
                 # all products of the stage before have ended
                 self._hand_back(T.bind(before), k >= 1)
+            if step < 3 or not last:
+                self.load_entries(self.records, step // 3, (step + 1) % 4)
             a = at(self.a, 4 * (step % 2))
             self.decode_step(a, self.words, self.records, 0, step)
-            hopper.wgmma(self.x_rows)[step, 1](at(self.acc, 0), a, x)
+            hopper.wgmma(self.x_rows, knobs.e4m3)[step, 1](at(self.acc, 0), a, x)
+            if step == 1 and knobs.e4m3 and not last:
+                self._advance()
+                self._read(1)
+        if knobs.e4m3 and not last:
+            for buffer in (self.words, self.records):
+                size = int(buffer.shape[0]) // 2
+                for i in range(size):
+                    T.buffer_store(buffer, buffer[size + i], [i])
+            return
         self._advance()
         if not last:
             self._read()
@@ -158,6 +172,7 @@ class PersistentTile(WgmmaTile):
         for i in range(self.x_rows // 2):
             T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
         self._read()
+        self.load_entries(self.records, 0, 0)
         count = self.iterations
         if count > 1:
             with T.serial(count - 1, annotations={"disable_unroll": True}) as k:
@@ -172,6 +187,12 @@ class PersistentTile(WgmmaTile):
         """Write the warpgroup's part of y, CHUNK rows of x at a time."""
         lane = self.lane
         group, warp = self.warp // 4, self.warp % 4
+        if self.knobs.e4m3 and writable(self.linear.spec.out_features):
+            acc, scratch = at(self.acc, 0), T.bind(self.scratch + self._u32(group * SCRATCH_BYTES))
+            place = (self.linear.m, self.m0, self.n0 + group * 64, group, self.tid % 128)
+            write = write_tile(self.what(self.x_rows, 64))
+            write(acc, scratch, *self.arrays(), *place, *self.scales_of_e4m3())
+            return
         blocks = CHUNK // 8
         for chunk in range(self.x_rows // CHUNK):
             scratch = T.bind(self.scratch + self._u32((2 * group + chunk % 2) * _SCRATCH))
@@ -194,6 +215,7 @@ class PersistentTile(WgmmaTile):
             LAUNCH_DEPENDENTS()
 
         self._one_lane_of(0, self.make_barriers)
+        self.fill_table()
         (BARRIER if knobs.share == 1 else CLUSTER_MEET)()
 
         def leave() -> None:

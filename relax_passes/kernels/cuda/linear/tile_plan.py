@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from amx_tvm.targets.cuda.gpus import Gpu
 
-STAGE_COLUMNS = 64
+STAGE_BYTES = 128  # of a row of x in a stage: 64 columns of float16, 128 of E4M3
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class TileKnobs:
         producer, cluster 1); any number of stages
     wgmma : take the asynchronous tensor core instruction and the copy engine (sm_90a)
     dependent : programmatic dependent launch (sm_90 and later)
+    e4m3 : multiply x rounded to E4M3 by W decoded to E4M3 (wgmma; layout "cuda-fragment-e4m3")
     """
 
     block_m: int = 64
@@ -37,6 +38,12 @@ class TileKnobs:
     persistent: bool = False
     wgmma: bool = True
     dependent: bool = False
+    e4m3: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Columns of a stage; four steps of products."""
+        return STAGE_BYTES if self.e4m3 else STAGE_BYTES // 2
 
     @property
     def warps(self) -> int:

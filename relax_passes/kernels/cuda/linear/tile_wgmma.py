@@ -37,7 +37,7 @@ from ..intrinsics.sync import BARRIER, CLUSTER_MEET, LAUNCH_DEPENDENTS, WAIT_PRE
 from ..intrinsics.tiles import stage_words
 from .buffers import Linear
 from .tile_block import TileBlock
-from .tile_plan import STAGE_COLUMNS, TileKnobs
+from .tile_plan import TileKnobs
 
 _SWIZZLE_128 = 3
 # Registers a lane shall keep to, by rows of x in a block: half a row's sum and 50 more, as whole
@@ -57,18 +57,20 @@ def _tensor_map(dtype: str, data, shape: list, strides: list, box: list, swizzle
 def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
     """Maps of x [m][K], codes [tile][unit][128 words] and scales [tile][unit][words].
 
+    x is float16, or bytes of E4M3.
+
     Persistent blocks have two of x: for `block_m` rows at a time and for half of them.
     """
     shape, k = linear.decode.shape, linear.spec.k
     units, tiles = linear.units, linear.tiles * max(1, linear.spec.experts)
-    per_stage, warps = STAGE_COLUMNS // shape.unit, knobs.groups * 4
+    per_stage, warps = knobs.columns // shape.unit, knobs.groups * 4
+    x, dtype = (linear.x_codes, "uint8") if knobs.e4m3 else (linear.x, "float16")
+    stride = k if knobs.e4m3 else 2 * k
     blocks = [knobs.block_m] + [knobs.block_m // 2] * knobs.persistent
     maps = []
     for rows in blocks:
-        box = [STAGE_COLUMNS, rows // knobs.share]
-        maps.append(
-            _tensor_map("float16", linear.x.data, [k, linear.m], [2 * k], box, _SWIZZLE_128)
-        )
+        box = [knobs.columns, rows // knobs.share]
+        maps.append(_tensor_map(dtype, x.data, [k, linear.m], [stride], box, _SWIZZLE_128))
     sources = [(linear.codes, 512)]
     if linear.scales is not None:
         sources.append((linear.scales, 8 * shape.record))
@@ -93,7 +95,7 @@ class WgmmaTile(TileBlock):
         self.x_map, self.x_rows = maps[0], knobs.block_m
         self.warps = knobs.groups * 4
         self.barriers = self.base + self._u32(self.ring_bytes)
-        words, records = stage_words(linear.decode)
+        words, records = stage_words(linear.decode, knobs.columns)
         self.words = local(self.buffers * words, "uint32")
         self.records = local(self.buffers * records, "uint32")
         self.a = local(8 * knobs.parallel, "uint32")
@@ -119,7 +121,7 @@ class WgmmaTile(TileBlock):
 
     def _copy_x(self, k, slot) -> None:
         """Request the block's part of a stage of x for all blocks that share it."""
-        column, share = (self.first + k) * STAGE_COLUMNS, self.knobs.share
+        column, share = (self.first + k) * self.knobs.columns, self.knobs.share
         x, full = T.address_of(self.x_map), self._full(slot)
         if share == 1:
             hopper.TMA[2](self.x_at(slot), x, column, self.m0, full)
@@ -205,10 +207,14 @@ class WgmmaTile(TileBlock):
             hopper.WGMMA_WAIT[1]()
             if group == 1:
                 self._hand_back(before, back)
+            following = group + 1 < 4 // parallel
+            if following or not last:
+                ahead = (buffer, group + 1) if following else (1 - buffer, 0)
+                self.load_entries(self.records, *ahead)
             for i in range(parallel):
                 a = at(self.a, first + 4 * i)
                 self.decode_step(a, self.words, self.records, buffer, group * parallel + i)
-            multiply = hopper.wgmma(knobs.block_m)[group * parallel, parallel]
+            multiply = hopper.wgmma(knobs.block_m, knobs.e4m3)[group * parallel, parallel]
             multiply(at(self.acc, 0), at(self.a, first), x)
             if group == 1 and not last:
                 self._read_stage((slot + 1) % knobs.stages, 1 - buffer)
@@ -226,6 +232,7 @@ class WgmmaTile(TileBlock):
             T.buffer_store(self.acc, tirx.const(0.0, "float32"), [i])
         T.buffer_store(self.parity, tirx.const(0, "int32"), [0])
         self._read_stage(0, 0)
+        self.load_entries(self.records, 0, 0)
         whole = (count - 1) // stages * stages  # the last stage is not among them
         if whole:
             with T.serial(whole // stages, annotations={"disable_unroll": True}) as i:
@@ -264,6 +271,7 @@ class WgmmaTile(TileBlock):
             self.fill_weights()
 
         self._one_lane_of(0, begin)
+        self.fill_table()
         # blocks that share x write to each other's memory
         (BARRIER if knobs.share == 1 else CLUSTER_MEET)()
         if not knobs.producer:
