@@ -43,7 +43,7 @@ FILL_TABLE = Intrinsic(
 )
 
 
-def _permute(a: np.ndarray, b: np.ndarray, selectors: np.ndarray) -> np.ndarray:
+def _permute(a: np.ndarray, b: np.ndarray, selectors: np.ndarray | int) -> np.ndarray:
     """What `prmt` gives: byte j is that of (a, b) which nibble j selects, or its sign's spread."""
     both = np.stack([a, b], -1).astype(np.uint32).view(np.uint8)
     out = np.zeros(np.broadcast(a, selectors).shape, np.uint32)

@@ -67,6 +67,7 @@ def tensor_maps(linear: Linear, knobs: TileKnobs) -> list:
     x, dtype = (linear.x_codes, "uint8") if knobs.e4m3 else (linear.x, "float16")
     stride = k if knobs.e4m3 else 2 * k
     blocks = [knobs.block_m] + [knobs.block_m // 2] * knobs.persistent
+    assert x is not None, "E4M3 without x in E4M3"  # tile.emit refuses it
     maps = []
     for rows in blocks:
         box = [knobs.columns, rows // knobs.share]
