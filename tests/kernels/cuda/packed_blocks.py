@@ -16,7 +16,7 @@ from relax_passes.attention_spec import AttentionSpec
 from relax_passes.cache_spec import CacheSpec
 from relax_passes.kernels.cuda.attention.kernels import log2_scale
 from relax_passes.kernels.cuda.packed_cache import kernels, prefill_text
-from relax_passes.kernels.cuda.packed_cache.items import FEW_WARPS, Items
+from relax_passes.kernels.cuda.packed_cache.items import Items
 from relax_passes.kernels.cuda.packed_cache.layout import layout_of
 
 ARCH = "sm_90a"
@@ -47,7 +47,8 @@ def library(specs: tuple[AttentionSpec, ...], spec: CacheSpec, folder: Path):
     text = code[code.index("#ifndef AMX_") :].replace("#include <cuda_fp16.h>", "")
     text = re.sub(r"extern __shared__ \S+ float (\w+)\[\];", r"float* \1 = shared_of(0);", text)
     text = text.replace("__shared__", "static")
-    attend, plan = items.attend(first, FEW_WARPS).name, items.plan().name
+    warps = items.few_warps
+    attend, plan = items.attend(first, warps).name, items.plan().name
     put = re.search(r"amx_packed_store_amx_\w+", text)[0]
     sinks = "sinks, " if first.sinks else ""
     group, heads, kv = first.group, first.heads, first.kv_heads
@@ -67,9 +68,9 @@ extern "C" void begin(void* state, int m) {{
   run_team(1, 256, [=](int i) {{ {plan}(state, m, i); }});
 }}
 extern "C" void batch(void* state, void* qkv, void* sinks, void* out, int layer, int m) {{
-  for (int number = 0; number < m + {items.extra(FEW_WARPS)}; ++number)
+  for (int number = 0; number < m + {items.extra(warps)}; ++number)
     for (int head = 0; head < {items.heads.blocks}; ++head)
-      run_team(1, {32 * FEW_WARPS}, [=](int i) {{
+      run_team(1, {32 * warps}, [=](int i) {{
         {attend}(shared_of(0), qkv, state, {sinks}out, layer, {scales}, number, head, i / 32, i % 32);
       }});
 }}

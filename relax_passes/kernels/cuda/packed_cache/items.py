@@ -14,7 +14,6 @@ from .decode_text import ATTEND, PLAN
 from .layout import Layout
 
 WARPS = 3
-FEW_WARPS = 8  # of few sequences, which leave multiprocessors idle
 FEW = 16  # sequences that are divided for one round only
 SHORTEST = 48  # panels of an item
 ROUNDS = 4
@@ -51,9 +50,19 @@ class Items:
 
     def resident(self, warps: int) -> int:
         """Blocks of so many warps that a multiprocessor holds, by their registers."""
+        return max(1, self._warps // warps)
+
+    @property
+    def _warps(self) -> int:
+        """Warps that a multiprocessor holds, by their registers."""
         rows = -(-self.heads.group // 8) * 8
-        few = self.spec.head_dim * rows > 1024 or self.layout.format.code_bits == 8
-        return max(1, (8 if few else 12) // warps)
+        wide = self.spec.head_dim * rows > 1024 or self.layout.format.code_bits == 8
+        return 8 if wide else 12
+
+    @property
+    def few_warps(self) -> int:
+        """Warps of a block of few sequences: all of a multiprocessor, others have no work for it."""
+        return self._warps
 
     def slots(self, warps: int) -> int:
         """Items that the multiprocessors hold at once, for each block of heads."""
@@ -66,7 +75,7 @@ class Items:
 
     def extra(self, warps: int) -> int:
         """Most items beyond one for each sequence; blocks without an item take time too."""
-        return self.slots(warps) * (1 if warps == FEW_WARPS else ROUNDS)
+        return self.slots(warps) * (1 if warps == self.few_warps else ROUNDS)
 
     def items_at(self, kind: int) -> int:
         """Offset of a window's items in the tables, in bytes."""
@@ -93,7 +102,7 @@ class Items:
         """Build the function that divides a step."""
         windows = ", ".join(map(str, self.windows))
         numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots(WARPS)}"
-        numbers += f", {self.slots(FEW_WARPS)}, {SHORTEST}, {ROUNDS}, {FEW}, {_BEGIN}, {EXTRA}"
+        numbers += f", {self.slots(self.few_warps)}, {SHORTEST}, {ROUNDS}, {FEW}, {_BEGIN}, {EXTRA}"
         numbers += f", {self.layout.spec.newest}, {self.layout.spec.first}"
         return Intrinsic(
             f"amx_packed_plan_{self.heads.blocks}_{len(self.windows)}",

@@ -33,7 +33,7 @@ from relax_passes.kernels.cuda.attention.kernels import (
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import encode, prefill_text
-from .items import FEW, FEW_WARPS, WARPS, Items
+from .items import FEW, WARPS, Items
 from .layout import FIELDS, Layout
 from .state_text import SETUP, STATE_WORDS
 
@@ -141,7 +141,7 @@ def batch(spec: AttentionSpec, items: Items) -> tirx.PrimFunc:
         given = [_first(qkv), state, *sinks, _first(out), layer, *scales]
         with T.If(rows <= FEW):
             with T.Then():
-                kernel(FEW_WARPS, given)
+                kernel(items.few_warps, given)
             with T.Else():
                 kernel(WARPS, given)
 
