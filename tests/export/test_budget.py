@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,15 @@ def test_a_gpu_without_room_is_refused_before(tiny_artifact):
         budget.require_device(manifest, gib, fits + manifest.kv_cache["page_size"], 512)
     with pytest.raises(GenerationError, match="free some, take a smaller model or a larger GPU"):
         budget.require_device(manifest, 100 * MIB, 128, 512)
+
+
+def test_a_gpu_keeps_room_for_tokens_in_16_bits(tiny_artifact):
+    manifest, gib = tiny_artifact.manifest, 1 << 30
+    packed = {"page_bytes": 64_000, "sequence_bytes": MIB}
+    few = replace(manifest, kv_cache={**manifest.kv_cache, "packed": packed})
+    budget.require_device(few, gib, 4096, 512, sequences=16)
+    with pytest.raises(GenerationError, match="does not fit into the 1024 MiB"):
+        budget.require_device(few, gib, 4096, 512, sequences=1024)
 
 
 def test_limit_holds(tiny_artifact):
