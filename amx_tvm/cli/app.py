@@ -95,7 +95,9 @@ def compile(  # noqa: A001 - the verb that users know
     ] = "llvm",
     quantization: Annotated[
         str,
-        typer.Option(help="amxfp4, mxfp4, nvfp4, int4, none, ...; with -w4a4 activations too."),
+        typer.Option(
+            help="amxfp4, mxfp4, nvfp4, int4, none, ...; with -w4a4 or -w4a8 activations too."
+        ),
     ] = "amxfp4",
     output: Annotated[
         Path | None,

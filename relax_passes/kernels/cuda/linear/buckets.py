@@ -9,6 +9,8 @@
              halve the last ones
     513..    tile with blocks of 256 rows of x
 
+A linear whose activations are E4M3 multiplies that from 65 rows on (`e4m3_knobs`).
+
 Choices depend on N, K and the GPU through one number: how many blocks there are for its
 multiprocessors. Values were measured on an H100 (docs/performance-gpu.md); other GPUs take the same
 ones without its instructions.
