@@ -62,7 +62,8 @@ class Cache:
         self.pages = np.full((pages, sizes.page_bytes), 255, np.uint8)
         self.recent = np.full((places, sizes.sequence_bytes // 2), np.nan, np.float16)
         told = np.full(1 << 16, 1 << 20, np.int32)
-        tensors = np.zeros(64, np.int32), self.pages, self.recent, told, np.zeros(WORK, np.int32)
+        self.work = np.zeros(WORK, np.int32)
+        tensors = np.zeros(64, np.int32), self.pages, self.recent, told, self.work
         lib.hold(tensors)
         stored = {**cache.describe(), "page_bytes": sizes.page_bytes}
         stored["sequence_bytes"] = sizes.sequence_bytes

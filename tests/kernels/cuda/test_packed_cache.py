@@ -13,6 +13,7 @@ from packed_cache import Cache, attention, quantized  # noqa: E402
 
 from amx_tvm.errors import ModelError  # noqa: E402
 from relax_passes.cache_spec import FORMATS, CacheSpec  # noqa: E402
+from relax_passes.kernels.cuda.packed_cache import items  # noqa: E402
 from relax_passes.kernels.cuda.packed_cache.layout import check  # noqa: E402
 
 ONE, TWO, FORK = range(3)
@@ -66,6 +67,21 @@ def test_other_attention(shape, spec, tmp_path):
     cache.add(TWO)
     errors = [cache.forward({ONE: 75, TWO: 2}), cache.forward({ONE: 1, TWO: 1})]
     errors += [cache.forward({ONE: 20}), cache.forward({ONE: 1})]
+    assert max(errors) < 1e-3, errors
+
+
+@needs_nvcc
+def test_parts_of_a_sequence_meet(tmp_path, monkeypatch):
+    """A sequence of several items, beside one of a single item."""
+    monkeypatch.setattr(items, "SHORTEST", 4)
+    spec, shape = CacheSpec("amxfp4"), attention(8, 1, sinks=True)
+    cache = Cache(shape, spec, library((shape,), spec, tmp_path), 1)
+    cache.add(ONE)
+    cache.add(TWO)
+    errors = [cache.forward({ONE: 200, TWO: 5})]
+    errors += [cache.forward({ONE: 1, TWO: 1}) for _ in range(2)]
+    found = cache.work[16:].reshape(-1, 8)[: cache.work[0], 5]  # the items' parts
+    assert found.max() > 3
     assert max(errors) < 1e-3, errors
 
 
