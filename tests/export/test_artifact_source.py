@@ -51,6 +51,15 @@ def test_weights_are_those_of_the_model(artifact, tiny_model):
         np.testing.assert_array_equal(loaded, raw.format.dequantize(quantized))
 
 
+def test_weights_of_gpus_in_e4m3(tiny_model, tmp_path, compile_parameters):
+    """Their table is a parameter that manifests know; as a source they are refused."""
+    made = compile_parameters(tiny_model, "cuda:sm_90a", "amxfp4-w4a8", tmp_path / "gpu")
+    recipe = made.manifest.recipes["model.layers.0.mlp.down_proj.weight.table"]
+    assert (recipe["layout"], recipe["part"]) == ("cuda-fragment-e4m3", "table")
+    with pytest.raises(ArtifactError, match="export from the model"):
+        ArtifactSource(made.path)
+
+
 def test_function_artifacts_are_refused(artifact, tmp_path, monkeypatch):
     from dataclasses import replace
 

@@ -93,6 +93,12 @@ def test_rounding_converts_by_instruction():
     assert "cvt.rn.satfinite.e4m3x2.f32" in made
 
 
+def test_few_rows_are_not_rounded():
+    """A step of one sequence launches nothing for it."""
+    few, many = (str(round_rows(64, m, least=65)) for m in (1, 65))
+    assert "amx_round_row" in many and "amx_round_row" not in few
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -128,7 +128,9 @@ def round_rows(k: int, m: int | None, *, least: int = 1, dependent: bool = False
                         places = at(x, row, zero), at(codes, row, zero), at(scales, row)
                         ROUND_ROW[k, warps](*places, tid)
 
-            if m is not None:
+            if m is not None and m < least:
+                T.evaluate(tirx.const(0, "int32"))
+            elif m is not None:
                 launch()
             else:
                 with T.If(rows >= least):
