@@ -88,7 +88,7 @@ def read_to_huge_pages(path: Path) -> np.ndarray:
 
 
 def made_in_huge_pages(make: Callable[..., _Made], *arguments: Any) -> _Made:
-    """Return what ``make`` does, all large memory that it allocates asking for huge pages.
+    """Return what ``make`` does, the largest memory that it allocates asking for huge pages.
 
     Who allocates has no option for it. Its memory is what the process has more of behind the call
     than in front of it; another thread's in the meantime is asked for too, which is harmless.
@@ -97,12 +97,16 @@ def made_in_huge_pages(make: Callable[..., _Made], *arguments: Any) -> _Made:
         return make(*arguments)
     before = _anonymous()
     made = make(*arguments)
+    pieces: list[tuple[int, int]] = []
     for start, end in _anonymous():  # which the system joins with what lies beside it
         inside = [(low, high) for low, high in before if low < end and start < high]
         edges = [start, *(edge for place in inside for edge in place), end]
-        for low, high in zip(edges[::2], edges[1::2], strict=True):
-            if high - low >= HUGE_PAGE:
-                _C.madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), mmap.MADV_HUGEPAGE)
+        pieces += [(high - low, low) for low, high in zip(edges[::2], edges[1::2], strict=True)]
+    size, low = max(
+        pieces, default=(0, 0)
+    )  # smaller ones are the allocator's own, for all that comes later
+    if size >= HUGE_PAGE:
+        _C.madvise(ctypes.c_void_p(low), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
     return made
 
 

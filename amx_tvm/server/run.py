@@ -162,7 +162,8 @@ def _keep(engine: Engine, kept: int, end: socket.socket, front: int) -> int:
     keeper = Keeper(engine, kept, end)
     for sig in _SIGNALS:
         signal.signal(sig, lambda number, _: keeper.tell(number))
-    os.sched_setaffinity(front, keeper.cores())
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(front, keeper.cores())
     keeper.run()
     _, status = os.waitpid(front, 0)
     engine.close()

@@ -87,6 +87,8 @@ def leave(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
             if time.perf_counter() > deadline:
                 break
             time.sleep(0.01)
+        time.sleep(0.5)  # the engine ends them behind the step under way, and tells of it then
+        m = server.metrics()
     row = {
         "left": sum(answer["left"] for answer in found["answers"]),
         "pages": m["amx_tvm_pages"],
