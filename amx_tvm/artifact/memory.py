@@ -102,9 +102,8 @@ def made_in_huge_pages(make: Callable[..., _Made], *arguments: Any) -> _Made:
         inside = [(low, high) for low, high in before if low < end and start < high]
         edges = [start, *(edge for place in inside for edge in place), end]
         pieces += [(high - low, low) for low, high in zip(edges[::2], edges[1::2], strict=True)]
-    size, low = max(
-        pieces, default=(0, 0)
-    )  # smaller ones are the allocator's own, for all that comes later
+    # Smaller pieces are the allocator's own, for all that comes later.
+    size, low = max(pieces, default=(0, 0))
     if size >= HUGE_PAGE:
         _C.madvise(ctypes.c_void_p(low), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
     return made
