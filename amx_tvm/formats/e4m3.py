@@ -130,5 +130,6 @@ register_layout(
         _shapes,
         compute="float16",
         columns=16,  # bytes of x
+        takes=holds,
     )
 )

@@ -47,6 +47,7 @@ class Layout:
     e4m3 : the layout of weights that are multiplied as E4M3; "" where there is none
     columns : K is a multiple of this
     rows_readable : kernels look single rows up, as embeddings do
+    takes : whether a format's matrices can be packed so
     """
 
     name: str
@@ -59,6 +60,7 @@ class Layout:
     e4m3: str = ""
     columns: int = 1
     rows_readable: bool = False
+    takes: Callable[[Any], bool] = lambda _format: True
 
     def holds(self, k: int, dtype: str) -> bool:
         """Whether kernels multiply a matrix of K columns in this layout to a type."""
@@ -76,9 +78,10 @@ def register_layout(layout: Layout) -> Layout:
     return layout
 
 
-def layouts() -> list[str]:
-    """Names of the registered layouts of quantized matrices."""
-    return [name for name, layout in _LAYOUTS.items() if layout.quantized]
+def layouts(fmt: str | Format) -> list[str]:
+    """Names of the registered layouts of a format's quantized matrices."""
+    fmt = get(fmt)
+    return [name for name, layout in _LAYOUTS.items() if layout.quantized and layout.takes(fmt)]
 
 
 def get_layout(name: str) -> Layout:
@@ -91,8 +94,8 @@ def get_layout(name: str) -> Layout:
 def pack(fmt: str | Format, quantized: Quantized, layout: str = "plain") -> Arrays:
     """Arrays of a quantized matrix [N, K] in a layout: "codes", "scales" and maybe a tensor scale.
 
-    Raises FormatError for an unknown layout, a matrix that is not 2-D, another format's data, or a
-    scale byte that is never written.
+    Raises FormatError for an unknown layout or one of other formats, a matrix that is not 2-D,
+    another format's data, or a scale byte that is never written.
     """
     fmt = get(fmt)
     if quantized.codes.ndim != 2:
@@ -100,6 +103,10 @@ def pack(fmt: str | Format, quantized: Quantized, layout: str = "plain") -> Arra
     if quantized.format.name != fmt.name:
         raise FormatError(f"data of format {quantized.format.name} cannot be packed as {fmt.name}")
     _check_scales(fmt, quantized)
+    if not get_layout(layout).takes(fmt):
+        raise FormatError(
+            f"layout {layout} does not hold {fmt.name}; its layouts are: {', '.join(layouts(fmt))}"
+        )
     # A concatenation of transposed views keeps their order of axes: make all arrays C-ordered.
     arrays = get_layout(layout).pack(fmt, quantized)
     return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
