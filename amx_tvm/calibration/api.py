@@ -114,6 +114,12 @@ def calibrate(
     if device is None:
         trains = chosen.find(Train) is not None
         device = "cuda" if trains and torch.cuda.is_available() else "cpu"
+    _check_device(device)
+    if config.attention and (chosen.find(Train) is not None or device != "cpu"):
+        raise CalibrationError(
+            f"attention's operands are rounded by recipes on a CPU only, and {chosen.name!r} runs on "
+            f"{device} or trains; choose recipe best, or leave quantized attention out"
+        )
     windows, training = _windows(source, text, chosen, decoder.vocab_size)
     keep = None
     if directory is None:
@@ -142,6 +148,16 @@ def calibrate(
             for name, value in trainer.run(progress):
                 store.put(name, value)
     return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts
+        raise CalibrationError(
+            f"torch cannot compute on {device!r} ({str(error).splitlines()[0]}); expected cpu, or "
+            "cuda where torch sees a GPU"
+        ) from None
 
 
 def sensitivity_report(

@@ -10,6 +10,7 @@ from amx_tvm import formats
 from amx_tvm.calibration import Calibration, Gptq, Recipe, RotateValues, Smooth, Train, calibrate
 from amx_tvm.calibration.fake import fake_round, rounded
 from amx_tvm.calibration.trained import Table
+from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats.four_over_six import four_over_six
 from benchmarks.torch_reference import Reference
@@ -95,3 +96,8 @@ def test_what_cannot_be_trained_is_said():
         calibrate(source, "amxfp4", text(9, 0), recipe)
     with pytest.raises(CalibrationError, match="no linear of this start can be trained"):
         calibrate(source, "int4", text(20, 0), recipe)
+    with pytest.raises(CalibrationError, match="choose recipe best, or leave quantized attention"):
+        config = QuantizationConfig("amxfp4", "w4a4", attention=True)
+        calibrate(source, config, text(20, 0), recipe)
+    with pytest.raises(CalibrationError, match="torch cannot compute on 'toaster'"):
+        calibrate(source, "amxfp4", text(20, 0), recipe, device="toaster")
