@@ -117,7 +117,7 @@ def calibrate(
     _check_device(device)
     if config.attention and (chosen.find(Train) is not None or device != "cpu"):
         raise CalibrationError(
-            f"attention's operands are rounded by recipes on a CPU only, and {chosen.name!r} runs on "
+            f"recipes round attention's operands on a CPU only, and {chosen.name!r} runs on "
             f"{device} or trains; choose recipe best, or leave quantized attention out"
         )
     windows, training = _windows(source, text, chosen, decoder.vocab_size)
