@@ -20,16 +20,11 @@ import torch
 from torch import Tensor
 
 from amx_tvm import formats
+from amx_tvm.calibration.fake import quotient, round_magnitude
 from amx_tvm.errors import CalibrationError
-from amx_tvm.formats import Format, Quantized, e2m1
+from amx_tvm.formats import Format, Quantized
 
 Scales = tuple[Tensor, ...]
-
-
-def round_e2m1(magnitude: Tensor) -> Tensor:
-    """Nearest E2M1 magnitude, ties away from zero, saturating at 6; float32 >= 0 of any shape."""
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    return (torch.floor(magnitude / step + 0.5) * step).clamp(max=e2m1.LARGEST)
 
 
 class Grid(ABC):
@@ -124,7 +119,7 @@ class E2M1Grid(Grid):
             stored = (base[:, None] + self.deltas.to(base.device)).clamp(0, self.largest)
             stored = torch.where(base[:, None] > 0, stored.clamp(min=1), stored * 0)
             scale = self.values[stored][..., None]
-            rounded = round_e2m1(_quotient(part[:, None], scale)) * scale
+            rounded = round_magnitude(quotient(part[:, None], scale)) * scale
             error = ((rounded - part[:, None]).square() * weight).sum(-1)
             ranked.append(stored.gather(1, error.argsort(dim=1, stable=True)[:, :keep]))
         return ranked
@@ -145,7 +140,7 @@ class E2M1Grid(Grid):
         """Round to E2M1 times the scale of the value's sign."""
         positive, negative = self.values[scales[0]], self.values[scales[-1]]
         scale = torch.where(column > 0, positive, negative)
-        rounded = round_e2m1(_quotient(column.abs(), scale)) * scale
+        rounded = round_magnitude(quotient(column.abs(), scale)) * scale
         return torch.where(column > 0, rounded, -rounded)
 
 
@@ -189,7 +184,7 @@ class IntGrid(Grid):
     def round(self, column: Tensor, scales: Scales) -> Tensor:
         """Round to the integers 0..15 around the zero point."""
         scale, zero = scales[0].float(), scales[1].float()
-        steps = torch.round(_quotient(column, scale)) + zero
+        steps = torch.round(quotient(column, scale)) + zero
         return (steps.clamp(0, 15) - zero) * scale
 
 
@@ -221,12 +216,7 @@ class ByteGrid(Grid):
     def round(self, column: Tensor, scales: Scales) -> Tensor:
         """Round to the integers -127..127."""
         scale = scales[0].float()
-        return torch.round(_quotient(column, scale)).clamp(-127, 127) * scale
-
-
-def _quotient(value: Tensor, scale: Tensor) -> Tensor:
-    """True division, and 0 where the scale is 0."""
-    return torch.where(scale > 0, value / torch.where(scale > 0, scale, 1.0), 0.0)
+        return torch.round(quotient(column, scale)).clamp(-127, 127) * scale
 
 
 # How many stored scales under and over the plain rule's are tried: as far as about 0.6 and 1.25
