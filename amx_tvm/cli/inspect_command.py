@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amx_tvm.artifact import Manifest, artifact_bytes, verify_artifact
 from amx_tvm.artifact.verify import Verify
 from relax_passes.chosen import ChosenKernel, chosen_kernels
+
+if TYPE_CHECKING:
+    from amx_tvm.cli.inspect_sizes import Roof
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _COUNTED = ("bits_per_weight", "bits_by_format", "weights")
@@ -59,24 +62,22 @@ def run_page(artifact: Path, output: Path, model: str | None, verify: Verify | b
     """Write the page of an artifact; with its model also the errors of its weights."""
     from amx_tvm.artifact.publication import Publication
     from amx_tvm.bench.measure import weight_bytes
-    from amx_tvm.bench.memory import read_bandwidth
     from amx_tvm.cli.inspect_page import page
     from amx_tvm.cli.inspect_sizes import floors, layer_sizes
     from amx_tvm.runtime.budget import kv_bytes
-    from amx_tvm.runtime.library import physical_cores
 
     manifest = verify_artifact(artifact, verify) if verify else Manifest.load(artifact)
     kernels = chosen_kernels(manifest.linears)
     linears = list({kernel.name: kernel for kernel in kernels}.values())  # once, for any rows
     with Publication(output, "choose another --html") as new:
         errors = _errors(model, str(manifest.quantization.get("format", "none"))) if model else {}
-        steps, bandwidth = [], None
+        steps, roof = [], None
         if manifest.kind == "causal_lm" and manifest.target.device == "cpu":
-            bandwidth = read_bandwidth(physical_cores())
+            roof = _roof(exact=all(kernel.spec.activation.exact for kernel in linears))
             longest = int(manifest.model["context_length"])
             contexts = [0, *(c for c in (512, 1024, 2048, 4096, 8192) if c <= longest)]
             weights, token = weight_bytes(manifest), kv_bytes(manifest)
-            steps = floors(linears, weights, token, contexts, bandwidth)
+            steps = floors(linears, weights, token, contexts, roof)
         new.path.write_text(
             page(
                 str(manifest.model.get("name", artifact)),
@@ -85,13 +86,25 @@ def run_page(artifact: Path, output: Path, model: str | None, verify: Verify | b
                 rows(kernels, every=False),
                 _COLUMNS,
                 steps,
-                bandwidth,
+                roof,
                 errors,
             ),
             encoding="utf-8",
         )
         new.publish(replace=output.is_file())
     print(output)
+
+
+def _roof(exact: bool) -> Roof:
+    """Measure what this machine gives to linears that read float32 x, or bytes."""
+    from amx_tvm.bench.arithmetic import peak_operations
+    from amx_tvm.bench.memory import read_bandwidth
+    from amx_tvm.cli.inspect_sizes import Roof
+    from amx_tvm.runtime.library import physical_cores
+
+    cores = physical_cores()
+    products = "float32" if exact else "bytes"
+    return Roof(read_bandwidth(cores), peak_operations(cores, exact), products)
 
 
 def _errors(model: str, made: str) -> dict[str, float]:
@@ -119,7 +132,7 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
         context = model.get("context_length")
         text = f"{model.get('name', '?')} ({model.get('family', '?')})"
         yield "model", text + (f", context {context} tokens" if context else "")
-    yield "target", f"{target.key} on {target.device}"
+    yield "target", f"{' and '.join(manifest.targets)} on {target.device}"
     if target.features:
         yield "needs", " ".join(target.features)
     settings = manifest.quantization

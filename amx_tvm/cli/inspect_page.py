@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from amx_tvm.cli.inspect_sizes import PARTS, Floor, LayerSize
+from amx_tvm.cli.inspect_charts import roofline_chart, tokens_chart
+from amx_tvm.cli.inspect_sizes import PARTS, Floor, LayerSize, Roof
 
 COLORS = {"attention": "#4269d0", "MLP": "#efb118", "other": "#97bbf5"}
 STYLE = """
@@ -16,7 +17,7 @@ td,th{padding:.15rem .7rem .15rem 0;text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .bar{display:flex;height:.8rem;background:var(--soft);width:24rem}.bar i{display:block}
 .key i{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 1rem}
-.wide{overflow-x:auto}svg text{fill:currentColor;font-size:12px}
+.wide{overflow-x:auto}svg{max-width:100%;height:auto}svg text{fill:currentColor;font-size:12px}
 """
 
 
@@ -27,7 +28,7 @@ def page(
     kernels: Iterable[tuple[Sequence[str], int]],
     columns: Sequence[str],
     steps: Sequence[Floor],
-    bandwidth: float | None,
+    roof: Roof | None,
     errors: Mapping[str, float],
 ) -> str:
     """Return the HTML text.
@@ -44,8 +45,8 @@ def page(
         Rows of the table of linears with their counts, and its heads.
     steps : sequence of Floor
         Floors of decode steps here; none where nothing was measured.
-    bandwidth : float or None
-        Bytes a second that were measured.
+    roof : Roof or None
+        What was measured of this machine.
     errors : mapping of str to float
         Relative squared error of weights by layer; empty where it is not known.
     """
@@ -60,8 +61,8 @@ def page(
     ]
     if errors:
         parts += ["<h2>Quantization error by layer</h2>", _errors(errors)]
-    if steps and bandwidth:
-        parts += ["<h2>Roofline of a step on this machine</h2>", _steps(steps, bandwidth)]
+    if steps and roof:
+        parts += ["<h2>Roofline of a step on this machine</h2>", _steps(steps, roof)]
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -124,65 +125,30 @@ def _errors(errors: Mapping[str, float]) -> str:
     return note + _table(("", "error", ""), rows, numbers=(1,))
 
 
-def _steps(steps: Sequence[Floor], bandwidth: float) -> str:
+def _steps(steps: Sequence[Floor], roof: Roof) -> str:
     rows = [
         [
             str(step.sequences),
             str(step.context),
             f"{step.bytes / 1e6:.1f}",
-            f"{step.operations / step.bytes:.1f}",
+            f"{step.intensity:.1f}",
+            "memory" if step.intensity < roof.ridge else "arithmetic",
             f"{1000 * step.seconds:.2f}",
             f"{step.tokens_per_s:.0f}",
         ]
         for step in steps
     ]
     heads = (
-        "sequences", "context", "MB read", "operations a byte", "ms at least", "tokens/s at most",
+        "sequences", "context", "MB read", "operations a byte", "bound by", "ms at least",
+        "tokens/s at most",
     )  # fmt: skip
     return (
-        f"<p>This machine reads {bandwidth / 1e9:.1f} GB/s; a decode step reads every weight once "
-        "and the keys and values of every cached token. Many sequences are bound by arithmetic "
-        "before they reach this; <code>amx-tvm bench</code> measures what is reached.</p>"
-        + _chart(steps)
-        + _table(heads, rows, numbers=range(6))
+        f"<p>This machine reads {roof.bandwidth / 1e9:.1f} GB/s and makes {roof.peak / 1e9:.0f} "
+        f"billion operations a second with {roof.products}, a product and its sum being two. A "
+        "decode step reads every weight once and the keys and values of every cached token; the "
+        "operations are those of the linears. <code>amx-tvm bench</code> measures what is "
+        "reached.</p>"
+        + roofline_chart(steps, roof)
+        + tokens_chart(steps)
+        + _table(heads, rows, numbers=(0, 1, 2, 3, 5, 6))
     )
-
-
-def _chart(steps: Sequence[Floor]) -> str:
-    """Return an SVG of tokens/s of one sequence by context: at most what memory allows."""
-    points = [step for step in steps if step.sequences == steps[0].sequences]
-    width, height, left, top = 640, 260, 60, 10
-    most = max(step.tokens_per_s for step in points)
-    longest = max(step.context for step in points) or 1
-
-    def place(step: Floor) -> tuple[float, float]:
-        x = left + (width - left - 10) * step.context / longest
-        return x, top + (height - top - 50) * (1 - step.tokens_per_s / most)
-
-    line = " ".join("{:.1f},{:.1f}".format(*place(step)) for step in points)
-    dots = "".join(
-        '<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="#4269d0"/>'.format(*place(step))
-        for step in points
-    )
-    labels = "".join(
-        f'<text x="{place(step)[0]:.1f}" y="{height - 34}" text-anchor="{_anchor(step, longest)}">'
-        f"{step.context}</text>"
-        for step in points
-        if step.context in (points[0].context, longest) or step.context * 3 > longest
-    )
-    base = height - 50
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        'aria-label="tokens a second at most, by cached tokens">'
-        f'<path d="M{left},{top}V{base}H{width - 10}" fill="none" stroke="currentColor"/>'
-        f'<polyline points="{line}" fill="none" stroke="#4269d0" stroke-width="2"/>{dots}{labels}'
-        f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>'
-        f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-        f'<text x="{width - 12}" y="{height - 12}" text-anchor="end">'
-        "cached tokens; up: tokens/s</text>"
-        "</svg>"
-    )
-
-
-def _anchor(step: Floor, longest: int) -> str:
-    return "end" if step.context == longest else "middle"

@@ -78,8 +78,36 @@ def layer_sizes(manifest: Manifest, linears: list[ChosenKernel]) -> list[LayerSi
 
 
 @dataclass(frozen=True)
+class Roof:
+    """What a machine gives at most.
+
+    Attributes
+    ----------
+    bandwidth : float
+        Bytes a second that are read from memory.
+    peak : float
+        Multiplications and additions a second.
+    products : str
+        What is multiplied: "bytes" or "float32".
+    """
+
+    bandwidth: float
+    peak: float
+    products: str
+
+    def seconds(self, moved: int, operations: int) -> float:
+        """Return the time of a step at least."""
+        return max(moved / self.bandwidth, operations / self.peak)
+
+    @property
+    def ridge(self) -> float:
+        """Operations a byte from which on arithmetic is what bounds."""
+        return self.peak / self.bandwidth
+
+
+@dataclass(frozen=True)
 class Floor:
-    """What a decode step reads at least, and what that allows.
+    """What a decode step reads and computes at least, and what that allows.
 
     Attributes
     ----------
@@ -90,7 +118,7 @@ class Floor:
     operations : int
         Multiplications with additions of the linears, two each.
     seconds : float
-        ``bytes`` at the bandwidth.
+        The longer of ``bytes`` at the bandwidth and ``operations`` at the peak.
     """
 
     sequences: int
@@ -104,9 +132,14 @@ class Floor:
         """At most, for all sequences together."""
         return self.sequences / self.seconds
 
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.operations / self.bytes
+
 
 def floors(
-    linears: list[ChosenKernel], weights: int, token: int, contexts: list[int], bandwidth: float
+    linears: list[ChosenKernel], weights: int, token: int, contexts: list[int], roof: Roof
 ) -> list[Floor]:
     """Return the floors of steps.
 
@@ -118,13 +151,15 @@ def floors(
         Bytes of the weights that a step reads, and of a token's keys and values.
     contexts : list of int
         Cached tokens.
-    bandwidth : float
-        Bytes a second.
+    roof : Roof
+        What the machine gives.
     """
     macs = sum(linear.spec.n * linear.spec.k for linear in linears)
     made = []
     for count in SEQUENCES:
         for context in contexts:
             moved = weights + count * context * token
-            made.append(Floor(count, context, moved, 2 * count * macs, moved / bandwidth))
+            operations = 2 * count * macs
+            seconds = roof.seconds(moved, operations)
+            made.append(Floor(count, context, moved, operations, seconds))
     return made

@@ -33,7 +33,7 @@ def readme(manifest: Manifest, runtimes: Sequence[str], archive: str, root: str)
         lines.append('python3 generate.py "The capital of France is" -n 64')
     features = ", ".join(target.features) or "none beyond the architecture's"
     text = [
-        f"# {model['name']} for {target.key}",
+        f"# {model['name']} for {' and '.join(manifest.targets)}",
         "",
         *[f"    {line}" for line in lines],
         "",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import amx_tvm.compiler
-from amx_tvm.artifact import ArtifactWriter, Manifest
+from amx_tvm.artifact import ArtifactWriter, Manifest, Variant
 from amx_tvm.compiler import Artifact
 from amx_tvm.errors import FormatError
 from tuning.records import SHIPPED
@@ -155,3 +155,20 @@ def test_export_says_what_was_made_as_json(run, artifact, tmp_path, monkeypatch)
     assert run(*command)[1] == f"{made.path}\n"
     said = json.loads(run(*command, "--json")[1])
     assert (said["path"], said["bytes"], said["runtime_bytes"]) == (made.path, 30, 10)
+    assert said["variants"] == []
+
+
+def test_export_names_every_level(run, artifact, tmp_path, monkeypatch):
+    from amx_tvm.exporting import api
+
+    manifest = Manifest.load(artifact)
+    keys = ("llvm/x86-64/x86-64-v4", "llvm/x86-64/x86-64-v3")  # the most demanding first
+    others = [
+        Variant(dataclasses.replace(manifest.target, key=key), manifest.library) for key in keys
+    ]
+    made = api.Bundle("out", dataclasses.replace(manifest, variants=others), 30, 10)
+    monkeypatch.setattr(api, "export", lambda *_, **__: made)
+    command = ("export", artifact, "--target", "x86-64-v2,x86-64-v3,x86-64-v4", "-o", "out")
+    line = " ".join(run(*command)[2].split())
+    assert f"for {manifest.target.key} and {keys[1]} and {keys[0]}: " in line
+    assert json.loads(run(*command, "--json")[1])["variants"] == [keys[1], keys[0]]

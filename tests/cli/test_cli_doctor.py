@@ -42,7 +42,13 @@ def test_this_machine_is_fine():
 def test_every_extra_is_named():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     table = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    extras = set(re.findall(r"^(\w+) = \[", table, re.MULTILINE)) - {"dev", "docs", "cuda", "all"}
+    extras = set(re.findall(r"^(\w+) = \[", table, re.MULTILINE)) - {
+        "dev",
+        "docs",
+        "browser",
+        "cuda",
+        "all",
+    }
     assert {f"[{extra}]" for extra in extras} == {name for name in look()[1] if name[0] == "["}
 
 

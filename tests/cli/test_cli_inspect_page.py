@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from amx_tvm.artifact.manifest import Manifest
-from amx_tvm.bench import memory
+from amx_tvm.bench import arithmetic, memory
 from amx_tvm.cli import inspect_command
 from amx_tvm.cli.inspect_page import page
-from amx_tvm.cli.inspect_sizes import LayerSize, floors, layer_sizes
+from amx_tvm.cli.inspect_sizes import LayerSize, Roof, floors, layer_sizes
 from relax_passes.chosen import ChosenKernel, chosen_kernels
 from relax_passes.spec import LinearSpec
 
@@ -40,13 +40,15 @@ class Text(HTMLParser):
 
 def test_the_page_of_an_artifact(run, artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "read_bandwidth", lambda threads: 10e9)
+    monkeypatch.setattr(arithmetic, "peak_operations", lambda threads, exact: 700e9)
     monkeypatch.setattr(inspect_command, "_errors", lambda model, made: {"layer 0": 0.007})
     output = tmp_path / "page.html"
     code, out, _ = run("inspect", artifact, "--html", output, "--model", "somewhere")
     assert (code, out) == (0, f"{output}\n")
     found = Text(output.read_text("utf-8"))
     assert found.stack == [] and found.links == []  # it needs nothing beside itself
-    for words in ("Bytes and bits by layer", "layer 1", "matmul", "0.00700", "10.0 GB/s"):
+    assert "10.0 GB/s" in found.text and "700 billion operations" in found.text
+    for words in ("Bytes and bits by layer", "layer 1", "matmul", "0.00700"):
         assert words in found.text
     assert run("inspect", artifact, "--html", output)[0] == 0  # over the old one
     assert "0.00700" not in output.read_text("utf-8")
@@ -67,13 +69,15 @@ def test_sizes_are_the_manifest_s(artifact):
 
 def test_the_floor_of_a_step_reads_weights_once():
     linears = [ChosenKernel("a", LinearSpec("amxfp4", 8, 32), "k")]
-    one, more, many = (
-        next(f for f in floors(linears, 1000, 10, [0, 50], 1e3) if (f.sequences, f.context) == key)
-        for key in ((1, 0), (1, 50), (8, 50))
+    steps = floors(linears, 1000, 10, [0, 50], Roof(1e3, 1e4, "bytes"))
+    one, more, many, bound = (
+        next(step for step in steps if (step.sequences, step.context) == key)
+        for key in ((1, 0), (1, 50), (8, 50), (64, 0))
     )
     assert (one.bytes, more.bytes, many.bytes) == (1000, 1500, 5000)
     assert one.seconds == 1.0 and many.tokens_per_s == pytest.approx(8 / 5)
     assert many.operations == 8 * 2 * 8 * 32
+    assert bound.seconds == 64 * 2 * 8 * 32 / 1e4  # more than the second that the bytes take
 
 
 def test_names_of_strangers_stay_text():
@@ -86,3 +90,33 @@ def test_names_of_strangers_stay_text():
 
 def test_json_is_as_before(run, artifact):
     assert json.loads(run("inspect", artifact, "--json")[1])["kind"] == "causal_lm"
+
+
+@pytest.mark.slow  # `make test-browser`
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(browser, run, artifact, tmp_path, scheme):
+    """The figures of this machine; charts are inside the page, which asks for nothing."""
+    output = tmp_path / "page.html"
+    assert run("inspect", artifact, "--html", output)[0] == 0
+    with browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme) as opened:
+        page = opened.new_page()
+        asked, wrong = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.goto(output.as_uri())
+        assert asked == [output.as_uri()] and not wrong
+        heads = page.locator("h2").all_text_contents()
+        assert heads[-1] == "Roofline of a step on this machine" and len(heads) == 3
+        charts = page.locator("svg")
+        assert charts.count() == 2
+        for chart in charts.all():
+            frame = chart.bounding_box()
+            for shape in chart.locator("circle, polyline, text").all():
+                box = shape.bounding_box()
+                assert frame["x"] - 1 <= box["x"] and frame["y"] - 1 <= box["y"]
+                assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
+                assert box["y"] + box["height"] <= frame["y"] + frame["height"] + 1
+        bars = page.locator(".bar i").evaluate_all("all => all.map(one => one.clientWidth)")
+        assert any(width > 0 for width in bars)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone's

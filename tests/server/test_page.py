@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import pytest
 from serving import serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = pytest.mark.slow  # `make test-browser`
 
 
 @pytest.fixture(scope="module")
-def slow(artifact):
+def slow(browser, artifact):
     """A server whose answers end with the context, ``seconds`` a step."""
     with serving(artifact) as running:
         running.engine.manifest.model["eos_token_ids"] = []
@@ -30,14 +26,6 @@ def slow(artifact):
 
         scheduler.step = slowly
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
