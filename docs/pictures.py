@@ -121,6 +121,7 @@ def draw_chat() -> bytes:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1000, "height": 560}, color_scheme="light")
+        page.set_default_timeout(120_000)
         page.goto(url)
         page.locator("#settings summary").click()
         page.locator("#temperature").fill("0")

@@ -51,7 +51,7 @@ def peak_operations(threads: int, exact: bool = False, seconds: float = SECONDS)
         return made
 
     each = [buffers() for _ in range(threads)]
-    rates = []
+    rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         end = time.perf_counter() + seconds
         while not rates or time.perf_counter() < end:
