@@ -37,8 +37,8 @@ class Vector:
         return tensor
 
     def _view(self, count: int) -> tuple[Any, Any, np.ndarray]:
-        if count > self._memory.size:
-            self._grow(max(count, 2 * self._memory.size))
+        if count > self._memory.size or self._tensor is None:
+            self._grow(max(count, 2 * self._memory.size, 1))
         elif len(self._views) == _LENGTHS:
             self._views.clear()
         tensor, stage = (

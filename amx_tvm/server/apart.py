@@ -176,11 +176,18 @@ class Keeper:
     def add(self, asked: dict[int, _Asked]) -> None:
         """Start requests soon."""
         made = {}
-        for number, (request, has_text, form) in asked.items():
-            tokenizer = self._engine.tokenizer if has_text else None
-            mask = self._forms.matcher(form).mask() if form is not None else None
-            made[number] = replace(request, tokenizer=tokenizer, mask=mask)
+        for number, one in asked.items():
+            try:
+                made[number] = self._made(*one)
+            except Exception as error:  # of this request alone
+                self._crank.refuse(number, error)
         self._crank.add(made)
+
+    def _made(self, request: Request, has_text: bool, form: Form | None) -> Request:
+        """Return a request with what the front cannot send."""
+        tokenizer = self._engine.tokenizer if has_text else None
+        mask = self._forms.matcher(form).mask() if form is not None else None
+        return replace(request, tokenizer=tokenizer, mask=mask)
 
     def score(self, number: int, prompt: list[int], count: int) -> None:
         """Score a prompt soon."""

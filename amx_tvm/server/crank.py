@@ -6,10 +6,12 @@ do the thread sleeps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from amx_tvm.errors import AmxError
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.sampler import NothingAllowed
@@ -21,6 +23,8 @@ from amx_tvm.server.pace import Pace
 from amx_tvm.server.scoring import Score, Scoring
 
 _PART = 4  # pieces that are not worth two messages
+
+log = logging.getLogger("amx_tvm.server")
 
 
 class Crank:
@@ -67,6 +71,10 @@ class Crank:
         """Start requests soon."""
         self._worker.post(self._add, requests)
 
+    def refuse(self, number: int, error: Exception) -> None:
+        """End a request soon that could not be made."""
+        self._worker.post(self._refuse, number, error)
+
     def score(self, number: int, prompt: list[int], count: int) -> None:
         """Score a prompt soon, beside everything else; see `Core.score`."""
         self._worker.post(self._score, number, prompt, count)
@@ -110,9 +118,13 @@ class Crank:
             try:
                 self._handles[number] = self._scheduler.add(self._with_callbacks(number, request))
             except Exception as error:
-                self._end(number, "error", ApiError(400, str(error)))
+                self._end(number, "error", _told(error))
         self._flush()
         self._worker.attach(self)
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        self._end(number, "error", _told(error))
+        self._flush()
 
     def _score(self, number: int, prompt: list[int], count: int) -> None:
         def done(found: Scored) -> None:
@@ -184,3 +196,13 @@ class Crank:
         piece.finish_reason, piece.error = reason, error
         self._handles.pop(number, None)
         self._masked.pop(number, None)
+
+
+def _told(error: Exception) -> ApiError:
+    """Return what a client is told of a request that could not start: what it can mend is a 400."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, AmxError):
+        return ApiError(400, str(error))
+    log.error("a request could not start", exc_info=error)
+    return ApiError(500, "this answer failed: the server's log says why")

@@ -4,7 +4,7 @@ Between two of their tokens there is a step of their own and a chunk of prompts.
 by what the last one took, so that both together take a few times the step alone: what a row costs
 depends on how many there are and on how long the prompt is already, and a chunk is much like the
 one before it. Sizes are rungs of a ladder: kernels compute rows in blocks, so that not every size
-has a time of its own, and fewer than 12 take as long.
+has a time of its own.
 
 Those that decode at their start make way: answers that were asked for together get their first
 tokens soonest, and all of them their last, where all prompts come first.
@@ -17,8 +17,9 @@ import time
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.turns import Parts
 
-_SLOWER = 2.8  # times of a quiet step that come between two tokens while there are prompts
-_LADDER = tuple(n << i for i in range(10) for n in (12, 16))  # rows of a chunk, at most a step's
+_SLOWER = 2.4  # times of a quiet step that come between two tokens while there are prompts
+# Rows of a chunk, at most a step's: kernels compute eight rows at once.
+_LADDER = (8, 16, 24, 32, 40, *(n << i for i in range(9) for n in (48, 64)))
 _START = 16  # tokens of an answer's start
 _WEIGHT = 0.2  # of the newest measurement
 _SLOW = 1.25  # times what is known that a measurement counts at most
@@ -33,7 +34,7 @@ class Pace:
         self._ladder = [n for n in _LADDER if n <= self._turns.most] or [self._turns.most]
         self._quiet: dict[int, float] = {}  # seconds of a step behind its like, by its requests
         self._behind: dict[int, float] = {}  # and of one behind a chunk, which finds cold caches
-        self._rung = 2
+        self._rung = 1
         self._decoding = 0  # requests that a chunk holds up, while it is sized
         self._chunk = False  # whether the last step computed any of a prompt
 

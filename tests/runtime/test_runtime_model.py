@@ -36,6 +36,27 @@ def test_a_mix_of_prompts_decoding_and_scoring(engine, ids):
         sequence.close()
 
 
+def test_within_a_prompt_no_logits_are_computed(engine, ids, monkeypatch):
+    model, picked = engine._model, []
+    put = model._picks.put
+
+    def noted(rows):
+        picked.append(len(rows))
+        return put(rows)
+
+    monkeypatch.setattr(model._picks, "put", noted)
+    expected = engine.logits(ids[:30])
+    picked.clear()
+    with engine.sequence() as sequence:
+        cache, handle, done = sequence._cache, sequence.handle, 0
+        for count, wanted in ((3, 0), (20, 0), (7, 1)):
+            given = ids[done : done + count]
+            rows = model.forward(cache, [handle], [count], given, [wanted])
+            done += count
+    assert picked == [0, 0, 1]
+    assert np.abs(rows[0] - expected[-1]).max() < TOLERANCE
+
+
 def test_a_step_that_fails_leaves_every_sequence_as_it_was(artifact, ids):
     engine = amx_tvm.runtime.load(artifact, kv_tokens=32)  # of 16 tokens each, and one page more
     made = [engine.sequence() for _ in range(2)]

@@ -82,3 +82,31 @@ def test_both_processes_answer_as_one(artifact, engine):
     finally:
         process.terminate()
     assert process.wait(60) == 0
+
+
+BROKEN = """
+import sys
+from amx_tvm.server.grammar import Forms
+matcher = Forms.matcher
+def broken(self, form):
+    if form.key not in self._kept:  # nobody compiled it here: the engine's process
+        raise RuntimeError("secret")
+    return matcher(self, form)
+Forms.matcher = broken
+from amx_tvm.cli import main
+sys.argv = ["amx-tvm", "serve", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_request_that_cannot_be_made_again_fails_alone(artifact):
+    process, url = start(artifact, program=["-c", BROKEN])
+    try:
+        with httpx.Client(base_url=url, timeout=60) as http:
+            body = {"prompt": "the cat", "max_tokens": 3}
+            failed = http.post(COMPLETION, json={**body, "regex": "(yes|no)"})
+            assert failed.status_code == 500 and "secret" not in failed.text
+            assert http.post(COMPLETION, json=body).status_code == 200
+    finally:
+        process.terminate()
+    assert process.wait(60) == 0

@@ -4,6 +4,7 @@ import httpx
 import pytest
 from serving import serving
 
+from amx_tvm.errors import GenerationError
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.protocol import CompletionRequest, parse
 
@@ -204,6 +205,31 @@ def test_unknown_errors_are_answered(served, monkeypatch):
     with httpx.Client(base_url=served.url) as client:
         error = error_of(client.post("/detokenize", json={"tokens": [5]}), 500)
     assert "secret" not in error["message"]
+
+
+def test_what_fails_at_its_start_fails_alone(served, monkeypatch, caplog):
+    """A request that cannot start is a 400 where its sender can mend it, a fault a 500."""
+    scheduler = served.server.core._crank._scheduler
+    problems = [GenerationError("the prompt is too long"), ValueError("secret")]
+    add = scheduler.add
+
+    def add_some(request):
+        if request.prompt == [5, 6] and problems:
+            raise problems.pop(0)
+        return add(request)
+
+    monkeypatch.setattr(scheduler, "add", add_some)
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        body = {"max_tokens": 20, "ignore_eos": True, "stream": True}
+        with client.stream("POST", COMPLETION, json={**body, "prompt": "the cat"}) as other:
+            lines = other.iter_lines()
+            next(lines)
+            error = error_of(client.post(COMPLETION, json={"prompt": [5, 6]}), 400)
+            assert "too long" in error["message"] and not caplog.records
+            error = error_of(client.post(COMPLETION, json={"prompt": [5, 6]}), 500)
+            assert "secret" not in error["message"] and "secret" in caplog.text
+            assert list(lines)[-2] == "data: [DONE]"
+        assert client.post(COMPLETION, json={"prompt": [5, 6]}).status_code == 200
 
 
 def test_answers_of_one_request_are_bounded(served):

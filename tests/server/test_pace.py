@@ -53,5 +53,5 @@ def test_a_chunk_keeps_the_pace(steps, held_up):
         sizes.append(steps.turns.last[1])
         steps.filling, steps.seconds = False, QUIET
         paced.step()
-    assert 12 <= sizes[-1] <= 32 and max(sizes) <= 32
+    assert 8 <= sizes[-1] <= 24 and max(sizes) <= 24
     assert min(sizes[-2:]) * QUIET / 16 + QUIET < 3 * QUIET

@@ -1,7 +1,8 @@
 """Attention of many new tokens: among themselves (ragged), and over the paged cache.
 
-Work items are (query head, block of 48 queries).  An item walks the keys it may see in blocks of
-128 and keeps a running maximum, sum and unnormalized output for every query (flash attention):
+Work items are (query head, block of up to 48 queries).  An item walks the keys it may see in
+blocks of 128 and keeps a running maximum, sum and unnormalized output for every query (flash
+attention):
 
     scores    48 x 128 tile = Q K^T   register tiles of rows x two panels of 16 keys
     softmax   mask, new maximum, scores -> 2^(s - max), rescale
@@ -31,7 +32,7 @@ from .functions import exp2, log2, soft_cap
 from .merge import attending, store_lse
 from .pages import match_pages, view_pages
 
-ROWS = 48  # queries of an item; a multiple of every register tile below
+ROWS = 48  # most queries of an item; a multiple of every register tile below
 KEYS = 128  # keys of a block; a multiple of the page size or divided by it
 
 
@@ -64,6 +65,7 @@ class Prefill:
     """Emits both kernels; the attributes are buffers and the variables of the current item."""
 
     lse: Any = None  # where log-sum-exps go, if anywhere
+    size: Any = ROWS  # queries of a block
 
     def __init__(
         self, config: KVCacheConfig, target: v.VectorTarget, paged: bool, sliding: bool
@@ -73,7 +75,7 @@ class Prefill:
         self.columns = self.d // v.LANES
         # (rows, vectors) of the two register tiles; rows divide ROWS.
         if target.vectors >= 32:
-            self.score_tile, value_rows, column_tile = (12, 2), 6, 4
+            self.score_tile, value_rows, column_tile = (8, 2), 8, 2
         elif target.vectors >= 8:
             self.score_tile, value_rows, column_tile = (6, 1), 6, 1
         else:
@@ -153,13 +155,23 @@ class Prefill:
             panels = v.opaque(v.ceil_div(count, PANEL), "panels")
             with T.parallel(0, config.num_kv_heads * panels) as i:
                 self._pack(v.div(i, panels), v.mod(i, panels))
-        blocks = v.opaque(v.ceil_div(self.q_len, ROWS), "blocks")
+        blocks = self._blocks()
         # Threads take consecutive items, and causal blocks cost more towards the end of the
         # sequence: first, last, second, last but one, ... gives every thread its share.
         with T.parallel(0, config.num_heads * blocks) as item:
             i = v.mod(item, blocks)
             block = tirx.Select(v.mod(i, 2) == 0, v.div(i, 2), blocks - 1 - v.div(i, 2))
             self._item(v.div(item, blocks), v.opaque(block, "block"))
+
+    def _blocks(self) -> Expr:
+        """Divide the queries evenly, into an even number of blocks where they fill two tiles.
+
+        Two threads then have as much to do each, whatever the number of heads.
+        """
+        tile, count = self.score_tile[0], e.let(tirx.max(self.q_len, 1), "count")
+        pairs = v.ceil_div(count, 2 * ROWS)
+        self.size = v.opaque(v.ceil_div(count, pairs * (2 * tile)) * tile, "size")
+        return v.opaque(v.ceil_div(self.q_len, self.size), "blocks")
 
     def _packed_head(self, h: Expr) -> Expr:
         """Where the packed keys and values of a head are among those of all."""
@@ -195,8 +207,8 @@ class Prefill:
         self.head = e.let(head, "head")
         self.h = e.let(v.div(self.head, self.config.group), "h")
         self.place = self._packed_head(self.h)
-        self.row0 = v.opaque(block * ROWS, "row0")
-        rows = v.opaque(tirx.min(self.q_len - self.row0, ROWS), "rows")
+        self.row0 = v.opaque(block * self.size, "row0")
+        rows = v.opaque(tirx.min(self.q_len - self.row0, self.size), "rows")
         self.score_tiles = e.let(
             v.div(rows + self.score_tile[0] - 1, self.score_tile[0]), "score_tiles"
         )

@@ -19,7 +19,7 @@ from relax_passes.cache_spec import GROUP
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.attention import vector as v
 from relax_passes.kernels.cpu.attention.config import KVCacheConfig
-from relax_passes.kernels.cpu.attention.prefill import KEYS, ROWS, Prefill
+from relax_passes.kernels.cpu.attention.prefill import KEYS, Prefill
 
 from .codes import Codes, scale_at, scales_at
 from .decode import finish
@@ -91,7 +91,7 @@ class PackedPrefill(Prefill):
         # From the first block of keys on that a query sees: its values are all multiplied.
         first = v.opaque(v.div(low, KEYS) * (KEYS // PANEL), "first_panel")
         panels = v.opaque(v.ceil_div(self.stop, PANEL) - first, "panels")
-        blocks = v.opaque(v.ceil_div(self.q_len, ROWS), "blocks")
+        blocks = self._blocks()
         with T.serial(0, -(-config.num_kv_heads // HEADS)) as part:
             head0 = v.opaque(part * HEADS, "head0")
             heads = v.opaque(tirx.min(config.num_kv_heads - head0, HEADS), "heads")
