@@ -82,13 +82,7 @@ def leave(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     with ours(args.artifact, 16, args.threads) as server, Load() as asks:
         ask = {"port": server.port, "path": COMPLETIONS, "bodies": bodies, "at_once": 32}
         found = asks.ask({**ask, "leaves": leaves})
-        deadline = time.perf_counter() + 10
-        while (m := server.metrics())["amx_tvm_running"] + m["amx_tvm_waiting"]:
-            if time.perf_counter() > deadline:
-                break
-            time.sleep(0.01)
-        time.sleep(0.5)  # the engine ends them behind the step under way, and tells of it then
-        m = server.metrics()
+        m = _drained(server)
     row = {
         "left": sum(answer["left"] for answer in found["answers"]),
         "pages": m["amx_tvm_pages"],
@@ -101,6 +95,22 @@ def leave(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
         flush=True,
     )
     return row
+
+
+def _drained(server: Served) -> dict[str, float]:
+    """Return the metrics behind the last answer; pages that are missing then are so for ever.
+
+    The engine ends answers behind the step under way, and tells of their pages then.
+    """
+    deadline = time.perf_counter() + 20
+    while True:
+        m = server.metrics()
+        missing = m["amx_tvm_pages"] - m["amx_tvm_pages_free"] - m["amx_tvm_pages_kept"]
+        if not m["amx_tvm_running"] + m["amx_tvm_waiting"] and missing <= 0:
+            return m
+        if time.perf_counter() > deadline:
+            return m
+        time.sleep(0.05)
 
 
 def queue(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
