@@ -17,7 +17,7 @@ import time
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.turns import Parts
 
-_SLOWER = 2.4  # times of a quiet step that come between two tokens while there are prompts
+_SLOWER = 2.5  # times of a quiet step that come between two tokens while there are prompts
 # Rows of a chunk, at most a step's: kernels compute eight rows at once.
 _LADDER = (8, 16, 24, 32, 40, *(n << i for i in range(9) for n in (48, 64)))
 _START = 16  # tokens of an answer's start
