@@ -2,7 +2,7 @@
 
 `format` draws what AMXFP4 does to one skewed group, and how a group is stored.
 `terminal` runs the commands of COMMANDS and shows what they print in a terminal of 100 columns.
-`chat` asks QUESTIONS at the server's page, in a Chromium (with the extras `serve` and `browser`).
+`chat` asks QUESTION at the server's page, in a Chromium (with the extras `serve` and `browser`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMANDS = (
     'amx-tvm generate smollm2 "The capital of France is" --max-new-tokens 24 --quiet',
 )
 GROUP, FORMATS = 32, ("amxfp4", "mxfp4", "nvfp4")
-QUESTIONS = ("What is the capital of Japan?", "Name three things to see there.")
+QUESTION, SEEN = "Why is the sky blue?", 300  # characters of the answer
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def draw_terminal() -> str:
 
 
 def draw_chat() -> bytes:
-    """Return a PNG of the page to chat at, with a conversation."""
+    """Return a PNG of the page to chat at, while an answer comes."""
     from playwright.sync_api import sync_playwright
 
     with (
@@ -120,16 +120,17 @@ def draw_chat() -> bytes:
         browser = started.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 1000, "height": 560}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1000, "height": 540}, color_scheme="light")
         page.set_default_timeout(120_000)
         page.goto(url)
         page.locator("#settings summary").click()
         page.locator("#temperature").fill("0")
         page.locator("#settings summary").click()
-        for question in QUESTIONS:
-            page.locator("#text").fill(question)
-            page.keyboard.press("Enter")
-            page.locator("article.assistant").last.get_by_role("button", name="Copy").wait_for()
+        page.locator("#text").fill(QUESTION)
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "n => document.querySelector('.assistant .text')?.textContent.length > n", arg=SEEN
+        )
         made: bytes = page.screenshot()
         browser.close()
     return made
