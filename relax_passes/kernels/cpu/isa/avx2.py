@@ -22,6 +22,7 @@ from .base import Isa, PairSums, byte_vector
 # The empty assembly keeps a sum one chain and steps apart: LLVM would make trees of each row of x
 # in turn, and load (or spill) all weights of a group again for every row.
 ADD_NAME, WORDS_NAME = "amx_add_pairs_256", "amx_add_words_256"
+FIRST_NAME = "amx_first_words_256"
 ADD_TEXT = f"""
 declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
 
@@ -41,6 +42,13 @@ define linkonce_odr <8 x i32> @{WORDS_NAME}(<8 x i32> %sum, <16 x i16> %w, <16 x
   %pairs = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %w, <16 x i16> %x)
   %more = add <8 x i32> %sum, %pairs
   %kept = call <8 x i32> asm sideeffect "", "=v,0"(<8 x i32> %more)
+  ret <8 x i32> %kept
+}}
+
+define linkonce_odr <8 x i32> @{FIRST_NAME}(<16 x i16> %w, <16 x i16> %x)
+    alwaysinline nounwind {{
+  %pairs = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %w, <16 x i16> %x)
+  %kept = call <8 x i32> asm sideeffect "", "=v,0"(<8 x i32> %pairs)
   ret <8 x i32> %kept
 }}
 """
@@ -116,7 +124,7 @@ class Avx2(Isa):
         return acc + _widened(pairs)
 
     def words_scope(self) -> Any:
-        """Define the function of ``words_dot``."""
+        """Define the functions of ``words_dot`` and ``words_first``."""
         return e.llvm_text(WORDS_TEXT)
 
     def words_of(self, codes: Expr, factors: Expr) -> Expr:
@@ -126,6 +134,10 @@ class Avx2(Isa):
     def words_dot(self, acc: Expr, weights: Expr, pair: Expr) -> Expr:
         """Add to each int32 lane its two int16 weights times two int16 activations."""
         return tirx.call_extern("int32x8", WORDS_NAME, acc, weights, pair)
+
+    def words_first(self, weights: Expr, pair: Expr) -> Expr:
+        """Return what ``words_dot`` makes of zeros, without an addition."""
+        return tirx.call_extern("int32x8", FIRST_NAME, weights, pair)
 
 
 class AvxVnni(Avx2):
@@ -147,6 +159,10 @@ class AvxVnni(Avx2):
     def words_dot(self, acc: Expr, weights: Expr, pair: Expr) -> Expr:
         """Multiply and add at once (vpdpwssd)."""
         return e.llvm("int32x8", "llvm.x86.avx512.vpdpwssd.256", acc, weights, pair)
+
+    def words_first(self, weights: Expr, pair: Expr) -> Expr:
+        """Multiply and add to zeros."""
+        return self.words_dot(e.const(0, "int32", self.rows), weights, pair)
 
     def dot(self, acc: Expr, weights: Expr, activation: Expr) -> Expr:
         """Multiply unsigned weights by signed activations, without saturation."""

@@ -3,8 +3,8 @@
 For one tile of 16 rows, one group of 32 columns, and each half of the tile's rows
 
     factors and units of the scales (pair_words.py)
-    for each four packed vectors: four vectors of words in registers
-        for each row of x: a multiplication and an addition of 16 pairs (x_words.py)
+    the group as words, on the stack
+    for each two columns and each row of x: a multiplication and an addition (word_products.py)
     sums of all rows of x, scaled into float32, on the stack
 
 Decoding costs as much as the products of two rows and a half: fewer than eight rows keep the terms
@@ -22,7 +22,8 @@ from relax_passes.spec import TILE_ROWS, LinearSpec
 
 from .epilogue import Epilogue
 from .knobs import CpuKnobs
-from .pair_words import PairWords, supports
+from .pair_words import STEPS, PairWords, supports
+from .word_products import word_products
 from .x_words import ROWS, XWords
 
 BLOCK = 2 * ROWS  # of x
@@ -78,12 +79,17 @@ class WordsTile:
     ) -> list[e.Register]:
         """Add up the products of a group and half of the tile's rows, for each row of x."""
         isa, lanes = self.isa, self.isa.rows
-        acc = [e.Register("int32", lanes, e.const(0, "int32", lanes)) for _ in range(rows)]
-        with e.serial(0, self.spec.tile_code_bytes // 64) as v:
+        count, vectors = 2 * lanes, self.spec.tile_code_bytes // 64
+        kept = e.scratch(STEPS * count, "int16")
+        with e.serial(0, vectors) as v:
             at = v * 64 + part * isa.bytes
             packed = e.let(e.load(self.buffers["w_codes"], tile, group, at, lanes=isa.bytes))
             for i, word in enumerate(self.decoder.words(packed, factors)):
-                for r, total in enumerate(acc):
-                    pair = self.x.pair(unit + r // ROWS, r % ROWS, group, v * 4 + i, lanes)
-                    total.set(isa.words_dot(total.get(), word, pair))
-        return acc
+                e.store(kept, word, (v * (STEPS // vectors) + i) * count, lanes=count)
+        acc = word_products(
+            isa,
+            rows,
+            lambda step: [e.let(e.load(kept, step * count, lanes=count))],
+            lambda r, step: self.x.pair(unit + r // ROWS, r % ROWS, group, step, lanes),
+        )
+        return [total for (total,) in acc]

@@ -25,10 +25,10 @@ from relax_passes.spec import TILE_ROWS, LinearSpec
 from .decoded_panel import BLOCK, DecodedPanel, emit_panels
 from .knobs import CpuKnobs
 from .pair_words import STEPS, PairWords, supports
+from .word_products import word_products
 from .x_words import XWords
 
 GROUPS = 24  # of a tile: a KiB each in the L1 cache
-UNROLLED = 4  # steps
 
 
 def from_rows(spec: LinearSpec, isa: Any, knobs: CpuKnobs) -> int | None:
@@ -95,19 +95,14 @@ class _Panel(DecodedPanel):
         ``rows`` are those of the block, the last one again where the block is not full.
         """
         isa, lanes = self.isa, self.isa.rows
-        zero = e.const(0, "int32", lanes)
-        acc = [[e.Register("int32", lanes, zero) for _ in range(isa.parts)] for _ in rows]
-        with e.serial(0, STEPS // UNROLLED) as some:
-            for i in range(UNROLLED):
-                step = some * UNROLLED + i
-                weights = [
-                    e.let(e.load(self.words, at, step, 2 * lanes * part, lanes=2 * lanes))
-                    for part in range(isa.parts)
-                ]
-                for r, own in enumerate(acc):
-                    pair = self.x.pair(block, r, group, step, lanes)
-                    for total, weight in zip(own, weights, strict=True):
-                        total.set(isa.words_dot(total.get(), weight, pair))
+
+        def words(step: Expr) -> list[Expr]:
+            columns = [2 * lanes * part for part in range(isa.parts)]
+            return [e.let(e.load(self.words, at, step, i, lanes=2 * lanes)) for i in columns]
+
+        acc = word_products(
+            isa, BLOCK, words, lambda r, step: self.x.pair(block, r, group, step, lanes)
+        )
         units = [
             e.let(e.load(self.units, at, part * lanes, lanes=lanes)) for part in range(isa.parts)
         ]
