@@ -5,7 +5,9 @@
 
 A loop's cycles are told for 16 x 32 weights and one row of x: products of two terms count once.
 llama.cpp's file is ``ggml-cpu/arch/arm/repack.cpp`` compiled by ``aarch64-linux-gnu-g++ -O3 -S
--mcpu=CORE``. A model of the core's ports, no measurement: caches are hit, branches foreseen.
+-mcpu=CORE``. Its loops for MXFP4 do the same work, E2M1 codes in groups of 32; those for IQ4_NL
+look codes up too, those for Q4_0 do not: their codes are the numbers. A model of the core's ports,
+no measurement: caches are hit, branches foreseen.
 """
 
 from __future__ import annotations
@@ -80,9 +82,9 @@ def show(name: str, lines: list[str], core: str, tool: str, terms: int) -> None:
 
 
 def functions(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and text of llama.cpp's functions for Q4_0."""
+    """Yield the name and text of llama.cpp's functions for types of four bits in groups of 32."""
     for i, line in enumerate(lines):
-        if found := re.match(r"(ggml_gem[mv]_q4_0_4x[48]_q8_0):", line):
+        if found := re.match(r"(ggml_gem[mv]_(?:mxfp4|iq4_nl|q4_0)_4x[48]_q8_0):", line):
             end = next(j for j in range(i, len(lines)) if ".cfi_endproc" in lines[j])
             yield found[1], lines[i:end]
 

@@ -62,7 +62,8 @@ def test_knobs_and_instructions_move_the_limits():
     assert runs(replace(INT8, activation=FLOAT32, k=65), AVX2) == {1: "float32"}
     assert runs(replace(INT8, format="mxfp4"), AVX2) == {1: "direct", 12: "panel-terms"}
     assert runs(INT8, VNNI) == {1: "direct", 8: "merged-words", 12: "panel-terms"}
-    assert runs(replace(INT8, format="int8"), AVX2) == {1: "direct"}
+    assert runs(replace(INT8, format="int8"), AVX2) == words
+    assert runs(replace(INT8, format="int8"), VNNI) == {1: "direct"}
     for name in ("amxfp4", "int8"):
         assert runs(replace(INT8, format=name), A76) == {1: "direct", 4: "panel-bytes"}
         assert runs(replace(INT8, format=name), V1) == {1: "direct", 4: "panel-bytes"}

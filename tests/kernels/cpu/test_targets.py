@@ -105,6 +105,15 @@ def test_four_bits_on_both_sides_on_avx2(name):
 
 
 @pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
+def test_eight_bit_weights_are_words_on_avx2():
+    """A block of eight rows, such a block and rows alone, panels with a partly filled block."""
+    spec = LinearSpec("int8", 41, 1100, OUTLIERS, bias=True)
+    case, func = Case(spec), kernel_func(spec, "avx2", target=Target(HASWELL))
+    for m in (8, 11, 33):
+        assert case.error(func, m) < 2e-6, f"M={m}"
+
+
+@pytest.mark.skipif(not HOST_INFO.has("avx2", "fma"), reason="needs an AVX2 machine")
 def test_avx2_panels_of_pairs():
     spec = LinearSpec("amxfp4", 96, 64, INT8, silu_mul=True, residual=True)
     case, func = Case(spec), kernel_func(spec, "avx2", PANEL, Target(HASWELL))

@@ -2,7 +2,7 @@
 
 For one tile of 16 rows, one group of 32 columns, and each half of the tile's rows
 
-    factors and units of the scales (pair_words.py)
+    factors and units of the scales (word_decoders.py)
     the group as words, on the stack
     for each two columns and each row of x: a multiplication and an addition (word_products.py)
     sums of all rows of x, scaled into float32, on the stack
@@ -22,7 +22,8 @@ from relax_passes.spec import TILE_ROWS, LinearSpec
 
 from .epilogue import Epilogue
 from .knobs import CpuKnobs
-from .pair_words import STEPS, PairWords, supports
+from .pair_words import STEPS
+from .word_decoders import word_decoder
 from .word_products import word_products
 from .x_words import ROWS, XWords
 
@@ -31,7 +32,7 @@ BLOCK = 2 * ROWS  # of x
 
 def from_rows(spec: LinearSpec, isa: Isa, knobs: CpuKnobs) -> int | None:
     """Return the rows of a block from which on this is the direct kernel's tile."""
-    fits = supports(spec, isa) and not spec.experts
+    fits = word_decoder(spec, isa) and not spec.experts
     return max(knobs.merge_rows, BLOCK) if fits else None
 
 
@@ -40,7 +41,9 @@ class WordsTile:
 
     def __init__(self, spec: LinearSpec, isa: Any, knobs: CpuKnobs, buffers: Any, x: XWords):
         self.spec, self.isa, self.knobs, self.buffers, self.x = spec, isa, knobs, buffers, x
-        self.decoder = PairWords(spec, isa, buffers)
+        kind = word_decoder(spec, isa)
+        assert kind is not None
+        self.decoder = kind(spec, isa, buffers)
         self.epilogue = Epilogue(spec, buffers, isa.rows, self.decoder.factor)
 
     def product(self, tile: Expr, row: Expr, rows: int) -> list[list[e.Register]]:
@@ -54,7 +57,8 @@ class WordsTile:
         with e.serial(0, self.spec.groups) as group:
             self.knobs.prefetch_tile(self.spec, self.buffers, tile, group)
             for part, (own, scale) in enumerate(self.decoder.scales(tile, group)):
-                e.store(factors, own, part * isa.bytes, lanes=isa.bytes)
+                if own is not None:
+                    e.store(factors, own, part * isa.bytes, lanes=isa.bytes)
                 e.store(units, scale, part * lanes, lanes=lanes)
             with e.serial(0, parts) as part:
                 own = e.let(e.load(factors, part * isa.bytes, lanes=isa.bytes))

@@ -1,7 +1,7 @@
 """The linear on int8 activations for many rows of x, with 16-bit words on both sides.
 
     words of all rows of x (x_words.py), in parallel
-    the loops of decoded_panel.py: W as words (pair_words.py); for each block of four rows of x
+    the loops of decoded_panel.py: W as words (word_decoders.py); for each block of four rows of x
         int32 sums of both halves of a tile in eight registers, scaled, in float32
 
 A product costs a multiplication and an addition of 16 pairs for both terms of a weight and both
@@ -24,7 +24,8 @@ from relax_passes.spec import TILE_ROWS, LinearSpec
 
 from .decoded_panel import BLOCK, DecodedPanel, emit_panels
 from .knobs import CpuKnobs
-from .pair_words import STEPS, PairWords, supports
+from .pair_words import STEPS
+from .word_decoders import word_decoder
 from .word_products import word_products
 from .x_words import XWords
 
@@ -33,7 +34,7 @@ GROUPS = 24  # of a tile: a KiB each in the L1 cache
 
 def from_rows(spec: LinearSpec, isa: Any, knobs: CpuKnobs) -> int | None:
     """Return the rows from which on this is a linear's kernel."""
-    fits = supports(spec, isa) and isa.word_panels and not spec.experts
+    fits = word_decoder(spec, isa) and isa.word_panels and not spec.experts
     return max(knobs.panel_rows, BLOCK) if fits else None
 
 
@@ -58,7 +59,9 @@ class _Panel(DecodedPanel):
     def allocate(self) -> None:
         """Make room for words and units."""
         spec, wide = self.spec, self.wide
-        self.decoder = PairWords(spec, self.isa, self.buffers)
+        kind = word_decoder(spec, self.isa)
+        assert kind is not None
+        self.decoder = kind(spec, self.isa, self.buffers)
         self.factor = self.decoder.factor
         self.depth = -(-spec.groups // -(-spec.groups // GROUPS))
         self.words = e.workspace((wide * self.depth, STEPS, 2 * TILE_ROWS), "int16")
@@ -66,16 +69,16 @@ class _Panel(DecodedPanel):
 
     def decode_group(self, tile: Expr, group: Expr, at: Expr) -> None:
         """Decode the words and units of one tile and group."""
-        isa = self.isa
+        isa, vectors = self.isa, self.spec.tile_code_bytes // 64
         for part, (factors, units) in enumerate(self.decoder.scales(tile, group)):
             e.store(self.units, units, at, part * isa.rows, lanes=isa.rows)
-            with e.serial(0, self.spec.tile_code_bytes // 64) as v:
+            with e.serial(0, vectors) as v:
                 source = v * 64 + part * isa.bytes
                 packed = self.buffers["w_codes"]
                 packed = e.let(e.load(packed, tile, group, source, lanes=isa.bytes))
                 for i, word in enumerate(self.decoder.words(packed, factors)):
-                    place = part * 2 * isa.rows
-                    e.store(self.words, word, at, v * 4 + i, place, lanes=2 * isa.rows)
+                    place = (v * (STEPS // vectors) + i, part * 2 * isa.rows)
+                    e.store(self.words, word, at, *place, lanes=2 * isa.rows)
 
     def products(self, begin: Expr, depth: Expr) -> None:
         """Add the products of all rows of x; one tile's words stay in the L1 cache for them."""
