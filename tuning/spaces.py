@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from relax_passes.kernels.base import TargetInfo
-from relax_passes.kernels.cpu.linear import panel_bytes
+from relax_passes.kernels.cpu.linear import panel_bytes, panel_terms, panel_words
 from relax_passes.kernels.cpu.linear.knobs import CpuKnobs
 from relax_passes.kernels.cpu.linear.rules import isa_of
 from relax_passes.spec import LinearSpec
@@ -106,16 +106,15 @@ def space_of(spec: LinearSpec, target: Any, rows: int | None = None) -> Space:
         return Space(values, point, (rows,))
     quantized = spec.format != "none"
     panels = quantized and spec.activation.integer and info.has("avx512vbmi")
-    terms = quantized and spec.activation.integer and not panels and info.has("avx2", "fma")
-    terms = terms and not spec.experts and spec.fmt.terms[0].table is not None
     isa = isa_of(info)
-    signed = panel_bytes.from_rows(spec, isa, CpuKnobs()) is not None
+    kinds = (panel_words, panel_terms, panel_bytes)
+    others = any(kind.from_rows(spec, isa, CpuKnobs()) is not None for kind in kinds)
     knobs: dict[str, tuple[Any, ...]] = {}
     if quantized:
         knobs["prefetch"] = PREFETCH if spec.m is not None else PREFETCH_MANY
     if spec.m is None:
         knobs["rows"] = ROWS
-        if panels or terms or signed:
+        if panels or others:
             knobs["panel_rows"] = PANEL_ROWS
             even = spec.silu_mul  # a gate tile and its up tile belong to one panel
             knobs["panel_tiles"] = tuple(t for t in PANEL_TILES if not even or t % 2 == 0)
