@@ -164,13 +164,13 @@ class Prefill:
             self._item(v.div(item, blocks), v.opaque(block, "block"))
 
     def _blocks(self) -> Expr:
-        """Divide the queries evenly, into an even number of blocks where they fill two tiles.
+        """Divide the queries into blocks; a few of them into two, so that two threads share them.
 
-        Two threads then have as much to do each, whatever the number of heads.
+        How many keys a block walks shows in the last bits of its sums: blocks of many stay `ROWS`.
         """
-        tile, count = self.score_tile[0], e.let(tirx.max(self.q_len, 1), "count")
-        pairs = v.ceil_div(count, 2 * ROWS)
-        self.size = v.opaque(v.ceil_div(count, pairs * (2 * tile)) * tile, "size")
+        tile = self.score_tile[0]
+        half = v.ceil_div(self.q_len, 2 * tile) * tile
+        self.size = v.opaque(tirx.Select(self.q_len > ROWS, ROWS, tirx.max(half, tile)), "size")
         return v.opaque(v.ceil_div(self.q_len, self.size), "blocks")
 
     def _packed_head(self, h: Expr) -> Expr:
