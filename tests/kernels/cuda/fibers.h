@@ -108,6 +108,7 @@ static float* shared_of(int rank) { return (float*)&shared_memory[rank * SHARED]
 #define AMX_WAIT_PREREQUISITES
 #define AMX_PEER_OF
 #define AMX_EXP2
+#define AMX_EXP2_FLUSHED
 inline void amx_cluster_sync() { cluster.wait(); }
 inline void amx_cluster_arrive() {}
 inline void amx_cluster_wait() { cluster.wait(); }
@@ -118,6 +119,7 @@ T* amx_peer_of(T* p, int rank) {
   return (T*)&shared_memory[rank * SHARED + ((char*)p - shared_memory.data()) % SHARED];
 }
 inline float amx_exp2(float v) { return std::exp2(v); }
+inline float amx_exp2_flushed(float v) { return std::exp2(v); }
 
 inline void __syncthreads() { blocks[current / block_threads].wait(); }
 template <class T, class Read>

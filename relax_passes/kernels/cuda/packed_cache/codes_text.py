@@ -111,6 +111,27 @@ __device__ __forceinline__ void amx_read_words(unsigned* d, const void* from) {
   }
 }
 
+// The same of shared memory.
+template <int N>
+__device__ __forceinline__ void amx_take_words(unsigned* d, const unsigned char* from) {
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const uint4 v = ((const uint4*)from)[i / 4];
+      d[i] = v.x; d[i + 1] = v.y; d[i + 2] = v.z; d[i + 3] = v.w;
+    }
+  } else if constexpr (N % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const uint2 v = ((const uint2*)from)[i / 2];
+      d[i] = v.x; d[i + 1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) d[i] = ((const unsigned*)from)[i];
+  }
+}
+
 // A panel of 16 tokens: where its parts begin, in bytes.
 template <class F, int D>
 struct AmxPanelBytes {

@@ -5,8 +5,7 @@ A step begins with `PLAN`, which divides the sequences' panels into items as ``a
 does pages, and notes what has been rounded; the tokens in 16 bits count as `EXTRA` panels and belong to a sequence's last item. Tables
 of a step, by offset:
 
-    work     counts int [16]: items of each window
-             items  AmxItem [windows][ITEMS]: panels, and the first token in 16 bits
+    work     items  AmxPart [windows][ITEMS]: panels, and where a sequence's tokens are; zeros end them
              arrived int [MOST][H]: parts of a sequence that are done, zero between layers
              parts  float [ITEMS][H][G][D + 2]: sums of values, maximum and sum of each query
 
@@ -17,13 +16,22 @@ parts of a sequence meet.
 
 from __future__ import annotations
 
-from relax_passes.kernels.cuda.attention.batch_text import ITEM
 from relax_passes.kernels.cuda.attention.batch_text import PLAN as DIVISION
 from relax_passes.kernels.cuda.intrinsics.base import Source
 from relax_passes.kernels.cuda.intrinsics.memory import PREFETCH
 from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 
 from .panel_text import PANELS
+
+PART = Source(
+    "amx_packed_part",
+    r"""
+// Panels begin .. end - 1 of a sequence, row `row` of x: the split-th (low half) of its `splits` (high half)
+// items, none where that is 0. Tokens from `exact` on are in 16 bits at `place`, the others where `table` says.
+struct __align__(16) AmxPart { int row, position, begin, end, split, exact, place, table; };
+static_assert(sizeof(AmxPart) == 32, "items are two words of 16 bytes");
+""",
+)
 
 PLAN = Source(
     "amx_packed_plan_text",
@@ -40,14 +48,13 @@ __device__ __forceinline__ void amx_packed_plan(const AmxPacked* state, const in
     *amx_rounded(state, s->place) = max(s->exact, s->before + s->rows - NEWEST);
   }
   __syncthreads();
-  int* counts = (int*)state->work;
   int* arrived = (int*)(state->work + arrived_at);
   for (int i = tid; i < n * H; i += 256) arrived[i] = 0;
   AmxSequence mine = {0, 0, 0, 0, 0, 0, {0, 0}};
   if (tid < n) mine = amx_sequences(state)[tid];
   const int position = mine.before, exact = max(mine.exact, position + 1 - NEWEST);
   for (int kind = 0; kind < kinds; ++kind) {
-    AmxItem* items = (AmxItem*)(state->work + 64) + kind * ITEMS;
+    AmxPart* items = (AmxPart*)state->work + kind * ITEMS;
     const int window = windows[kind];
     const int least = max(window > 0 ? max(0, position + 1 - window) : 0, FIRST), first = least >> 4;
     const int pages = tid < n ? max(0, ((exact + 15) >> 4) - first) + EXTRA : 0;
@@ -73,19 +80,23 @@ __device__ __forceinline__ void amx_packed_plan(const AmxPacked* state, const in
     const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
     const int until = amx_until(splits, sums, tid);
     for (int s = 0; s < splits; ++s)
-      items[until - splits + s] = AmxItem{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s, splits, {exact, 0}};
-    if (tid == 255) counts[kind] = until;
+      items[until - splits + s] = AmxPart{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s | splits << 16,
+                                          exact, mine.place, mine.table};
+    for (int i = sums[255] + tid; i < ITEMS; i += 256) items[i].split = 0;
   }
 }
 """,
-    (DIVISION, PANELS),
+    (DIVISION, PANELS, PART),
 )
 
 ATTEND = Source(
     "amx_attend_packed_text",
     r"""
-// Rotated and turned queries of a block to shared memory, [ROWS][D + 8], rows behind the G true ones
-// zero; the new token's key and value to its slots, where they are given.
+// Where a query of a block is among the columns of products.
+__device__ __forceinline__ int amx_column(int query) { return (query & ~7) + (query & 4 ? 2 * (query & 7) - 7 : 2 * (query & 7)); }
+
+// Rotated and turned queries of a block to shared memory, [ROWS][D + 8], rows of no query zero; the
+// new token's key and value to its slots, where they are given.
 template <int D, int G, int KV, int PARTS, int WARPS, int HALF, int NEWEST, int FIRST, int TURN, class Recent>
 __device__ __forceinline__ void amx_take_turned(half* qs, const half* mine, const float2* turn, const Recent* recent,
                                                 int position, int head, int warp, int lane) {
@@ -102,45 +113,52 @@ __device__ __forceinline__ void amx_take_turned(half* qs, const half* mine, cons
     for (int i = 0; i < D / 32; ++i) {
       const int e = lane + 32 * i;
       const half x = __float2half_rn(v[i]);
-      if (r < G) { qs[r * STRIDE + e] = x; continue; }
+      if (r < G) { qs[amx_column(r) * STRIDE + e] = x; continue; }
       *(r == G ? recent->key(position, e) : recent->value(position, e)) = x;
       if (position < FIRST) *(r == G ? recent->first_keys + position * D + e : recent->first_values + e * FIRST + position) = x;
     }
   }
-  for (int i = warp * 32 + lane; i < (ROWS - G) * D; i += WARPS * 32) qs[(G + i / D) * STRIDE + i % D] = __float2half_rn(0.f);
+  for (int i = warp * 32 + lane; i < (ROWS - G) * D; i += WARPS * 32) qs[amx_column(G + i / D) * STRIDE + i % D] = __float2half_rn(0.f);
 }
 
-template <class F, int D, int NEWEST, int FIRST, int TURN, int LAYERS, int KV, int G, int PARTS, int ITEMS, int WARPS, int HALF,
+template <class F, int D, int NEWEST, int FIRST, int TURN, int LAYERS, int KV, int G, int PARTS, int ITEMS, int WARPS, int STAGES, int HALF,
           bool DEPENDENT>
 __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv_, const void* state_, void* out_, const void* sinks,
-                                                  const float* frequencies, float factor, int kind, long long items_at,
+                                                  const float* frequencies, float factor, long long items_at,
                                                   long long arrived_at, long long parts_at, int layer, float scale, float cap,
                                                   int window, int number, int head, int warp, int lane) {
   constexpr int H = KV * PARTS, HEADS = G * H, THREADS = WARPS * 32, STRIDE = D + 8, PART = G * (D + 2);
-  constexpr int TILES = (G + 7) / 8, ROWS = 8 * TILES, UNITS = NEWEST / 16 + (FIRST > 0);
+  constexpr int TILES = (G + 7) / 8, ROWS = 8 * TILES, UNITS = NEWEST / 16, E = G > 4 ? 2 : 1;
+  typedef AmxPanelBytes<F, D> At;
+  constexpr int ROOM = WARPS * (STAGES * At::ALL > 4 * G * D ? STAGES * At::ALL : 4 * G * D) / 4;
   const AmxPacked* state = (const AmxPacked*)state_;
   half* out = (half*)out_;
-  half* qs = (half*)shared;                             // [ROWS][STRIDE]
-  float2* turn = (float2*)(shared + ROWS * STRIDE / 2);  // [HALF]
-  float* part = shared + ROWS * STRIDE / 2 + 2 * HALF;   // [WARPS][G][D], then the result [G][D]
-  float* tops = part + WARPS * G * D;                   // [WARPS][G][2]
+  float* part = shared;                                 // [WARPS][G][D], then the result [G][D]
+  unsigned char* ring = (unsigned char*)shared + warp * (STAGES * At::ALL);  // [WARPS][STAGES] panels, before
+  half* qs = (half*)(shared + ROOM);         // [ROWS][STRIDE]
+  float2* turn = (float2*)(qs + ROWS * STRIDE);         // [HALF]
+  float* tops = (float*)(turn + HALF);                  // [WARPS][G][2]
   int* before = (int*)(tops + WARPS * G * 2);           // parts that were done before this one
   const int tid = warp * 32 + lane, g = lane >> 2, t = lane & 3;
   if (DEPENDENT) amx_launch_dependents();
 
   char* work = state->work;
-  if (number >= ((const int*)work)[kind]) return;
-  const AmxItem item = ((const AmxItem*)(work + items_at))[number];
-  const AmxSequence sequence = amx_sequences(state)[item.row];
-  const int position = item.position, exact = item.spare[0], low = window > 0 ? max(0, position + 1 - window) : 0;
+  const AmxPart item = ((const AmxPart*)(work + items_at))[number];
+  const int splits = item.split >> 16;
+  if (splits == 0) return;
+  const int position = item.position, exact = item.exact, low = window > 0 ? max(0, position + 1 - window) : 0;
   const int least = max(low, FIRST), end = min(item.end, (exact + 15) >> 4);
-  const bool newest = item.split == item.splits - 1;
-  const AmxPanels<F, D, LAYERS, KV> panels(state, sequence.table, layer, head / PARTS);
-  const AmxRecent<D, NEWEST, FIRST, LAYERS, KV> recent(state, sequence.place, layer, head / PARTS);
-  AmxPanel<F, D> one, other;
-  int panel = item.begin + warp;
-  if (panel < end) amx_load_panel<F, D>(one, panels(panel), g, t);
-  if (panel + WARPS < end) amx_load_panel<F, D>(other, panels(panel + WARPS), g, t);
+  const bool newest = (item.split & 0xffff) == splits - 1;
+  const AmxPanels<F, D, LAYERS, KV> panels(state, item.table, layer, head / PARTS);
+  const AmxRecent<D, NEWEST, FIRST, LAYERS, KV> recent(state, item.place, layer, head / PARTS);
+  const unsigned to = amx_smem(ring) + 16 * lane;
+  int panel = item.begin + warp, stage = 0, asked = panel;
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; ++i, asked += WARPS) {
+    if (asked < end) amx_request_panel<F, D>(to + i * At::ALL, panels.of(panels.page(asked), asked) + 16 * lane);
+    amx_copy_commit();
+  }
+  int page = asked < end ? panels.page(asked) : 0;
   if (newest)
     for (int i = tid; i < 2 * (NEWEST + FIRST) * D / 64; i += THREADS)
       amx_prefetch(recent.keys + 64 * i);
@@ -156,28 +174,35 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
   amx_see_nothing<D, TILES>(seen);
   amx_load_query<D, TILES>(query, qs, g, t);
 #pragma unroll 1
-  while (panel < end) {
-    amx_attend_panel<F, D, TILES>(seen, query, one, panel * 16, least, exact, scale, cap, g, t);
-    panel += WARPS;
-    if (panel + WARPS < end) amx_load_panel<F, D>(one, panels(panel + WARPS), g, t);
-    if (panel >= end) break;
-    amx_attend_panel<F, D, TILES>(seen, query, other, panel * 16, least, exact, scale, cap, g, t);
-    panel += WARPS;
-    if (panel + WARPS < end) amx_load_panel<F, D>(other, panels(panel + WARPS), g, t);
+  for (; panel < end; panel += WARPS) {
+    amx_copy_wait<STAGES - 2>();
+    __syncwarp();  // the panel is there for all lanes, and all have read the one before
+    if (asked < end) {
+      const int sub = WARPS % 4 == 0 ? panel : asked;  // of the four of a page
+      amx_request_panel<F, D>(to + (stage == 0 ? STAGES - 1 : stage - 1) * At::ALL, panels.of(page, sub) + 16 * lane);
+    }
+    amx_copy_commit();
+    asked += WARPS;
+    if (asked < end) page = panels.page(asked);
+    amx_attend_panel<F, D, TILES, E>(seen, query, ring + stage * At::ALL, panel * 16, least, exact, scale, cap, g, t);
+    stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
   if (newest) {
 #pragma unroll 1
     for (int unit = WARPS - 1 - warp; unit < UNITS; unit += WARPS) {
-      const bool first = unit == NEWEST / 16;
       const auto counts = [&](int slot) {
-        if (first) return slot < FIRST && slot <= position && slot >= low;
         const int at = position - (position + NEWEST - 16 * unit - slot) % NEWEST;  // the slot's newest token
         return at >= max(exact, least);
       };
-      amx_attend_exact<D, TILES, FIRST>(seen, query, first ? recent.first_keys : recent.keys + 16 * unit * D,
-                                        first ? recent.first_values : recent.values + 16 * unit * D, first, counts, scale, cap, g, t);
+      const int from = 16 * unit * D;
+      amx_attend_exact<D, TILES, E, 0>(seen, query, recent.keys + from, recent.values + from, counts, scale, cap, g, t);
+    }
+    if (FIRST > 0 && warp == WARPS - 1 - UNITS % WARPS) {
+      const auto counts = [&](int slot) { return slot < FIRST && slot <= position && slot >= low; };
+      amx_attend_exact<D, TILES, E, FIRST>(seen, query, recent.first_keys, recent.first_values, counts, scale, cap, g, t);
     }
   }
+  __syncthreads();  // the room of panels becomes that of parts
   amx_show_panels<D, G, TILES>(seen, part, tops, warp, g, t);
 
   float* parts = (float*)(work + parts_at);
@@ -186,7 +211,7 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
     const int r = 2 * i / D, e = 2 * i % D;
     float2 acc;
     const float2 found = amx_join_warps<D, G, WARPS>(part, tops, r, e, acc);
-    if (item.splits == 1) {
+    if (splits == 1) {
       const float total = found.y + amx_sink(sinks, head * G + r, found.x);
       *(float2*)(part + r * D + e) = make_float2(acc.x / total, acc.y / total);  // read by this thread alone
     } else {
@@ -194,20 +219,20 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
       if (e == 0) __stcg((float2*)(own + G * D + 2 * r), found);
     }
   }
-  if (item.splits > 1) {
+  if (splits > 1) {
     __threadfence();
     __syncthreads();
     int* arrived = (int*)(work + arrived_at) + item.row * H + head;
     if (tid == 0) *before = atomicAdd(arrived, 1);
     __syncthreads();
-    if (*before != item.splits - 1) return;
+    if (*before != splits - 1) return;
     if (tid == 0) *arrived = 0;
     __threadfence();
-    const float* first = parts + ((long long)(number - item.split) * H + head) * PART;
+    const float* first = parts + ((long long)(number - (item.split & 0xffff)) * H + head) * PART;
     for (int i = tid; i < G * D / 2; i += THREADS) {
       const int r = 2 * i / D, e = 2 * i % D;
       float best = AMX_NONE, total = 0.f, a = 0.f, b = 0.f;
-      for (int p = 0; p < item.splits; ++p) {  // a running maximum: no second pass over the parts
+      for (int p = 0; p < splits; ++p) {  // a running maximum: no second pass over the parts
         const float* from = first + (long long)p * H * PART;
         const float2 stats = __ldcg((const float2*)(from + G * D + 2 * r));
         const float2 x = __ldcg((const float2*)(from + r * D + e));
@@ -233,5 +258,5 @@ __device__ __forceinline__ void amx_attend_packed(float* shared, const void* qkv
   }
 }
 """,
-    (PANELS, ITEM, PREFETCH, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES),
+    (PANELS, PART, PREFETCH, LAUNCH_DEPENDENTS, WAIT_PREREQUISITES),
 )

@@ -13,13 +13,14 @@ from relax_passes.kernels.cuda.intrinsics.base import Intrinsic
 from .decode_text import ATTEND, PLAN
 from .layout import Layout
 
-WARPS = 3
+WARPS = 4
 FEW = 16  # sequences that are divided for one round only
 SHORTEST = 48  # panels of an item
 ROUNDS = 4
 EXTRA = 12  # panels that are read as fast as a sequence's tokens in 16 bits
 _BEGIN = 40  # panels that a block could attend to while it begins and ends
-_COUNTS, _ITEM = 64, 32  # bytes
+STAGES = (3, 2)  # panels that a warp has room for in shared memory: as many as fit
+_ITEM = 32  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,28 @@ class Items:
         return Heads(self.spec)
 
     def resident(self, warps: int) -> int:
-        """Blocks of so many warps that a multiprocessor holds, by their registers."""
-        return max(1, self._warps // warps)
-
-    @property
-    def _warps(self) -> int:
-        """Warps that a multiprocessor holds, by their registers."""
+        """Blocks of so many warps that a multiprocessor holds."""
         rows = -(-self.heads.group // 8) * 8
-        wide = self.spec.head_dim * rows > 1024 or self.layout.format.code_bits == 8
-        return 8 if wide else 12
+        if self.spec.head_dim * rows > 1024 or self.layout.format.code_bits == 8:
+            most = 8
+        else:
+            most = 16 if self.heads.group <= 4 else 12
+        shared = self.gpu.shared_bytes // (4 * self.shared_floats(self.spec, warps))
+        return max(1, min(most // warps, shared))
 
     @property
     def few_warps(self) -> int:
-        """Warps of a block of few sequences: all of a multiprocessor, others have no work for it."""
-        return self._warps
+        """Warps of a block of few sequences, for which there are multiprocessors enough."""
+        return 2 * WARPS if self._room(2 * WARPS, STAGES[-1]) <= self.gpu.shared_bytes else WARPS
+
+    def stages(self, warps: int) -> int:
+        """Panels that each warp of a block has room for in shared memory."""
+        fitting = [n for n in STAGES if self._room(warps, n) <= self.gpu.shared_bytes]
+        return (fitting or STAGES[-1:])[0]
+
+    def _room(self, warps: int, stages: int) -> int:
+        """Bytes of shared memory of a block, about."""
+        return warps * stages * self.layout.panel_bytes + (12 << 10)
 
     def slots(self, warps: int) -> int:
         """Items that the multiprocessors hold at once, for each block of heads."""
@@ -79,7 +88,7 @@ class Items:
 
     def items_at(self, kind: int) -> int:
         """Offset of a window's items in the tables, in bytes."""
-        return _COUNTS + kind * self.items * _ITEM
+        return kind * self.items * _ITEM
 
     @property
     def arrived_at(self) -> int:
@@ -120,12 +129,12 @@ class Items:
         kind = self.windows.index(spec.window)
         dependent = "true" if self.gpu.clusters else "false"
         numbers = f"{layout.numbers}, {layout.place}, {self.heads.group}, {self.heads.parts}"
-        numbers += f", {self.items}, {warps}, {half}, {dependent}"
+        numbers += f", {self.items}, {warps}, {self.stages(warps)}, {half}, {dependent}"
         return Intrinsic(
             f"amx_attend_packed_{turns.name}_{self.heads.name}_{kind}_{warps}"
             + "_sinks" * spec.sinks,
             f"""
-  amx_attend_packed<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {spec.rotation.factor!r}f, {kind}, {self.items_at(kind)},
+  amx_attend_packed<{numbers}>(shared, qkv, state, out, {sinks}, {turns.name}, {spec.rotation.factor!r}f, {self.items_at(kind)},
                                {self.arrived_at}, {self.parts_at}, layer, scale, cap, {spec.window}, number, head, warp, lane);""",
             (ATTEND, turns),
             f"void(float* shared, const void* qkv, const void* state, {given}void* out, int layer, "
@@ -136,4 +145,5 @@ class Items:
         """Floats of shared memory that ``amx_attend_packed`` lays out."""
         d, group = spec.head_dim, self.heads.group
         rows = -(-group // 8) * 8
-        return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + warps * group * (d + 2) + 1
+        room = max(self.stages(warps) * self.layout.panel_bytes // 4, group * d)
+        return rows * (d + 8) // 2 + 2 * spec.rotation.pairs + warps * (room + 2 * group) + 1

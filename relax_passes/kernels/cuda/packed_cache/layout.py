@@ -62,6 +62,11 @@ class Layout(Sizes):
         return f"Amx{pair}{scales[0].type.name}"
 
     @property
+    def panel_bytes(self) -> int:
+        """Bytes of 16 tokens of a layer and head."""
+        return self.page_bytes // (PAGE // PANEL * self.layers * self.kv_heads)
+
+    @property
     def numbers(self) -> str:
         """Template arguments: format, channels, tokens in 16 bits, matrix."""
         spec = self.spec

@@ -45,10 +45,12 @@ struct AmxPanels {
   unsigned char* base;
   __device__ __forceinline__ AmxPanels(const AmxPacked* state, int table_at, int layer, int kv)
       : table(state->told + table_at), base(state->pages + (long long)(layer * KV + kv) * 4 * AmxPanelBytes<F, D>::ALL) {}
-  __device__ __forceinline__ unsigned char* operator()(int panel) const {
+  __device__ __forceinline__ int page(int panel) const { return table[panel >> 2]; }
+  __device__ __forceinline__ unsigned char* of(int page, int panel) const {
     constexpr int ALL = AmxPanelBytes<F, D>::ALL;
-    return base + (long long)table[panel >> 2] * (4ll * LAYERS * KV * ALL) + (panel & 3) * ALL;
+    return base + (long long)page * (4ll * LAYERS * KV * ALL) + (panel & 3) * ALL;
   }
+  __device__ __forceinline__ unsigned char* operator()(int panel) const { return of(page(panel), panel); }
 };
 
 // One layer's and head's tokens in 16 bits of a sequence.
