@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy_kv_cache.py --tokens 2048
 
-The network is computed in torch with float weights. Each query sees the newest keys and values, and
-the first ones, as they are. The others are rounded by the NumPy oracle of a format, as in an engine
-that decodes token by token. A Hadamard matrix over a head's channels turns queries, keys and values
+The network is computed in torch with float weights, on any device. Each query sees the newest keys
+and values, and the first ones, as they are. The others are rounded by a format's oracle (on a GPU by
+its twin, `amx_tvm.calibration.fake`), as in an engine that decodes token by token. A Hadamard matrix over a head's channels turns queries, keys and values
 before. Printed is, for each text and recipe, the change of perplexity against unrounded keys and
 values, over all tokens and by position, the mean divergence (KL, nats) and the share of equal first
 choices.
@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import accuracy_texts
 import numpy as np
@@ -27,7 +30,10 @@ from torch.nn import functional
 from torch_reference import Reference
 
 from amx_tvm import formats
+from amx_tvm.calibration import fake
 from amx_tvm.calibration.api import tokenizer_of
+from amx_tvm.calibration.block import Rope, rms_norm, run, stages
+from amx_tvm.calibration.fake import quotient, round_scale
 from amx_tvm.calibration.transforms import hadamard
 from amx_tvm.formats import scales
 from amx_tvm.formats.four_over_six import SUFFIX, four_over_six
@@ -37,27 +43,29 @@ GROUP = 32
 PARTS = (0, 256, 512, 1024, 2048, 4096, 8192)
 
 
-def int4(x: np.ndarray) -> np.ndarray:
+def int4(x: Tensor) -> Tensor:
     """Round groups of 32 to value = scale (q - zero), q in 0..15."""
-    groups = x.reshape(-1, GROUP)
-    low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
-    scale = scales.E4M3.decode(scales.E4M3.encode((high - low) / np.float32(15)))
-    safe = np.where(scale == 0, np.float32(np.inf), scale)
-    zero = np.clip(np.rint(-low / safe), -128, 127)
-    codes = np.clip(np.rint(groups / safe) + zero, 0, 15)
-    return (scale * (codes - zero)).astype(np.float32).reshape(x.shape)
+    groups = x.unflatten(-1, (-1, GROUP))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = round_scale((high - low) / 15, scales.E4M3)
+    zero = torch.round(quotient(-low, scale)).clamp(-128, 127)
+    codes = (torch.round(quotient(groups, scale)) + zero).clamp(0, 15)
+    return (scale * (codes - zero)).flatten(-2)
 
 
 def rounded(x: Tensor, name: str) -> Tensor:
     """Round the last axis of keys or values to what a cache of a format holds."""
-    array = x.contiguous().numpy()
     if name == "int4":
-        return torch.from_numpy(int4(array))
+        return int4(x)
     fmt = formats.get(name.removesuffix(SUFFIX))
     fmt = four_over_six(fmt) if name.endswith(SUFFIX) else fmt
+    if x.is_cuda and fmt.rule is not None:
+        row = torch.ones_like(x[..., :1]) if fmt.row_scaled else None
+        return fake.rounded(x, fmt, row)
+    array = x.contiguous().cpu().numpy()
     scale = np.ones(array.shape[:-1], np.float32) if fmt.row_scaled else None
     made = fmt.quantize(array, activation=True, tensor_scale=scale)
-    return torch.from_numpy(fmt.dequantize(made))
+    return torch.from_numpy(fmt.dequantize(made)).to(x.device)
 
 
 @dataclass(frozen=True)
@@ -76,25 +84,43 @@ class Recipe:
         )
         return f"{names} newest {self.newest} first {self.first}{' H' if self.turned else ''}"
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Tensor:
         """Causal attention: q [1, heads, tokens, d], k and v [1, kv_heads, tokens, d]."""
+        matrix = hadamard(q.shape[-1]).to(q.device)
         if self.turned:
-            matrix = hadamard(q.shape[-1])
             q, k, v = (x @ matrix for x in (q, k, v))
         old_k = rounded(k, self.keys) if self.keys else k
         old_v = rounded(v, self.values) if self.values else v
         repeat, tokens = q.shape[1] // k.shape[1], q.shape[2]
-        place = torch.arange(tokens)
+        place = torch.arange(tokens, device=q.device)
         past = place[:, None] - place[None]
         near = (past < self.newest) | (place[None] < self.first)
+        hidden = (past < 0) | (past >= window) if window else past < 0
         out = torch.empty_like(q)
         for head in range(q.shape[1]):
             g = head // repeat
-            scores = torch.where(near, q[0, head] @ k[0, g].T, q[0, head] @ old_k[0, g].T)
-            weights = (scores * scale).masked_fill_(past < 0, -torch.inf).softmax(-1)
-            exact = weights * near
-            out[0, head] = exact @ v[0, g] + (weights - exact) @ old_v[0, g]
-        return out @ hadamard(q.shape[-1]) if self.turned else out
+            scores = q[0, head] @ old_k[0, g].T
+            if self.keys:
+                scores = torch.where(near, q[0, head] @ k[0, g].T, scores)
+            weights = (scores * scale).masked_fill_(hidden, -torch.inf).softmax(-1)
+            out[0, head] = weights @ old_v[0, g]
+            if self.values:
+                out[0, head] += (weights * near) @ (v[0, g] - old_v[0, g])
+        return out @ matrix if self.turned else out
+
+    @torch.inference_mode()
+    def logs(self, network: Reference, tokens: list[int]) -> Tensor:
+        """Log-probabilities [n, vocab] of a network that keeps keys and values so."""
+        decoder = network.decoder
+        x = network.embedding[torch.tensor([tokens])] * decoder.embedding_scale
+        wide = replace(decoder, sliding_window=len(tokens))  # the rotation looks at it
+        for layer, (weights, stage) in enumerate(zip(network.layers, network.fakes, strict=True)):
+            window = decoder.sliding_window if decoder.slides(layer) else 0
+            attend = partial(self.attend, window=window)
+            rope = Rope(wide, layer, len(tokens), network.device)
+            x = run(stages(x, weights, decoder, rope, stage, attend))
+        hidden = rms_norm(x[0], network.norm, decoder.norm_eps)
+        return (hidden @ network.head.T).log_softmax(-1)
 
 
 RECIPES = (
@@ -119,53 +145,71 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--texts", nargs="+", default=["opticks", "manual"])
+    parser.add_argument("--packages", type=Path, help="of more texts, see accuracy_texts.py")
     parser.add_argument(
         "--recipes", nargs="+", type=recipe_of, default=RECIPES, help="FORMAT:NEWEST, H and 4 first"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     source = open_model(arguments.model)
-    tokenizer, network = tokenizer_of(source), Reference(source)
-    count = arguments.tokens
+    tokenizer, network = tokenizer_of(source), Reference(source, device=arguments.device)
+    read, count = accuracy_texts.judged(arguments.packages), arguments.tokens
+    windows = {
+        text: np.array(tokenizer.encode(read[text]()).ids[: arguments.windows * count])
+        for text in arguments.texts
+    }
+    measure(network, windows, count, arguments.recipes)
+
+
+def measure(
+    network: Reference, texts: dict[str, np.ndarray], count: int, recipes: Sequence[Recipe]
+) -> None:
+    """Print what recipes cost on windows of `count` tokens of texts, token ids by name."""
     parts = [p for p in PARTS if p < count] + [count]
+    spans = [(0, count), *zip(parts, parts[1:], strict=False)]
+    print("columns: all, then " + ", ".join(f"{a}-{b}" for a, b in spans[1:]))
+    found: dict[str, list[np.ndarray]] = {str(recipe): [] for recipe in recipes}
+    for text, ids in texts.items():
+        for window in range(len(ids) // count):
+            tokens = ids[window * count : (window + 1) * count].tolist()
+            target = torch.tensor(tokens[1:], device=network.device)[:, None]
+            base = Recipe(turned=False).logs(network, tokens)
+            loss = -base[:-1].gather(1, target)[:, 0]
+            print(f"{text} {window}: perplexity {loss.mean().exp():.4f}", flush=True)
+            for recipe in recipes:
+                begun = time.perf_counter()
+                logs = recipe.logs(network, tokens)
+                more = -logs[:-1].gather(1, target)[:, 0] - loss
+                kl = torch.cat([divergence(*pair) for pair in zip(base.split(512), logs.split(512))])
+                same = (logs.argmax(-1) == base.argmax(-1)).float()
+                rows = [[x[a:b].mean().item() for a, b in spans] for x in (more, kl, same)]
+                found[str(recipe)].append(np.array(rows))
+                show(str(recipe), found[str(recipe)][-1:], f"{time.perf_counter() - begun:.1f} s")
+    print("over all windows, with the error of the mean")
+    for name, windows in found.items():
+        show(name, windows, f"of {len(windows)}")
+
+
+def divergence(exact: Tensor, other: Tensor) -> Tensor:
+    """KL of each row's distribution from the exact one, nats."""
+    return functional.kl_div(other, exact, log_target=True, reduction="none").sum(-1)
+
+
+def show(name: str, windows: list[np.ndarray], note: str) -> None:
+    """Print a recipe's mean change of loss, divergence and agreement [3, spans]."""
+    change, kl, same = np.mean(windows, 0)
+    count = len(windows)
+    spread = f" ({100 * np.std(windows, 0, ddof=1)[0, 0] / count**0.5:.2f})" if count > 1 else ""
     print(
-        "columns: all, then "
-        + ", ".join(f"{a}-{b}" for a, b in zip(parts, parts[1:], strict=False))
+        f"  {name:44s} "
+        + " ".join(f"{100 * np.expm1(x):+6.2f} %" for x in change)
+        + spread
+        + f"  KL {' '.join(f'{x:.4f}' for x in kl)}"
+        + f"  top-1 {' '.join(f'{100 * x:.1f}' for x in same)} %  ({note})",
+        flush=True,
     )
-    for text in arguments.texts:
-        ids = tokenizer.encode(getattr(accuracy_texts, text)()).ids
-        for window in range(arguments.windows):
-            tokens = ids[window * count : (window + 1) * count]
-            network.attend = Recipe(turned=False).attend
-            base = losses(network(tokens), tokens)
-            print(f"{text} {window}: perplexity {np.exp(base[0].mean()):.4f}", flush=True)
-            for recipe in arguments.recipes:
-                begun = time.process_time()
-                network.attend = recipe.attend
-                loss, logs = losses(network(tokens), tokens)
-                ratio = [loss[a:b].mean() - base[0][a:b].mean() for a, b in spans(parts)]
-                kl = functional.kl_div(logs, base[1], log_target=True, reduction="none").sum(-1)
-                same = (logs.argmax(-1) == base[1].argmax(-1)).float()
-                print(
-                    f"  {recipe!s:44s} "
-                    + " ".join(f"{100 * np.expm1(r):+6.2f} %" for r in ratio)
-                    + f"  KL {kl.mean():.5f}  top-1 {100 * same.mean():.2f} %"
-                    + f"  ({time.process_time() - begun:.0f} s)",
-                    flush=True,
-                )
-
-
-def spans(parts: list[int]) -> list[tuple[int, int]]:
-    """All tokens, then each part."""
-    return [(0, parts[-1]), *zip(parts, parts[1:], strict=False)]
-
-
-def losses(logits: np.ndarray, tokens: list[int]) -> tuple[np.ndarray, Tensor]:
-    """Loss of each next token, and log-probabilities."""
-    logs = torch.from_numpy(logits).log_softmax(-1)
-    found = -logs[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-    return found.numpy(), logs
 
 
 if __name__ == "__main__":

@@ -92,12 +92,15 @@ def fake_round(x: Tensor, fmt: Format) -> Tensor:
     return straight(rounded(exact, fmt), x)
 
 
-def rounded(x: Tensor, fmt: Format) -> Tensor:
-    """Round float32 [..., K] to a format that has a rule for its scales, on x's device."""
+def rounded(x: Tensor, fmt: Format, row: Tensor | None = None) -> Tensor:
+    """Round float32 [..., K] to a format that has a rule for its scales, on x's device.
+
+    `row` takes the place of the float32 scales [..., 1] that the format gives rows.
+    """
     rule = fmt.rule
     assert rule is not None
     columns, size = x.shape[-1], fmt.group_size
-    row = tensor_scale(x, rule)
+    row = tensor_scale(x, rule) if row is None else row
     groups = functional.pad(x, (0, -columns % size)).unflatten(-1, (-1, size))
     row = None if row is None else row[..., None]
     magnitude, positive = groups.abs(), groups > 0

@@ -112,7 +112,7 @@ class Cache:
                 self.lib.prefill(qkv, *parts, self.sinks, out, layer, m)
             row = 0
             for s, count in lengths.items():
-                mine = qkv[row : row + count].astype(np.float64)
+                mine = qkv[row : row + count].astype(np.float32)
                 expected = self.expected(s, layer, mine, each, *before[s])
                 found = out[row : row + count].astype(np.float64)
                 assert np.isfinite(found).all()
@@ -139,8 +139,8 @@ class Cache:
             near = np.arange(length) >= exact
             near[: self.cache.first] = True
             read[near] = old[near]
-            held.append(np.concatenate([read, new]).astype(np.float64))
-        return self.turn(self.attend(q.astype(np.float64), *held, at))
+            held.append(np.concatenate([read, new]))
+        return self.turn(self.attend(q, *held, at))
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
         """What a format makes of rows [n, kv, d]."""
@@ -165,20 +165,20 @@ class Cache:
 
     def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, at: np.ndarray) -> np.ndarray:
         spec = self.spec
-        k, v = (np.repeat(a, spec.group, axis=1) for a in (k, v))
-        scores = np.einsum("nhd,mhd->nhm", q, k) * spec.scale
+        q, k, v = (a.swapaxes(0, 1) for a in (q, k, v))  # heads first
+        k, v = (np.repeat(a, spec.group, axis=0) for a in (k, v))
+        scores = q @ k.swapaxes(1, 2) * spec.scale
         if spec.soft_cap:
             scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
-        past = at[:, None] - np.arange(len(k))
+        past = at[:, None] - np.arange(k.shape[1])
         seen = (past >= 0) & ((past < spec.window) if spec.window else True)
-        scores = np.where(seen[:, None], scores, -np.inf)
-        sink = (
-            self.sinks.astype(float)[None, :, None] if spec.sinks else np.full((1, 1, 1), -np.inf)
-        )
+        scores = np.where(seen, scores, -np.inf)
+        sinks = self.sinks if spec.sinks else np.full(spec.heads, -np.inf)
+        sink = sinks.astype(np.float32)[:, None, None]
         top = np.maximum(scores.max(-1, keepdims=True), sink)
         weights = np.exp(scores - top)
         total = weights.sum(-1, keepdims=True) + np.exp(sink - top)
-        return np.einsum("nhm,mhd->nhd", weights / total, v)
+        return (weights / total @ v).swapaxes(0, 1)
 
     def held(self, s: int, layer: int, head: int, tokens: int) -> tuple:
         """Codes and scales as the format has them of the first tokens: keys', values'."""
