@@ -182,7 +182,8 @@ def measure(
                 begun = time.perf_counter()
                 logs = recipe.logs(network, tokens)
                 more = -logs[:-1].gather(1, target)[:, 0] - loss
-                kl = torch.cat([divergence(*pair) for pair in zip(base.split(512), logs.split(512))])
+                pairs = zip(base.split(512), logs.split(512), strict=True)
+                kl = torch.cat([divergence(*pair) for pair in pairs])
                 same = (logs.argmax(-1) == base.argmax(-1)).float()
                 rows = [[x[a:b].mean().item() for a, b in spans] for x in (more, kl, same)]
                 found[str(recipe)].append(np.array(rows))
