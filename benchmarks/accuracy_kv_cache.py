@@ -2,12 +2,12 @@
 
     python benchmarks/accuracy_kv_cache.py --tokens 2048
 
-The network is computed in torch with float weights, on any device. Each query sees the newest keys
-and values, and the first ones, as they are. The others are rounded by the oracle of a format (on a
-GPU by its twin, `amx_tvm.calibration.fake`), as in an engine that decodes token by token. A Hadamard
-matrix over a head's channels turns queries, keys and values before. Printed is, for each text and
-recipe, the change of perplexity against unrounded keys and values, over all tokens and by position,
-the mean divergence (KL, nats) and the share of equal first choices.
+The network is computed in torch with float weights, on any device. Each query sees the newest
+keys and values, and the first ones, as they are. The others are rounded by the oracle of a format
+(on a GPU by its twin, `amx_tvm.calibration.fake`), as in an engine that decodes token by token. A
+Hadamard matrix over a head's channels turns queries, keys and values before. Printed is, for each
+text and recipe, the change of perplexity against unrounded keys and values, over all tokens and
+by position, the mean divergence (KL, nats) and the share of equal first choices.
 
 "int4" is asymmetric with a scale (E4M3) and a zero point of eight bits each: 4.5 bits, as AMXFP4.
 NVFP4 has no float32 scale a row here: 4.5 bits.
