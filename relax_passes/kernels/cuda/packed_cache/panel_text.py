@@ -310,5 +310,16 @@ __device__ __forceinline__ void amx_show_panels(AmxSeen<D, TILES>& seen, float* 
   __syncthreads();
 }
 """,
-    (STATE, ATTEND_PAGES, EXP2_FLUSHED, MMA, MMA_FIRST, TURN_MATRIX, COPY16, COPY_COMMIT, COPY_WAIT, SHARED_ADDRESS),
+    (
+        STATE,
+        ATTEND_PAGES,
+        EXP2_FLUSHED,
+        MMA,
+        MMA_FIRST,
+        TURN_MATRIX,
+        COPY16,
+        COPY_COMMIT,
+        COPY_WAIT,
+        SHARED_ADDRESS,
+    ),
 )
