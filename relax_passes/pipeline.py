@@ -1,6 +1,7 @@
 """The one ordered pipeline, in named phases.
 
-    find       ordinary products with a weight become amx.linear; biases fold in
+    find       functions of float32 become float16 on GPUs; ordinary products with a weight become
+               amx.linear; biases fold in
     merge      linears of one input become one; residuals, silu(gate) * up and norms of heads
                fold in
     quantize   weights become packed parameters, activations are quantized in front
@@ -33,12 +34,15 @@ from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.fuse_head_norms import fuse_head_norms
+from relax_passes.passes.half_precision import half_precision
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
+from relax_passes.passes.lower_dense import lower_dense
 from relax_passes.passes.lower_experts import lower_experts
 from relax_passes.passes.lower_packed import lower_packed
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.passes.order_shape_functions import order_shape_functions
+from relax_passes.passes.patches import patches
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
@@ -78,7 +82,10 @@ def phases(
     from tvm.relax import pipeline as stock
 
     return [
-        ("find", [annotate_linears(policy), fuse_bias()]),
+        (
+            "find",
+            [half_precision(target), patches(target), annotate_linears(policy), fuse_bias()],
+        ),
         (
             "merge",
             [merge_projections, fuse_residual_and_gate(target), fuse_head_norms(target, storage)],
@@ -90,6 +97,7 @@ def phases(
                 make_buckets(target),
                 lower_attention(target, storage),
                 lower_packed(target),
+                lower_dense(target),
                 fuse_conversions,
                 device_steps(target),
                 lower_experts(target),

@@ -19,6 +19,7 @@ from tvm import relax
 
 ROWS = "amx.rows"  # attribute: the most rows that a function is called with; absent: any number
 EACH = "amx.each"  # attribute: every row is the next token of a sequence of its own
+SINGLE = "amx.single"  # attribute: what it computes is float32, whatever a target's kernels take
 STATE = "state"  # the parameter that holds what attention kernels need of the cache: no weight
 
 Rule = Callable[["Context", relax.Var, relax.Expr], "relax.Expr | None"]

@@ -30,14 +30,9 @@ def lower_embedding(
     Raises
     ------
     ModelError
-        For a target or a quantization without kernels for such models, an unknown architecture,
-        or weights that do not fit the configuration.
+        For a quantization without kernels for such models, an unknown architecture, or weights
+        that do not fit the configuration.
     """
-    if target.device != "cpu":
-        raise ModelError(
-            f"{source.name} makes embeddings, which is compiled for CPUs only; {target.key} is "
-            "no CPU"
-        )
     if config.attention:
         raise ModelError(
             f"{source.name} makes embeddings; quantized attention is for causal language models"
@@ -53,7 +48,7 @@ def lower_embedding(
                 f"gives {made}"
             )
     network = EmbeddingModel(shape, family.build(shape), source.dense)
-    network.to("float32")
+    network.to("float32" if target.device == "cpu" else "float16")
     module, weights = network.export_tvm(network.export_spec())
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
     named = open_weights(source, family, shape, shapes)

@@ -10,10 +10,10 @@ from typing import Any
 
 from amx_tvm.compiler.lowered_model import LoweredModel
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import ModelError
 from amx_tvm.frontends.importers.relax_module import RelaxModuleSource
 from amx_tvm.targets import ResolvedTarget
 from relax_passes import pipeline
+from relax_passes.rewriting import SINGLE
 
 
 def lower_function(
@@ -24,18 +24,7 @@ def lower_function(
     records: Any = None,
     dump: pipeline.Dump | None = None,
 ) -> LoweredModel:
-    """Run the passes on a module's entry function.
-
-    Raises
-    ------
-    ModelError
-        For a target whose kernels compute in float16: such modules are float32.
-    """
-    if target.device != "cpu":
-        raise ModelError(
-            f"{source.name} is a float32 function; functions are compiled for CPUs only, and "
-            f"{target.key} is no CPU"
-        )
+    """Run the passes on a module's entry function; what GPUs compute of it is float16."""
     module = _prepare(source)
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump)
     return LoweredModel(
@@ -61,7 +50,7 @@ def _prepare(source: RelaxModuleSource) -> Any:
         params, function.body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
     )
     updated = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    updated[entry] = function.with_attr("num_input", len(source.inputs))
+    updated[entry] = function.with_attr("num_input", len(source.inputs)).with_attr(SINGLE, 1)
     prepare = tvm.transform.Sequential(
         [
             relax.transform.DecomposeOpsForInference(entry),

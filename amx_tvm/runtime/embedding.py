@@ -19,12 +19,14 @@ from amx_tvm.artifact import Manifest
 from amx_tvm.embedding import EmbeddingSettings
 from amx_tvm.errors import GenerationError
 from amx_tvm.runtime import options as checks
+from amx_tvm.runtime.inputs import Vector
 from amx_tvm.runtime.own_thread import OwnThread
 from amx_tvm.runtime.tokenizer import load_tokenizer
 from amx_tvm.runtime.vm import Memory, VirtualMachine
 from amx_tvm.schema import conform
 
 PACKED_ROWS = 1024  # tokens of one call, but for a text that is longer
+DEVICE_ROWS = 16384  # the same on GPUs
 
 Text = str | Sequence[int]
 
@@ -58,6 +60,7 @@ class EmbeddingEngine(OwnThread):
         self._embed = machine.function(manifest.functions[0])
         self._parameters = machine.load_parameters(path, manifest, memory)
         self._tokenizer: Any = None
+        self._vectors = [Vector(machine) for _ in range(4)]
         super().__init__(machine, threads)
 
     @property
@@ -148,7 +151,8 @@ class EmbeddingEngine(OwnThread):
                 "dimensions", dimensions
             )
         found = np.empty((len(tokens), width), np.float32)
-        for places in _packs([len(ids) for ids in tokens]):
+        most = PACKED_ROWS if self._machine.is_cpu else DEVICE_ROWS
+        for places in _packs([len(ids) for ids in tokens], most):
             made = self._worker.call(self._run, [tokens[i] for i in places], skipped)
             found[places] = made[:, :width]
         if self.settings.normalize:
@@ -223,18 +227,19 @@ class EmbeddingEngine(OwnThread):
         }[self.settings.pooling]
         ids = np.concatenate([np.asarray(one) for one in tokens])
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-        inputs = (ids, positions, bounds, np.stack([first, last], axis=1))
-        arguments = [self._machine.to_device(x.astype(np.int32)) for x in inputs]
+        inputs = (ids, positions, bounds, np.stack([first, last], axis=1).reshape(-1))
+        arguments = [vector.put(x) for vector, x in zip(self._vectors, inputs, strict=True)]
+        arguments[3] = self._machine.view(arguments[3], [len(tokens), 2])
         return np.array(self._machine.to_host(self._embed(*arguments, self._parameters)))
 
 
-def _packs(lengths: list[int]) -> Iterator[list[int]]:
+def _packs(lengths: list[int], most: int) -> Iterator[list[int]]:
     """Divide texts into calls of about equal work, each of texts of similar length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     pack: list[int] = []
     rows = 0
     for index in order:
-        if pack and rows + lengths[index] > PACKED_ROWS:
+        if pack and rows + lengths[index] > most:
             yield pack
             pack, rows = [], 0
         pack.append(index)

@@ -10,6 +10,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.runtime.device_arrays import DeviceArray, on_gpu, taken
 from amx_tvm.runtime.own_thread import OwnThread
 from amx_tvm.runtime.vm import ALIGNMENT, Memory, VirtualMachine
 
@@ -51,12 +52,14 @@ class FunctionEngine(OwnThread):
         ----------
         inputs : arrays
             NumPy arrays or anything else that speaks DLPack, of the compiled shapes and dtypes.
+            Arrays in the memory of the engine's GPU are read where they are.
         function : str, optional
             Which function, where the module has several; by default "main".
 
         Returns
         -------
-        ndarray, or tuple of ndarray where the function returns several.
+        ndarray, or tuple of ndarray where the function returns several. Where an input is in a
+        GPU's memory, results are as well: a `DeviceArray`, for `torch.from_dlpack`.
 
         Raises
         ------
@@ -68,10 +71,14 @@ class FunctionEngine(OwnThread):
             raise ArtifactError(
                 f"the module has no function {name!r}, it has {', '.join(self._functions)}"
             )
-        return self._worker.call(self._run, name, inputs)
+        there = [on_gpu(x) for x in inputs]
+        given = [
+            taken(self._machine, place, x) if there[place] else x for place, x in enumerate(inputs)
+        ]
+        return self._worker.call(self._run, name, tuple(given), any(there))
 
-    def _run(self, name: str, inputs: tuple[Any, ...]) -> Any:
-        """Run a function (on the engine's thread)."""
+    def _run(self, name: str, inputs: tuple[Any, ...], stay: bool) -> Any:
+        """Run a function (on the engine's thread); results stay on the device where they should."""
         arguments = [self._argument(x) for x in inputs]
         try:
             result = self._functions[name](*arguments, *self._parameters)
@@ -80,15 +87,19 @@ class FunctionEngine(OwnThread):
             if reason is None:
                 raise
             raise GenerationError(reason) from None
-        return self._host(result)
+        return self._result(result, stay)
 
     def _argument(self, value: Any) -> Any:
         """Return an input as the function takes it: as it is where device and alignment allow."""
         if isinstance(value, np.ndarray | np.generic):
             return self._machine.to_device(np.asarray(value))
-        if self._machine.is_cpu and hasattr(value, "__dlpack__"):
+        if hasattr(value, "__dlpack__") and not on_gpu(value):
             view = np.from_dlpack(value)
-            if view.ctypes.data % ALIGNMENT or not view.flags.c_contiguous:
+            if (
+                not self._machine.is_cpu
+                or view.ctypes.data % ALIGNMENT
+                or not view.flags.c_contiguous
+            ):
                 return self._machine.to_device(view)
         return value
 
@@ -109,9 +120,9 @@ class FunctionEngine(OwnThread):
             return f"{name}: input {found[2]} is {kind} {shape}, expected {found[3]}"
         return None
 
-    def _host(self, value: Any) -> Any:
+    def _result(self, value: Any, stay: bool) -> Any:
         if hasattr(value, "__dlpack__"):
-            return self._machine.to_host(value)
+            return DeviceArray(self._machine, value) if stay else self._machine.to_host(value)
         if hasattr(value, "__len__"):
-            return tuple(self._host(item) for item in value)
+            return tuple(self._result(item, stay) for item in value)
         return value

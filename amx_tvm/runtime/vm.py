@@ -63,6 +63,7 @@ class VirtualMachine:
         self.is_cpu, self.features = name == "cpu", tuple(features)
         ffi = self._ffi = load_runtime(name)
         self._device = ffi.device(name, int(index or 0))
+        self.dlpack_device = (_DLPACK_DEVICES[name], int(index or 0))
         if not self.is_cpu:
             attribute = ffi.get_global_func("runtime.GetDeviceAttr")
             _check_gpu(
@@ -119,6 +120,22 @@ class VirtualMachine:
         tensor = self._allocate(self.shape(array.shape), dtype, self._device, None)
         self._from_bytes(tensor, self._pointer(array), array.nbytes)
         return tensor
+
+    def from_dlpack(self, value: Any) -> Any:
+        """Return a contiguous array of the device as a tensor, without a copy.
+
+        Raises
+        ------
+        BufferError, RuntimeError, ValueError
+            TVM's or the maker's reason not to.
+        """
+        return self._ffi.from_dlpack(
+            value, require_alignment=ALIGNMENT if self.is_cpu else 16, require_contiguous=True
+        )
+
+    def order(self, first: int, then: int) -> None:
+        """Let what a stream of the GPU does from now on wait for what another one is to do."""
+        self.builtin("runtime.Device_StreamSyncFromTo")(self._device, first, then)
 
     def tuple_of(self, tensors: Sequence[Any]) -> Any:
         """Return tensors as one argument of a compiled function."""

@@ -12,13 +12,15 @@ from relax_passes.kernels.base import TargetInfo
 from relax_passes.kernels.cpu import activations as cpu
 from relax_passes.kernels.cpu import embedding as cpu_table
 from relax_passes.kernels.cpu import layer_norm as cpu_layer_norm
+from relax_passes.kernels.cpu import pool as cpu_pool
 from relax_passes.kernels.cuda.rows import embedding as cuda_table
+from relax_passes.kernels.cuda.rows import pool as cuda_pool
 from relax_passes.kernels.cuda.rows.e4m3 import round_rows
 from relax_passes.kernels.cuda.rows.kernels import PIECE as ROW_PIECE
 from relax_passes.kernels.cuda.rows.kernels import row_kernel
 from relax_passes.ops import EmbeddingAttrs
 
-__all__ = ["ROW_PIECE", "compute_type", "embedding", "on_rows", "quantize", "rms_norm"]
+__all__ = ["ROW_PIECE", "compute_type", "embedding", "mean_rows", "on_rows", "quantize", "rms_norm"]
 
 
 def compute_type(target: Any) -> str:
@@ -38,19 +40,33 @@ def rms_norm(k: int, m: int | None, eps: float, target: Any) -> Any:
     return cpu.rms_norm(k, m, eps)
 
 
-def on_rows(kind: str, k: int, m: int | None, eps: float | None) -> Any:
-    """Build what CPUs do with float32 rows [M, K] between linears.
+def on_rows(kind: str, k: int, m: int | None, eps: float | None, target: Any) -> Any:
+    """Build what is done with rows [M, K] between linears.
 
     Parameters
     ----------
     kind : str
-        "layer_norm" (arguments x, weight and bias [K], y) or "gelu" (x, y).
+        "layer_norm" (arguments x, weight and bias [K], y), "gelu" or "gelu_tanh" (x, y).
     k, m, eps
         K; M, None for any; LayerNorm's epsilon.
+    target : tvm.target.Target
+        What the kernel is made for.
     """
+    if compute_type(target) == "float16":
+        form = {"gelu": "erf", "gelu_tanh": "tanh"}.get(kind, "")
+        dependent = _dependent(target)
+        return row_kernel(
+            k, m, norm_eps=eps, centred=eps is not None, gelu=form, dependent=dependent
+        )
     if kind == "gelu":
         return cpu.gelu_rows(k, m)
     return cpu_layer_norm.layer_norm(k, m, eps or 0.0)
+
+
+def mean_rows(k: int, target: Any) -> Any:
+    """Build the means of spans of rows; arguments x [M, K], spans int32 [n, 2], means [n, K]."""
+    pool = cuda_pool if compute_type(target) == "float16" else cpu_pool
+    return pool.mean_rows(k)
 
 
 def embedding(attrs: EmbeddingAttrs, m: int | None, target: Any) -> Any:

@@ -30,6 +30,7 @@ from relax_passes.rewriting import ROWS, Context, marked, rewrite
 from relax_passes.spec import LinearSpec
 
 ATTRIBUTE = "amx.kernels"
+ON_ROWS = ("layer_norm", "gelu", "gelu_tanh")  # operators of TVM's that have kernels on rows
 
 
 def legalize(target: Any, records: Any = None) -> tvm.transform.Pass:
@@ -91,7 +92,7 @@ class _Lowering:
             return self.convert(ctx, value)
         if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
             return self.rms_norm(ctx, value)
-        if is_op(value, "relax.nn.layer_norm") or is_op(value, "relax.nn.gelu"):
+        if any(is_op(value, f"relax.nn.{name}") for name in ON_ROWS):
             return self.on_rows(ctx, value)
         return None
 
@@ -262,23 +263,28 @@ class _Lowering:
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), weight], out), call.ty)
 
     def on_rows(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
-        """Lower LayerNorm or GELU of float32 rows on CPUs; TVM's own use scalar functions."""
+        """Lower LayerNorm or GELU of rows; TVM's own use scalar functions, or round in between."""
         x, *weights = call.args
-        norm, k = is_op(call, "relax.nn.layer_norm"), x.ty.shape.values[-1]
+        kind, k = call.op.name.removeprefix("relax.nn."), x.ty.shape.values[-1]
+        norm, on_cpu = kind == "layer_norm", self.target.kind.name == "llvm"
         usual = not norm or [int(a) for a in call.attrs.axes] in ([-1], [x.ty.ndim - 1])
-        cpu = self.target.kind.name == "llvm" and x.ty.dtype == "float32"
-        if not (cpu and usual and isinstance(k, tirx.IntImm)):
+        dtype = activations.compute_type(self.target)
+        usual &= all(a.ty.dtype == dtype for a in call.args)
+        if not (usual and isinstance(k, tirx.IntImm)) or (on_cpu and kind == "gelu_tanh"):
+            return None
+        # a gate's GELU is one kernel with the product behind it
+        gate = isinstance(ctx.value(x), relax.TupleGetItem) and not norm
+        if not on_cpu and (gate or int(k) % activations.ROW_PIECE):
             return None
         m, static = rows_of(x)
         eps = float(call.attrs.epsilon) if norm else None
-        kind = "layer_norm" if norm else "gelu"
         gvar = self.function(
             ctx,
             (kind, int(k), static, eps),
             f"{kind}_k{int(k)}_{bucket(static)}",
-            lambda: activations.on_rows(kind, int(k), static, eps),
+            lambda: activations.on_rows(kind, int(k), static, eps, self.target),
         )
-        out = relax.TensorType([m, k], "float32")
+        out = relax.TensorType([m, k], dtype)
         return shaped(ctx, relax.call_tir(gvar, [flat(ctx, x, m), *weights], out), call.ty)
 
 
@@ -330,6 +336,9 @@ def plain_matmul(ctx: Context, linear: ops.Linear) -> relax.Expr:
         )
     transposed = ctx.emit(relax.op.permute_dims(linear.weights[0]))
     y = relax.op.matmul(linear.x[0], transposed)
+    if linear.attrs.out_dtype == "float16":  # sums are of the result's type
+        y = ctx.emit(relax.op.matmul(linear.x[0], transposed, "float32"))
+        y = relax.op.astype(y, "float16")
     for extra in (linear.bias, linear.residual):
         if extra is not None:
             y = relax.op.add(ctx.emit(y), extra)

@@ -1,25 +1,28 @@
 """Lower ``amx.packed_attention`` and ``amx.mean_rows``, what models of embeddings are made of.
 
 On CPUs a layer's qkv is split and turned by the cache's kernel for that, and each text attends by
-itself. There are no kernels for other targets yet.
+itself. On GPUs it is turned where the model does that, and attention reads it as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from amx_tvm.errors import TargetError
+from amx_tvm.errors import ModelError
+from amx_tvm.targets.cuda.target import gpu_of
 from relax_passes.attention_spec import NONE, AttentionSpec
-from relax_passes.kernels.cpu import pool
+from relax_passes.kernels import activations
 from relax_passes.kernels.cpu.attention.config import KVCacheConfig
 from relax_passes.kernels.cpu.attention.lowering import pad_heads, unpad_heads
 from relax_passes.kernels.cpu.attention.packed import packed_attention
 from relax_passes.kernels.cpu.attention.rotary import split_rotary
 from relax_passes.kernels.cpu.attention.vector import VectorTarget
+from relax_passes.kernels.cuda.attention import dense
 from relax_passes.ops import is_op
 from relax_passes.rewriting import Context, rewrite
 
@@ -39,18 +42,32 @@ def lower_packed(target: Any) -> tvm.transform.Pass:
         def rule(ctx: Context, _var: relax.Var, value: relax.Expr) -> relax.Expr | None:
             if not (is_op(value, "amx.packed_attention") or is_op(value, "amx.mean_rows")):
                 return None
-            if target.kind.name != "llvm":
-                raise TargetError(
-                    "models of embeddings have kernels for CPUs only; compile for one "
-                    f"(the target is {target.kind.name})"
-                )
             if is_op(value, "amx.mean_rows"):
                 size = int(value.ty.shape.values[1])
-                means = function(ctx, size, "mean_rows", lambda: pool.mean_rows(size))
+                build = partial(activations.mean_rows, size, target)
+                means = function(ctx, size, "mean_rows", build)
                 return relax.call_tir(means, list(value.args), value.ty)
-            return attend(ctx, value, function)
+            return (attend if target.kind.name == "llvm" else attend_on_gpu)(ctx, value)
 
-        def attend(ctx: Context, call: relax.Call, function: Any) -> relax.Expr:
+        def attend_on_gpu(ctx: Context, call: relax.Call) -> relax.Expr:
+            spec = replace(AttentionSpec.of(call.attrs), layer=0)
+            causal, arch = bool(call.attrs["causal"]), gpu_of(target).arch
+            qkv, bounds, positions = call.args
+            if not dense.fits(spec.head_dim):
+                raise ModelError(
+                    f"attention of heads of {spec.head_dim} channels has no kernel on GPUs without "
+                    "a cache: expected multiples of 8 up to 256; compile for a CPU"
+                )
+            if spec.rotation.pairs:
+                turned = replace(spec, window=0, scale=1.0)
+                turn = function(ctx, turned, "turn_heads", partial(dense.turn, spec))
+                qkv = ctx.emit(relax.call_tir(turn, [qkv, positions], qkv.ty))
+            key = (replace(spec, rotation=NONE), causal)
+            build = partial(dense.texts, spec, causal, arch)
+            kernel = function(ctx, key, "attention", build)
+            return relax.call_tir(kernel, [qkv, bounds], call.ty)
+
+        def attend(ctx: Context, call: relax.Call) -> relax.Expr:
             spec = replace(AttentionSpec.of(call.attrs), layer=0)
             causal = bool(call.attrs["causal"])
             config, vectors = KVCacheConfig((spec,)), VectorTarget.of(target)

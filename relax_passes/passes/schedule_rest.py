@@ -36,7 +36,7 @@ def _gpu(target: Any) -> tvm.transform.Pass:
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
     def run(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        with target:
+        with _plain(target):
             module = rules(module)
         for gvar, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
@@ -47,6 +47,12 @@ def _gpu(target: Any) -> tvm.transform.Pass:
         return module
 
     return run
+
+
+def _plain(target: Any) -> Any:
+    """Return the target as dlight knows it: of "sm_90a" it would think that it has no mma."""
+    arch = str(target.attrs["arch"]).rstrip("af")
+    return tvm.target.Target({**target.export(), "arch": arch})
 
 
 def _cpu() -> tvm.transform.Pass:

@@ -10,7 +10,11 @@ from torch import nn
 import amx_tvm
 from amx_tvm import formats
 from amx_tvm.calibration import calibrate_module
+from amx_tvm.compiler.lowered import lower_source
+from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError, ModelError
+from amx_tvm.frontends import open_model
+from amx_tvm.targets import resolve
 from tests.models import tiny
 
 from .conftest import one_line
@@ -118,6 +122,32 @@ def test_equals_rounded_torch(name, tmp_path):
         with torch.no_grad():
             expected = module(x).numpy()
         assert tiny.relative_error(np.asarray(engine(x)), expected) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["block", "vit"])
+def test_a_gpu_attends_in_one_kernel_that_reads_the_projections(name):
+    build, shape = CASES[name]
+    dynamic = ({0: torch.export.Dim("batch")},)
+    source = open_model(build().eval(), (torch.randn(shape),), dynamic)
+    config = QuantizationConfig().resolve("cuda")
+    lowered = lower_source(source, resolve("cuda:sm_90a"), config)
+    kernels = {gvar.name_hint for gvar in lowered.module.get_global_vars()}
+    assert "attention" in kernels
+    assert not [k for k in kernels if "softmax" in k or "split" in k or k.startswith("transpose")]
+    main = lowered.module["main"]
+    assert main.params[0].ty.dtype == main.ret_ty.dtype == "float32"
+
+
+def test_masks_of_booleans_are_taken_apart(tmp_path):
+    class Masked(nn.Module):
+        def forward(self, x, mask):
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    x, mask = torch.randn(1, 2, 5, 8), torch.ones(5, 5).tril().bool()
+    options = {"example_inputs": (x, mask), "quantization": "none", "output": tmp_path / "out"}
+    engine = amx_tvm.load(amx_tvm.compile(Masked().eval(), **options).path)
+    expected = Masked()(x, mask).numpy()
+    np.testing.assert_allclose(np.asarray(engine(x, mask)), expected, atol=1e-5)
 
 
 def test_llama_object_gets_the_kv_cache(tmp_path):

@@ -169,11 +169,13 @@ def test_the_modules_of_others_are_refused_by_name(bert, tmp_path):
             open_model(damaged(file, change))
 
 
-def test_a_gpu_is_refused_before_any_work(bert):
-    with pytest.raises(ModelError, match="makes embeddings, which is compiled for CPUs only"):
-        lower_source(
-            open_model(bert[1]), resolve("cuda:sm_90a"), QuantizationConfig().resolve("cuda")
-        )
+def test_a_gpu_gets_its_own_kernels_and_no_copy_around_attention(bert):
+    config = QuantizationConfig().resolve("cuda")
+    lowered = lower_source(open_model(bert[1]), resolve("cuda:sm_90a"), config)
+    kernels = {gvar.name_hint for gvar in lowered.module.get_global_vars()}
+    assert {"attention", "mean_rows", "gelu_k96_any", "layer_norm_k64_any"} <= kernels
+    assert not [name for name in kernels if "split" in name or "cast" in name]
+    assert {entry["kernel"] for entry in lowered.linears} == {"cuda-fragment"}
 
 
 def test_no_bundle_and_no_checkpoint_is_made(bert, tmp_path):

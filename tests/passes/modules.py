@@ -111,6 +111,54 @@ class Loops:
                 y[v_i] = y[v_i] + x[v_i, v_k]
 
 
+@I.ir_module
+class Images:
+    """A function of float32 in float16's way: patches of images, a sum beside a product."""
+
+    @R.function
+    def main(
+        x: R.Tensor(("b", 3, 8, 8), "float32"),
+        w: R.Tensor((32, 3, 4, 4), "float32"),
+        scale: R.Tensor((4,), "float32"),
+    ):
+        R.func_attr({"num_input": 1, "amx.single": 1})
+        b = T.int64()
+        with R.dataflow():
+            patches: R.Tensor((b, 32, 2, 2), "float32") = R.nn.conv2d(x, w, strides=[4, 4])
+            lines: R.Tensor((b, 32, 4), "float32") = R.reshape(patches, (b, 32, 4))
+            likely: R.Tensor((b, 32, 4), "float32") = R.nn.softmax(lines)
+            scaled: R.Tensor((b, 32, 4), "float32") = R.multiply(lines, scale)
+            out: R.Tensor((b, 32, 4), "float32") = R.add(scaled, likely)
+            R.output(out)
+        return out
+
+
+@I.ir_module
+class Attending:
+    """Attention of two heads between permutations, as torch's frontend writes it."""
+
+    @R.function
+    def main(qkv: R.Tensor(("b", 8, 96), "float16")):
+        R.func_attr({"num_input": 1})
+        b = T.int64()
+        with R.dataflow():
+            parts = R.split(qkv, 3, axis=-1)
+            q: R.Tensor((b, 8, 32), "float16") = parts[0]
+            k: R.Tensor((b, 8, 32), "float16") = parts[1]
+            v: R.Tensor((b, 8, 32), "float16") = parts[2]
+            q1: R.Tensor((b, 8, 2, 16), "float16") = R.reshape(q, (b, 8, 2, 16))
+            k1: R.Tensor((b, 8, 2, 16), "float16") = R.reshape(k, (b, 8, 2, 16))
+            v1: R.Tensor((b, 8, 2, 16), "float16") = R.reshape(v, (b, 8, 2, 16))
+            q2: R.Tensor((b, 2, 8, 16), "float16") = R.permute_dims(q1, [0, 2, 1, 3])
+            q3: R.Tensor((b, 8, 2, 16), "float16") = R.permute_dims(q2, [0, 2, 1, 3])
+            y: R.Tensor((b, 8, 2, 16), "float16") = R.nn.attention(q3, k1, v1)
+            y1: R.Tensor((b, 2, 8, 16), "float16") = R.permute_dims(y, [0, 2, 1, 3])
+            y2: R.Tensor((b, 8, 2, 16), "float16") = R.permute_dims(y1, [0, 2, 1, 3])
+            out: R.Tensor((b, 8, 32), "float16") = R.reshape(y2, (b, 8, 32))
+            R.output(out)
+        return out
+
+
 def shape(layers=2, window=0, vocab=64, **more):
     """Return the shape of a small model."""
     made = DecoderConfig(
@@ -132,10 +180,11 @@ def shape(layers=2, window=0, vocab=64, **more):
     return replace(made, **more)
 
 
-def embedder():
+def embedder(dtype="float32"):
     """Return the module of a small model of embeddings, of one layer that slides."""
     config = replace(shape(1, window=8), layer_kinds=(SLIDING,), causal=False)
     network = EmbeddingModel(config, DecoderModel(config), ())
+    network.to(dtype)
     module, _ = network.export_tvm(network.export_spec())
     return module
 

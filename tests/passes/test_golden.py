@@ -29,17 +29,20 @@ from relax_passes.passes.device_steps import device_steps
 from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.fuse_head_norms import fuse_head_norms
+from relax_passes.passes.half_precision import half_precision
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
+from relax_passes.passes.lower_dense import lower_dense
 from relax_passes.passes.lower_experts import lower_experts
 from relax_passes.passes.lower_packed import lower_packed
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.passes.order_shape_functions import order_shape_functions
+from relax_passes.passes.patches import patches
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
 
-from .modules import Gated, Loops, Policy, decoder, embedder, mixture, routed
+from .modules import Attending, Gated, Images, Loops, Policy, decoder, embedder, mixture, routed
 from .test_chains import network
 from .test_order_shape_functions import dependent, module_of, same
 
@@ -87,7 +90,11 @@ CASES = {
     "device_steps": (decoder(1), BEGUN, device_steps(CUDA)),
     "lower_experts-cpu": (routed(), (), lower_experts(TARGET)),
     "lower_experts-cuda": (mixture(), (*MIXED, PACKED), lower_experts(CUDA)),
-    "lower_packed": (embedder(), (), lower_packed(TARGET)),
+    "lower_packed-cpu": (embedder(), (), lower_packed(TARGET)),
+    "lower_packed-cuda": (embedder("float16"), (), lower_packed(CUDA)),
+    "half_precision": (Images, (), half_precision(CUDA)),
+    "patches": (Images, (half_precision(CUDA),), patches(CUDA)),
+    "lower_dense": (Attending, (), lower_dense(CUDA)),
     "fuse_epilogue-experts": (mixture(), MIXED[:1], MIXED[1]),
     "legalize": (Gated, QUANTIZED, legalize(TARGET)),
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),
@@ -143,7 +150,7 @@ def test_the_cases_follow_the_pipeline():
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
-    assert tested == {name for name in ours if name in tested} and len(tested) == 16
+    assert tested == {name for name in ours if name in tested} and len(tested) == 19
 
 
 def test_nothing_is_converted_around_attention_with_a_half_precision_cache():

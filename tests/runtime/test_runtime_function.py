@@ -115,6 +115,23 @@ def test_torch_tensor_without_a_copy(product, x):
     np.testing.assert_array_equal(product(torch.from_numpy(x)), product(x))
 
 
+class Elsewhere:
+    """An array that says that it is on a GPU."""
+
+    shape, dtype = (3, 4), "float32"
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **_):
+        raise BufferError("not to be read")
+
+
+def test_an_array_of_another_device_is_refused(product):
+    with pytest.raises(GenerationError, match="input 0 is on cuda:0, the engine on the CPU"):
+        product(Elsewhere())
+
+
 def test_unknown_function(product, x):
     with pytest.raises(ArtifactError, match="'sum'.*main, pair, twice"):
         product(x, function="sum")

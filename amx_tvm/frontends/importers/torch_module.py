@@ -83,7 +83,7 @@ def export(module: torch.nn.Module, inputs: tuple, dynamic_shapes: Any) -> Relax
     try:
         with torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
-            program = program.run_decompositions(_decompositions())
+            program = program.run_decompositions(_decompositions(program))
     except Exception as error:
         first = str(error).strip().splitlines()
         raise ModelError(
@@ -102,18 +102,34 @@ def export(module: torch.nn.Module, inputs: tuple, dynamic_shapes: Any) -> Relax
     return source_of(imported, values, names, title)
 
 
-def _decompositions() -> Any:
+def _decompositions(program: Any) -> Any:
     """Return torch's decompositions without the operators that the passes look for whole.
 
     torch takes a linear on a strided input apart into a batched product with an expanded weight,
-    and silu into x * sigmoid(x); TVM's importer knows both as they are.
+    silu into x * sigmoid(x), and attention into products, a softmax and masks around it; TVM's
+    importer knows all three as they are.
     """
     import torch
 
+    aten = torch.ops.aten
     table = torch.export.default_decompositions()
-    for operator in (torch.ops.aten.linear.default, torch.ops.aten.silu.default):
+    kept = [aten.linear.default, aten.silu.default]
+    attention = aten.scaled_dot_product_attention.default
+    if all(_plain_attention(n) for n in program.graph.nodes if n.target is attention):
+        kept.append(attention)
+    for operator in kept:
         table.pop(operator, None)
     return table
+
+
+def _plain_attention(node: Any) -> bool:
+    """Whether TVM's importer says all of an attention: not of masks of booleans, nor of a scale."""
+    query, scale = node.args[0].meta["val"], node.kwargs.get("scale")
+    mask = (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
+    dropout = (*node.args[4:5], node.kwargs.get("dropout_p"))[0]
+    usual = scale is None or abs(scale * query.shape[-1] ** 0.5 - 1) < 1e-6
+    added = mask is None or mask.meta["val"].is_floating_point()
+    return usual and added and not (node.kwargs.get("enable_gqa") or dropout) and query.ndim == 4
 
 
 def _check_operators(program: Any, title: str) -> None:

@@ -141,8 +141,9 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
     """Return knobs for rows that are an expert's alone.
 
     Where blocks are few for the GPU, all of K is requested in as few rounds as eight loads a lane
-    allow, by warps that leave next to none of their loads without columns, and by blocks that are
-    resident all at once: what waits for others to end waits for memory once more.
+    allow, by warps that leave next to none of their loads without columns. Blocks of a second
+    product are resident all at once: what waits for others to end waits for memory once more. (First
+    products, of more blocks, were slower with the fewer warps that this takes.)
     """
     knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, 1, gpu)
     blocks = shape.tiles(spec.n) * busy // knobs.tiles
@@ -157,13 +158,14 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
         if columns % chunk:
             continue
         chunks, loads = columns // chunk, chunk // shape.unit
-        used = 32 * (96 if spec.joined or diagonal < 8 else 80)  # registers, about, of a warp
+        used = 32 * 96  # registers, about, of a warp
         for batch in range(1, max(1, 8 // (loads * knobs.tiles)) + 1):
             for warps in range(2, 17 if alone else 9):
                 rounds = -(-chunks // (warps * batch))
                 waste = rounds * warps * batch / chunks
                 resident = _REGISTERS // (used * warps) * gpu.multiprocessors
-                rank = (waste > 1.1, -(-blocks // max(1, resident)), rounds, waste, warps)
+                waves = -(-blocks // max(1, resident)) if spec.joined else 1
+                rank = (waste > 1.1, waves, rounds, waste, warps)
                 if not best or rank < best[0]:
                     best = (rank, warps, batch * loads, diagonal)
         break
