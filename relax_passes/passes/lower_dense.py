@@ -5,7 +5,7 @@
                                               that made it, say
 
 Frontends permute to heads and back around attention: between the projections and the kernel no
-copy is left. Attention of types, sizes or masks without a kernel stays Relax's own.
+copy is left. Attention of sizes or masks without a kernel stays Relax's own, in float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def lower_dense(target: Any) -> tvm.transform.Pass:
             views = [View.of(ctx, x) for x in call.args]
             asked = _examples(call, views)
             if asked is None:
-                return None
+                return _wide(ctx, call)
             key = repr(asked)
             if key not in functions:
                 made = dense.examples(asked, gpu_of(target).arch)
@@ -56,6 +56,15 @@ def lower_dense(target: Any) -> tvm.transform.Pass:
         return rewrite(module, rule)
 
     return run
+
+
+def _wide(ctx: Context, call: relax.Call) -> relax.Expr | None:
+    """Compute in float32: Relax's own sums are of its operands' type."""
+    if call.ty.dtype != "float16":
+        return None
+    args = [ctx.emit(relax.op.astype(x, "float32")) for x in call.args]
+    made = ctx.emit(relax.Call(call.op, args, call.attrs, call.ty_args))
+    return relax.op.astype(made, "float16")
 
 
 def _permuted(ctx: Context, value: relax.Call) -> relax.Expr | None:

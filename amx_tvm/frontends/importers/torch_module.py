@@ -83,6 +83,7 @@ def export(module: torch.nn.Module, inputs: tuple, dynamic_shapes: Any) -> Relax
     try:
         with torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+            _add_masks(program)
             program = program.run_decompositions(_decompositions(program))
     except Exception as error:
         first = str(error).strip().splitlines()
@@ -122,10 +123,29 @@ def _decompositions(program: Any) -> Any:
     return table
 
 
+def _add_masks(program: Any) -> None:
+    """Let attention add masks of booleans as numbers, which TVM's importer knows alone."""
+    import torch
+
+    aten, masked = torch.ops.aten, -1e30  # a row without any key stays finite
+    for node in list(program.graph.nodes):
+        mask = _mask(node) if node.target is aten.scaled_dot_product_attention.default else None
+        if mask is None or mask.meta["val"].dtype is not torch.bool:
+            continue
+        with program.graph.inserting_before(node):
+            added = program.graph.call_function(aten.where.Scalar, (mask, 0.0, masked))
+        added.meta["val"] = torch.where(mask.meta["val"], 0.0, masked)
+        node.replace_input_with(mask, added)
+    program.graph_module.recompile()
+
+
+def _mask(node: Any) -> Any:
+    return (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
+
+
 def _plain_attention(node: Any) -> bool:
-    """Whether TVM's importer says all of an attention: not of masks of booleans, nor of a scale."""
-    query, scale = node.args[0].meta["val"], node.kwargs.get("scale")
-    mask = (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
+    """Whether TVM's importer says all of an attention: not of a scale of its own."""
+    query, scale, mask = node.args[0].meta["val"], node.kwargs.get("scale"), _mask(node)
     dropout = (*node.args[4:5], node.kwargs.get("dropout_p"))[0]
     usual = scale is None or abs(scale * query.shape[-1] ** 0.5 - 1) < 1e-6
     added = mask is None or mask.meta["val"].is_floating_point()

@@ -155,7 +155,7 @@ __device__ __forceinline__ void amx_attend_rows(float* shared, const AmxDense x,
     sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
     const int row = m0 + warp * 16 + g + 8 * h;
     if (row >= x.rows) continue;
-    const float inverse = 1.f / sum[h];
+    const float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;  // a row without any key is zero
 #pragma unroll
     for (int i = 0; i < D / 8; ++i)
       if (8 * i + 2 * t < C)

@@ -142,8 +142,8 @@ def _one_row_knobs(spec: LinearSpec, shape: FragmentShape, gpu: Gpu, busy: int) 
 
     Where blocks are few for the GPU, all of K is requested in as few rounds as eight loads a lane
     allow, by warps that leave next to none of their loads without columns. Blocks of a second
-    product are resident all at once: what waits for others to end waits for memory once more. (First
-    products, of more blocks, were slower with the fewer warps that this takes.)
+    product are resident all at once: what waits for others to end waits for memory once more. First
+    products, of more blocks, were slower with the fewer warps that this takes.
     """
     knobs = gemv_knobs(replace(spec, n=spec.n * busy), shape, 1, gpu)
     blocks = shape.tiles(spec.n) * busy // knobs.tiles
