@@ -52,7 +52,7 @@ def kernel_on_cpu(func, folder: Path):
     )
     run = f"""
 extern "C" void run({declared}) {{
-  for (int y = 0; y < {grid["blockIdx.y"]}; ++y)
+  for (int y = 0; y < {grid.get("blockIdx.y", 1)}; ++y)
     for (int x = 0; x < {grid["blockIdx.x"]}; ++x) {{
       blockIdx = {{x, y, 0}};
       run_team(1, {32 * grid["threadIdx.y"]}, [=](int) {{ {head[1]}({given}); }});
@@ -66,8 +66,9 @@ extern "C" void run({declared}) {{
 
 def stack(spec: LinearSpec, rng):
     """Weights and biases of all experts: as the kernel gets them, and dense."""
-    rows = spec.experts * spec.n
-    order = interleaved_rows(rows, 16, spec.experts) if spec.silu_mul else np.arange(rows)
+    experts = max(1, spec.experts)
+    rows = experts * spec.n
+    order = interleaved_rows(rows, 16, experts) if spec.silu_mul else np.arange(rows)
     weight = (rng.standard_normal((rows, K)) * 0.1).astype(np.float16)
     bias = rng.standard_normal(rows).astype(np.float32)
     if spec.format == "none":
@@ -80,14 +81,28 @@ def stack(spec: LinearSpec, rng):
         quantized = Quantized(quantized.codes[order], scales, fmt, quantized.tensor_scale)
         packed = packing.pack(spec.format, quantized, "cuda-fragment")
     arrays = {n.removeprefix("w_"): a for n, a in packed.items()} | {"bias": bias[order]}
-    shape = (spec.experts, spec.n, K)
-    return arrays, dense.reshape(shape).astype(np.float64), bias.reshape(spec.experts, -1)
+    shape = (experts, spec.n, K)
+    return arrays, dense.reshape(shape).astype(np.float64), bias.reshape(experts, -1)
 
 
 def clamped(y, alpha: float = 1.702):
     """Gate rows [m, 2 N], gates first."""
     gate, up = np.split(y, 2, axis=1)
     return (np.clip(up, -7, 7) + 1) * (gate := np.minimum(gate, 7)) / (1 + np.exp(-alpha * gate))
+
+
+def test_one_row_with_chunks_that_warps_share_evenly(tmp_path):
+    """No mixture: five chunks of K, one a warp."""
+    spec = LinearSpec("mxfp4", 48, K, FLOAT16, m=1, bias=True, out_dtype="float16")
+    rng = np.random.default_rng(7)
+    arrays, dense, bias = stack(spec, rng)
+    x, y = rng.standard_normal((1, K)).astype(np.float16), np.full((1, 48), np.nan, np.float16)
+    (bucket,) = function.buckets_of(spec, gpu("sm_90a"))
+    assert bucket.knobs.warps == 5
+    func = function.build(spec, gpu("sm_90a"), dependent=True)
+    kernel_on_cpu(func, tmp_path)({**arrays, "x": x, "y": y})
+    expected = x.astype(np.float64) @ dense[0].T + bias
+    assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("over_all", [True, False])
