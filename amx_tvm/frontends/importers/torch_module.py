@@ -144,11 +144,11 @@ def _mask(node: Any) -> Any:
 
 
 def _plain_attention(node: Any) -> bool:
-    """Whether TVM's importer says all of an attention: not of a scale of its own."""
+    """Whether TVM's importer knows an attention whole: no scale of its own, masks of four axes."""
     query, scale, mask = node.args[0].meta["val"], node.kwargs.get("scale"), _mask(node)
     dropout = (*node.args[4:5], node.kwargs.get("dropout_p"))[0]
     usual = scale is None or abs(scale * query.shape[-1] ** 0.5 - 1) < 1e-6
-    added = mask is None or mask.meta["val"].is_floating_point()
+    added = mask is None or (mask.meta["val"].is_floating_point() and mask.meta["val"].ndim == 4)
     return usual and added and not (node.kwargs.get("enable_gqa") or dropout) and query.ndim == 4
 
 
