@@ -3,11 +3,15 @@
 The process that loaded the engine keeps it and makes the front by a fork: weights, tokenizer and
 library are there once, and the front uses of the engine what reads and checks requests only.
 Pickled messages go both ways through a pair of sockets, which closes when either side ends.
+
+The front makes text of tokens, except for answers with stop strings: whether those end is the
+engine's to know.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import select
@@ -19,16 +23,19 @@ from typing import Any
 
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.request import Request
+from amx_tvm.runtime.stream import Detokenizer
 from amx_tvm.server.core import Drive, Driver
 from amx_tvm.server.crank import Crank
-from amx_tvm.server.errors import ServerError
+from amx_tvm.server.errors import ApiError, ServerError
 from amx_tvm.server.grammar import Form, Forms
 from amx_tvm.server.masks import Mask
-from amx_tvm.server.news import News
+from amx_tvm.server.news import News, Piece
 
 _SIZE = 4  # bytes of a message's length, in front of it
 _READ = 1 << 18
 _LOOK_S = 1.0  # seconds after which the engine's thread is looked at
+
+log = logging.getLogger("amx_tvm.server")
 
 
 def _framed(message: Any) -> bytes:
@@ -55,6 +62,21 @@ class _Frames:
         del held[:start]
 
 
+class _Text:
+    """The text of one answer without stop strings, made of its tokens."""
+
+    def __init__(self, request: Request):
+        self._ends = request.stop_tokens
+        self._decoder = Detokenizer(request.tokenizer, request.prompt)
+
+    def add_to(self, piece: Piece) -> None:
+        """Put into a piece what is certain with its tokens; with the last one all that is left."""
+        parts = [self._decoder.add(token) for token in piece.tokens if token not in self._ends]
+        if piece.finish_reason is not None and piece.error is None:
+            parts.append(self._decoder.flush())
+        piece.text += "".join(parts)
+
+
 class Remote(asyncio.Protocol):
     """The front's end: the engine's side as `Core` calls it.
 
@@ -70,6 +92,7 @@ class Remote(asyncio.Protocol):
         self.alive = True
         self._arrived, self._stop = arrived, stop
         self._frames = _Frames()
+        self._texts: dict[int, _Text] = {}
         self._transport: Any
 
     def connection_made(self, transport: Any) -> None:
@@ -80,6 +103,9 @@ class Remote(asyncio.Protocol):
         """Take what the other process tells."""
         for message in self._frames.of(data):
             if isinstance(message, News):
+                for number, piece in message.pieces.items():
+                    if number in self._texts:
+                        self._add_text(number, piece)
                 self._arrived(message)
             else:
                 self._stop(message)
@@ -89,8 +115,23 @@ class Remote(asyncio.Protocol):
         self.alive = False
         self._arrived(News(error=ServerError("the engine's process has ended")))
 
+    def _add_text(self, number: int, piece: Piece) -> None:
+        """Put a piece's text into it."""
+        try:
+            self._texts[number].add_to(piece)
+        except Exception:  # of this answer alone
+            log.exception("an answer's tokens are no text")
+            piece.finish_reason = "error"
+            piece.error = ApiError(500, "this answer failed: the server's log says why")
+            self.cancel([number])
+        if piece.finish_reason is not None:
+            self._texts.pop(number, None)
+
     def add(self, requests: dict[int, Request]) -> None:
         """Start requests soon."""
+        for number, request in requests.items():
+            if request.tokenizer is not None and not request.limits.stop:
+                self._texts[number] = _Text(request)
         self._send(Keeper.add, {number: _stripped(one) for number, one in requests.items()})
 
     def score(self, number: int, prompt: list[int], count: int) -> None:
@@ -99,6 +140,8 @@ class Remote(asyncio.Protocol):
 
     def cancel(self, numbers: Sequence[int]) -> None:
         """End what has these numbers soon."""
+        for number in numbers:
+            self._texts.pop(number, None)
         self._send(Keeper.cancel, list(numbers))
 
     def _send(self, method: Callable[..., None], *arguments: Any) -> None:
@@ -107,13 +150,14 @@ class Remote(asyncio.Protocol):
             self._transport.write(_framed((method, arguments)))
 
 
-_Asked = tuple[Request, bool, Form | None]  # a request, whether it has text, and its form
+_Asked = tuple[Request, bool, Form | None]  # a request, whether text may end it, and its form
 
 
 def _stripped(request: Request) -> _Asked:
     """Return what the other process can make a request of again."""
     form = request.mask.form if isinstance(request.mask, Mask) else None
-    return replace(request, tokenizer=None, mask=None), request.tokenizer is not None, form
+    reads = request.tokenizer is not None and bool(request.limits.stop)
+    return replace(request, tokenizer=None, mask=None), reads, form
 
 
 def through(end: socket.socket, stop: Callable[[int], None]) -> Drive:
@@ -183,9 +227,9 @@ class Keeper:
                 self._crank.refuse(number, error)
         self._crank.add(made)
 
-    def _made(self, request: Request, has_text: bool, form: Form | None) -> Request:
+    def _made(self, request: Request, reads: bool, form: Form | None) -> Request:
         """Return a request with what the front cannot send."""
-        tokenizer = self._engine.tokenizer if has_text else None
+        tokenizer = self._engine.tokenizer if reads else None
         mask = self._forms.matcher(form).mask() if form is not None else None
         return replace(request, tokenizer=tokenizer, mask=mask)
 

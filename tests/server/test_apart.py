@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import start
+
+from amx_tvm.server.apart import Remote
+from amx_tvm.server.news import News, Piece
 
 COMPLETION = "/v1/completions"
 LONG = {"prompt": "the cat", "max_tokens": 200, "ignore_eos": True}
@@ -68,6 +74,13 @@ def test_both_processes_answer_as_one(artifact, engine):
             assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "ignore_eos"
             longer = http.post(COMPLETION, json={**body, "stop": [expected[3:6]]}).json()
             assert longer["choices"][0]["text"] == expected[: expected.index(expected[3:6])]
+            for seed in range(8):  # the front makes text of tokens, with stop strings the engine
+                drawn = {**body, "max_tokens": 40, "temperature": 1.5, "seed": seed, "n": 3}
+                texts, same = (
+                    [c["text"] for c in http.post(COMPLETION, json=asked).json()["choices"]]
+                    for asked in (drawn, {**drawn, "stop": ["that never comes"]})
+                )
+                assert texts == same and all(texts)
             with pytest.raises(httpx.TimeoutException):
                 http.post(COMPLETION, json={**LONG, "n": 64}, timeout=0.1)
             deadline = time.monotonic() + 60
@@ -82,6 +95,24 @@ def test_both_processes_answer_as_one(artifact, engine):
     finally:
         process.terminate()
     assert process.wait(60) == 0
+
+
+def test_an_answer_whose_tokens_are_no_text_fails_alone(engine):
+    class Broken:
+        def decode(self, _tokens):
+            raise RuntimeError("secret")
+
+    arrived, sent = [], []
+    remote = Remote(arrived.append, sent.append)
+    remote.connection_made(SimpleNamespace(write=sent.append))
+    fine = engine.request("the cat", max_new_tokens=4)
+    remote.add({1: replace(fine, tokenizer=Broken()), 2: fine})
+    pieces = {1: Piece(tokens=[5]), 2: Piece(tokens=[5, 6], finish_reason="length")}
+    message = pickle.dumps(News(pieces))
+    remote.data_received(len(message).to_bytes(4, "little") + message)
+    failed, ended = arrived[0].pieces.values()
+    assert failed.error.status == 500 and "secret" not in str(failed.error)
+    assert ended.error is None and ended.text and len(sent) == 2  # the second cancels the first
 
 
 BROKEN = """
