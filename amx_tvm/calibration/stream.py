@@ -209,11 +209,13 @@ class Stream:
         if step is not None:
             powers["mlp_hidden"] = step.hidden
         for stage, power in powers.items():
-            touched = {f"{part}.weight" for part in STAGES[stage]} | {transforms.PRODUCER[stage]}
+            touched = {f"{part}.weight" for part in STAGES[stage]} | {
+                transforms.producer_of(stage, self.decoder)
+            }
             if power == 0 or touched & stored:
                 continue
             factors = transforms.smoothing_factors(torch.cat(reference[stage]), power)
-            transforms.smooth(weights, stage, factors)
+            transforms.smooth(weights, stage, factors, self.decoder)
             for x in reference[stage]:
                 x.div_(factors)
 

@@ -41,7 +41,7 @@ from amx_tvm.calibration.block import (
 )
 from amx_tvm.calibration.fake import fake_round
 from amx_tvm.calibration.recipes import Train
-from amx_tvm.calibration.trained import Table, trainable
+from amx_tvm.calibration.trained import table_of, trainable
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Format, Quantized
@@ -155,10 +155,10 @@ class Training:
                     self.fixed[-1][part] = put(floats[name])
         if not found:
             raise CalibrationError(
-                "no linear of this start can be trained: formats of E2M1 elements with 8-bit float "
-                "scales can, in rows of whole groups; choose a recipe without training"
+                "no linear of this start can be trained: int4 and formats of E2M1 elements with "
+                "8-bit float scales can, in rows of whole groups; choose a recipe without training"
             )
-        tables = [Table(formats.get(name), weights) for name, weights in found.items()]
+        tables = [table_of(formats.get(name), weights) for name, weights in found.items()]
         self.tables = [table.to(self.device) for table in tables]
         layers = range(self.decoder.num_layers)
         ropes = [Rope(self.decoder, n, ids.shape[1], self.device) for n in layers]
@@ -225,7 +225,7 @@ class Training:
             {"params": [table.moved for table in self.tables]},
             {"params": [table.logs for table in self.tables]},
         ]
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=self.device.type == "cuda")
         total = max(1, len(self.ids) * step.epochs // step.batch)
         order = np.random.default_rng(0)
         best, kept = self.validate(), self._state()

@@ -14,15 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amx_tvm.calibration.block import STAGES
+from amx_tvm.calibration.block import STAGES, mlp_norm
 from amx_tvm.errors import CalibrationError
+from amx_tvm.models import DecoderConfig
 
-# Whose output channels feed a stage one to one: dividing these rows divides the stage's input.
-PRODUCER = {
-    "attention_input": "input_layernorm.weight",
-    "mlp_input": "post_attention_layernorm.weight",
-    "mlp_hidden": "mlp.up_proj.weight",
-}
+
+def producer_of(stage: str, config: DecoderConfig) -> str:
+    """The parameter whose rows are a stage's input channels: dividing them divides the input."""
+    if stage == "mlp_hidden":
+        return "mlp.up_proj.weight"
+    norm = "input_layernorm" if stage == "attention_input" else mlp_norm(config)
+    return f"{norm}.weight"
 
 
 def hadamard(size: int) -> Tensor:
@@ -69,12 +71,12 @@ def smoothing_factors(inputs: Tensor, power: float) -> Tensor:
     return factors / factors.log().mean().exp()
 
 
-def smooth(weights: dict[str, Tensor], stage: str, factors: Tensor) -> None:
+def smooth(weights: dict[str, Tensor], stage: str, factors: Tensor, config: DecoderConfig) -> None:
     """Divide a stage's inputs by factors [K] and multiply its linears' columns by them."""
-    producer = weights[PRODUCER[stage]]
-    shape = (-1,) + (1,) * (producer.dim() - 1)
-    weights[PRODUCER[stage]] = producer / factors.view(shape)
-    bias = PRODUCER[stage].replace(".weight", ".bias")
+    name = producer_of(stage, config)
+    shape = (-1,) + (1,) * (weights[name].dim() - 1)
+    weights[name] = weights[name] / factors.view(shape)
+    bias = name.replace(".weight", ".bias")
     if bias in weights:
         weights[bias] = weights[bias] / factors
     for part in STAGES[stage]:

@@ -9,7 +9,7 @@ import torch
 from amx_tvm import formats
 from amx_tvm.calibration import Calibration, Gptq, Recipe, RotateValues, Smooth, Train, calibrate
 from amx_tvm.calibration.fake import fake_round, rounded
-from amx_tvm.calibration.trained import Table
+from amx_tvm.calibration.trained import table_of
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.errors import CalibrationError
 from amx_tvm.formats.four_over_six import four_over_six
@@ -54,12 +54,12 @@ def test_gradient_of_an_activation_passes_straight_through():
     torch.testing.assert_close(x.grad, torch.ones(3, 64))
 
 
-@pytest.mark.parametrize("name", ["amxfp4", "amxfp4-e4m3", "amxfp4-e4m3-tensor", "nvfp4"])
+@pytest.mark.parametrize("name", ["amxfp4", "amxfp4-e4m3", "amxfp4-e4m3-tensor", "nvfp4", "int4"])
 def test_training_starts_at_the_given_codes(name):
     source = TinySource()
     calibration = calibrate(source, name, text(6, 0), "gptq")
     start = calibration.quantized
-    table = Table(formats.get(name), {n: (source.arrays[n], start[n]) for n in start})
+    table = table_of(formats.get(name), {n: (source.arrays[n], start[n]) for n in start})
     for weight, values in table().items():
         exact = formats.get(name).dequantize(start[weight])
         np.testing.assert_allclose(values.detach().numpy(), exact, rtol=1e-6)
@@ -69,7 +69,7 @@ def test_training_starts_at_the_given_codes(name):
             np.testing.assert_array_equal(stored.scales[scale], start[weight].scales[scale])
 
 
-@pytest.mark.parametrize("quantization", ["amxfp4-w4a4"])
+@pytest.mark.parametrize("quantization", ["amxfp4-w4a4", "int4"])
 def test_training_comes_closer_to_the_float_model(quantization):
     """Judged by another computation, on text that was not trained on."""
     source = TinySource()
@@ -95,7 +95,7 @@ def test_what_cannot_be_trained_is_said():
     with pytest.raises(CalibrationError, match="it needs 16 at least"):
         calibrate(source, "amxfp4", text(9, 0), recipe)
     with pytest.raises(CalibrationError, match="no linear of this start can be trained"):
-        calibrate(source, "int4", text(20, 0), recipe)
+        calibrate(source, "mxfp4", text(20, 0), recipe)
     with pytest.raises(CalibrationError, match="choose recipe best, or leave quantized attention"):
         config = QuantizationConfig("amxfp4", "w4a4", attention=True)
         calibrate(source, config, text(20, 0), recipe)
