@@ -29,11 +29,14 @@ from amx_tvm.frontends import open_model
 DRAWS = 4000  # of the windows, for an interval
 
 
-def windows_of(tokenizer: Tokenizer, text: str, count: int) -> list[Window]:
-    """The first windows of 1024 tokens of a text."""
-    part = text[: count * 1024 * 8]  # far more characters than the windows need
+def windows_of(tokenizer: Tokenizer, text: str, count: int, window: int) -> list[Window]:
+    """The first windows of a text, each with the token that starts every text."""
+    part = text[: count * window * 8]  # far more characters than the windows need
     ids = tokenizer.encode(part, add_special_tokens=False).ids
-    return cut(ids, Protocol(window=1024, limit=count))
+    start = tokenizer.encode("", add_special_tokens=True).ids
+    size = window - len(start)
+    windows = cut(ids, Protocol(window=size, limit=count))
+    return [Window(np.concatenate([np.array(start, np.int64), w.ids]), w.first) for w in windows]
 
 
 def losses(model: Reference, windows: list[Window], exact: Reference | None) -> list[dict]:
@@ -59,7 +62,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["amxfp4", "amxfp4-w4a4"])
     help_text = f"of {', '.join(RECIPES)}; best:48 takes 48 windows"
     parser.add_argument("--recipes", nargs="+", default=["plain", "best"], help=help_text)
-    parser.add_argument("--windows", type=int, default=8, help="test windows of 1024 tokens")
+    parser.add_argument("--windows", type=int, default=8, help="test windows of each text")
+    parser.add_argument("--window", type=int, default=1024, help="tokens of a window")
     parser.add_argument("--packages", type=Path, help="where packages with texts were unpacked")
     parser.add_argument("--texts", nargs="+", help="default: opticks and manual, or all there are")
     parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
@@ -70,7 +74,8 @@ def main() -> None:
     tokenizer = tokenizer_of(source)
     judged = accuracy_texts.judged(arguments.packages)
     names = arguments.texts or (list(judged) if arguments.packages else ["opticks", "manual"])
-    texts = {n: windows_of(tokenizer, judged[n](), arguments.windows) for n in names}
+    size = arguments.windows, arguments.window
+    texts = {n: windows_of(tokenizer, judged[n](), *size) for n in names}
     exact = Reference(source, device=arguments.device)
     base = {n: [part["nll"] for part in losses(exact, w, None)] for n, w in texts.items()}
     shown = "  ".join(f"{n} {math.exp(np.mean(part)):.3f}" for n, part in base.items())

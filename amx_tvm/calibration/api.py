@@ -209,9 +209,11 @@ def _windows(
         tokens += tokenizer.encode(document, add_special_tokens=False).ids
     windows = cut_windows(tokens, recipe.windows, recipe.window, vocab_size)
     step = recipe.find(Train)
-    if step is None:
-        return windows, windows
-    return windows, all_windows(tokens, recipe.window, step.windows)
+    trained = windows if step is None else all_windows(tokens, recipe.window, step.windows)
+    start = tokenizer.encode("", add_special_tokens=True).ids
+    if len(start) == 1:  # every text begins so, and some models see nothing without it
+        windows[:, 0] = trained[:, 0] = start[0]
+    return windows, trained
 
 
 def tokenizer_of(source: ModelSource) -> Any:

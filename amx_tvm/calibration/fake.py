@@ -68,8 +68,9 @@ def straight(rounded: Tensor, exact: Tensor) -> Tensor:
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """True division, and 0 where the denominator is 0."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
+    """True division, and 0 where the denominator is 0, in the gradient too."""
+    held = denominator > 0
+    return torch.where(held, numerator / torch.where(held, denominator, 1.0), 0.0)
 
 
 def tensor_scale(x: Tensor, rule: ScaleRule) -> Tensor | None:

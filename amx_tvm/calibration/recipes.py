@@ -95,7 +95,7 @@ class Train:
     rate, scale_rate : Adam's, in units of a group's scale, and in powers of two of a scale
     """
 
-    windows: int = 2048
+    windows: int = 4800
     epochs: int = 1
     batch: int = 8
     at_once: int = 8

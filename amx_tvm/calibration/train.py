@@ -231,6 +231,7 @@ class Training:
         best, kept = self.validate(), self._state()
         check = max(1, total // CHECKS)
         queue: list[int] = []
+        ending = "divergence"
         backward = self._backward()
         for number in range(total):
             if progress is not None:
@@ -247,12 +248,13 @@ class Training:
             if (number + 1) % check == 0 or number + 1 == total:
                 found = self.validate()
                 if not math.isfinite(found):
+                    ending = f"diverged at step {number + 1}; kept divergence"
                     break
                 if found < best:
                     best, kept = found, self._state()
         self._restore(kept)
         if progress is not None:
-            progress("train", total, total, f"divergence {best:.4f}")
+            progress("train", total, total, f"{ending} {best:.4f}")
         for table in self.tables:
             yield from table.quantized()
 

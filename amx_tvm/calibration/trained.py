@@ -179,7 +179,7 @@ class IntTable(Table):
         exact = torch.exp2(self.logs[0])
         scale = straight(exact.detach().half().float(), exact)[:, None]
         zero = self.fixed[:, None]
-        ratio = (self.latent + self.moved * self.unit) / scale
+        ratio = quotient(self.latent + self.moved * self.unit, scale)
         ratio = ratio.maximum(-zero).minimum(LARGEST_CODE - zero)
         return self._apart(straight(torch.floor(ratio.detach() + 0.5), ratio) * scale)
 

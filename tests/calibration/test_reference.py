@@ -41,10 +41,14 @@ def test_float_network_equals_transformers(ids, scaling):
         ("qwen2", "Qwen2ForCausalLM"),
         ("qwen3", "Qwen3ForCausalLM"),
         ("mistral", "MistralForCausalLM"),
+        ("gemma3_text", "Gemma3ForCausalLM"),
     ],
 )
 def test_families_equal_transformers_before_and_after_exact_transforms(ids, family, architecture):
-    source = TinySource(model_type=family, architectures=[architecture], sliding_window=None)
+    own = {"sliding_window": None}
+    if family == "gemma3_text":
+        own = {"sliding_window": 64, "query_pre_attn_scalar": 16}
+    source = TinySource(model_type=family, architectures=[architecture], **own)
     want = transformers_logits(source, source.arrays, ids)[0].numpy()
     np.testing.assert_allclose(Reference(source)(ids[0].tolist()), want, rtol=1e-4, atol=1e-4)
     recipe = Recipe("exact", (RotateValues(), Smooth(), Plain()))

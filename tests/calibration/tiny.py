@@ -54,8 +54,11 @@ class TinySource(ModelSource):
             if c["model_type"] == "qwen2":
                 for part, size in (("q", q), ("k", kv), ("v", kv)):
                     shapes[f"{p}self_attn.{part}_proj.bias"] = (size,)
-            if c["model_type"] == "qwen3":
+            if c["model_type"] in ("qwen3", "gemma3_text"):
                 shapes |= {f"{p}self_attn.{part}_norm.weight": (d,) for part in "qk"}
+            if c["model_type"] == "gemma3_text":
+                around = ("pre_feedforward", "post_feedforward")
+                shapes |= {f"{p}{part}_layernorm.weight": (h,) for part in around}
         self.arrays = {}
         for name, shape in shapes.items():
             if len(shape) == 1:
@@ -113,9 +116,11 @@ def transformers_logits(source: ModelSource, arrays: dict[str, np.ndarray], ids:
 
 
 def calibrated_arrays(source: TinySource, calibration: Any) -> dict[str, np.ndarray]:
-    """All weights of a model after calibration, as float32."""
+    """All weights of a model after calibration, as float32 in the checkpoint's own form."""
     arrays = dict(source.arrays)
-    arrays.update({name: calibration.floats[name] for name in calibration.floats})
+    offset = 1 if source.config["model_type"] == "gemma3_text" else 0
+    for name in calibration.floats:
+        arrays[name] = calibration.floats[name] - (offset if name.endswith("norm.weight") else 0)
     for name in calibration.quantized:
         quantized = calibration.quantized[name]
         arrays[name] = quantized.format.dequantize(quantized)
