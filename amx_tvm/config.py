@@ -48,6 +48,8 @@ class QuantizationConfig:
     head : str
         Format of the LM head, and of the embedding table where the two are tied. The paper leaves
         them alone. "auto" is int8 (8.5 bits), lossless for a GGUF that stores them as Q8_0.
+    vision : str
+        Format of the linears of what sees, in models that take images. "auto" is int8.
     ignored : tuple of str
         Glob patterns of linears left in float32, such as ``"model.layers.0.*"``.
     overrides : dict of str to str
@@ -68,6 +70,7 @@ class QuantizationConfig:
     format: str = "amxfp4"
     activation: str = "auto"
     head: str = "auto"
+    vision: str = "auto"
     ignored: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
     attention: bool = False
@@ -89,7 +92,9 @@ class QuantizationConfig:
         if isinstance(given, QuantizationConfig):
             config = given
         elif given == "none":
-            config = QuantizationConfig(format="none", activation="float32", head="none")
+            config = QuantizationConfig(
+                format="none", activation="float32", head="none", vision="none"
+            )
         elif given.removesuffix(FOUR_OVER_SIX_SUFFIX).endswith(W4A4_SUFFIX):
             better = given.endswith(FOUR_OVER_SIX_SUFFIX)
             name = given.removesuffix(FOUR_OVER_SIX_SUFFIX).removesuffix(W4A4_SUFFIX)
@@ -107,8 +112,8 @@ class QuantizationConfig:
                 )
             config = replace(config, activation="float32")
         known = (*formats.names(), "none")
-        heads = () if config.head == "auto" else (config.head,)
-        for name in (config.format, *heads, *config.overrides.values()):
+        chosen = [name for name in (config.head, config.vision) if name != "auto"]
+        for name in (config.format, *chosen, *config.overrides.values()):
             if name not in known:
                 raise FormatError(
                     f"unknown number format {name!r}; known are {', '.join(known)}, each 4-bit one "
@@ -161,7 +166,7 @@ class QuantizationConfig:
                 f"four over six has kernels for CPUs only, and the target's device is {device}; "
                 f"use {self.format}{W4A4_SUFFIX}"
             )
-        activation, head = self.activation, self.head
+        activation, head, vision = self.activation, self.head, self.vision
         if activation == "w4a8" and device == "cpu":
             activation = "int8"
         if activation == "w4a8":
@@ -170,7 +175,9 @@ class QuantizationConfig:
             activation = "int8" if device == "cpu" else "float16"
         if head == "auto":
             head = "int8"
-        return replace(self, activation=activation, head=head)
+        if vision == "auto":
+            vision = "int8"
+        return replace(self, activation=activation, head=head, vision=vision)
 
     def _check_fp8(self, architectures: Sequence[str]) -> None:
         """Refuse GPUs without kernels that multiply FP8."""
@@ -187,19 +194,20 @@ class QuantizationConfig:
     def linear(self, name: str) -> LinearPolicy:
         """Answer the passes: format and activation of the linear of this name.
 
-        The router of a mixture of experts stays in float32, unless an override names it.
+        The router of a mixture of experts and what images' pixels meet first stay in float32,
+        unless an override names them.
         """
         if any(fnmatch(name, pattern) for pattern in self.ignored):
             return LinearPolicy()
         for pattern, chosen in self.overrides.items():
             if fnmatch(name, pattern):
                 return self._policy(chosen)
-        if name.endswith(".router"):
+        if name.endswith((".router", ".patch_embed")):
             return LinearPolicy()
         if _is_head(name):
             head = self.head
             return LinearPolicy(head, WIDE[self.activation]) if head != "none" else LinearPolicy()
-        return self._policy(self.format)
+        return self._policy(self.vision if name.startswith("vision.") else self.format)
 
     def table(self, name: str) -> str:
         """Answer the passes: format of the embedding table of this name."""

@@ -24,6 +24,7 @@ import numpy as np
 from amx_tvm.artifact.cpu import missing_features
 from amx_tvm.embedding import EmbeddingSettings
 from amx_tvm.errors import ArtifactError
+from amx_tvm.images import ImageSettings
 from amx_tvm.schema import Count, FileName, Mismatch, OneOf, Range, Size, TokenId, conform
 from amx_tvm.strict_json import read_json
 
@@ -61,6 +62,7 @@ class _Model(_NeededOfModel, total=False):
     bos_token_id: TokenId | None
     add_bos: bool
     long_after: Size
+    images: ImageSettings
     source_digest: str
 
 

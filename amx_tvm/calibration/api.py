@@ -105,6 +105,10 @@ def calibrate(
     """
     config = QuantizationConfig.parse(config)
     chosen = recipes.get(recipe)
+    if source.takes_images:
+        raise CalibrationError(
+            f"{source.name} takes images, which no recipe shows it; compile without calibration"
+        )
     if config.format == "none" and not config.overrides:
         raise CalibrationError(
             "quantization 'none' rounds nothing, so there is nothing to calibrate; choose a "

@@ -184,6 +184,10 @@ def generate(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image of the prompt, in the order of its <image>; repeatable."),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
     ] = False,
@@ -211,6 +215,7 @@ def generate(
             "stop": tuple(stop or ()),
             "ignore_eos": ignore_eos,
         },
+        images=image or [],
     )
 
 

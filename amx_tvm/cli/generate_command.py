@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def run(
     quiet: bool,
     load: dict[str, Any],
     options: dict[str, Any],
+    images: Sequence[Path] = (),
 ) -> None:
     """Load the artifact and print the continuation of ``prompt``."""
     prompt = text("the prompt", sys.stdin.read() if prompt == "-" else prompt)
@@ -29,8 +31,10 @@ def run(
     if chat:
         from amx_tvm.runtime.chat import load_chat_template
 
-        prompt = load_chat_template(artifact).render([{"role": "user", "content": prompt}])
-    with engine.stream(prompt, **options) as pieces:
+        parts = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
+        content = parts if images else prompt
+        prompt = load_chat_template(artifact).render([{"role": "user", "content": content}])
+    with engine.stream(prompt, images=images, **options) as pieces:
         for piece in pieces:
             if not as_json:
                 print(piece, end="", flush=True)

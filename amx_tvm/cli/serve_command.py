@@ -70,6 +70,13 @@ def serve(
     ] = 60,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    image_folder: Annotated[
+        Path | None, typer.Option(help="Files in it may be images, as file: URIs.")
+    ] = None,
+    image_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Beginning of addresses that are read as images; repeatable."),
+    ] = None,
     require_signature: Annotated[
         Path | None, typer.Option(help="Public key that must have signed the artifact.")
     ] = None,
@@ -84,6 +91,7 @@ def serve(
     try:
         from amx_tvm.server import app, limits, run, sizing
         from amx_tvm.server.address import Address
+        from amx_tvm.server.images import ImageAccess
     except ImportError as error:
         raise AmxError(
             f"serving needs the package {error.name!r}, which is not installed; install the extra "
@@ -98,6 +106,8 @@ def serve(
     )
     manifest = Manifest.load(artifact)
     address.check()
+    images = ImageAccess(image_folder, tuple(image_url or ()))
+    images.check()
     if kv_tokens is None and manifest.kind == "causal_lm":
         context = context_length or min(manifest.model["context_length"], DEFAULT_CONTEXT)
         kv_tokens = sizing.default_tokens(artifact, manifest, context, max_sequences)
@@ -123,6 +133,7 @@ def serve(
         tuple(names[1:]),
         frozenset(api_key or ()),
         limits.Limits(queue, queue_tokens, keep, timeout_s=timeout),
+        images,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     scheme = "https" if certificate else "http"

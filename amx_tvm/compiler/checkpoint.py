@@ -63,6 +63,8 @@ def quantize_checkpoint(
     source, place = open_model(model), Path(output)
     if source.kind != "causal_lm":
         raise ModelError(f"{source.name} is no language model; only those become checkpoints")
+    if source.takes_images:
+        raise ModelError(f"{source.name} takes images; checkpoints are made of text models only")
     names, chosen = _plan(source, config)
     with Publication(place) as new:
         if os.path.lexists(place):

@@ -69,6 +69,9 @@ def lower_source(
     on_cpu = target.device == "cpu"
     dtype = "float32" if on_cpu else "float16"
     network = family.build(decoder)
+    seen = vision_of(source, family, decoder, target)
+    if seen is not None:
+        network.vision = seen.module
     network.to(dtype)
     module, weights = network.export_tvm(network.export_spec())
     shapes = {name: tuple(int(v) for v in p.shape) for name, p in weights}
@@ -79,7 +82,11 @@ def lower_source(
     module = pipeline.run(module, target.tvm, config, target.layout, records, dump, storage)
     return LoweredModel(
         module=module,
-        model={**describe(source, decoder, family), **longrope(decoder, target)},
+        model={
+            **describe(source, decoder, family),
+            **longrope(decoder, target),
+            **({} if seen is None else {"images": seen.settings.to_json()}),
+        },
         kv_cache={
             "page_size": PAGE_TOKENS if not on_cpu and storage.packed is None else PAGE_SIZE,
             "dtype": storage.dtype or dtype,
@@ -92,6 +99,25 @@ def lower_source(
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
     )
+
+
+def vision_of(
+    source: ModelSource, family: ModelFamily, decoder: DecoderConfig, target: ResolvedTarget
+) -> Any:
+    """Return what sees beside a decoder, a `Vision`; None where nothing does.
+
+    Raises
+    ------
+    ModelError
+        For a target without kernels for it, or a configuration that cannot be followed.
+    """
+    if family.vision is None:
+        return None
+    if target.device != "cpu":
+        raise ModelError(
+            f"{source.name} takes images, which is compiled for CPUs only; {target.key} is no CPU"
+        )
+    return family.vision(source.config, decoder)
 
 
 def check_cache(source: ModelSource, config: QuantizationConfig, target: ResolvedTarget) -> None:

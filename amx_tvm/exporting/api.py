@@ -132,6 +132,10 @@ def export(
     if "runner" in runtimes and resolved.device != "cpu":
         raise TargetError("the C++ runner runs CPU artifacts; export with `--runtime python`")
     given, config = _source(model, quantization, strict)
+    if isinstance(given, ModelSource) and given.kind == "causal_lm" and given.takes_images:
+        raise ModelError(
+            f"{given.name} takes images, which no bundle runs; compile it on the device"
+        )
     if isinstance(given, ModelSource) and given.kind == "embedding":
         raise ModelError(
             f"{given.name} makes embeddings, which no bundle runs; compile it for the device's CPU "

@@ -26,12 +26,13 @@ _FILES = (
     "__init__.py",
     "embedding.py",
     "errors.py",
+    "extras.py",
     "schema.py",
     "shadowing.py",
     "strict_json.py",
     "version.py",
 )
-_MODULES = (*_FILES, "artifact", "runtime", "templating")
+_MODULES = (*_FILES, "artifact", "images", "runtime", "templating")
 # tvm_ffi's headers, sources and tools: nothing that `import tvm_ffi` reads.
 _UNUSED = ("include/", "src/", "3rdparty/", "share/", "cython/", "lib/", "stub/", "testing/")
 _LIBRARIES = ("libtvm_runtime.so",)

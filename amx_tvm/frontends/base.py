@@ -45,6 +45,11 @@ class ModelSource(ABC):
     config: dict[str, Any]
     generation_config: dict[str, Any]
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the model has a tower that sees beside its decoder."""
+        return isinstance(self.config.get("vision_config"), dict)
+
     @abstractmethod
     def names(self) -> list[str]:
         """Return the names of all tensors in file order."""

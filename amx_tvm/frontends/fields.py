@@ -48,6 +48,40 @@ class Scaling(TypedDict, total=False):
     rope_theta: Base
 
 
+class VisionFields(TypedDict, total=False):
+    """``vision_config``."""
+
+    model_type: str
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_channels: Annotated[int, Range(3, 3)]
+    image_size: Annotated[int, Range(1, 1 << 14)]
+    patch_size: Annotated[int, Range(1, 1 << 10)]
+    hidden_act: str
+    layer_norm_eps: Epsilon
+
+
+class ImageFields(TypedDict, total=False):
+    """What prepares images: ``preprocessor_config.json``."""
+
+    do_resize: bool
+    do_rescale: bool
+    do_normalize: bool
+    do_convert_rgb: bool
+    do_image_splitting: bool
+    do_center_crop: bool
+    do_pad: bool
+    resample: Annotated[int, Range(0, 5)]
+    rescale_factor: Positive
+    image_mean: list[float]
+    image_std: list[float]
+    size: dict[str, Annotated[int, Range(1, 1 << 14)]]
+    max_image_size: dict[str, Annotated[int, Range(1, 1 << 14)]]
+    crop_size: dict[str, Annotated[int, Range(1, 1 << 14)]]
+
+
 class Configuration(TypedDict, total=False):
     """``config.json``; every field may be missing or null as well."""
 
@@ -140,6 +174,16 @@ class Configuration(TypedDict, total=False):
     eos_token_id: Token | list[Token]
     pad_token_id: Token
     tokenizer_class: str
+    text_config: dict[str, Any]
+    vision_config: VisionFields
+    image_processor: ImageFields
+    image_token_id: Token
+    image_token_index: Token
+    scale_factor: Annotated[int, Range(1, 64)]
+    vision_feature_layer: int | list[int]
+    vision_feature_select_strategy: str
+    projector_hidden_act: str
+    multimodal_projector_bias: bool
 
 
 def check_fields(values: dict[str, Any], source: object) -> dict[str, Any]:

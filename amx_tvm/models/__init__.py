@@ -13,6 +13,7 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
     gpt2,
     gpt_oss,
     granite,
+    idefics3,
     llama,
     ministral3,
     mistral,

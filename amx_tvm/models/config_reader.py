@@ -45,6 +45,23 @@ class ConfigReader:
         value = self.values.get(name)
         return default if value is None else value
 
+    def inside(self, name: str, defaults: dict[str, Any], note: str = "") -> ConfigReader:
+        """Return a reader of a field that is an object, completed by defaults.
+
+        Raises
+        ------
+        ModelError
+            When there is no such object.
+        """
+        values = self.values.get(name)
+        if not isinstance(values, dict):
+            raise ModelError(
+                f"the configuration of this {self.kind} model has no object {name!r}; expected one"
+                + note
+            )
+        given = {key: value for key, value in values.items() if value is not None}
+        return ConfigReader({**defaults, "model_type": self.kind, **given})
+
     def only(self, name: str, supported: dict[Any, Any], default: Any) -> Any:
         """Return what a field's value stands for; refuse a value that is not supported.
 

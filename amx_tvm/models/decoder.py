@@ -16,7 +16,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from amx_tvm.models.config import DecoderConfig
-from amx_tvm.models.step import Step, attention_spec, kv_cache, split_long
+from amx_tvm.models.step import Step, attention_spec, kv_cache, split_long, with_given
 
 ACTIVATIONS = {
     "silu": op.silu,
@@ -172,16 +172,22 @@ class DecoderModel(nn.Module):
         scale = self.config.embedding_scale
         return hidden if scale == 1.0 else hidden * scale
 
-    def forward(self, input_ids: Tensor, cache: PagedKVCache) -> Tensor:
-        """Map token ids int32 [rows] to hidden states [rows, hidden]."""
+    def forward(
+        self, input_ids: Tensor, cache: PagedKVCache, given: Tensor | None = None
+    ) -> Tensor:
+        """Map token ids int32 [rows] to hidden states [rows, hidden]; see `with_given`."""
         step = Step(cache, input_ids.shape[0])
         if self.config.long_after:
             input_ids, step.long = split_long(input_ids)
-        return self.run(input_ids, step)
+        return self.run(input_ids, step, given)
 
-    def run(self, input_ids: Tensor, step: Step) -> Tensor:
+    def run(self, input_ids: Tensor, step: Step, given: Tensor | None = None) -> Tensor:
         """Return the hidden states [rows, hidden] of a pass, not normed."""
-        hidden = self.embed(input_ids, step)
+        if given is None:
+            hidden = self.embed(input_ids, step)
+        else:
+            vocab = self.config.vocab_size
+            hidden = with_given(input_ids, given, vocab, lambda ids: self.embed(ids, step))
         for layer in self.layers:
             hidden = layer(hidden, step)
         return hidden
@@ -189,6 +195,8 @@ class DecoderModel(nn.Module):
 
 class CausalLM(nn.Module):
     """A decoder with an LM head, and the two functions that are exported of it."""
+
+    vision: nn.Module | None = None  # maps patches of images to rows of prompts
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -232,6 +240,18 @@ class CausalLM(nn.Module):
         """
         return self._logits(op.take(self.model(input_ids, cache), logit_positions, axis=0))
 
+    def forward_given(
+        self, input_ids: Tensor, given: Tensor, logit_positions: Tensor, cache: PagedKVCache
+    ) -> Tensor:
+        """Do what `forward` does with rows of which some are given [n, hidden]: vocab_size + i."""
+        hidden = self.model(input_ids, cache, given)
+        return self._logits(op.take(hidden, logit_positions, axis=0))
+
+    def see(self, patches: Tensor) -> Tensor:
+        """Map patches float32 [tiles, patches, values] to rows of a prompt [n, hidden]."""
+        assert self.vision is not None
+        return self.vision(patches)
+
     def create_kv_cache(
         self, max_batch_size: Any, max_total_seq_len: Any, prefill_chunk_size: Any
     ) -> nn.Object:
@@ -240,11 +260,12 @@ class CausalLM(nn.Module):
 
     def export_spec(self) -> nn.spec.ModuleSpec:
         """Return the input shapes and types of the exported functions."""
+        modes = {"param_mode": "plain", "effect_mode": "none"}
         forward = {
             "input_ids": nn.spec.Tensor(["rows"], "int32"),
             "logit_positions": nn.spec.Tensor(["picks"], "int32"),
             "cache": nn.spec.Object(object_type=PagedKVCache),
-            "$": {"param_mode": "plain", "effect_mode": "none"},
+            "$": modes,
         }
         create = {
             "max_batch_size": int,
@@ -252,4 +273,10 @@ class CausalLM(nn.Module):
             "prefill_chunk_size": int,
             "$": {"param_mode": "none", "effect_mode": "none"},
         }
-        return nn.spec.ModuleSpec.from_raw({"forward": forward, "create_kv_cache": create}, self)
+        functions: dict[str, Any] = {"forward": forward, "create_kv_cache": create}
+        if self.vision is not None:
+            given = nn.spec.Tensor(["given", self.config.hidden_size], "float32")
+            patches = nn.spec.Tensor(["tiles", *self.vision.patches], "float32")
+            ids = {"input_ids": forward["input_ids"], "given": given}
+            functions |= {"forward_given": ids | forward, "see": {"patches": patches, "$": modes}}
+        return nn.spec.ModuleSpec.from_raw(functions, self)

@@ -65,6 +65,9 @@ class ModelFamily:
     kind : str
         "causal_lm", or "embedding" for models that make vectors of texts, whose ``build`` returns
         what :class:`amx_tvm.models.embedding.EmbeddingModel` pools.
+    vision : callable or None
+        Config dictionary and DecoderConfig -> the :class:`amx_tvm.models.vision.Vision` beside the
+        decoder, of families that take images.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ModelFamily:
     prefix: str = "model."
     default_special_id: int | None = None
     kind: str = "causal_lm"
+    vision: Callable[[dict[str, Any], DecoderConfig], Any] | None = None
 
     def weights(self, name: str, config: DecoderConfig) -> tuple[Weight, ...]:
         """Return where a weight of the module may be, first choice first.
@@ -121,6 +125,11 @@ def register(family: ModelFamily) -> ModelFamily:
         raise ValueError(f"model family {family.name!r} is registered twice")
     _FAMILIES[family.name] = family
     return family
+
+
+def by_name(name: str) -> ModelFamily:
+    """Return the family of a name."""
+    return _FAMILIES[name]
 
 
 def families(kind: str = "causal_lm") -> list[ModelFamily]:

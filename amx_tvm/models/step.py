@@ -6,6 +6,7 @@ when it is lowered for a target.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import relax
@@ -131,6 +132,36 @@ def split_long(ids: Tensor) -> tuple[Tensor, Tensor]:
     negative = builder.emit(relax.op.less(given, relax.const(0, "int32")))
     long = builder.emit(relax.op.astype(negative, "int32"))
     return Tensor(_expr=plain), Tensor(_expr=long)
+
+
+def with_given(
+    ids: Tensor, given: Tensor, vocab_size: int, embed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Start a residual stream of which some rows are given, such as those of an image.
+
+    Parameters
+    ----------
+    ids : Tensor
+        int32 [rows]: tokens, and vocab_size + i for row i of the table.
+    given : Tensor
+        [n, hidden]: a table of rows; at least one.
+    vocab_size : int
+        How many tokens there are.
+    embed : callable
+        Makes the rows of tokens.
+
+    Returns
+    -------
+    Tensor
+        [rows, hidden].
+    """
+    builder, end = relax.BlockBuilder.current(), relax.const(vocab_size, "int32")
+    last, none = relax.const(vocab_size - 1, "int32"), relax.const(0, "int32")
+    known = embed(Tensor(_expr=builder.emit(relax.op.minimum(ids._expr, last))))
+    place = builder.emit(relax.op.maximum(relax.op.subtract(ids._expr, end), none))
+    rows = builder.emit(relax.op.take(given._expr, place, axis=0))
+    token = builder.emit(relax.op.expand_dims(relax.op.less(ids._expr, end), 1))
+    return Tensor(_expr=builder.emit(relax.op.where(token, known._expr, rows)))
 
 
 def kv_cache(*sizes: Any) -> nn.Object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class Weight:
     order : tuple of int or None
         Channels of every head in the order in which they are read. Here channel i turns with i +
         half; where neighbouring channels turn together, the order is another.
+    flat : bool
+        Stored with more axes behind the first, of which the module's second is all.
     """
 
     name: str
@@ -46,10 +49,12 @@ class Weight:
     step: int = 1
     offset: float = 0.0
     order: tuple[int, ...] | None = None
+    flat: bool = False
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that a stored shape becomes."""
         shape = tuple(stored[1:] if self.index is not None else stored)
+        shape = (shape[0], prod(shape[1:])) if self.flat else shape
         shape = shape[::-1] if self.transpose else shape
         if self.rows is not None:
             count = len(range(*self.rows, self.step)) if self.rows[1] <= shape[0] else -1
@@ -58,6 +63,7 @@ class Weight:
 
     def take(self, array: np.ndarray) -> np.ndarray:
         """Return what this weight is of the stored array (or entry), without offset."""
+        array = array.reshape(len(array), -1) if self.flat else array
         array = array.T if self.transpose else array
         array = array if self.rows is None else array[slice(*self.rows, self.step)]
         if self.order is None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from amx_tvm.artifact import Manifest
 from amx_tvm.errors import GenerationError
+from amx_tvm.images import PromptImage
 from amx_tvm.runtime import session
 from amx_tvm.runtime.generation import TextStream, complete
 from amx_tvm.runtime.kv import KVCache
@@ -32,6 +33,7 @@ from amx_tvm.runtime.options import (
     read_options,
 )
 from amx_tvm.runtime.own_thread import OwnThread
+from amx_tvm.runtime.pictures import prepared
 from amx_tvm.runtime.prefixes import Prefixes
 from amx_tvm.runtime.request import Handle, Request
 from amx_tvm.runtime.result import GenerationResult
@@ -68,6 +70,8 @@ class Engine(OwnThread):
         Longest sequence in tokens.
     max_sequences : int
         Most sequences at once.
+    images : ImageSettings or None
+        How images become rows of a prompt, where the model takes any.
     speculation : Speculation or None
         What drafts of repeated text are made with, where `load` was asked for it.
     """
@@ -112,6 +116,7 @@ class Engine(OwnThread):
             manifest.functions,
             int(manifest.model.get("long_after", 0)),
         )
+        self.images = self._model.see(manifest)
         self._cache: KVCache | None = None
         self.speculation = Speculation() if flag("speculation", speculation) else None
 
@@ -165,6 +170,9 @@ class Engine(OwnThread):
             See `amx_tvm.runtime.Sampling`. The default, temperature 0, is greedy.
         min_tokens, stop, stop_token_ids, ignore_eos
             See `amx_tvm.runtime.Limits`.
+        images : sequence of ImageInput, optional
+            Files, their content, arrays or Pillow's images: one for each place that the prompt has,
+            which is the model's token for images, such as ``<image>``.
         sequence : session.Sequence, optional
             Work on this sequence and keep it: what it shares with the prompt is not computed
             again. A chat passes the same one every turn.
@@ -223,6 +231,7 @@ class Engine(OwnThread):
         stream: int = 0,
         sequence: Any = None,
         mask: Any = None,
+        images: Any = None,
         **options: Unpack[RequestOptions],
     ) -> Request:
         """Return a checked request for `Scheduler.add`; options as in `generate`.
@@ -233,11 +242,13 @@ class Engine(OwnThread):
             A text, or token ids.
         stream : int
             Requests with the same seed draw from different streams.
+        images
+            As in `generate`.
         sequence, mask
             See `amx_tvm.runtime.request.Request`, whose callbacks `dataclasses.replace` sets.
         """
         sampling, limits = read_options(options)
-        tokens = self._prompt(prompt)
+        tokens, pictures = self._prompt(prompt, images)
         if sequence is not None and not isinstance(sequence, session.Sequence):
             raise GenerationError(
                 f"sequence is {sequence!r}, expected one that engine.sequence() made"
@@ -257,7 +268,8 @@ class Engine(OwnThread):
         if limits.stop:
             stops = stops | special_stops(self.tokenizer, limits.stop)
         tokenizer = self.tokenizer if has_text else None
-        return Request(tokens, sampling, limits, stops, stream, tokenizer, sequence, mask=mask)
+        parts = (tokens, sampling, limits, stops, stream, tokenizer, sequence, pictures)
+        return Request(*parts, mask=mask)
 
     def scheduler(
         self,
@@ -365,14 +377,13 @@ class Engine(OwnThread):
             )
         return self._cache
 
-    def _prompt(self, prompt: Prompt) -> list[int]:
-        """Return a prompt's token ids, checked."""
-        if isinstance(prompt, str):
-            found: Any = self.encode(prompt)
-        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | dict):
-            found = prompt
-        else:
+    def _prompt(
+        self, prompt: Prompt, images: Any = None
+    ) -> tuple[list[int], tuple[PromptImage, ...]]:
+        """Return a prompt's token ids and its images, checked."""
+        if not isinstance(prompt, str | Iterable) or isinstance(prompt, bytes | dict):
             raise GenerationError(f"the prompt is {prompt!r}, expected a text or token ids")
+        found, seen = prepared(self.images, prompt, images, self.encode, self._token)
         tokens = self._model.check_tokens(found).tolist()
         if not tokens:
             raise GenerationError("the prompt is empty, expected at least one token")
@@ -382,4 +393,7 @@ class Engine(OwnThread):
                 f"shorten it, or load with context_length up to "
                 f"{self.manifest.model['context_length']}"
             )
-        return tokens
+        return tokens, seen
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.id_to_token(token))

@@ -17,6 +17,9 @@ from amx_tvm.errors import GenerationError
 
 # What OpenAI's two interfaces call a part that is text.
 _TEXT_PARTS = ("text", "input_text", "output_text")
+# And one that is an image: of this, templates read the type only.
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_IMAGE = {"type": "image"}
 # The names that a message's reasoning has been given, the one that templates read today first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -44,12 +47,15 @@ class Expectation:
         The fields of a message without content: none, null or an empty text.
     object_arguments : bool
         The arguments of a tool call as an object; otherwise as JSON text.
+    images : bool
+        Parts that are images.
     """
 
     text: bool = True
     parts: bool = False
     no_content: dict[str, Any] = field(default_factory=dict)
     object_arguments: bool = True
+    images: bool = False
 
     @classmethod
     def of(cls, render: Render) -> Expectation:
@@ -60,7 +66,12 @@ class Expectation:
             text = render([{"role": "user", "content": content}], None) or ""
             return _WORD in text and _KEY not in text
 
-        parts = shows([{"type": "text", "text": _WORD, _KEY: ""}])
+        said = {"type": "text", "text": _WORD}
+        parts = shows([{**said, _KEY: ""}])
+        images = parts and shows([_IMAGE, said])
+        if images:  # a template that passes them over writes the same without
+            seen, plain = ([{"role": "user", "content": c}] for c in ([_IMAGE, said], [said]))
+            images = render(seen, None) != render(plain, None)
         # The first way in which a call is shown; else the first that the template does not refuse.
         ways = list(product(_NO_CONTENT, ({"a": 1}, '{"a": 1}')))
         texts = [_try_call(render, *way) for way in ways]
@@ -72,6 +83,7 @@ class Expectation:
             parts=parts,
             no_content=no_content,
             object_arguments=not isinstance(arguments, str),
+            images=images,
         )
 
 
@@ -160,10 +172,19 @@ def _content(content: Any, expects: Expectation, index: int) -> Any:
             f"message {index} of the chat has the content {content!r}; expected a text or a list "
             "of parts"
         )
+    if expects.images:
+        return [
+            dict(_IMAGE) if _is_image(part) else {"type": "text", "text": _text(part, index)}
+            for part in content
+        ]
     texts = [_text(part, index) for part in content]
     if expects.parts:
         return [{"type": "text", "text": text} for text in texts]
     return "\n".join(texts)  # as llama.cpp and vLLM join them
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS
 
 
 def _text(part: Any, index: int) -> str:

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from amx_tvm.artifact import Manifest
 from amx_tvm.errors import GenerationError
+from amx_tvm.images import ImageSettings
 from amx_tvm.runtime.budget import POOLED_CHUNKS
 from amx_tvm.runtime.choices import ROWS
 from amx_tvm.runtime.device_steps import DeviceSteps, padded
 from amx_tvm.runtime.inputs import Vector
 from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.pictures import Pictures
 from amx_tvm.runtime.vm import VirtualMachine
+from amx_tvm.schema import conform
 
 FEW = 24  # rows that an artifact's function ``forward_some`` takes at most
 
@@ -57,6 +61,7 @@ class Model:
         long_after: int = 0,
     ):
         self.long_after = long_after
+        self.pictures: Pictures | None = None  # where prompts may have images
         self._names = frozenset(functions)
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -66,6 +71,15 @@ class Model:
         self._functions: dict[str, Any] = {}
         self._ids, self._picks = Vector(machine), Vector(machine)
         self._pooled: set[int] = set()  # rows of steps whose buffers TVM keeps
+
+    def see(self, manifest: Manifest) -> ImageSettings | None:
+        """Let prompts have images where the model takes any, and return how they become rows."""
+        if "images" not in manifest.model:
+            return None
+        settings = conform(ImageSettings, manifest.model["images"])
+        hidden = int(manifest.model["config"]["hidden_size"])
+        self.pictures = Pictures(self._machine, self._parameters, settings, self.vocab_size, hidden)
+        return settings
 
     def forward(
         self,
@@ -108,7 +122,13 @@ class Model:
         count, asked = len(tokens), sum(wanted)
         each = count == len(sequences)
         picks: list[int] | None = None
-        if each and count == 1:
+        given: tuple[Any, ...] = ()
+        if self.pictures is not None and max(tokens) >= self.vocab_size:
+            tokens, table = self.pictures.gather(tokens)
+            given = (table,)
+            name = key = "forward_given"
+            picks = self._picked(lengths, wanted)
+        elif each and count == 1:
             name = key = "forward_one"
         elif count <= FEW and "forward_some" in self._names:
             name = key = "forward_some"
@@ -122,13 +142,15 @@ class Model:
         else:
             name = key = "forward"
             picks = self._picked(lengths, wanted)
-            if count not in self._pooled:
-                self._pool(count)
+        if picks is not None and name != "forward_some" and count not in self._pooled:
+            self._pool(count)
         function = self._functions.get(key)
         if function is None:
             function = self._functions[key] = self._machine.function(name)
         rows = count if picks is None else len(picks)
-        given = (self._ids.put(tokens), *(() if picks is None else (self._picks.put(picks),)))
+        given = (self._ids.put(tokens), *given)
+        if picks is not None:
+            given += (self._picks.put(picks),)
         with cache.forward(sequences, lengths) as arguments:
             logits = function(*given, *arguments, self._parameters)
             found = self._machine.to_host(logits, rows)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from amx_tvm.errors import AmxError, GenerationError
 
 if TYPE_CHECKING:
+    from amx_tvm.images import ImageInput
     from amx_tvm.runtime.session import Sequence
 
 DEFAULT_NEW_TOKENS = 128
@@ -283,6 +284,7 @@ class GenerateOptions(OptionsBesides, total=False):
     """What `Engine.generate` and `Engine.stream` take beside the prompt and its length."""
 
     sequence: Sequence | None
+    images: Iterable[ImageInput] | None
     mask: Callable[..., Any] | None
 
 

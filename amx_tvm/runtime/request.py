@@ -17,6 +17,8 @@ from amx_tvm.runtime.sampler import Sampler, logprobs
 from amx_tvm.runtime.stream import Detokenizer, StopFilter
 
 if TYPE_CHECKING:
+    from amx_tvm.images import PromptImage
+    from amx_tvm.runtime.pictures import Picture, Pictures
     from amx_tvm.runtime.session import Sequence
 
 Mask = Callable[[list[int]], np.ndarray | None]
@@ -42,6 +44,8 @@ class Request:
         Turns tokens into text; without it there is none.
     sequence : Sequence, optional
         Work on this sequence and keep it; by default one that ends with the request.
+    images : tuple of PromptImage
+        The prompt has the image's token for each of their rows.
     salt : str
         Requests of different salts share no pages.
     mask : callable, optional
@@ -63,6 +67,7 @@ class Request:
     stream: int = 0
     tokenizer: Any = None
     sequence: Sequence | None = None
+    images: tuple[PromptImage, ...] = ()
     salt: str = ""
     mask: Mask | None = None
     on_tokens: Callable[[list[int]], object] | None = None
@@ -224,11 +229,14 @@ class Handle:
         What ended it, where something went wrong.
     """
 
-    def __init__(self, request: Request, context_length: int):
+    def __init__(self, request: Request, context_length: int, pictures: Pictures | None = None):
         self.request = request
         self.error: Exception | None = None
         self.run = Run(request, context_length)
         self.tokens = list(request.prompt)  # and what was chosen
+        self.pictures: list[tuple[Picture, int]] = []  # and where the last row of each is
+        if request.images and pictures is not None:
+            pictures.place(self)
         self.sequence: Any = None  # the Sequence, while it is under way
         self.draft: Any = None  # the Draft of what comes next, where there is speculation
 

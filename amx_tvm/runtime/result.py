@@ -21,6 +21,8 @@ class Timings:
         Seconds for them, sampling and detokenization included.
     first_token_s : float
         Seconds from the request to the first new token.
+    image_s : float
+        Seconds in which the prompt's images were seen.
     """
 
     prefill_tokens: int = 0
@@ -28,6 +30,7 @@ class Timings:
     decode_tokens: int = 0
     decode_s: float = 0.0
     first_token_s: float = 0.0
+    image_s: float = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:

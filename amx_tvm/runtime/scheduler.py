@@ -123,7 +123,7 @@ class Scheduler:
                 f"the prompt has {len(request.prompt)} tokens, the KV cache holds "
                 f"{cache.max_tokens}; shorten it, or load with a larger kv_tokens"
             )
-        handle = Handle(request, self._model.context_length)
+        handle = Handle(request, self._model.context_length, self._model.pictures)
         self._waiting.append(handle)
         return handle
 

@@ -45,6 +45,8 @@ class Turns:
 
     def parts(self, active: list[Handle]) -> Parts:
         """Return the next step's part of each request."""
+        if self._model.pictures is not None:
+            active = self._model.pictures.ready(active)
         decoding: Parts = []
         filling: list[Handle] = []
         if self._model.long_after:

@@ -52,6 +52,9 @@ class DraftingScheduler(Scheduler):
             return None
         for handle, draft in zip(handles, drafts, strict=True):
             length, long = len(handle.tokens), self._model.long_after
+            if self._model.pictures is not None:  # images are copied by nobody
+                vocab = self._model.vocab_size
+                del draft[next((i for i, t in enumerate(draft) if t >= vocab), len(draft)) :]
             if length <= long:  # what follows turns by other frequencies
                 del draft[long - length :]
         counts = [(handle, 1 + len(draft)) for handle, draft in zip(handles, drafts, strict=True)]

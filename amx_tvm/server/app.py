@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from amx_tvm.images import PromptImage
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.budget import kv_bytes
 from amx_tvm.server.answer import Answer
@@ -88,7 +89,7 @@ class Server(Service):
         super().__init__(settings, posts, self._lifespan, Route("/", self._page))
         self._engine, self._died = engine, died
         self._drive = drive or beside(engine, settings.limits.kept)
-        self._prompts = Prompts(engine)
+        self._prompts = Prompts(engine, settings.images)
         self._forms = Forms(engine)
         self._core: Core | None = None
 
@@ -171,8 +172,8 @@ class Server(Service):
         variables = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)
-        ids = await self._prompts.of_chat(body.messages, tools, variables=variables)
-        made = Chat(body, ids, await self._asked(request, form))
+        ids, images = await self._prompts.of_chat(body.messages, tools, variables=variables)
+        made = Chat(body, ids, await self._asked(request, form, images))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _responses(self, request: Request) -> Response:
@@ -183,16 +184,18 @@ class Server(Service):
         variables = {}
         if body.reasoning is not None and body.reasoning.effort is not None:
             variables["reasoning_effort"] = body.reasoning.effort
-        ids = await self._prompts.of_chat(
+        ids, _ = await self._prompts.of_chat(
             body.messages(), tools, variables=variables, param="input"
         )
         made = Responding(body, ids, await self._asked(request, response_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
-    async def _asked(self, request: Request, form: Form | None) -> Asked:
+    async def _asked(
+        self, request: Request, form: Form | None, images: tuple[PromptImage, ...] = ()
+    ) -> Asked:
         matcher = None if form is None else await self._forms.compile(form)
         name, key = self.settings.name, request.state.key
-        return Asked(self._prompts, self.core, name, key, matcher)
+        return Asked(self._prompts, self.core, name, key, matcher, images)
 
     async def _answered(
         self, request: Request, answer: Answer, stream: bool, made: Chat | Completion | Responding
@@ -232,7 +235,7 @@ class Server(Service):
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give prompt or messages, one of them", "prompt")
         if body.messages is not None:
-            ids = await self._prompts.of_chat(
+            ids, _ = await self._prompts.of_chat(
                 body.messages,
                 body.tools,
                 body.add_generation_prompt,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amx_tvm.errors import GenerationError
+from amx_tvm.images import PromptImage
 from amx_tvm.runtime.request import Request
 from amx_tvm.server.answer import Answer
 from amx_tvm.server.core import Core
@@ -47,6 +48,8 @@ class Asked:
         Whose the request is: only prompts of one salt share what was computed.
     matcher : Matcher or None
         The form that its answers are held to.
+    images : tuple of PromptImage
+        Of its prompt.
     """
 
     prompts: Prompts
@@ -54,6 +57,7 @@ class Asked:
     model: str
     salt: str
     matcher: Matcher | None = None
+    images: tuple[PromptImage, ...] = ()
 
     def answer(
         self, body: Generation, ids: list[list[int]], rooms: list[int], logprobs: int | None
@@ -87,7 +91,9 @@ class Asked:
         options = _options(body)
         try:
             for prompt, room in zip(ids, rooms, strict=bool(rooms)):
-                first = make(prompt, max_new_tokens=room, logprobs=logprobs, **options)
+                first = make(
+                    prompt, images=self.images, max_new_tokens=room, logprobs=logprobs, **options
+                )
                 for stream in range(body.n or 1):
                     mask = matcher.mask() if matcher is not None else None
                     made.append(replace(first, stream=stream, salt=self.salt, mask=mask))

@@ -8,12 +8,16 @@ from functools import cached_property
 from typing import Any, TypeVar, cast
 
 from amx_tvm.errors import ArtifactError, GenerationError
+from amx_tvm.images import PromptImage
 from amx_tvm.runtime import Engine
 from amx_tvm.runtime.chat import ChatTemplates, load_chat_template
+from amx_tvm.runtime.pictures import prepared
 from amx_tvm.server.errors import ApiError
+from amx_tvm.server.images import ImageAccess
 from amx_tvm.server.protocol import Message
 from amx_tvm.server.spelling import Spelling
 
+NO_MORE = ImageAccess()
 _LONG = 1 << 14  # characters from which encoding leaves the event loop to a thread
 _TAKEN = frozenset({"self", "messages", "tools", "add_generation_prompt"})
 Result = TypeVar("Result")
@@ -22,8 +26,8 @@ Result = TypeVar("Result")
 class Prompts:
     """An engine's tokenizer, chat template and context, as the front asks for them."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, engine: Engine, images: ImageAccess = NO_MORE):
+        self.engine, self._images = engine, images
         self.context = engine.context_length
         self.vocabulary = int(engine.manifest.model["vocab_size"])
         self._templates: ChatTemplates | ArtifactError
@@ -65,10 +69,11 @@ class Prompts:
         variables: dict[str, Any] | None = None,
         fits: bool = True,
         param: str = "messages",
-    ) -> list[int]:
+    ) -> tuple[list[int], tuple[PromptImage, ...]]:
         """Return the ids of a conversation that goes through the model's chat template.
 
-        Where it has to fit into the context, one that surely does not is not tokenized.
+        Where it has to fit into the context, one that surely does not is not tokenized. Its
+        images come with the ids, which have a token for each of their rows.
         """
         if isinstance(self._templates, ArtifactError):
             raise ApiError(400, f"{self._templates}; use /v1/completions", param)
@@ -79,22 +84,29 @@ class Prompts:
                 "chat_template_kwargs",
             )
         plain = [_plain(message) for message in messages]
-        size = sum(len(str(m.get("content") or "")) for m in plain)
+        size = sum(map(_characters, plain))
         if fits:
             self._check_size(size, param)
         size += len(str(tools or ""))
+        if any(map(_has_images, plain)):
+            size += _LONG  # they take their time
         templates = self._templates
 
-        def made() -> list[int]:
+        def made() -> tuple[list[int], tuple[PromptImage, ...]]:
+            engine = self.engine
+            seen = engine.images
+            token = "" if seen is None else str(engine.tokenizer.id_to_token(seen.token))
+            images = self._images.take(plain, seen, token)
             text = templates.find(tools).render(
                 plain, add_generation_prompt, tools, **(variables or {})
             )
             if fits:  # tools and calls are text too
                 self._check_size(len(text), param)
-            return self.engine.encode(text)
+            return prepared(seen, text, images, engine.encode, lambda _: token)
 
         try:
-            return self.checked(await self._away(size, made), param)
+            ids, images = await self._away(size, made)
+            return self.checked(ids, param), images
         except GenerationError as error:
             raise ApiError(400, str(error), param) from None
 
@@ -185,6 +197,19 @@ class Prompts:
         if size < _LONG:
             return work(*arguments)
         return await asyncio.to_thread(work, *arguments)
+
+
+def _characters(message: dict[str, Any]) -> int:
+    """Return how long a message's text is."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.get("text") or "") for part in content)
+
+
+def _has_images(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(part["type"] != "text" for part in content)
 
 
 def _plain(message: Message) -> dict[str, Any]:

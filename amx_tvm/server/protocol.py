@@ -125,6 +125,20 @@ class Text(Strict):
     text: str
 
 
+class ImageUrl(Strict):
+    """Where an image is; ``detail`` has no effect."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(Strict):
+    """A part of a message's content that is an image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class Function(Strict):
     """The call that a model made, in a message."""
 
@@ -147,7 +161,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Text], Entries] | None = None
+    content: str | Annotated[list[Text | ImagePart], Entries] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Entries] | None = None
     tool_call_id: str | None = None

@@ -17,6 +17,7 @@ from amx_tvm.server.protocol import (
     MAX_MESSAGES,
     Entries,
     Function,
+    ImagePart,
     Message,
     Metadata,
     Strict,
@@ -280,7 +281,7 @@ def _add_thought(message: Message, thought: str) -> None:
         message.reasoning_content = thought  # type: ignore[attr-defined]
 
 
-def _content(content: Content) -> str | list[Text]:
+def _content(content: Content) -> str | list[Text | ImagePart]:
     if isinstance(content, str):
         return content
     return [Text(type="text", text=part.text) for part in content]

@@ -16,6 +16,7 @@ from starlette.types import Lifespan
 
 from amx_tvm.server.errors import ApiError
 from amx_tvm.server.http import Door, Handler, ToWhomever, read_body
+from amx_tvm.server.images import ImageAccess
 from amx_tvm.server.limits import Limits
 from amx_tvm.server.metrics import Metrics
 from amx_tvm.server.openapi import document
@@ -35,12 +36,15 @@ class Settings:
         API keys; none are asked for where it is empty.
     limits : Limits
         What it takes at most.
+    images : ImageAccess
+        Where images may come from.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     keys: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    images: ImageAccess = field(default_factory=ImageAccess)
 
 
 class Service(ABC):

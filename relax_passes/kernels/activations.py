@@ -58,8 +58,8 @@ def on_rows(kind: str, k: int, m: int | None, eps: float | None, target: Any) ->
         return row_kernel(
             k, m, norm_eps=eps, centred=eps is not None, gelu=form, dependent=dependent
         )
-    if kind == "gelu":
-        return cpu.gelu_rows(k, m)
+    if kind != "layer_norm":
+        return cpu.gelu_rows(k, m, kind)
     return cpu_layer_norm.layer_norm(k, m, eps or 0.0)
 
 

@@ -50,7 +50,8 @@ class QuantizeAttrs:
     scheme: Activation
     k: int
     sums: bool = False
-    prologue: str = "none"  # or "rms_norm" (x, weight), "silu_mul", "gelu_mul" (gate, up), "gelu"
+    # Or "rms_norm" (x, weight), "silu_mul", "gelu_mul" (gate, up), "gelu", "gelu_tanh".
+    prologue: str = "none"
     eps: float = 0.0
 
 

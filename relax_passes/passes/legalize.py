@@ -270,11 +270,13 @@ class _Lowering:
         usual = not norm or [int(a) for a in call.attrs.axes] in ([-1], [x.ty.ndim - 1])
         dtype = activations.compute_type(self.target)
         usual &= all(a.ty.dtype == dtype for a in call.args)
-        if not (usual and isinstance(k, tirx.IntImm)) or (on_cpu and kind == "gelu_tanh"):
+        if not (usual and isinstance(k, tirx.IntImm)):
             return None
         # a gate's GELU is one kernel with the product behind it
         gate = isinstance(ctx.value(x), relax.TupleGetItem) and not norm
-        if not on_cpu and (gate or int(k) % activations.ROW_PIECE):
+        if gate and not (on_cpu and kind == "gelu"):
+            return None
+        if not on_cpu and int(k) % activations.ROW_PIECE:
             return None
         m, static = rows_of(x)
         eps = float(call.attrs.epsilon) if norm else None

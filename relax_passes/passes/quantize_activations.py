@@ -22,6 +22,7 @@ from relax_passes.ops import Linear, QuantizeAttrs, activation_parts, is_op, qua
 from relax_passes.rewriting import Context, rewrite
 from relax_passes.spec import LinearSpec
 
+_ALONE = {"relax.nn.gelu": "gelu", "relax.nn.gelu_tanh": "gelu_tanh"}
 _GATES = {"relax.nn.silu": "silu_mul", "relax.nn.gelu": "gelu_mul"}
 
 
@@ -83,8 +84,9 @@ def _prologue(
             on_cpu = found != "relax.nn.gelu" or x.ty.dtype == "float32"
             if found and on_cpu and tvm_ffi.structural_equal(a.ty, b.ty):
                 return [gate.args[0], b], replace(attrs, prologue=_GATES[found])
-    if is_op(maker, "relax.nn.gelu") and x.ty.dtype == "float32":
-        return [maker.args[0]], replace(attrs, prologue="gelu")
+    alone = next((op for op in _ALONE if is_op(maker, op)), None)
+    if alone and x.ty.dtype == "float32":
+        return [maker.args[0]], replace(attrs, prologue=_ALONE[alone])
     return [x], attrs
 
 

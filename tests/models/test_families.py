@@ -14,7 +14,8 @@ LENGTH, FIRST, PREFILLED = 40, 20, 33  # two chunks; past the window and into a 
 
 
 def test_every_family_has_a_case():
-    assert sorted(family.name for family in families()) == sorted(tiny.CASES | tiny.VARIANTS)
+    known = sorted(family.name for family in families() if family.vision is None)
+    assert known == sorted(tiny.CASES | tiny.VARIANTS)
 
 
 @pytest.fixture(scope="module", params=sorted(tiny.CASES))

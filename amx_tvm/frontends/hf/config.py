@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 from amx_tvm.errors import ModelError
 from amx_tvm.frontends.fields import Token, check_fields, without_nulls
+from amx_tvm.frontends.hf.parts import with_parts
 from amx_tvm.frontends.hf.quantized_checkpoint import reads
 from amx_tvm.frontends.hf.quantized_layouts import Quantization
 from amx_tvm.schema import Mismatch, conform
@@ -65,7 +66,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         lacks a field; the message names the field.
     """
     path = directory / "config.json"
-    config = check_fields(read_json(path), path)
+    config = check_fields(with_parts(read_json(path), directory), path)
     architectures = config.get("architectures") or []
     if not architectures and not config.get("model_type"):
         raise ModelError(f"{path} has neither 'architectures' nor 'model_type'; expected one")

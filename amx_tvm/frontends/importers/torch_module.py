@@ -205,6 +205,11 @@ class TorchCausalLM(ModelSource):
 
     def __init__(self, model: Any) -> None:
         values = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        if isinstance(values.get("vision_config"), dict):
+            raise ModelError(
+                f"{type(model).__name__} takes images, which its processor prepares; save both "
+                "with save_pretrained, and compile the directory"
+            )
         self.config = normalize(values)
         origin = str(getattr(model.config, "_name_or_path", "") or "")
         self.name = Path(origin).name or type(model).__name__

@@ -25,7 +25,7 @@ from . import emit as e
 from . import fp4
 from .emit import Expr
 from .fp4_integers import Fp4Integers
-from .math import gelu, silu
+from .math import gelu, gelu_tanh, silu
 from .outliers import FACTOR, LOW_STEPS, list_groups
 
 LANES = 16
@@ -35,8 +35,12 @@ PROLOGUES = {
     "rms_norm": ("x", "weight"),
     "silu_mul": ("gate", "up"),
     "gelu": ("x",),
+    "gelu_tanh": ("x",),
     "gelu_mul": ("gate", "up"),
 }
+
+
+_ALONE = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 def over_rows(m: Expr, k: int, body: Callable[[Expr], None]) -> None:
@@ -81,8 +85,8 @@ class Prologue:
             activation = silu if self.kind == "silu_mul" else gelu
             return e.let(activation(gate, lanes) * self._load("up", column, lanes))
         x = self._load("x", column, lanes)
-        if self.kind == "gelu":
-            return gelu(x, lanes)
+        if self.kind in _ALONE:
+            return _ALONE[self.kind](x, lanes)
         if self.kind == "rms_norm":
             weight = e.load(self.buffers["weight"], column, lanes=lanes)
             x = x * e.splat(self.inverse, lanes) * weight
@@ -141,9 +145,9 @@ def silu_mul(k: int, m: int | None = None) -> Any:
     return _map_rows("silu_mul", k, m, 0.0)
 
 
-def gelu_rows(k: int, m: int | None = None) -> Any:
-    """Build y = x * Phi(x); arguments x [M, K], y [M, K]."""
-    return _map_rows("gelu", k, m, 0.0)
+def gelu_rows(k: int, m: int | None = None, kind: str = "gelu") -> Any:
+    """Build y = x * Phi(x), or what "gelu_tanh" takes for it; arguments x [M, K], y [M, K]."""
+    return _map_rows(kind, k, m, 0.0)
 
 
 def _map_rows(kind: str, k: int, m: int | None, eps: float) -> Any:

@@ -6,6 +6,8 @@ f = x - n ln 2 (split in two constants) and a degree-six polynomial: relative er
 
 from __future__ import annotations
 
+import math
+
 from tvm import tirx
 
 from . import emit as e
@@ -49,6 +51,17 @@ def silu(x: Expr, lanes: int) -> Expr:
     one = e.const(1.0, "float32", lanes)
     x = e.let(x)
     return e.let(x / (one + exp(e.const(0.0, "float32", lanes) - x, lanes)))
+
+
+def gelu_tanh(x: Expr, lanes: int) -> Expr:
+    """Compute x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3), on float32 vectors.
+
+    That is x / (1 + e^-2u).
+    """
+    x, one = e.let(x), e.const(1.0, "float32", lanes)
+    factor = e.const(-2 * (2 / math.pi) ** 0.5, "float32", lanes)
+    inner = e.fma(x * x, e.const(0.044715, "float32", lanes), one, lanes)
+    return e.let(x / (one + exp(factor * x * inner, lanes)))
 
 
 # erf(z) = 1 - t p(t) e^(-z^2), t = 1 / (1 + 0.3275911 z), z >= 0: Abramowitz and Stegun, 7.1.26,

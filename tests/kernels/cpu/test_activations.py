@@ -39,6 +39,16 @@ def test_silu_mul(m, k):
 
 
 @pytest.mark.parametrize("m,k", SIZES)
+def test_gelu_by_tanh(m, k):
+    rng = np.random.default_rng(k)
+    x = (rng.standard_normal((m, k)) * 10).astype(np.float32)
+    y, wide = empty((m, k)), x.astype(np.float64)
+    compile_func(activations.gelu_rows(k, kind="gelu_tanh"))(*tensors(x), y)
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    np.testing.assert_allclose(y.numpy(), wide * (1 + np.tanh(inner)) / 2, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("m,k", SIZES)
 def test_quantize_outliers_bit_for_bit(m, k):
     rng = np.random.default_rng(k)
     x = (rng.standard_normal((m, k)) * np.exp2(rng.integers(-20, 20, (m, 1)))).astype(np.float32)
