@@ -26,7 +26,7 @@ TOKENS = 32  # of a tile of prefill
 def functions(specs: tuple[AttentionSpec, ...], spec: CacheSpec, arch: str = ARCH) -> dict:
     """The PrimFuncs of a cache, by name."""
     layout, first = layout_of(spec, specs), specs[0]
-    items = Items(layout, first, tuple(sorted({0, first.window})), gpu(arch))
+    items = Items(first, tuple(sorted({0, first.window})), gpu(arch), layout)
     return {
         "setup": kernels.setup(layout),
         "begin": kernels.begin(items),
@@ -39,7 +39,7 @@ def functions(specs: tuple[AttentionSpec, ...], spec: CacheSpec, arch: str = ARC
 def library(specs: tuple[AttentionSpec, ...], spec: CacheSpec, folder: Path):
     """Build the kernels for the CPU."""
     layout, first = layout_of(spec, specs), specs[0]
-    items = Items(layout, first, tuple(sorted({0, first.window})), gpu(ARCH))
+    items = Items(first, tuple(sorted({0, first.window})), gpu(ARCH), layout)
     made = functions(specs, spec)
     code = cuda_text(
         {name: made[name] for name in ("setup", "begin", "batch", "store", "prefill")}, ARCH

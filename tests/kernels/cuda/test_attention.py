@@ -15,13 +15,9 @@ from amx_tvm.errors import ModelError  # noqa: E402
 from amx_tvm.targets.cuda.gpus import gpu  # noqa: E402
 from relax_passes.attention_spec import AttentionSpec, Rotation  # noqa: E402
 from relax_passes.kernels.cuda.attention import cache, kernels  # noqa: E402
-from relax_passes.kernels.cuda.attention.batch_text import (  # noqa: E402
-    FEW_WARPS,
-    ROUNDS,
-    WARPS,
-    Batches,
-)
+from relax_passes.kernels.cuda.attention.batch_text import FEW_WARPS, WARPS, Batches  # noqa: E402
 from relax_passes.kernels.cuda.attention.config import Heads, check, page_elements  # noqa: E402
+from relax_passes.kernels.cuda.attention.division import ROUNDS  # noqa: E402
 from relax_passes.kernels.cuda.choose.ids import ids  # noqa: E402
 from relax_passes.kernels.cuda.rows.kernels import row_kernel  # noqa: E402
 

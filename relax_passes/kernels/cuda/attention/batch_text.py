@@ -20,24 +20,19 @@ sequences have a kernel of their own, whose blocks have more warps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, Source
 from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
 
-from .config import EXTRAS, MOST_SEQUENCES, Heads, declared, extras, frequencies, passed
+from .config import EXTRAS, Heads, declared, extras, frequencies, passed
 from .decode_text import ATTEND_PAGES
+from .division import DIVIDE, Division
 from .state_text import STATE
 
 WARPS = 3  # a block of three leaves room for a fourth, and 128 tokens are three pages a warp
 FEW_WARPS = 8  # of few sequences, which leave multiprocessors idle: 128 tokens are a page a warp
 SHORTEST = 16  # pages of an item
-ROUNDS = 4
-FEW = 16  # sequences that are divided for one round only
 _BEGIN = 18  # pages that a block could attend to while it begins and ends
-_COUNTS, _ITEM = 64, 32  # bytes
 
 ITEM = Source(
     "amx_attention_item",
@@ -92,28 +87,9 @@ __device__ __forceinline__ void amx_plan(const AmxState* state, const int* windo
     const int window = windows[kind];
     const int first = window > 0 ? max(0, position + 1 - window) >> 4 : 0;
     const int pages = tid < n ? (position >> 4) - first + 1 : 0;
-    pages_of[tid] = pages;
-    amx_until(pages, sums, tid);
-    const int rounds = rows <= FEW ? 1 : ROUNDS;
-    if (tid < 32 * rounds) {  // a warp looks at the items of a number of rounds
-      const int slots = rows <= FEW ? FEW_SLOTS : SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
-      int count = 0, longest = 0;
-      for (int r = tid & 31; r < n; r += 32) {
-        const int splits = amx_splits(pages_of[r], item);
-        count += splits;
-        longest = max(longest, (pages_of[r] + splits - 1) / splits);
-      }
-      count = __reduce_add_sync(0xffffffffu, count);
-      longest = __reduce_max_sync(0xffffffffu, longest);
-      size[tid / 32] = item;
-      cost[tid / 32] = (count + SLOTS - 1) / SLOTS * (longest + BEGIN);
-    }
-    __syncthreads();
-    int best = 0;
-    for (int i = 1; i < rounds; ++i) best = cost[i] < cost[best] ? i : best;
-    const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
-    const int until = amx_until(splits, sums, tid);
-    for (int s = 0; s < splits; ++s)
+"""
+    + DIVIDE
+    + r"""    for (int s = 0; s < splits; ++s)
       items[until - splits + s] =
           AmxItem{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s, splits, {0, 0}};
     if (tid == 255) counts[kind] = until;
@@ -218,73 +194,27 @@ __device__ __forceinline__ void amx_attend_item(float* shared, const void* qkv_,
 )
 
 
-@dataclass(frozen=True)
-class Batches:
-    """How the attention of many sequences is divided on a GPU, and where its tables lie.
+class Batches(Division):
+    """The division of pages in 16 bits."""
 
-    Parameters
-    ----------
-    spec : AttentionSpec
-        Any layer's: heads and their size are all layers'.
-    windows : tuple of int
-        The windows that layers have, 0 for none.
-    gpu : Gpu
-        What it is divided over.
-    """
-
-    spec: AttentionSpec
-    windows: tuple[int, ...]
-    gpu: Gpu
-
-    @property
-    def heads(self) -> Heads:
-        """How heads lie in pages and blocks."""
-        return Heads(self.spec)
+    warps = WARPS
+    begin = 64  # the counts
+    few_warps = FEW_WARPS
 
     def resident(self, warps: int) -> int:
         """Blocks of so many warps that a multiprocessor holds, by their registers."""
         rows = 16 if self.heads.group > 8 else 8
         return max(1, (12 if self.heads.stored * rows <= 1024 else 6) // warps)
 
-    def slots(self, warps: int) -> int:
-        """Items that the multiprocessors hold at once, for each block of heads."""
-        return max(1, self.resident(warps) * self.gpu.multiprocessors // self.heads.blocks)
-
-    @property
-    def items(self) -> int:
-        """Most items."""
-        return MOST_SEQUENCES + ROUNDS * self.slots(WARPS)
-
-    def extra(self, warps: int) -> int:
-        """Most items beyond one for each sequence; blocks without an item take time too."""
-        return self.slots(warps) * (1 if warps == FEW_WARPS else ROUNDS)
-
-    def items_at(self, kind: int) -> int:
-        """Offset of a window's items in the tables, in bytes."""
-        return _COUNTS + kind * self.items * _ITEM
-
-    @property
-    def arrived_at(self) -> int:
-        """Offset of the counts of parts that are done."""
-        return self.items_at(len(self.windows))
-
-    @property
-    def parts_at(self) -> int:
-        """Offset of the parts."""
-        end = self.arrived_at + 4 * MOST_SEQUENCES * self.heads.blocks
-        return -(-end // 16) * 16
-
     @property
     def pages_at(self) -> int:
         """Offset of the table of pages, 4 `MOST_SEQUENCES` bytes for each page."""
-        parts = self.items * self.heads.blocks * self.heads.group * (self.heads.stored + 2)
-        return self.parts_at + 4 * parts
+        return self.parts_end
 
     def plan(self) -> Intrinsic:
         """Build the function that begins a step."""
         windows = ", ".join(map(str, self.windows))
-        numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots(WARPS)}"
-        numbers += f", {self.slots(FEW_WARPS)}, {SHORTEST}, {ROUNDS}, {FEW}, {_BEGIN}"
+        numbers = self.sizes(SHORTEST, _BEGIN)
         return Intrinsic(
             f"amx_plan_{self.heads.blocks}_{len(self.windows)}",
             f"""

@@ -42,6 +42,7 @@ from .config import (
     passed,
     stored_channels,
 )
+from .division import FEW
 from .state_text import STATE_WORDS
 
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # TVM 0.27's own spelling
@@ -223,7 +224,7 @@ def batch(spec: AttentionSpec, layers: int, batches: Batches) -> tirx.PrimFunc:
         kernel_of(threads, batch_text.shared_floats(spec, warps), one)
 
     def emit(*given: Any) -> None:
-        with T.If(rows <= batch_text.FEW):
+        with T.If(rows <= FEW):
             with T.Then():
                 kernel(batch_text.FEW_WARPS, *given)
             with T.Else():

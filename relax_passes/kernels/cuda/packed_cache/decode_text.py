@@ -17,6 +17,7 @@ parts of a sequence meet.
 from __future__ import annotations
 
 from relax_passes.kernels.cuda.attention.batch_text import PLAN as DIVISION
+from relax_passes.kernels.cuda.attention.division import DIVIDE
 from relax_passes.kernels.cuda.intrinsics.base import Source
 from relax_passes.kernels.cuda.intrinsics.memory import PREFETCH
 from relax_passes.kernels.cuda.intrinsics.sync import LAUNCH_DEPENDENTS, WAIT_PREREQUISITES
@@ -58,28 +59,9 @@ __device__ __forceinline__ void amx_packed_plan(const AmxPacked* state, const in
     const int window = windows[kind];
     const int least = max(window > 0 ? max(0, position + 1 - window) : 0, FIRST), first = least >> 4;
     const int pages = tid < n ? max(0, ((exact + 15) >> 4) - first) + EXTRA : 0;
-    pages_of[tid] = pages;
-    amx_until(pages, sums, tid);
-    const int rounds = rows <= FEW ? 1 : ROUNDS;
-    if (tid < 32 * rounds) {
-      const int slots = rows <= FEW ? FEW_SLOTS : SLOTS * (tid / 32 + 1), item = max(SHORTEST, (sums[255] + slots - 1) / slots);
-      int count = 0, longest = 0;
-      for (int r = tid & 31; r < n; r += 32) {
-        const int splits = amx_splits(pages_of[r], item);
-        count += splits;
-        longest = max(longest, (pages_of[r] + splits - 1) / splits);
-      }
-      count = __reduce_add_sync(0xffffffffu, count);
-      longest = __reduce_max_sync(0xffffffffu, longest);
-      size[tid / 32] = item;
-      cost[tid / 32] = (count + SLOTS - 1) / SLOTS * (longest + BEGIN);
-    }
-    __syncthreads();
-    int best = 0;
-    for (int i = 1; i < rounds; ++i) best = cost[i] < cost[best] ? i : best;
-    const int item = size[best], splits = tid < n ? amx_splits(pages, item) : 0;
-    const int until = amx_until(splits, sums, tid);
-    for (int s = 0; s < splits; ++s)
+"""
+    + DIVIDE
+    + r"""    for (int s = 0; s < splits; ++s)
       items[until - splits + s] = AmxPart{tid, position, first + pages * s / splits, first + pages * (s + 1) / splits, s | splits << 16,
                                           exact, mine.place, mine.table};
     for (int i = sums[255] + tid; i < ITEMS; i += 256) items[i].split = 0;

@@ -5,49 +5,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amx_tvm.targets.cuda.gpus import Gpu
 from relax_passes.attention_spec import AttentionSpec
-from relax_passes.kernels.cuda.attention.config import MOST_SEQUENCES, Heads, frequencies
+from relax_passes.kernels.cuda.attention.config import frequencies
+from relax_passes.kernels.cuda.attention.division import Division
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic
 
 from .decode_text import ATTEND, PLAN
 from .layout import Layout
 
 WARPS = 4
-FEW = 16  # sequences that are divided for one round only
 SHORTEST = 48  # panels of an item
-ROUNDS = 4
 EXTRA = 12  # panels that are read as fast as a sequence's tokens in 16 bits
 _BEGIN = 40  # panels that a block could attend to while it begins and ends
 STAGES = (3, 2)  # panels that a warp has room for in shared memory: as many as fit
-_ITEM = 32  # bytes
 
 
 @dataclass(frozen=True)
-class Items:
-    """The division.
+class Items(Division):
+    """The division of panels.
 
     Parameters
     ----------
     layout : Layout
         Of the cache.
-    spec : AttentionSpec
-        Any layer's: heads and their size are all layers'.
-    windows : tuple of int
-        The windows that layers have, 0 for none.
-    gpu : Gpu
-        What it is divided over.
     """
 
     layout: Layout
-    spec: AttentionSpec
-    windows: tuple[int, ...]
-    gpu: Gpu
 
-    @property
-    def heads(self) -> Heads:
-        """How heads are shared out to blocks."""
-        return Heads(self.spec)
+    warps = WARPS
 
     def resident(self, warps: int) -> int:
         """Blocks of so many warps that a multiprocessor holds."""
@@ -61,8 +46,9 @@ class Items:
 
     @property
     def few_warps(self) -> int:
-        """Warps of a block of few sequences, for which there are multiprocessors enough."""
-        return 2 * WARPS if self._room(2 * WARPS, STAGES[-1]) <= self.gpu.shared_bytes else WARPS
+        """Warps of a block of few sequences: many, for there are multiprocessors enough."""
+        fits = self._room(2 * WARPS, STAGES[-1]) <= self.gpu.shared_bytes
+        return 2 * WARPS if fits else WARPS // 2
 
     def stages(self, warps: int) -> int:
         """Panels that each warp of a block has room for in shared memory."""
@@ -73,45 +59,15 @@ class Items:
         """Bytes of shared memory of a block, about."""
         return warps * stages * self.layout.panel_bytes + (12 << 10)
 
-    def slots(self, warps: int) -> int:
-        """Items that the multiprocessors hold at once, for each block of heads."""
-        return max(1, self.resident(warps) * self.gpu.multiprocessors // self.heads.blocks)
-
-    @property
-    def items(self) -> int:
-        """Most items."""
-        return MOST_SEQUENCES + ROUNDS * self.slots(WARPS)
-
-    def extra(self, warps: int) -> int:
-        """Most items beyond one for each sequence; blocks without an item take time too."""
-        return self.slots(warps) * (1 if warps == self.few_warps else ROUNDS)
-
-    def items_at(self, kind: int) -> int:
-        """Offset of a window's items in the tables, in bytes."""
-        return kind * self.items * _ITEM
-
-    @property
-    def arrived_at(self) -> int:
-        """Offset of the counts of parts that are done."""
-        return self.items_at(len(self.windows))
-
-    @property
-    def parts_at(self) -> int:
-        """Offset of the parts."""
-        end = self.arrived_at + 4 * MOST_SEQUENCES * self.heads.blocks
-        return -(-end // 16) * 16
-
     @property
     def bytes(self) -> int:
         """Bytes of the tables."""
-        part = self.heads.group * (self.spec.head_dim + 2)
-        return self.parts_at + 4 * self.items * self.heads.blocks * part
+        return self.parts_end
 
     def plan(self) -> Intrinsic:
         """Build the function that divides a step."""
         windows = ", ".join(map(str, self.windows))
-        numbers = f"{self.heads.blocks}, {MOST_SEQUENCES}, {self.items}, {self.slots(WARPS)}"
-        numbers += f", {self.slots(self.few_warps)}, {SHORTEST}, {ROUNDS}, {FEW}, {_BEGIN}, {EXTRA}"
+        numbers = f"{self.sizes(SHORTEST, _BEGIN)}, {EXTRA}"
         numbers += f", {self.layout.spec.newest}, {self.layout.spec.first}"
         return Intrinsic(
             f"amx_packed_plan_{self.heads.blocks}_{len(self.windows)}",

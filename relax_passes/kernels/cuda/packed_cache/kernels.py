@@ -21,6 +21,7 @@ from tvm.script.ir_builder import tirx as T
 from amx_tvm.targets.cuda.gpus import gpu
 from relax_passes.attention_spec import AttentionSpec
 from relax_passes.kernels.cuda.attention.config import TOKEN, frequencies
+from relax_passes.kernels.cuda.attention.division import FEW
 from relax_passes.kernels.cuda.attention.kernels import (
     PLAN,
     argument,
@@ -33,7 +34,7 @@ from relax_passes.kernels.cuda.attention.kernels import (
 from relax_passes.kernels.cuda.intrinsics.base import Intrinsic, at
 
 from . import encode, prefill_text
-from .items import FEW, WARPS, Items
+from .items import WARPS, Items
 from .layout import FIELDS, Layout
 from .state_text import SETUP, STATE_WORDS
 

@@ -75,7 +75,7 @@ class PackedCudaAttention:
         gpu = gpu_of(target)
         self.arch, self.layout = gpu.arch, layout_of(spec, specs)
         windows = tuple(sorted({layer.window for layer in specs}))
-        self.items = Items(self.layout, specs[0], windows, gpu)
+        self.items = Items(specs[0], windows, gpu, self.layout)
         self._functions: dict[Any, Any] = {}
         self._token: relax.Expr | None = None
 
