@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import select
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -186,6 +187,7 @@ class Keeper:
 
     def __init__(self, engine: Engine, kept: int, end: socket.socket):
         self._engine, self._end = engine, end
+        self._noted, self._note = socket.socketpair()  # signals, a byte each
         self._sending = Lock()
         self._forms = Forms(engine)
         self._crank = Crank(engine, kept, self._post)
@@ -201,11 +203,25 @@ class Keeper:
         bound = set().union(*(own for own in each if len(own) == 1 < len(allowed)))
         return bound if len(allowed - bound) == 1 else allowed
 
+    def pass_on(self, signals: Sequence[int]) -> None:
+        """Tell the front of signals from now on.
+
+        A handler only notes its signal: it may run while this thread sends, and within itself.
+        """
+        self._note.setblocking(False)
+        signal.set_wakeup_fd(self._note.fileno(), warn_on_full_buffer=False)
+        for sig in signals:
+            signal.signal(sig, lambda *_: None)
+
     def run(self) -> None:
         """Do what the front asks for until either has ended."""
         frames = _Frames()
         while self._crank.alive:
-            if not select.select([self._end], [], [], _LOOK_S)[0]:
+            ready = select.select([self._end, self._noted], [], [], _LOOK_S)[0]
+            if self._noted in ready:
+                for sig in self._noted.recv(_READ):
+                    self.tell(sig)
+            if self._end not in ready:
                 continue
             try:
                 data = self._end.recv(_READ)

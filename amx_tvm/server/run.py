@@ -139,8 +139,7 @@ def serve(engine: Engine | EmbeddingEngine, settings: Settings, address: Address
 def _keep(engine: Engine, kept: int, end: socket.socket, front: int) -> int:
     """Run an engine for a front until that ends; return its exit code, which is not 0 for ours."""
     keeper = Keeper(engine, kept, end)
-    for sig in _SIGNALS:
-        signal.signal(sig, lambda number, _: keeper.tell(number))
+    keeper.pass_on(_SIGNALS)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(front, keeper.cores())
     keeper.run()

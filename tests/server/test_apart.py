@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -54,6 +55,23 @@ def test_a_front_that_is_killed_ends_its_engine(artifact):
     process, _ = start(artifact)
     os.kill(front_of(process), signal.SIGKILL)
     assert process.wait(5) == 1
+
+
+def test_signals_that_come_while_others_are_told(artifact):
+    """Nobody reads what the engine's process tells, until more waits than the way holds."""
+    process, _ = start(artifact)
+    front = front_of(process)
+    os.kill(front, signal.SIGSTOP)
+    try:
+        for _ in range(1500):
+            process.terminate()
+            time.sleep(0.002)
+        os.kill(front, signal.SIGCONT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(front, signal.SIGCONT)
 
 
 def test_both_processes_answer_as_one(artifact, engine):
