@@ -15,6 +15,7 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
     granite,
     idefics3,
     llama,
+    llava,
     ministral3,
     mistral,
     mixtral,

@@ -51,6 +51,14 @@ TEMPLATE = (
 # Family: the class of its configuration, and what differs from the fields above.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("SmolVLMConfig", {"scale_factor": 2, "image_token_id": IMAGE}),
+    "llava": (
+        "LlavaConfig",
+        {
+            "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16},
+            "image_token_index": IMAGE,
+            "image_seq_length": 16,
+        },
+    ),
 }
 
 
@@ -115,7 +123,19 @@ def _smolvlm(tokenizer: Any) -> Any:
     return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
 
 
-PROCESSORS = {"smolvlm": _smolvlm}
+def _llava(tokenizer: Any) -> Any:
+    square = {"height": EDGE, "width": EDGE}
+    images = transformers.LlavaImageProcessorPil(size={"shortest_edge": EDGE}, crop_size=square)
+    return transformers.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+PROCESSORS = {"smolvlm": _smolvlm, "llava": _llava}
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
