@@ -28,6 +28,7 @@ MARKS = {True: "yes", False: "no", None: "--"}
 EXTRAS = {
     "hub": ("huggingface_hub", "compiling a model by its hub id"),
     "serve": ("starlette", "amx-tvm serve"),
+    "images": ("PIL", "images in prompts"),
     "torch": ("torch", "compiling torch modules, calibration"),
     "tune": ("xgboost", "amx-tvm tune"),
     "onnx": ("onnx", "compiling ONNX files"),
