@@ -74,42 +74,9 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int, gpu: Gpu) -> G
         warps, inflight, buffers = (16, 1, 2) if few else (8 if many else 16, 1, 1)
     if rows in (1, 8) and few and columns % (14 * 256) == 0:
         warps = 14  # K = 14336 and its like: no warp idles in the last round
-    wanted = warps
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
-    knobs = GemvKnobs(warps, inflight, tiles, buffers)
-    return _evened(knobs, wanted, shape, spec.k) if rows == 1 else knobs
-
-
-def _evened(knobs: GemvKnobs, warps: int, shape: FragmentShape, k: int) -> GemvKnobs:
-    """Return knobs of one row that leave next to none of its loads without columns.
-
-    Chunks of K that do not divide among the warps are read twice: of 45 chunks (K = 2880) warps
-    that take 64 a round read 19. Then all of K is requested in as few rounds as eight loads a lane
-    allow, by about as many warps as were wanted.
-    """
-    chunk = shape.unit
-    if shape.group:
-        columns = shape.units(k) * shape.unit
-        chunk = next(n for n in (8, 4, 2, 1) if columns % max(n * shape.group, shape.unit) == 0)
-        chunk = max(chunk * shape.group, shape.unit)
-    loads = chunk // shape.unit
-    chunks = shape.units(k) // loads
-
-    def rounds(warps: int, batch: int) -> int:
-        return -(-chunks // (warps * batch))
-
-    def waste(warps: int, batch: int) -> float:
-        return rounds(warps, batch) * warps * batch / chunks
-
-    if waste(knobs.warps, max(1, knobs.inflight // loads)) <= 1.1:
-        return knobs
-    batches = range(1, max(1, 8 // (loads * knobs.tiles)) + 1)
-    even = [(w, b) for w in range(2, 17) for b in batches if waste(w, b) <= 1.1]
-    if not even:
-        return knobs
-    best = min(even, key=lambda one: (rounds(*one), waste(*one) > 1, abs(one[0] - warps)))
-    return replace(knobs, warps=best[0], inflight=best[1] * loads, buffers=1)
+    return GemvKnobs(warps, inflight, tiles, buffers)
 
 
 def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
