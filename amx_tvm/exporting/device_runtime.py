@@ -34,7 +34,10 @@ _FILES = (
 )
 _MODULES = (*_FILES, "artifact", "images", "runtime", "templating")
 # tvm_ffi's headers, sources and tools: nothing that `import tvm_ffi` reads.
-_UNUSED = ("include/", "src/", "3rdparty/", "share/", "cython/", "lib/", "stub/", "testing/")
+_UNUSED = (
+    *("include/", "src/", "3rdparty/", "share/", "cython/", "lib/", "stub/", "testing/"),
+    *("utils/embed_cubin.py", "utils/_build_optional_torch_c_dlpack.py"),  # these want the headers
+)
 _LIBRARIES = ("libtvm_runtime.so",)
 _CUDA_LIBRARIES = ("libtvm_runtime_cuda.so",)
 # The extension module calls one function of it, which does nothing (tvm_ffi 0.1.14).
