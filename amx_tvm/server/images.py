@@ -19,6 +19,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener
 from amx_tvm.errors import AmxError, GenerationError
 from amx_tvm.images import ImageSettings, PromptImage
 from amx_tvm.images.reading import MOST_BYTES
+from amx_tvm.server.errors import ApiError
 
 _WAIT_S = 10.0  # for an address
 MOST_IMAGES = 32  # of a request
@@ -99,7 +100,11 @@ class ImageAccess:
         return bytes(content)
 
     def take(
-        self, messages: Sequence[dict[str, Any]], settings: ImageSettings | None, token: str
+        self,
+        messages: Sequence[dict[str, Any]],
+        settings: ImageSettings | None,
+        token: str,
+        param: str,
     ) -> tuple[PromptImage, ...]:
         """Return the images of messages, ready for the tower.
 
@@ -111,23 +116,34 @@ class ImageAccess:
             Of the model.
         token : str
             The text of its token for images.
+        param : str
+            The field that holds the messages.
+
+        Raises
+        ------
+        ApiError
+            400, with the image's place, for one that cannot be had.
         """
-        urls = [
-            part["image_url"]["url"]
-            for message in messages
+        urls = {
+            f"{param}[{row}].content[{column}].image_url": part["image_url"]["url"]
+            for row, message in enumerate(messages)
             if isinstance(message.get("content"), list)
-            for part in message["content"]
+            for column, part in enumerate(message["content"])
             if part.get("type") == "image_url"
-        ]
-        if not urls:
-            return ()
-        if settings is None:
-            raise GenerationError("this model takes no images; leave them out")
+        }
         if len(urls) > MOST_IMAGES:
             raise GenerationError(
                 f"the messages have {len(urls)} images, expected at most {MOST_IMAGES}"
             )
-        return tuple(settings.prepare(self.read(url), token) for url in urls)
+        made = []
+        for place, url in urls.items():
+            if settings is None:
+                raise ApiError(400, "this model takes no images; leave them out", place)
+            try:
+                made.append(settings.prepare(self.read(url), token))
+            except GenerationError as error:
+                raise ApiError(400, str(error), place) from None
+        return tuple(made)
 
 
 def _of_data(url: str) -> bytes:

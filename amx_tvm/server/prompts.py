@@ -96,7 +96,7 @@ class Prompts:
             engine = self.engine
             seen = engine.images
             token = "" if seen is None else str(engine.tokenizer.id_to_token(seen.token))
-            images = self._images.take(plain, seen, token)
+            images = self._images.take(plain, seen, token, param)
             text = templates.find(tools).render(
                 plain, add_generation_prompt, tools, **(variables or {})
             )

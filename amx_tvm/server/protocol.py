@@ -11,7 +11,7 @@ from __future__ import annotations
 import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from amx_tvm.server.errors import ApiError
@@ -139,6 +139,17 @@ class ImagePart(Strict):
     image_url: ImageUrl
 
 
+def _kind(part: Any) -> str:
+    """Name the class of a part, so that an error is about its own fields."""
+    given = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return "ImagePart" if given == "image_url" else "Text"
+
+
+Part = Annotated[
+    Annotated[Text, Tag("Text")] | Annotated[ImagePart, Tag("ImagePart")], Discriminator(_kind)
+]
+
+
 class Function(Strict):
     """The call that a model made, in a message."""
 
@@ -161,7 +172,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Text | ImagePart], Entries] | None = None
+    content: str | Annotated[list[Part], Entries] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Entries] | None = None
     tool_call_id: str | None = None

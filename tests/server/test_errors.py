@@ -139,10 +139,16 @@ def test_routes_methods_models(served):
 
 
 def test_parts_that_are_no_text_are_named(served):
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]
-    error = error_of(served.post(CHAT, messages=[{"role": "user", "content": parts}]))
+    def error_with(part):
+        content = [{"type": "text", "text": "a"}, part]
+        return error_of(served.post(CHAT, messages=[{"role": "user", "content": content}]))
+
+    error = error_with({"type": "input_audio", "input_audio": {"data": ""}})
     assert error["param"] == "messages[0].content[1].type"
-    assert "'image_url'" in error["message"] and "'text'" in error["message"]
+    assert "'input_audio'" in error["message"] and "'text'" in error["message"]
+    error = error_with({"type": "image_url", "image_url": {"url": "data:"}})
+    assert error["param"] == "messages[0].content[1].image_url"
+    assert "takes no images" in error["message"]
 
 
 def test_keys(artifact):

@@ -91,20 +91,6 @@ def clamped(y, alpha: float = 1.702):
     return (np.clip(up, -7, 7) + 1) * (gate := np.minimum(gate, 7)) / (1 + np.exp(-alpha * gate))
 
 
-def test_one_row_with_chunks_that_warps_share_evenly(tmp_path):
-    """No mixture: five chunks of K, one a warp."""
-    spec = LinearSpec("mxfp4", 48, K, FLOAT16, m=1, bias=True, out_dtype="float16")
-    rng = np.random.default_rng(7)
-    arrays, dense, bias = stack(spec, rng)
-    x, y = rng.standard_normal((1, K)).astype(np.float16), np.full((1, 48), np.nan, np.float16)
-    (bucket,) = function.buckets_of(spec, gpu("sm_90a"))
-    assert bucket.knobs.warps == 5
-    func = function.build(spec, gpu("sm_90a"), dependent=True)
-    kernel_on_cpu(func, tmp_path)({**arrays, "x": x, "y": y})
-    expected = x.astype(np.float64) @ dense[0].T + bias
-    assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)
-
-
 @pytest.mark.parametrize("over_all", [True, False])
 @pytest.mark.parametrize("name", ["mxfp4", "amxfp4", "none"])
 def test_a_row_whose_experts_the_products_choose(name, over_all, tmp_path):
