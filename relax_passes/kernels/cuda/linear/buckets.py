@@ -5,8 +5,8 @@
     9..16    gemv where row tiles are few or there is no wgmma, else tile
     17..128  tile: W scaled in registers; blocks of 32, 64, 128 rows of x, K split over clusters
     129..512 tile with blocks of 256 rows of x (128 without wgmma); by the number of row tiles K is
-             split (over more blocks up to 256), blocks are smaller, or they walk over tiles and
-             halve the last ones
+             split, blocks are smaller, or they walk over tiles and halve the last ones; up to 256
+             rows blocks are made for as many multiprocessors as there are (`_whole_knobs`)
     513..    tile with blocks of 256 rows of x
 
 A linear whose activations are E4M3 multiplies that from 65 rows on (`e4m3_knobs`).
@@ -89,11 +89,8 @@ def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     row_groups = -(-spec.n // 64)
     if rows > SPLIT_ROWS:
         return TileKnobs(256, 2, 4, 1, 2, 1, True)
-    if rows == WHOLE_ROWS:  # one block of x
-        blocks = -(-row_groups // 2)
-        if blocks * 2 <= gpu.multiprocessors and depth >= 16:
-            return TileKnobs(256, 2, 4, 2, 1, 1, True)
-        return tile_knobs(spec, gpu, SPLIT_ROWS)
+    if rows == WHOLE_ROWS:
+        return _whole_knobs(spec, gpu, row_groups, depth)
     if rows == SPLIT_ROWS:
         blocks = -(-row_groups // 2) * 2  # of 128 rows of W and 256 of x
         if blocks * 2 <= gpu.multiprocessors and depth >= 16:
@@ -120,6 +117,21 @@ def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
         row_blocks = 2 if rows == 16 and cluster == 4 else 1
     stages = 8 if rows == 16 else 4 if rows == 128 and row_blocks != 2 else 6
     return TileKnobs(rows, row_blocks, stages, cluster, 1, 2 if rows == 64 else 1, True)
+
+
+def _whole_knobs(spec: LinearSpec, gpu: Gpu, row_groups: int, depth: int) -> TileKnobs:
+    """Knobs for one block of 256 rows of x: nearly as many blocks as there are multiprocessors.
+
+    Measured on an H200 (benchmarks/results/2026-11-30-h200.md): with few rows of W blocks of 64 of
+    them and K in two halves, then 192 by 128 rows of x, then whole blocks that nobody shares.
+    """
+    if depth >= 16 and row_groups * 2 <= gpu.multiprocessors:
+        return TileKnobs(256, 1, 4, 2, 1, 1, True)
+    if depth >= 16 and -(-row_groups // 3) * 4 <= gpu.multiprocessors:
+        return TileKnobs(128, 3, 4, 2, 1, 1, True)
+    if -(-row_groups // 2) <= 2 * gpu.multiprocessors:
+        return TileKnobs(256, 2, 4, 1, 1, 1, True)
+    return tile_knobs(spec, gpu, SPLIT_ROWS)
 
 
 def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
