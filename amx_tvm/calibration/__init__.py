@@ -7,7 +7,7 @@ Needs torch; compiled models and their evaluation do not.
 """
 
 import amx_tvm.own_packages  # noqa: F401 - it looks for files in the way
-from amx_tvm.calibration.api import Calibration, calibrate
+from amx_tvm.calibration.api import Calibration, TrainingDiverged, calibrate
 from amx_tvm.calibration.modules import calibrate_module
 from amx_tvm.calibration.recipes import (
     RECIPES,
@@ -30,6 +30,7 @@ __all__ = [
     "RotateValues",
     "Smooth",
     "Train",
+    "TrainingDiverged",
     "calibrate",
     "calibrate_module",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,30 @@ class Calibration:
         return self.recipe.describe()
 
 
+class TrainingDiverged(CalibrationError):
+    """A training that was lost on its way.
+
+    Attributes
+    ----------
+    calibration : Calibration
+        The best state that it came through, at worst its start, for ``compile(overrides=)``.
+    gained : bool
+        Whether that state is better than the start.
+    """
+
+    def __init__(self, calibration: Calibration, trainer: Training) -> None:
+        self.calibration, self.gained = calibration, trainer.best < trainer.start
+        kept = (
+            f"its best state, of {trainer.best:.4f}, is kept"
+            if self.gained
+            else "no state was better than the start"
+        )
+        super().__init__(
+            f"training diverged {trainer.diverged}, from {trainer.start:.4f} at its start; {kept}. "
+            "Take lower rates (Train's rate and scale_rate), or recipe best, which trains nothing"
+        )
+
+
 def calibrate(
     source: ModelSource,
     config: QuantizationConfig | str,
@@ -101,7 +126,8 @@ def calibrate(
     Raises
     ------
     CalibrationError
-        For a model, recipe or text that does not fit; the message says what does.
+        For a model, recipe or text that does not fit; the message says what does. A training that
+        diverges raises `TrainingDiverged`, which holds the best state.
     """
     config = QuantizationConfig.parse(config)
     chosen = recipes.get(recipe)
@@ -138,7 +164,8 @@ def calibrate(
         config = with_formats(config, allocate(units, config.format, step), step.better)
     errors: dict[str, float] = {}
     step = chosen.find(Train)
-    with scratch("amx-targets-") as folder:
+    made = Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
+    with _enough_memory(source, chosen, device), scratch("amx-targets-") as folder:
         targets = Store(Path(folder) / "targets")
         for result in Stream(source, config, windows, chosen, device).run(progress):
             store.put(result.name, result.value)
@@ -151,7 +178,21 @@ def calibrate(
             trainer = Training(source, config, *start, training, step, device)
             for name, value in trainer.run(progress):
                 store.put(name, value)
-    return Calibration(config, chosen, store.quantized, store.floats, errors, units, keep)
+            if trainer.diverged:
+                raise TrainingDiverged(made, trainer)
+    return made
+
+
+@contextmanager
+def _enough_memory(source: ModelSource, recipe: Recipe, device: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise CalibrationError(
+            f"{device} has too little memory for recipe {recipe.name!r} on {source.name} "
+            f"({str(error).splitlines()[0]}). End what else uses it, train with recompute=True and "
+            "smaller at_once (Train), or take recipe best, which needs one layer at a time"
+        ) from None
 
 
 def _check_device(device: str) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ Progress = Callable[[str, int, int, str], None]
 VALIDATION = 8  # windows that are not trained on; they choose the state that is kept
 CHECKS = 6  # times in a training that they are looked at
 WARMUP = 0.05  # share of the steps over which the rates grow
+DIVERGED = 2.0  # times the start's divergence, from which on a training is lost
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,15 @@ class Training:
     ids : int64 [windows, tokens]; `VALIDATION` of them are not trained on
     step : the recipe's settings
     device : a torch device
+
+    Attributes
+    ----------
+    start, best : divergence of the start and of the best state, in nats a token; set by `run`
+    diverged : at which step a training was lost and how far off it was; "" where it was not
     """
+
+    start: float
+    best: float
 
     def __init__(
         self,
@@ -130,6 +140,7 @@ class Training:
             )
         view, self.decoder = open_decoder(source)
         self.config, self.step, self.device = config, step, torch.device(device)
+        self.diverged = ""
         mixed = ids[np.random.default_rng(0).permutation(len(ids))]
         self.ids, self.held = mixed[VALIDATION:], mixed[:VALIDATION]
         found: dict[str, dict[str, tuple[np.ndarray, Quantized]]] = {}
@@ -216,9 +227,15 @@ class Training:
     def run(self, progress: Progress | None = None) -> Iterator[tuple[str, Quantized]]:
         """Train, and yield each linear's name and stored form.
 
-        A training that diverges, or that ends worse than it began, gives the best state that
-        `validate` has seen: at worst the start.
+        What is yielded is the best state that `validate` has seen, at worst the start. A training
+        that diverges ends there and then, and `diverged` says where.
         """
+        with _products_of_ten_bits(self.device):
+            self._train(progress)
+        for table in self.tables:
+            yield from table.quantized()
+
+    def _train(self, progress: Progress | None) -> None:
         step = self.step
         rates = (step.rate, step.scale_rate)
         groups: list[dict[str, Any]] = [
@@ -228,14 +245,14 @@ class Training:
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=self.device.type == "cuda")
         total = max(1, len(self.ids) * step.epochs // step.batch)
         order = np.random.default_rng(0)
-        best, kept = self.validate(), self._state()
+        self.start = self.best = self.validate()
+        kept = self._state()
         check = max(1, total // CHECKS)
         queue: list[int] = []
-        ending = "divergence"
         backward = self._backward()
         for number in range(total):
             if progress is not None:
-                progress("train", number, total, f"divergence {best:.4f}")
+                progress("train", number, total, f"divergence {self.best:.4f}")
             for group, rate in zip(adam.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(number / total)
             while len(queue) < step.batch:
@@ -247,16 +264,14 @@ class Training:
             adam.step()
             if (number + 1) % check == 0 or number + 1 == total:
                 found = self.validate()
-                if not math.isfinite(found):
-                    ending = f"diverged at step {number + 1}; kept divergence"
+                if not found <= DIVERGED * self.start:  # not a number is neither
+                    self.diverged = f"at step {number + 1} of {total}, to {found:.4g} nats a token"
                     break
-                if found < best:
-                    best, kept = found, self._state()
+                if found < self.best:
+                    self.best, kept = found, self._state()
         self._restore(kept)
         if progress is not None:
-            progress("train", total, total, f"{ending} {best:.4f}")
-        for table in self.tables:
-            yield from table.quantized()
+            progress("train", total, total, f"divergence {self.best:.4f}")
 
     def _backward(self) -> Callable[[Tensor], None]:
         """What adds the gradients of some windows; on a GPU one CUDA graph of all its kernels.
@@ -273,7 +288,6 @@ class Training:
 
         if self.device.type != "cuda":
             return plain
-        torch.set_float32_matmul_precision("high")  # products of 10 bits: errors average out
         held = self.ids[: self.step.at_once].to(self.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -301,6 +315,18 @@ class Training:
     def _restore(self, state: list[Tensor]) -> None:
         for parameter, value in zip(self._parameters(), state, strict=True):
             parameter.copy_(value)
+
+
+@contextmanager
+def _products_of_ten_bits(device: torch.device) -> Iterator[None]:
+    """On GPUs let products round their float32 inputs to 10 bits (TF32): errors average out."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def schedule(share: float) -> float:

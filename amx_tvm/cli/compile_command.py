@@ -21,6 +21,7 @@ _STAGES = {
     "weights": "Quantize and pack",
     "build": "Machine code",
     "calibrate": "Calibrate",
+    "train": "Train",
     "sensitivity": "Sensitivity",
     "tune": "Tune",
 }

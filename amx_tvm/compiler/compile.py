@@ -237,16 +237,23 @@ def calibrated(
     Raises
     ------
     CalibrationError
-        When the recipe, model or text does not fit.
+        When the recipe, model or text does not fit, or a training diverges and has gained nothing;
+        what one had gained before it diverged is used, with a warning.
     """
     if not isinstance(text, str | os.PathLike):
         raise CalibrationError(
             f"calibration is a {type(text).__name__}; for a language model it is a file of text"
         )
-    from amx_tvm.calibration import calibrate
+    from amx_tvm.calibration import TrainingDiverged, calibrate
 
     documents = read_documents(text)
-    return calibrate(source, config, documents, recipe, directory=folder, progress=progress)
+    try:
+        return calibrate(source, config, documents, recipe, directory=folder, progress=progress)
+    except TrainingDiverged as error:
+        if not error.gained:
+            raise
+        log.warning("%s", error)
+        return error.calibration
 
 
 def calibrated_embedding(

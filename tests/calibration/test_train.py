@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
 
 from amx_tvm import formats
-from amx_tvm.calibration import Calibration, Gptq, Recipe, RotateValues, Smooth, Train, calibrate
+from amx_tvm.calibration import (
+    Calibration,
+    Gptq,
+    Plain,
+    Recipe,
+    RotateValues,
+    Smooth,
+    Train,
+    TrainingDiverged,
+    calibrate,
+    train,
+)
 from amx_tvm.calibration.api import _windows
 from amx_tvm.calibration.fake import fake_round, rounded
+from amx_tvm.calibration.train import Training
 from amx_tvm.calibration.trained import table_of
+from amx_tvm.compiler import compile as compile_model
+from amx_tvm.compiler.compile import calibrated
 from amx_tvm.config import QuantizationConfig
-from amx_tvm.errors import CalibrationError
+from amx_tvm.errors import CalibrationError, ModelError
 from amx_tvm.formats.four_over_six import four_over_six
 from benchmarks.torch_reference import Reference
 
@@ -102,13 +119,94 @@ def test_training_comes_closer_to_the_float_model(quantization):
     assert divergence(source, after) < 0.9 * divergence(source, before)
 
 
-def test_training_that_diverges_keeps_its_start():
-    source, step = TinySource(), Train(batch=8, rate=1e6, scale_rate=1e3)
+def wild() -> tuple[TinySource, Recipe]:
+    step = Train(batch=8, rate=1e6, scale_rate=1e3)
+    return TinySource(), Recipe("wild", (*START, step), windows=24)
+
+
+def test_training_that_diverges_is_an_error_that_holds_its_start():
+    source, recipe = wild()
     before = calibrate(source, "amxfp4", text(24, 0), Recipe("start", START, windows=24))
-    wild = Recipe("wild", (*START, step), windows=24)
-    after = calibrate(source, "amxfp4", text(24, 0), wild)
+    with pytest.raises(TrainingDiverged, match="diverged at step 1 of 2") as caught:
+        calibrate(source, "amxfp4", text(24, 0), recipe)
+    after = caught.value.calibration
+    assert not caught.value.gained and "no state was better" in str(caught.value)
     for name in before.quantized:
         np.testing.assert_array_equal(after.quantized[name].codes, before.quantized[name].codes)
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, 9.0])
+def test_training_that_diverges_late_is_kept_as_it_was_at_its_best(tmp_path, monkeypatch, lost):
+    """`compile` goes on with what training had gained, and says so; without a gain it stops."""
+    seen = iter([4.0, 3.0, lost, 4.0, lost])
+    monkeypatch.setattr(Training, "validate", lambda _self: next(seen))
+    monkeypatch.setattr(train, "CHECKS", 2)
+    source, (_, recipe) = TinySource(), wild()
+    recipe = replace(recipe, window=16).with_step(rate=1e-3, scale_rate=1e-3)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(chr(48 + n % 60) for n in range(600)))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(TrainingDiverged, match=r"of 3.0000, is kept") as caught:
+        calibrate(source, "amxfp4", path.read_text(), recipe)
+    assert caught.value.gained
+    with pytest.raises(TrainingDiverged, match="no state was better than the start"):
+        calibrated(source, "amxfp4", path, recipe, lambda *_: None, folder)
+
+
+def test_compile_goes_on_with_what_a_lost_training_had_gained(tmp_path, monkeypatch, caplog):
+    seen = iter([4.0, 3.0, math.nan])
+    monkeypatch.setattr(Training, "validate", lambda _self: next(seen))
+    source, (_, recipe) = TinySource(), wild()
+    recipe = replace(recipe, window=16)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(chr(48 + n % 60) for n in range(600)))
+    made = calibrated(source, "amxfp4", path, recipe, lambda *_: None, tmp_path / "new")
+    assert made.quantized and "3.0000, is kept" in caplog.text
+
+
+def test_products_are_exact_again_after_training():
+    before = torch.get_float32_matmul_precision()
+    calibrate(TinySource(), "amxfp4", text(24, 0), Recipe("train", (Plain(), Train())))
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_too_little_memory_of_a_gpu_is_said(monkeypatch):
+    def full(_self: Training, _progress: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Training, "_train", full)
+    with pytest.raises(CalibrationError, match="too little memory .*9 GiB.*recompute=True"):
+        calibrate(TinySource(), "amxfp4", text(24, 0), Recipe("train", (Plain(), Train())))
+
+
+@pytest.mark.parametrize("words", [0, 100, 15 * 16])
+def test_a_text_too_short_to_train_on_leaves_nothing(tmp_path, words):
+    """No window, fewer than the recipe calibrates on, fewer than training needs."""
+    recipe = Recipe("train", (Plain(), Train()), windows=10, window=16)
+    path, output = tmp_path / "text.txt", tmp_path / "artifact"
+    path.write_text(" ".join(chr(48 + n % 60) for n in range(words)))
+    with pytest.raises(CalibrationError, match=r"Give more text"):
+        compile_model(TinySource(), calibration=path, recipe=recipe, output=output)
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_float_model_that_cannot_be_loaded_leaves_nothing(tmp_path):
+    """Missing, cut off after its header, and gone when its weights are read."""
+    path, output = tmp_path / "text.txt", tmp_path / "artifact"
+    path.write_text(" ".join(chr(48 + n % 60) for n in range(600)))
+    recipe = Recipe("train", (Plain(), Train()), windows=10, window=16)
+    broken = tmp_path / "model.gguf"
+    broken.write_bytes(b"GGUF" + bytes(20))
+
+    class Damaged(TinySource):
+        def load(self, name: str) -> np.ndarray:
+            raise ModelError(f"{name} cannot be read: the file ends too early")
+
+    for model in (tmp_path / "nothing", broken, Damaged()):
+        with pytest.raises(ModelError):
+            compile_model(model, calibration=path, recipe=recipe, output=output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf", "text.txt"]
 
 
 def test_what_cannot_be_trained_is_said():
