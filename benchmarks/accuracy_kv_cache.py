@@ -25,6 +25,7 @@ from pathlib import Path
 import accuracy_texts
 import numpy as np
 import torch
+from accuracy import windows_of
 from torch import Tensor
 from torch.nn import functional
 from torch_reference import Reference
@@ -35,6 +36,7 @@ from amx_tvm.calibration.api import tokenizer_of
 from amx_tvm.calibration.block import Rope, rms_norm, run, stages
 from amx_tvm.calibration.fake import quotient, round_scale
 from amx_tvm.calibration.transforms import hadamard
+from amx_tvm.evaluation import Window
 from amx_tvm.formats import scales
 from amx_tvm.formats.four_over_six import SUFFIX, four_over_six
 from amx_tvm.frontends import open_model
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--texts", nargs="+", default=["opticks", "manual"])
     parser.add_argument("--packages", type=Path, help="of more texts, see accuracy_texts.py")
+    parser.add_argument("--written", type=Path, help="where accuracy_texts.py wrote all texts")
     parser.add_argument(
         "--recipes", nargs="+", type=recipe_of, default=RECIPES, help="FORMAT:NEWEST, H and 4 first"
     )
@@ -155,29 +158,30 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     source = open_model(arguments.model)
     tokenizer, network = tokenizer_of(source), Reference(source, device=arguments.device)
-    read, count = accuracy_texts.judged(arguments.packages), arguments.tokens
+    written, count = arguments.written, arguments.tokens
+    read = accuracy_texts.written(written) if written else accuracy_texts.judged(arguments.packages)
     windows = {
-        text: np.array(tokenizer.encode(read[text]()).ids[: arguments.windows * count])
+        text: windows_of(tokenizer, read[text](), arguments.windows, count)
         for text in arguments.texts
     }
     measure(network, windows, count, arguments.recipes)
 
 
 def measure(
-    network: Reference, texts: dict[str, np.ndarray], count: int, recipes: Sequence[Recipe]
+    network: Reference, texts: dict[str, list[Window]], count: int, recipes: Sequence[Recipe]
 ) -> None:
-    """Print what recipes cost on windows of `count` tokens of texts, token ids by name."""
+    """Print what recipes cost on windows of `count` tokens of texts, by name."""
     parts = [p for p in PARTS if p < count] + [count]
     spans = [(0, count), *zip(parts, parts[1:], strict=False)]
     print("columns: all, then " + ", ".join(f"{a}-{b}" for a, b in spans[1:]))
     found: dict[str, list[np.ndarray]] = {str(recipe): [] for recipe in recipes}
-    for text, ids in texts.items():
-        for window in range(len(ids) // count):
-            tokens = ids[window * count : (window + 1) * count].tolist()
+    for text, cut in texts.items():
+        for number, window in enumerate(cut):
+            tokens = window.ids.tolist()
             target = torch.tensor(tokens[1:], device=network.device)[:, None]
             base = Recipe(turned=False).logs(network, tokens)
             loss = -base[:-1].gather(1, target)[:, 0]
-            print(f"{text} {window}: perplexity {loss.mean().exp():.4f}", flush=True)
+            print(f"{text} {number}: perplexity {loss.mean().exp():.4f}", flush=True)
             for recipe in recipes:
                 begun = time.perf_counter()
                 logs = recipe.logs(network, tokens)

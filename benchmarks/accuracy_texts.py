@@ -212,6 +212,11 @@ def judged(packages: Path | None) -> dict[str, Callable[[], str]]:
     return texts
 
 
+def written(directory: Path) -> dict[str, Callable[[], str]]:
+    """The texts that figures are of, by name, as `write` left them in a directory."""
+    return {file.stem: file.read_text for file in sorted(directory.glob("*.txt"))}
+
+
 def write(directory: Path, packages: Path | None) -> None:
     """Write all texts into a directory."""
     files = {f"{name}.txt": text() for name, text in judged(packages).items()}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from amx_tvm import formats
 from amx_tvm.calibration.api import Calibration
@@ -69,15 +70,25 @@ class Reference:
         self.fakes = [fake_quantizer(self.config, n) for n in range(self.decoder.num_layers)]
         self.attend = attention_of(attention_format(self.config))
 
-    @torch.inference_mode()
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
         """Logits float32 [n, vocab] of token ids [n]; row i follows tokens 0..i."""
+        return self.logits(ids).cpu().numpy()
+
+    def loss(self, ids: Sequence[int], first: int) -> float:
+        """Mean loss in nats of tokens `first` and later, each predicted from those before it."""
+        logits = self.logits(ids)[first - 1 : -1]
+        wanted = torch.tensor(list(ids[first:]), device=self.device)
+        return float(functional.cross_entropy(logits, wanted))
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits float32 [n, vocab] on the device."""
         x = self.embedding[torch.tensor([list(ids)])] * self.decoder.embedding_scale
         for layer, (weights, fake) in enumerate(zip(self.layers, self.fakes, strict=True)):
             rope = Rope(self.decoder, layer, len(ids), self.device)
             x = run(stages(x, weights, self.decoder, rope, fake, self.attend))
         hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
-        return (hidden @ self.head.T).cpu().numpy()
+        return hidden @ self.head.T
 
     def _layer(
         self, source: ModelSource, layer: int, calibration: Calibration | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from amx_tvm.errors import CalibrationError
 from amx_tvm.formats import Quantized
 from amx_tvm.frontends import ModelSource
 from amx_tvm.scratch import scratch
+
+AT_ONCE = 256  # documents that are tokenized together, in as many threads as there are
 
 
 @dataclass(frozen=True)
@@ -250,8 +253,10 @@ def _windows(
         return ids[:: -(-len(ids) // recipe.windows)], ids
     tokenizer = tokenizer_of(source)
     tokens: list[int] = []
-    for document in text:
-        tokens += tokenizer.encode(document, add_special_tokens=False).ids
+    documents = iter(text)
+    while part := list(itertools.islice(documents, AT_ONCE)):
+        for encoded in tokenizer.encode_batch(part, add_special_tokens=False):
+            tokens += encoded.ids
     windows = cut_windows(tokens, recipe.windows, recipe.window, vocab_size)
     step = recipe.find(Train)
     trained = windows if step is None else all_windows(tokens, recipe.window, step.windows)
