@@ -137,6 +137,11 @@ class Server(Service):
         if self._core is not None:
             self._core.draining = True
 
+    def end(self) -> None:
+        """End what is under way with an error."""
+        if self._core is not None:
+            self._core.end()
+
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer."""

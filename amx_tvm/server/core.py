@@ -187,6 +187,11 @@ class Core:
         """End all requests."""
         self.cancel([*self._deliver, *self._scores])
 
+    def end(self) -> None:
+        """End all requests, and tell them why."""
+        self._crank.cancel([*self._deliver, *self._scores])
+        self._tell(ApiError(503, "this server is ending; ask another one"))
+
     def _forget(self, number: int) -> None:
         self._deliver.pop(number, None)
         self._waiting.pop(number, None)
@@ -217,7 +222,11 @@ class Core:
     def _lost(self, error: Exception) -> None:
         """Tell everybody that nothing comes any more."""
         self.error = error
-        failed = ApiError(503, "this server has failed")
+        self._tell(ApiError(503, "this server has failed"))
+        self._died(error)
+
+    def _tell(self, failed: ApiError) -> None:
+        """End everybody who waits with an error."""
         for index, deliver in list(self._deliver.values()):
             deliver(index, Piece(finish_reason="error", error=failed))
         self._deliver.clear()
@@ -225,4 +234,3 @@ class Core:
         for future in list(self._scores.values()):
             if not future.done():
                 future.set_exception(failed)
-        self._died(error)

@@ -72,6 +72,10 @@ class EmbeddingServer(Service):
         """Refuse what is new from now on."""
         self._draining = True
 
+    def end(self) -> None:
+        """Let what is under way end: it takes a moment."""
+        self.drain()
+
     async def _embeddings(self, request: Request) -> Response:
         self._check_room()
         body = parse(EmbeddingRequest, await self.body_of(request))

@@ -30,6 +30,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 class ToWhomever:
     """An application that may send to a client that has left: the next ``receive`` tells of it.
 
+    Where the server ends before it has, it just returns.
+
     Parameters
     ----------
     app : ASGI application
@@ -52,7 +54,11 @@ class ToWhomever:
                     raise
 
         scope[SEND] = try_to_send
-        await self._app(scope, receive, try_to_send)
+        try:
+            await self._app(scope, receive, try_to_send)
+        except asyncio.CancelledError:  # uvicorn's, at the end of its patience
+            if scope["type"] == "lifespan":
+                raise
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:

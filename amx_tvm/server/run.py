@@ -43,16 +43,25 @@ class _Draining(uvicorn.Server):
         """Begin to end at the first signal; end at the second, at once for SIGINT."""
         super().handle_exit(sig, frame)
         if self._ends is not None:
+            self._ends = time.monotonic()
             self.force_exit |= sig == signal.SIGINT
             return
         self._ends = time.monotonic() + self._drain_s
         self.should_exit = False
         self._server.drain()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the application too where uvicorn would leave it to be cancelled."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop listening; uvicorn asks ten times a second."""
         if self._ends is not None:
             left = self._ends - time.monotonic()
+            if left <= 0:
+                self._server.end()
             if self._server.idle or left <= 0:
                 self.config.timeout_graceful_shutdown = max(1, round(left))
                 self.should_exit = True

@@ -108,6 +108,10 @@ class Service(ABC):
     def drain(self) -> None:
         """Refuse what is new from now on; what is under way goes on."""
 
+    @abstractmethod
+    def end(self) -> None:
+        """End what is under way with an error."""
+
     async def body_of(self, request: Request) -> bytes:
         """Return a request's body."""
         return await read_body(request, self.settings.limits.body_bytes)

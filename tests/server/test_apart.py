@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -49,6 +51,31 @@ def test_an_engine_that_is_killed_ends_its_front(artifact):
             break
     else:
         raise AssertionError("the front is still there")
+
+
+@pytest.mark.parametrize("how", ["killed", "drained", "twice"])
+def test_answers_that_are_cut_off_are_told(artifact, how):
+    """And the log has no traceback: of a stream, of one that nobody reads, of the application."""
+    process, url = start(artifact, "--drain", "0" if how == "drained" else "60")
+    body = {**LONG, "stream": True, "n": 64}
+    asked = json.dumps(body).encode()
+    with httpx.stream("POST", url + COMPLETION, json=body, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as unread:
+            head = f"POST {COMPLETION} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(asked)}\r\n\r\n"
+            unread.sendall(head.encode() + asked)
+            assert unread.recv(64)
+            process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGTERM)
+            if how == "twice":
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+            told = [line for line in lines if line]
+            log = process.stderr.read()  # until both processes have ended
+    assert process.wait(5) == (-signal.SIGKILL if how == "killed" else 0)
+    expected = "has failed" if how == "killed" else "is ending"
+    assert json.loads(told[-1].removeprefix("data: "))["error"]["message"].find(expected) > 0
+    assert "Traceback" not in log, log
 
 
 def test_a_front_that_is_killed_ends_its_engine(artifact):

@@ -21,11 +21,12 @@ class Steps:
         handle = SimpleNamespace(result=SimpleNamespace(token_ids=token_ids))
         self.decoding = [(handle, 1)] * 8
         self.seconds, self.filling = QUIET, False
+        self.fixed = 0  # rows whose time a chunk takes beside its own
 
     def step(self):
         rows = self.turns.limit(self.decoding) if self.filling else 0
         self.turns.last = (0 if rows else 8, rows)
-        self.now += self.seconds * rows if rows else self.seconds
+        self.now += self.seconds * (rows + self.fixed) if rows else self.seconds
         return True
 
 
@@ -53,5 +54,22 @@ def test_a_chunk_keeps_the_pace(steps, held_up):
         sizes.append(steps.turns.last[1])
         steps.filling, steps.seconds = False, QUIET
         paced.step()
-    assert 8 <= sizes[-1] <= 24 and max(sizes) <= 24
-    assert min(sizes[-2:]) * QUIET / 16 + QUIET < 3 * QUIET
+    assert 24 <= sizes[-1] <= 32 and max(sizes) <= 48
+    assert sizes[-1] * QUIET / 16 + QUIET < 3.3 * QUIET
+
+
+def test_chunks_follow_what_a_row_takes(steps):
+    """Rows cost more and more behind a prompt that grows: chunks shrink, the pace stays."""
+    paced = pace.Pace(steps)
+    for _ in range(20):
+        paced.step()
+    seconds, sizes, steps.fixed = [], [], 4
+    for i in range(120):
+        steps.filling, steps.seconds = True, (1 + i / 60) * QUIET / 20
+        paced.step()
+        sizes.append(steps.turns.last[1])
+        seconds.append((sizes[-1] + 4) * steps.seconds + QUIET)
+        steps.filling, steps.seconds = False, QUIET
+        paced.step()
+    assert sizes[10] >= 32 and sizes[-1] == 8 and sizes[10:] == sorted(sizes[10:], reverse=True)
+    assert max(seconds[10:]) < 3.4 * QUIET
