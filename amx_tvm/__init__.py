@@ -13,9 +13,10 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from amx_tvm import shadowing
+from amx_tvm import shadowing, without_torch
 from amx_tvm.errors import AmxError
 
+without_torch.watch()  # first: a torch.py that nothing wants is in nobody's way
 shadowing.watch()
 try:
     shadowing.check("numpy", "tvm_ffi", "tokenizers", "jinja2")

@@ -95,12 +95,16 @@ class _Watch:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:
         """Refuse a file in the way of an import for this project's code."""
-        if path is None and (file := in_the_way(name)) and _for_this_project():
+        if path is None and (file := in_the_way(name)) and for_this_project():
             raise _error(name, file)
 
 
-def _for_this_project() -> bool:
-    """Say whose import it is: the nearest caller's that is either this project's or the user's."""
+def for_this_project() -> bool:
+    """Say whose import a finder is asked for.
+
+    It is of the nearest caller, behind the finder's ``find_spec``, that is either this project's
+    or the user's.
+    """
     mine = user_folders()
     folders, installed = (
         tuple(os.path.join(os.path.realpath(place), "") for place in places)

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from amx_tvm.cli import early
+
 _STAGES = {
     "lower": "Passes and kernels",
     "weights": "Quantize and pack",
@@ -67,6 +69,7 @@ def run(model: str, show: bool, as_json: bool, **options: Any) -> None:
     """Compile and print what was made; options as for `amx_tvm.compiler.compile`."""
     console = Console(stderr=True)
     start = time.perf_counter()
+    early.check(options["target"], options["quantization"], options["strict"])
     with StageProgress(console, show) as progress:
         import amx_tvm.compiler
 

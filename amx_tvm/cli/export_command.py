@@ -79,6 +79,9 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Make a bundle that runs on another machine."""
+    from amx_tvm.cli import early
+
+    early.check(target, quantization, strict)
     from amx_tvm.exporting.api import PYTHONS, RUNTIMES
     from amx_tvm.exporting.api import export as make
 

@@ -28,6 +28,9 @@ def quantize(
     """Write a model's quantized weights as a checkpoint that `compile` takes."""
     from rich.console import Console
 
+    from amx_tvm.cli import early
+
+    early.check(quantization=quantization)
     from amx_tvm.cli.compile_command import StageProgress
     from amx_tvm.compiler.checkpoint import quantize_checkpoint
 

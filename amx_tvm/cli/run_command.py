@@ -93,7 +93,10 @@ def _artifact(model: str, target: str, quantization: str, quiet: bool) -> Path:
         return Path(model)
     from rich.console import Console
 
+    from amx_tvm.cli import early
     from amx_tvm.cli.compile_command import StageProgress
+
+    early.check(target, quantization)
     from amx_tvm.compiler.kept import kept_artifact
 
     console = Console(stderr=True)

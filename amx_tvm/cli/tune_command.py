@@ -107,8 +107,11 @@ def model_(
     """Tune the kernels of a model; a killed run continues where it was."""
     from rich.console import Console
 
+    from amx_tvm.cli import early
     from amx_tvm.errors import TuningError
     from amx_tvm.extras import plotting
+
+    early.check(target, quantization)
     from tuning.api import tune
 
     if plot is not None:

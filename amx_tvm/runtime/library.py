@@ -1,9 +1,9 @@
 """Load TVM's runtime library, and nothing else of TVM.
 
-`import tvm` would load the 100 MB compiler library and, through tvm_ffi, torch. Running an
-artifact needs neither: tvm_ffi (the Python binding) and libtvm_runtime (3 MB, the virtual machine
-and the KV cache) are enough. libtvm_runtime is found beside the tvm package without importing it,
-or where ``AMX_TVM_RUNTIME`` points on a device that has no tvm package at all.
+`import tvm` would load the 100 MB compiler library. Running an artifact does not need it: tvm_ffi
+(the Python binding) and libtvm_runtime (3 MB, the virtual machine and the KV cache) are enough.
+libtvm_runtime is found beside the tvm package without importing it, or where ``AMX_TVM_RUNTIME``
+points on a device that has no tvm package at all.
 
 TVM quirks (0.27): the executable's library resolves symbols of tvm_ffi and libtvm_runtime from the
 process, so both load with RTLD_GLOBAL before it; TVM's thread pool reads ``TVM_NUM_THREADS`` when
@@ -30,25 +30,13 @@ _TOOLKIT = "/usr/local/cuda/lib64/"
 
 
 def import_ffi() -> ModuleType:
-    """Import and return tvm_ffi without letting it import torch.
-
-    tvm_ffi imports torch where it is installed, one to two seconds for something that it needs only
-    if torch tensors come along. A None in sys.modules makes that import fail, which it allows for.
-    """
-    if "tvm_ffi" in sys.modules:
-        return sys.modules["tvm_ffi"]
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+    """Import and return tvm_ffi; ``amx_tvm.without_torch`` keeps it from importing torch."""
     try:
         import tvm_ffi
     except ImportError as error:
         raise ArtifactError(
             f"tvm_ffi cannot be imported ({error}); `pip install apache-tvm-ffi==0.1.14.post1`"
         ) from error
-    finally:
-        if hide:
-            del sys.modules["torch"]
     return tvm_ffi
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from amx_tvm.artifact import TargetRecord
@@ -194,21 +195,29 @@ def resolve(name: str) -> ResolvedTarget:
     for row in ROWS:
         if row.name == name:
             return _board(row)
+    if "/" not in name:  # TVM's tags have one: TVM, a second to import, need not be asked
+        raise _unknown(name)
     from tvm.target import Target
 
     try:
         target = Target(name)
     except Exception as error:
-        raise TargetError(
-            f"unknown target {name!r}; known are llvm, llvm:CPU, cuda, cuda:sm_NN, "
-            + ", ".join(r.name for r in ROWS if r.options)
-            + " and TVM's tags of llvm targets"
-        ) from error
+        raise _unknown(name) from error
     if target.kind.name != "llvm":
         raise TargetError(
             f"target {name!r} is of kind {target.kind.name}; artifacts are made for llvm and cuda"
         )
     return _cpu({}, target)
+
+
+def _unknown(name: str) -> TargetError:
+    known = [row.name for row in ROWS]
+    near = get_close_matches(name, known, 1)
+    return TargetError(
+        f"unknown target {name!r}{f', did you mean {near[0]!r}?' if near else ''}; known are llvm, "
+        f"llvm:CPU, cuda, cuda:sm_NN, {', '.join(row.name for row in ROWS if row.options)} and "
+        "TVM's tags of llvm targets"
+    )
 
 
 def _cuda(name: str | None, layout: str = "cuda-fragment", host: Any = None) -> ResolvedTarget:

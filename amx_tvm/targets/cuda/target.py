@@ -52,8 +52,6 @@ def target(name: str | None = None, host: dict | None = None):  # noqa: ANN201 -
     TargetError
         For an unknown architecture, multiprocessors that are no number, or no name and no GPU here.
     """
-    from tvm.target import Target
-
     name = _name_here() if name is None else name
     archs, slash, count = name.partition("/")
     first, *others = several(archs)
@@ -65,6 +63,8 @@ def target(name: str | None = None, host: dict | None = None):  # noqa: ANN201 -
                 "example target='cuda:sm_90a/132'"
             )
         keys.append(_MULTIPROCESSORS + count)
+    from tvm.target import Target  # a wrong name has been refused without TVM
+
     config = {
         "kind": "cuda",
         "arch": first,
