@@ -43,12 +43,13 @@ def huge_pages_fit(size: int) -> bool:
     return available is not None and 2 * size <= available
 
 
-def available_memory() -> int | None:
-    """Return how many bytes can be allocated without swapping, cgroup limit included."""
+def available_memory(swap: bool = False) -> int | None:
+    """Return how many bytes can be allocated, cgroup limit included; without swapping, or with."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = dict(line.split(":", 1) for line in lines)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
+        kinds = ("MemAvailable", "SwapFree") if swap else ("MemAvailable",)
+        available = sum(int(fields[kind].split()[0]) for kind in kinds) * 1024
     except (OSError, KeyError, ValueError):
         return None
     try:

@@ -70,7 +70,7 @@ class Publication:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        full = error is not None and _free(self.output.parent) < 64 << 10
+        full = error is not None and free_bytes(self.output.parent) < 64 << 10
         self._leave()
         if isinstance(error, OSError) and self._is_mine(error):
             raise self._explain(error) from error
@@ -86,7 +86,7 @@ class Publication:
         ArtifactError
             With both numbers.
         """
-        if _free(self.output.parent) < size:
+        if free_bytes(self.output.parent) < size:
             raise ArtifactError(
                 f"no space left: {self._asked} needs {bytes_text(size)}, and "
                 f"{room(self._asked.parent)}; free some space or {self._instead}"
@@ -207,15 +207,17 @@ def is_empty(path: Path) -> bool:
 
 def room(place: Path) -> str:
     """Say how much is free at a place, for errors."""
-    return f"{bytes_text(_free(place))} are free under {place}"
+    return f"{bytes_text(free_bytes(place))} are free under {place}"
 
 
 def bytes_text(size: int) -> str:
-    """Return a number of bytes in kB, or in MB where there are many."""
+    """Return a number of bytes in kB, or in MB or GB where there are many."""
+    if size >= 10e9:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e3:.0f} kB"
 
 
-def _free(place: Path) -> int:
+def free_bytes(place: Path) -> int:
     """Bytes that are free on a file system; 0 where nothing is known."""
     try:
         return shutil.disk_usage(place).free

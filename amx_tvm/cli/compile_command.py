@@ -32,10 +32,12 @@ _STAGES = {
 class StageProgress:
     """One progress bar a stage; the object is the callback that `compile` calls.
 
-    Called with (stage, done, total, detail). A stage's bar appears at its first call.
+    Called with (stage, done, total, detail). A stage's bar appears at its first call; what the
+    model will take ("fit") is a line above them, also where no bars are shown unless ``quiet``.
     """
 
-    def __init__(self, console: Console, show: bool = True):
+    def __init__(self, console: Console, show: bool = True, quiet: bool | None = None):
+        self._quiet = not show if quiet is None else quiet
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<20}"),
@@ -58,6 +60,10 @@ class StageProgress:
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Show that ``done`` of ``total`` steps of a stage are finished."""
+        if stage == "fit":
+            if not self._quiet:
+                self._progress.console.print(detail, style="dim", highlight=False, markup=False)
+            return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(
                 _STAGES.get(stage, stage), total=total, detail=detail

@@ -100,5 +100,5 @@ def _artifact(model: str, target: str, quantization: str, quiet: bool) -> Path:
     from amx_tvm.compiler.kept import kept_artifact
 
     console = Console(stderr=True)
-    with StageProgress(console, not quiet and console.is_terminal) as progress:
+    with StageProgress(console, not quiet and console.is_terminal, quiet) as progress:
         return kept_artifact(model, target, quantization, progress)

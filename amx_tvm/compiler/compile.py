@@ -19,6 +19,7 @@ from amx_tvm.artifact import ArtifactWriter, Manifest, Versions, signature
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.artifact.names import default_output
 from amx_tvm.compiler.exclusive import one_at_a_time
+from amx_tvm.compiler.footprint import footprint
 from amx_tvm.compiler.lowered import LoweredModel, check_cache, lower_source
 from amx_tvm.compiler.objects import object_folder
 from amx_tvm.compiler.weights import (
@@ -141,7 +142,8 @@ def compile(  # noqa: A001 - the verb that users know
     sign : path, optional
         A private key (Ed25519, PEM) by which the artifact is signed.
     progress : callable, optional
-        Called with (stage, done, total, detail); stages are "lower", "weights", "build".
+        Called with (stage, done, total, detail); stages are "fit", whose detail says what the model
+        takes, "lower", "weights", "build".
 
     Returns
     -------
@@ -172,9 +174,12 @@ def compile(  # noqa: A001 - the verb that users know
         source = MergedLora(source, adapter)
     check_cache(source, config, resolved)
     tell = _told(progress)
+    estimate = footprint(source, config, resolved)
     log.info("%s for %s, %s", source.name, resolved.key, config.describe())
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
+    if estimate is not None:
+        estimate.require(place)
     with ArtifactWriter(place, overwrite=overwrite, key=key) as writer:
         # What cannot work is found here, before anything is calibrated or quantized.
         if resolved.device == "cuda":
@@ -183,6 +188,8 @@ def compile(  # noqa: A001 - the verb that users know
             linking.check(writer.directory)
         if source.kind != "function":
             source.write_tokenizer(writer.directory)
+        if estimate is not None:
+            tell("fit", 1, 1, str(estimate))
         if calibration is not None:
             if isinstance(source, EmbeddingSource):
                 made = calibrated_embedding(source, config, calibration, recipe)
@@ -216,7 +223,9 @@ def _told(progress: Progress | None) -> Progress:
     def tell(stage: str, done: int, total: int, detail: str = "") -> None:
         start = began.setdefault(stage, time.perf_counter())
         log.debug("%s: %d of %d %s", stage, done, total, detail)
-        if done == total:
+        if stage == "fit":
+            log.info("%s", detail)
+        elif done == total:
             log.info("%s: %.1f s", stage, time.perf_counter() - start)
         if progress is not None:
             progress(stage, done, total, detail)

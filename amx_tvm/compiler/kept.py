@@ -17,9 +17,11 @@ from typing import Any
 from amx_tvm.artifact.kept import is_artifact, kept_folder
 from amx_tvm.artifact.names import default_output
 from amx_tvm.compiler.compile import Progress, compile
+from amx_tvm.compiler.footprint import footprint
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.frontends import open_model
 from amx_tvm.targets import resolve
+from amx_tvm.targets.cuda.driver import gpus_here
 from amx_tvm.version import versions
 
 log = logging.getLogger("amx_tvm.compiler")
@@ -57,5 +59,8 @@ def kept_artifact(
     log.info("%s: %s", path, "taken as it is" if there else "compiled first")
     if not there:
         path.parent.mkdir(parents=True, exist_ok=True)
+        estimate = footprint(source, config, resolved)
+        for gpu in gpus_here()[:1] if resolved.device == "cuda" and estimate is not None else []:
+            estimate.require_device(gpu.memory, gpu.name)
         compile(source, target, quantization, path, progress=progress)
     return path

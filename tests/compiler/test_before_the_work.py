@@ -124,7 +124,7 @@ def test_special_ids(model, tmp_path, ids):
         amx_tvm.compile(
             copy, output=tmp_path / "out", progress=lambda *stage: stages.append(stage[0])
         )
-    assert set(stages) <= {"lower"} and os.listdir(tmp_path) == ["model"]
+    assert set(stages) <= {"fit", "lower"} and os.listdir(tmp_path) == ["model"]
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def crowded(monkeypatch):
 
 def test_a_disk_that_is_too_small(model, tmp_path, crowded):
     stages = []
-    with pytest.raises(ArtifactError, match=r"needs \d+ kB, and 4 kB are free"):
+    with pytest.raises(ArtifactError, match=r"needs about \d+ kB, and 4 kB are free"):
         amx_tvm.compile(
             model, output=tmp_path / "out", progress=lambda *stage: stages.append(stage[0])
         )
-    assert set(stages) == {"lower"} and os.listdir(tmp_path) == []
+    assert stages == [] and os.listdir(tmp_path) == []
     with pytest.raises(ArtifactError, match=r"needs \d+ kB, and 4 kB are free"):
         quantize_checkpoint(model, tmp_path / "out")
     assert os.listdir(tmp_path) == []
