@@ -149,9 +149,7 @@ def footprint(
     return Footprint(source.name, int(bits) // 8, largest, token, context, there)
 
 
-def _bits(
-    name: str, shape: tuple[int, ...], config: QuantizationConfig, plain: int
-) -> float:
+def _bits(name: str, shape: tuple[int, ...], config: QuantizationConfig, plain: int) -> float:
     """Return the stored bits of a tensor's values."""
     if len(shape) < 2 or name.endswith("bias"):
         return plain
@@ -169,9 +167,7 @@ def _matrix(shape: tuple[int, ...]) -> int:
     return prod(shape[1:] if len(shape) == 3 else shape)
 
 
-def _token_bytes(
-    decoder: DecoderConfig, config: QuantizationConfig, target: ResolvedTarget
-) -> int:
+def _token_bytes(decoder: DecoderConfig, config: QuantizationConfig, target: ResolvedTarget) -> int:
     storage = cache_storage(config, decoder, target)
     if storage.packed is not None:
         sizes = Sizes(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)

@@ -23,7 +23,9 @@ from amx_tvm.targets import resolve
 def estimate(model, quantization="amxfp4", target="llvm"):
     resolved = resolve(target)
     config = QuantizationConfig.parse(quantization)
-    return footprint(open_model(model), config.resolve(resolved.device, resolved.features), resolved)
+    return footprint(
+        open_model(model), config.resolve(resolved.device, resolved.features), resolved
+    )
 
 
 @pytest.mark.parametrize(
