@@ -60,7 +60,8 @@ def kept_artifact(
     if not there:
         path.parent.mkdir(parents=True, exist_ok=True)
         estimate = footprint(source, config, resolved)
-        for gpu in gpus_here()[:1] if resolved.device == "cuda" and estimate is not None else []:
-            estimate.require_device(gpu.memory, gpu.name)
+        if resolved.device == "cuda" and estimate is not None:
+            for gpu in gpus_here()[:1]:
+                estimate.require_device(gpu.memory, gpu.name)
         compile(source, target, quantization, path, progress=progress)
     return path
