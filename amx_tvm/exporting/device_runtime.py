@@ -29,6 +29,7 @@ _FILES = (
     "extras.py",
     "schema.py",
     "shadowing.py",
+    "without_torch.py",
     "strict_json.py",
     "version.py",
 )
