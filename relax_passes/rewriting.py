@@ -57,7 +57,7 @@ class Context:
 
     def uses(self, var: relax.Expr) -> int:
         """How often a variable is read in the function as it was."""
-        return self._uses.get(var, 0) if isinstance(var, relax.Var) else 0
+        return self._uses[identity(var)] if isinstance(var, relax.Var) else 0
 
     def is_weight(self, expr: relax.Expr) -> bool:
         """Whether the expression is a weight parameter of the function."""
@@ -175,18 +175,38 @@ def marked(function: relax.Function, attribute: str) -> bool:
     return function.attrs is not None and attribute in function.attrs
 
 
-def count_uses(function: relax.Function) -> Counter:
-    """Count how often each variable is read in a function."""
-    uses: Counter = Counter()
+def variables(expr: relax.Expr) -> Iterator[relax.Var]:
+    """Yield the variables that a bound expression reads, one for every time.
 
-    def visit(expr: relax.Expr) -> None:
-        if isinstance(expr, relax.Var):
-            uses[expr] += 1
+    Expressions are in A-normal form: calls and tuples have variables in them, or what has none.
+    """
+    if isinstance(expr, relax.Var):
+        yield expr
+    elif isinstance(expr, relax.Call):
+        for argument in expr.args:
+            yield from variables(argument)
+    elif isinstance(expr, relax.Tuple):
+        for field in expr.fields:
+            yield from variables(field)
+    elif isinstance(expr, relax.TupleGetItem):
+        yield from variables(expr.tuple_value)
 
+
+def identity(var: relax.Var) -> int:
+    """Return what a variable is known by as long as something holds it.
+
+    As the key of a dictionary it is hashed and compared in a tenth of a variable's time.
+    """
+    return int(var.__chandle__())
+
+
+def count_uses(function: relax.Function) -> Counter[int]:
+    """Count how often each variable is read in a function, by :func:`identity`."""
+    uses: Counter[int] = Counter()
     for block in function.body.blocks:
         for binding in block.bindings:
-            relax.analysis.post_order_visit(binding.value, visit)
-    relax.analysis.post_order_visit(function.body.body, visit)
+            uses.update(map(identity, variables(binding.value)))
+    uses.update(map(identity, variables(function.body.body)))
     return uses
 
 
@@ -215,24 +235,19 @@ def rewrite(module: tvm.IRModule, rule: Rule) -> tvm.IRModule:
 def drop_dead(function: relax.Function) -> relax.Function:
     """Remove dataflow bindings and weight parameters that nothing reads."""
     inputs = num_inputs(function)
-    live: set[relax.Var] = set()
-
-    def mark(expr: relax.Expr) -> None:
-        if isinstance(expr, relax.Var):
-            live.add(expr)
-
-    relax.analysis.post_order_visit(function.body.body, mark)
+    live = set(map(identity, variables(function.body.body)))
     blocks = []
     for block in reversed(list(function.body.blocks)):
         dataflow = isinstance(block, relax.DataflowBlock)
         kept = []
         for binding in reversed(list(block.bindings)):
-            if dataflow and isinstance(binding, relax.VarBinding) and binding.var not in live:
+            named = dataflow and isinstance(binding, relax.VarBinding)
+            if named and identity(binding.var) not in live:
                 continue
             kept.append(binding)
-            relax.analysis.post_order_visit(binding.value, mark)
+            live.update(map(identity, variables(binding.value)))
         blocks.append(type(block)(kept[::-1]))
-    params = [p for i, p in enumerate(function.params) if i < inputs or p in live]
+    params = [p for i, p in enumerate(function.params) if i < inputs or identity(p) in live]
     result = relax.Function(
         params,
         relax.SeqExpr(blocks[::-1], function.body.body),

@@ -17,7 +17,7 @@ from amx_tvm.cli.devices_command import describe_cpu, describe_gpus
 from amx_tvm.errors import TargetError
 from amx_tvm.extras import install
 from amx_tvm.linker import linker
-from amx_tvm.targets.cuda.toolchain import find_nvcc
+from amx_tvm.targets.cuda.toolchain import compiler_problem, find_nvcc
 from amx_tvm.version import TVM, TVM_FFI
 
 SYSTEMS = ("Linux",)  # where the suite runs
@@ -142,11 +142,11 @@ def _gpu() -> Iterator[Finding]:
         "running on a GPU",
         "a GPU of NVIDIA's with compute capability 8.0 or later, and its driver",
     )
-    nvcc = find_nvcc()
+    nvcc, problem = find_nvcc(), compiler_problem()
     yield Finding(
         "nvcc",
-        nvcc or "missing",
-        True if nvcc else None,
+        problem if nvcc and problem else nvcc or "missing",
+        None if problem else True,
         "compiling for a GPU, here or for another machine",
         install("cuda"),
     )

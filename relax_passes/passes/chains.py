@@ -17,6 +17,7 @@ from typing import Any
 from tvm import relax
 
 from relax_passes.ops import Linear, is_op, quantize_attrs
+from relax_passes.rewriting import variables
 
 QUANTIZE = "amx.quantize_activation"
 
@@ -102,14 +103,7 @@ class _Graph:
         return self._aliases.get(var, var) if isinstance(var, relax.Var) else var
 
     def _variables(self, expr: relax.Expr) -> list[relax.Var]:
-        found: list[relax.Var] = []
-
-        def visit(part: relax.Expr) -> None:
-            if isinstance(part, relax.Var):
-                found.append(self.real(part))
-
-        relax.analysis.post_order_visit(expr, visit)
-        return found
+        return [self.real(var) for var in variables(expr)]
 
     def linear(self, var: relax.Var) -> Linear | None:
         """Return the linear that is bound to a variable."""

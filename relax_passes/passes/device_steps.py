@@ -39,7 +39,7 @@ from relax_passes.kernels.cuda.choose.kernels import choose, tables
 from relax_passes.kernels.cuda.packed_cache import lowering as packed
 from relax_passes.ops import is_op
 from relax_passes.passes.buckets import EACH_NAME, ONE
-from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, num_inputs
+from relax_passes.rewriting import STATE, Context, count_uses, drop_dead, identity, num_inputs
 
 
 def device_steps(target: Any) -> tvm.transform.Pass:
@@ -81,7 +81,7 @@ def _begins(function: relax.Function) -> bool:
     object_ = next((p for p in function.params if isinstance(p.ty, relax.AnyType)), None)
     if object_ is None or STATE not in [p.name for p in function.params]:
         return False
-    return count_uses(function)[object_] == 1
+    return count_uses(function)[identity(object_)] == 1
 
 
 def _as_graphs(function: relax.Function, rows_of: str) -> relax.Function:

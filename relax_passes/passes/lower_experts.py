@@ -20,7 +20,7 @@ from relax_passes.kernels.cpu import experts as cpu
 from relax_passes.kernels.cuda.experts import kernels as cuda
 from relax_passes.kernels.cuda.linear.experts import joins
 from relax_passes.ops import Linear, is_op
-from relax_passes.rewriting import EACH, Context, count_uses, marked, rewrite
+from relax_passes.rewriting import EACH, Context, count_uses, identity, marked, rewrite
 
 
 class _Kernels(Protocol):
@@ -242,7 +242,8 @@ def _of_one_row(function: relax.Function) -> dict[relax.Var, relax.Var]:
             continue
         linear = Linear.of(values[second])
         first = linear.x[0]
-        if not is_op(values.get(first), "amx.linear") or uses[first] != 1 or uses[second] != 1:
+        once = uses[identity(first)] == 1 and uses[identity(second)] == 1
+        if not is_op(values.get(first), "amx.linear") or not once:
             continue
         gated = Linear.of(values[first])
         fits = gated.attrs.silu_mul and joins(linear.attrs.format, linear.attrs.k)

@@ -183,9 +183,38 @@ def test_ids_that_nobody_set_end_nothing(vocab, kept):
 def test_no_compiler_for_gpus(model, tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
     monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
-    with pytest.raises(TargetError, match=r"needs CUDA 13's nvcc.*pip install .*\[cuda\]"):
+    with pytest.raises(TargetError, match=r"CUDA 13's nvcc is needed.*pip install .*\[cuda\]"):
         amx_tvm.compile(model, target="cuda:sm_90a", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# What `nvidia-cuda-nvcc` alone is: its cuda_fp16.h includes a header of another package.
+NO_HEADERS = """case "$*" in *-E*) echo "cuda_fp16.h:4504: fatal error: nv/target" >&2; exit 1;;
+esac"""
+REFUSES = """case "$*" in *-E*) exit 0;; esac
+echo "kernels.cu(3): error: no such thing" >&2; exit 1"""
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "begun"),
+    [
+        (NO_HEADERS, r"cannot read CUDA's headers \(.*nv/target\); pip install", set()),
+        (REFUSES, "nvcc refused the kernels for sm_90a", {"lower", "weights", "build"}),
+    ],
+    ids=["headers", "kernels"],
+)
+def test_an_nvcc_that_does_not_compile(model, tmp_path, monkeypatch, script, words, begun):
+    program(tmp_path / "nvcc", script)
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: str(tmp_path / "nvcc"))
+    stages = set()
+    with pytest.raises(TargetError, match=words):
+        amx_tvm.compile(
+            model,
+            target="cuda:sm_90a",
+            output=tmp_path / "out",
+            progress=lambda stage, *_: stages.add(stage),
+        )
+    assert stages - {"fit"} == begun and not (tmp_path / "out").exists()
 
 
 def test_nvcc_of_a_wheel(tmp_path, monkeypatch):

@@ -73,18 +73,31 @@ def find_nvcc() -> str | None:
     return next((place for place in places if place and Path(place).is_file()), None)
 
 
+def compiler_problem() -> str:
+    """Return what keeps CUDA code from being compiled here, "" where nothing does."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "" if find_spec("cuda") else "CUDA 13's nvcc is needed, and none was found"
+    with scratch("amx-tvm-nvcc-") as folder:
+        (folder / "headers.cu").write_text("#include <cuda_fp16.h>\n")
+        command = [nvcc, "-E", "-o", os.devnull, str(folder / "headers.cu")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    said = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
+    return f"{nvcc} cannot read CUDA's headers ({said[0][-200:]})"
+
+
 def require_compiler() -> None:
     """Find that CUDA code can be compiled here, before the work.
 
     Raises
     ------
     CudaBuildError
-        Where there is neither nvcc nor nvrtc's Python binding.
+        Where there is neither nvcc nor nvrtc's Python binding, or nvcc lacks its headers.
     """
-    if find_nvcc() is None and find_spec("cuda") is None:
-        raise CudaBuildError(
-            f"compiling for a GPU needs CUDA 13's nvcc, and none was found; {install('cuda')}"
-        )
+    if problem := compiler_problem():
+        raise CudaBuildError(f"compiling for a GPU: {problem}; {install('cuda')}")
 
 
 def compile_source(
@@ -173,6 +186,7 @@ def _register_compiler() -> None:
     import tvm_ffi
     from tvm.target import Target
 
+    tvm_ffi.register_error("CudaBuildError", CudaBuildError)  # it passes through TVM as itself
     generate = tvm.get_global_func("target.build.cuda")
 
     def build_in_scope(mod, cuda):  # noqa: ANN001, ANN202
