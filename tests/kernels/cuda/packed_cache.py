@@ -1,7 +1,9 @@
 """What a cache of few bits on CUDA should hold and give, beside what its kernels make of it.
 
 `Cache` counts pages with the runtime's own class and compares every pass with attention over what
-the NumPy oracle says that the cache holds. It needs neither TVM nor a GPU: kernels are given to it.
+the NumPy oracle makes of the float16 keys and values that kernels kept. Those must be NumPy's but
+for the last bit, which a GPU's sines and fused products may round otherwise, and in which now and
+then another code of four bits begins. It needs neither TVM nor a GPU: kernels are given to it.
 """
 
 from __future__ import annotations
@@ -113,7 +115,8 @@ class Cache:
             row = 0
             for s, count in lengths.items():
                 mine = qkv[row : row + count].astype(np.float32)
-                expected = self.expected(s, layer, mine, each, *before[s])
+                new = self.newest(s, layer) if each else [a[row : row + count] for a in parts[1:]]
+                expected = self.expected(s, layer, mine, new, each, *before[s])
                 found = out[row : row + count].astype(np.float64)
                 assert np.isfinite(found).all()
                 norms = np.linalg.norm(found - expected, axis=-1), np.linalg.norm(expected, axis=-1)
@@ -121,15 +124,35 @@ class Cache:
                 row += count
         return worst
 
+    def newest(self, s: int, layer: int) -> list[np.ndarray]:
+        """Key and value [1, kv, d] of a sequence's last token in 16 bits, as layout.py has them."""
+        newest, d = self.cache.newest, self.spec.head_dim
+        slot = (self.counted._lengths[s] - 1) % newest
+        blocks = self.recent[s].reshape(self.layout.layers, self.spec.kv_heads, -1)[layer]
+        keys, values = np.split(blocks[:, : 2 * newest * d], 2, axis=1)
+        place = 4 * (slot >> 1 & 3) + 2 * (slot >> 3 & 1) + (slot & 1)
+        found = values.reshape(-1, newest // 16, d, 16)[:, slot >> 4, :, place]
+        return [keys.reshape(-1, newest, d)[None, :, slot], found[None]]
+
     def expected(
-        self, s: int, layer: int, x: np.ndarray, each: bool, length: int, exact: int
+        self,
+        s: int,
+        layer: int,
+        x: np.ndarray,
+        kept: list[np.ndarray],
+        each: bool,
+        length: int,
+        exact: int,
     ) -> np.ndarray:
-        """Attention of new rows [n, heads + 2 kv, d], which become the sequence's."""
+        """Attention of new rows [n, heads + 2 kv, d], whose kept keys become the sequence's."""
         spec, n = self.spec, len(x)
         at = np.arange(length, length + n)
         q, k, v = np.split(x, [spec.heads, spec.heads + spec.kv_heads], axis=1)
         q, k = (self.rotate(part, at) for part in (q, k))
         q, k, v = (self.turn(part).astype(np.float16).astype(np.float32) for part in (q, k, v))
+        for mine, theirs in zip((k, v), kept, strict=True):
+            np.testing.assert_allclose(theirs.astype(np.float32), mine, rtol=2e-3, atol=4e-3)
+        k, v = (part.astype(np.float32) for part in kept)
         held = []
         exact = max(exact, length + 1 - self.cache.newest) if each else min(exact, length)
         for store, new in ((self.keys, k), (self.values, v)):

@@ -73,6 +73,7 @@ class Device:
         token = torch.zeros((m, 1, 4), dtype=torch.float16, device="cuda")
         self._functions["batch"](given, token, self._held[0], layer, result)
         out[...] = result.cpu().numpy()
+        self._arrays[2][...] = self._held[2].cpu().numpy()  # what is in 16 bits
 
     def prefill(self, qkv, q, k, v, sinks, out, layer, m) -> None:
         given, result = (torch.from_numpy(a).cuda() for a in (qkv[:m], out[:m]))
@@ -81,6 +82,8 @@ class Device:
         self._functions["store"](given, token, self._held[0], layer, *parts)
         self._functions["prefill"](*parts, token, self._held[0], layer, result)
         out[:m] = result.cpu().numpy()
+        for array, part in zip((q, k, v), parts, strict=True):
+            array[...] = part.cpu().numpy()
 
 
 NAMES = ("setup", "begin", "batch", "store", "prefill")

@@ -19,6 +19,7 @@ ones without its instructions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import log2
 
 from amx_tvm.formats.cuda_layout import FragmentShape
 from amx_tvm.targets.cuda.gpus import Gpu
@@ -34,6 +35,7 @@ from .tile_plan import STAGE_BYTES, TileKnobs
 GEMV_ROWS = (1, 2, 4, 8, 16)
 TILE_ROWS = (32, 64, 128)
 WHOLE_ROWS = 256
+_EVEN = 1.1  # a tenth more than K at most is read
 SPLIT_ROWS = 512  # up to here blocks of 256 rows of x leave many multiprocessors idle
 
 
@@ -76,7 +78,32 @@ def gemv_knobs(spec: LinearSpec, shape: FragmentShape, rows: int, gpu: Gpu) -> G
         warps = 14  # K = 14336 and its like: no warp idles in the last round
     while warps > 4 and shape.units(spec.k) < warps * inflight:
         warps //= 2
-    return GemvKnobs(warps, inflight, tiles, buffers)
+    knobs = GemvKnobs(warps, inflight, tiles, buffers)
+    return _shared_evenly(knobs, shape, columns) if rows == 1 else knobs
+
+
+def _shared_evenly(knobs: GemvKnobs, shape: FragmentShape, columns: int) -> GemvKnobs:
+    """Return knobs whose warps have next to no loads without columns.
+
+    Where K is no multiple of 256, such as 2880, the nearest ones that read at most a tenth more
+    than K; those that already do stay.
+    """
+    if not shape.group or columns % (8 * shape.group) == 0:
+        return knobs
+    chunk = next(c for d in (4, 2, 1) if columns % (c := max(shape.unit, d * shape.group)) == 0)
+    chunks, loads = columns // chunk, chunk // shape.unit
+
+    def rank(warps: int, batch: int) -> tuple[bool, float, float]:
+        waste = -(-chunks // (warps * batch)) * warps * batch / chunks
+        flight = log2(warps * batch * loads / (knobs.warps * knobs.inflight))
+        return waste > _EVEN, abs(flight), abs(log2(warps / knobs.warps))
+
+    found = knobs.warps, max(1, knobs.inflight // loads)
+    if not rank(*found)[0]:
+        return knobs
+    sizes = [(w, b) for w in range(4, 17) for b in range(1, 8 // (loads * knobs.tiles) + 1)]
+    warps, batch = min([found, *sizes], key=lambda size: rank(*size))
+    return replace(knobs, warps=warps, inflight=batch * loads)
 
 
 def tile_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
