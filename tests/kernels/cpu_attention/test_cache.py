@@ -118,6 +118,26 @@ def test_sliding_layers(windows):
     assert cache.worst < 5e-6
 
 
+@pytest.mark.parametrize("windows", [(0, 50), pytest.param((50,), marks=slow)])
+def test_sliding_layers_of_forks(windows):
+    """A fork's pages are its parent's and its own: a window may end in either."""
+    specs = layers(len(windows), 6, 2, 64, plain(64), windows)
+    cache = Cache(KVCacheConfig(specs, page_size=16))
+    cache.add(0)
+    cache.forward({0: 150})
+    for child, position in enumerate((16, 40, 64, 120, -1), 1):
+        cache.fork(0, child, position)
+    every = range(6)
+    for n in (1, 1, 3, 20, 1):
+        cache.forward(dict.fromkeys(every, n))
+    cache.fork(3, 6, 70)  # of a fork
+    cache.pop(4, 12)  # to before the fork, and behind it
+    cache.pop(1, 5)
+    for n in (1, 7, 60, 1, 1):
+        cache.forward({s: n for s in (6, 4, 0, 1)})
+    assert cache.worst < 5e-6
+
+
 def test_layers_that_rotate_differently():
     """The cache cannot rotate for them: tables and rotations stand in front of the attention."""
     first, second = layers(2, 6, 2, 64, plain(64))

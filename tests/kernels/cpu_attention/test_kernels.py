@@ -48,30 +48,23 @@ def i32(*values):
 class Paged:
     """Sequences of given lengths in shuffled pages, with NaN in every slot that is not used."""
 
-    def __init__(self, config, lengths, seed=0, offsets=None):
+    def __init__(self, config, lengths, seed=0):
         self.rng = np.random.default_rng(seed)
         size = config.page_size
-        offsets = offsets or [0] * len(lengths)
-        counts = [
-            -(-(n + off) // size) if n else 0 for n, off in zip(lengths, offsets, strict=True)
-        ]
+        counts = [-(-n // size) for n in lengths]
         total = sum(counts) + 3
         ids = self.rng.permutation(total)[: sum(counts)].astype(np.int32)
         shape = (total, 2, config.num_kv_heads, size, config.head_dim)
         pages = np.full(shape, np.nan, config.dtype)
         self.indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         self.k, self.v = [], []
-        for i, (n, off) in enumerate(zip(lengths, offsets, strict=True)):
-            shape = (n + off, config.num_kv_heads, config.head_dim)
+        for i, n in enumerate(lengths):
+            shape = (n, config.num_kv_heads, config.head_dim)
             k, v = (normal(self.rng, *shape, dtype=config.dtype) for _ in range(2))
             to_pages(k, v, ids[self.indptr[i] : self.indptr[i + 1]], pages, config)
-            self.k.append(k[off:])
-            self.v.append(v[off:])
-        last = [
-            (n + off - 1) % size + 1 if n else 0 for n, off in zip(lengths, offsets, strict=True)
-        ]
-        self.last = np.array(last, np.int32)
-        self.offsets = np.array(offsets, np.int32)
+            self.k.append(k)
+            self.v.append(v)
+        self.last = np.array([(n - 1) % size + 1 if n else 0 for n in lengths], np.int32)
         self.arguments = (tensor(pages), tensor(self.indptr), tensor(ids))
 
 
@@ -117,20 +110,38 @@ def test_decode_of_one_long_sequence_is_split(length, page_size):
     check(out.numpy(), lse.numpy(), attend(q, cache.k[0], cache.v[0], [0], [length]), "float32")
 
 
-def test_decode_sliding_skips_the_first_slots():
+def seen_from(n, first, positions, window):
+    """First of n keys from a position on that each query sees in a sliding layer."""
+    return np.clip(np.asarray(positions) + 1 - window - first, 0, n)
+
+
+def check_seen(out, lse, q, cache, i, low):
+    """Compare rows with attention from `low` on; those that see no key are empty."""
+    n = len(cache.k[i])
+    some = low < n
+    assert (out[~some] == 0).all() and (lse[~some] == EMPTY_LSE).all()
+    if some.any():
+        expected = attend(q[some], cache.k[i], cache.v[i], low[some], np.full(some.sum(), n))
+        check(out[some], lse[some], expected, "float32")
+
+
+def test_decode_of_a_sliding_layer():
+    """Keys are lists of a fork's pages: the window ends in them, in front of them or behind."""
     config = make("3:1", windows=(40,), page_size=16)
-    lengths, offsets = [40, 7, 40], [9, 0, 15]
-    cache = Paged(config, lengths, offsets=offsets)
-    q = normal(cache.rng, 3, 9, 64)
-    out, lse = tensor(np.zeros((3, 9, 64), np.float32)), tensor(np.zeros((3, 9), np.float32))
-    info = np.stack([cache.last, cache.offsets, np.zeros(3, np.int32)])
-    unused = tensor(np.zeros(3, np.int32))
-    kernel("decode_sliding", config)(
-        tensor(q), *cache.arguments, tensor(info), unused, unused, out, lse, 0, 1.0, 1e4, -0.125
-    )
-    for i, n in enumerate(lengths):
-        expected = attend(q[i : i + 1], cache.k[i], cache.v[i], [0], [n])
-        check(out.numpy()[i], lse.numpy()[i], expected, "float32")
+    lengths, first = [60, 7, 100, 64, 30, 2000], [0, 5, 200, 16, 0, 64]
+    positions = [59, 11, 302, 119, 49, 2063]
+    cache = Paged(config, lengths)
+    q = normal(cache.rng, 6, 9, 64)
+    for scale in (-0.125, 0.125):
+        out, lse = tensor(np.zeros((6, 9, 64), np.float32)), tensor(np.zeros((6, 9), np.float32))
+        kernel("decode", config)(
+            tensor(q), *cache.arguments, tensor(cache.last), i32(*first), i32(*positions), out, lse,
+            0, 1.0, 1e4, scale,
+        )  # fmt: skip
+        for i, n in enumerate(lengths):
+            low = seen_from(n, first[i], positions[i : i + 1], 40 if scale < 0 else 10**6)
+            rows = slice(i, i + 1)
+            check_seen(out.numpy()[rows], lse.numpy()[rows], q[rows], cache, i, low)
 
 
 def ragged(config, lengths, causal=1, scale=None, seed=0):
@@ -185,15 +196,16 @@ def test_ragged_prefill_of_a_sliding_layer():
     check(out, lse, attend(q, k, v, np.zeros(200), high), "float32")
 
 
-def paged(name, config, cache, q, q_lengths, info, causal):
+def paged(config, cache, q, q_lengths, first=None, positions=None, sign=1):
     d = config.head_dim
+    first = np.zeros(len(q_lengths), np.int32) if first is None else first
+    positions = np.zeros(len(q), np.int32) if positions is None else positions
     out = tensor(np.full(q.shape, np.nan, config.dtype))
     lse = tensor(np.full(q.shape[:2], np.nan, np.float32))
     indptr = tensor(np.concatenate([[0], np.cumsum(q_lengths)]).astype(np.int32))
-    kernel(name, config)(
-        tensor(q), indptr, *cache.arguments, tensor(info),
-        tensor(np.zeros(len(q_lengths), np.int32)), tensor(np.zeros(len(q), np.int32)),
-        out, lse, causal, 0, 1.0, 1e4, 1 / math.sqrt(d),
+    kernel("prefill_paged", config)(
+        tensor(q), indptr, *cache.arguments, tensor(cache.last), i32(*first), i32(*positions),
+        out, lse, 0, 0, 1.0, 1e4, sign / math.sqrt(d),
     )  # fmt: skip
     return out.numpy(), lse.numpy()
 
@@ -205,7 +217,7 @@ def test_paged_prefill(shape, dtype, page_size):
     lengths, q_lengths = [5, 160, 0, 333, 0, 70], [3, 50, 4, 1, 1, 1]
     cache = Paged(config, lengths)
     q = normal(cache.rng, sum(q_lengths), config.num_heads, config.head_dim, dtype=dtype)
-    out, lse = paged("prefill_paged", config, cache, q, q_lengths, cache.last, 0)
+    out, lse = paged(config, cache, q, q_lengths)
     start = 0
     for i, (n, m) in enumerate(zip(lengths, q_lengths, strict=True)):
         part = slice(start, start + m)
@@ -219,23 +231,20 @@ def test_paged_prefill(shape, dtype, page_size):
 
 
 def test_paged_prefill_of_a_sliding_layer():
+    """Keys that several sequences share have queries at any positions."""
     config = make("3:1", windows=(40,), page_size=16)
-    lengths, q_lengths = [40, 20, 40], [60, 5, 1]
-    cache = Paged(config, lengths, offsets=[9, 0, 15])
+    lengths, first = [40, 20, 64], [0, 100, 32]
+    positions = [np.arange(40, 100), np.arange(120, 125), np.r_[96:102, 101, 134, 150, 97:140]]
+    q_lengths = [len(p) for p in positions]
+    cache = Paged(config, lengths)
     q = normal(cache.rng, sum(q_lengths), 9, 64)
-    info = np.stack([cache.last, cache.offsets, np.zeros(3, np.int32)])
-    out, lse = paged("prefill_paged_sliding", config, cache, q, q_lengths, info, 1)
-    start = 0
-    for i, (n, m) in enumerate(zip(lengths, q_lengths, strict=True)):
-        part = slice(start, start + m)
-        start += m
-        past = np.maximum(40 - np.arange(m) - 1, 0)
-        low = np.maximum(n - past, 0)
-        want, want_lse = attend(q[part], cache.k[i], cache.v[i], low, np.full(m, n))
-        seen = low < n
-        check(out[part][seen], lse[part][seen], (want[seen], want_lse[seen]), "float32")
-        assert (out[part][~seen] == 0).all()
-        assert (lse[part][~seen] == EMPTY_LSE).all()
+    for sign, window in ((-1, 40), (1, 10**6)):
+        out, lse = paged(config, cache, q, q_lengths, first, np.concatenate(positions), sign)
+        start = 0
+        for i, (n, at) in enumerate(zip(lengths, positions, strict=True)):
+            part = slice(start, start + len(at))
+            start += len(at)
+            check_seen(out[part], lse[part], q[part], cache, i, seen_from(n, first[i], at, window))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])

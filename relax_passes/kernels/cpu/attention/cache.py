@@ -5,9 +5,9 @@ opaque, so the kernels are free to choose their layout (see :mod:`.config`).  Di
 ``TIRPagedKVCache``:
 
 * token trees are not supported (their kernels are left out, and the runtime refuses them);
-* sliding windows belong to layers, with rotary embeddings in the cache; the
-  runtime's other mode, a window per sequence with attention sinks, would rotate inside attention
-  and is switched off.  A forked sequence must not be longer than the window.
+* sliding windows belong to layers, and kernels compare positions; the runtime's own windows are
+  switched off: it would cut each list of a fork's pages by itself, and its other mode, a window per
+  sequence with attention sinks, would rotate inside attention.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa:
     -------
     dict of str to PrimFunc
         append, prefill_ragged, prefill_paged, decode, merge_state, split_rotary,
-        copy_single_page, debug_get_kv, compact_copy, and with sliding layers also
-        prefill_paged_sliding and decode_sliding.
+        copy_single_page, debug_get_kv, compact_copy.
     """
     vt = target if isinstance(target, VectorTarget) else VectorTarget.of(target)
     if config.quantize:
@@ -55,7 +54,7 @@ def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa:
             "prefill_paged": prefill.paged_prefill(config, vt),
             "decode": decode.decode_attention(config, vt),
         }
-    result = {
+    return {
         "append": pages.append(config),
         **attend,
         "merge_state": merge.merge_state(config),
@@ -64,10 +63,6 @@ def kernels(config: KVCacheConfig, target) -> dict[str, tirx.PrimFunc]:  # noqa:
         "debug_get_kv": pages.debug_get_kv(config),
         "compact_copy": pages.compact_copy(config),
     }
-    if config.window:
-        result["prefill_paged_sliding"] = prefill.paged_prefill(config, vt, sliding=True)
-        result["decode_sliding"] = decode.decode_attention(config, vt, sliding=True)
-    return result
 
 
 def create(ctx: Context, config: KVCacheConfig, sizes: rx.ShapeExpr, target) -> rx.Expr:  # noqa: ANN001
@@ -94,14 +89,10 @@ def create(ctx: Context, config: KVCacheConfig, sizes: rx.ShapeExpr, target) -> 
             return rx.Tuple([])
         return rx.Tuple([tvm.ir.StringImm("tirx"), functions[name]])
 
-    kinds = [int(AttnKind.MHA_SLIDING if s.window else AttnKind.MHA) for s in config.specs]
-    if all(spec.window for spec in config.specs):
-        # The runtime allocates its buffers for q, k and v only where some layer is plain MHA;
-        # an entry beyond the last layer says so without being used.
-        kinds.append(int(AttnKind.MHA))
-    per_sequence_window = 0
+    kinds = [int(AttnKind.MHA)] * config.layers
+    no_windows = (0, 1)  # a sequence's, layers'
     arguments = [
-        rx.ShapeExpr([*sizes.values, config.page_size, per_sequence_window, config.window or 1]),
+        rx.ShapeExpr([*sizes.values, config.page_size, *no_windows]),
         rx.ShapeExpr([0, config.layers]),
         rx.prim_value(config.num_heads),
         rx.prim_value(config.num_kv_heads),
@@ -119,8 +110,8 @@ def create(ctx: Context, config: KVCacheConfig, sizes: rx.ShapeExpr, target) -> 
         backend("prefill_ragged"),
         backend("prefill_paged"),
         backend("decode"),
-        backend("prefill_paged_sliding"),
-        backend("decode_sliding"),
+        rx.Tuple([]),  # no kernels of sliding layers' own
+        rx.Tuple([]),
         rx.Tuple([]),  # no token trees
         rx.Tuple([]),
         rx.Tuple([]),  # no MLA prefill

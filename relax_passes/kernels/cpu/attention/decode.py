@@ -40,25 +40,23 @@ _SERIAL_BYTES = 640 * 1024  # a cache below this is read faster than other threa
 _PREFETCH_BYTES = 16384  # how far ahead of the stream to fetch
 
 
-def decode_attention(
-    config: KVCacheConfig, target: v.VectorTarget, sliding: bool = False
-) -> tirx.PrimFunc:
+def decode_attention(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFunc:
     """Build the kernel, with the arguments of TVM's ``batch_decode_paged_kv``.
 
     Arguments: q [b, heads, d], pages, page_indptr int32 [b + 1], page_values int32 [pages],
-    length_info int32 [b] (slots used in the last page) or, when sliding, [3, b] (that, the first
-    slot used in the first page, 0), two unused position arrays int32 [b], output [b, heads, d],
-    lse float32 [b, heads] (log2), rotary_mode (must be 0), two unused rope scalars, sm_scale.
+    length_info int32 [b] (slots used in the last page), positions int32 [b] of the first key and of
+    the query, output [b, heads, d], lse float32 [b, heads] (log2), rotary_mode (must be 0), two
+    unused rope scalars, sm_scale.  A negative sm_scale says that the layer slides: its magnitude is
+    the scale, and a query sees the keys of the last ``config.window`` positions, its own included.
     """
-    return Decode(config, target, sliding).build()
+    return Decode(config, target).build()
 
 
 class Decode:
     """Emits the kernel; the attributes are its buffers and the variables of the current item."""
 
-    def __init__(self, config: KVCacheConfig, target: v.VectorTarget, sliding: bool) -> None:
+    def __init__(self, config: KVCacheConfig, target: v.VectorTarget) -> None:
         self.config = config
-        self.sliding = sliding
         self.d, self.page = config.head_dim, config.page_size
         self.group = config.group
         self.chunk_pages = max(1, _CHUNK // self.page)
@@ -78,7 +76,7 @@ class Decode:
         config, d = self.config, self.d
         with IRBuilder() as builder:
             with T.prim_func():
-                v.function("cpu_decode_sliding" if self.sliding else "cpu_decode")
+                v.function("cpu_decode")
                 names = ["q", "pages", "page_indptr", "page_values", "length_info"]
                 names += ["k_rope_pos_offset", "q_rope_position", "output", "lse"]
                 handles = {n: T.arg(n, T.handle()) for n in names}
@@ -94,10 +92,9 @@ class Decode:
 
                 self.indptr = index("page_indptr", (batch + 1,), offsets[0])
                 self.values = index("page_values", (nnz,), offsets[1])
-                info = (3, batch) if self.sliding else (batch,)
-                self.length_info = index("length_info", info, offsets[2])
-                index("k_rope_pos_offset", (batch,), offsets[3])
-                index("q_rope_position", (batch,), offsets[4])
+                self.length_info = index("length_info", (batch,), offsets[2])
+                self.k_position = index("k_rope_pos_offset", (batch,), offsets[3])
+                self.q_position = index("q_rope_position", (batch,), offsets[4])
                 output = T.match_buffer(handles["output"], shape, config.dtype)
                 lse = T.match_buffer(handles["lse"], (batch, config.num_heads), "float32")
                 self.pages = view_pages(config, self.pages)
@@ -112,14 +109,16 @@ class Decode:
         page_bytes = 2 * config.num_kv_heads * config.block * width
         # Pages of an item: so many that there are about as many items as wanted.
         least = v.ceil_div(tirx.const(_SPLIT_TOKENS, "int32"), self.page)
-        self.per_item = v.opaque(tirx.max(v.ceil_div(nnz, _ITEMS), least), "per_item")
+        self.slides = sm_scale < 0
+        pages = self._seen_pages(batch) if config.window else nnz
+        self.per_item = v.opaque(tirx.max(v.ceil_div(pages, _ITEMS), least), "per_item")
         self.scale = e.let(tirx.abs(sm_scale) * tirx.const(math.log2(math.e), "float32"), "scale")
         self.batch = batch
         # Sized by a bound of the items: TVM moves allocations up, before they are known.
         most = batch + _ITEMS
         self._allocate_parts(most)
         items = e.let(self._items_before(batch), "items")
-        alone = tirx.And(nnz * page_bytes <= _SERIAL_BYTES, batch < v.FEW_TOKENS)
+        alone = tirx.And(pages * page_bytes <= _SERIAL_BYTES, batch < v.FEW_TOKENS)
         self._run(alone, items, batch, output, lse)
 
     def _allocate_parts(self, most: Expr) -> None:
@@ -142,9 +141,29 @@ class Decode:
                 with T.parallel(0, count) as b:
                     self._merge_heads(b, output, lse)
 
+    def _low(self, b: Expr) -> Expr:
+        """First slot that a query sees; a fork's keys are several lists with a position each."""
+        low = self.q_position[b] + 1 - self.config.window - self.k_position[b]
+        return tirx.Select(self.slides, tirx.max(low, 0), 0)
+
+    def _pages_before(self, b: Expr) -> Expr | int:
+        """Pages of a sequence in front of what its query sees."""
+        if not self.config.window:
+            return 0
+        return tirx.min(v.div(self._low(b), self.page), self.indptr[b + 1] - self.indptr[b])
+
+    def _seen_pages(self, batch: Expr) -> Expr:
+        """Pages of all sequences that are not in front of what their queries see."""
+        total = v.counter("seen")
+        with T.serial(0, batch) as b:
+            count = self.indptr[b + 1] - self.indptr[b] - self._pages_before(b)
+            T.buffer_store(total, total[0] + count, [0])
+        return e.let(total[0], "seen_pages")
+
     def _splits(self, b: Expr) -> Expr:
         """Items of a sequence."""
-        return v.ceil_div(self.indptr[b + 1] - self.indptr[b], self.per_item)
+        count = self.indptr[b + 1] - self.indptr[b] - self._pages_before(b)
+        return v.ceil_div(count, self.per_item)
 
     def _items_before(self, b: Expr) -> Expr:
         """Items of the sequences in front of one."""
@@ -175,11 +194,11 @@ class Decode:
         b, split = self._find(item)
         self.begin = e.let(self.indptr[b], "begin")
         count = e.let(self.indptr[b + 1] - self.begin, "count")
-        first = v.opaque(split * self.per_item, "first")
+        first = v.opaque(self._pages_before(b) + split * self.per_item, "first")
         last = v.opaque(tirx.min(first + self.per_item, count), "last")
-        last_page_len = self.length_info[0, b] if self.sliding else self.length_info[b]
+        last_page_len = self.length_info[b]
         self.stop = v.opaque((count - 1) * page + last_page_len, "stop")  # slots of the sequence
-        self.start = e.let(self.length_info[1, b], "start") if self.sliding else None
+        self.start = v.opaque(self._low(b), "start") if self.config.window else None
 
         self._allocate_item()
         self._start(b)
@@ -265,7 +284,7 @@ class Decode:
                         score = score + sums[g, p].get()
                     score = soft_cap(score, self.config.soft_cap)
                     seen = T.Ramp(slot, 1, v.LANES) < v.splat(self.stop)
-                    if self.sliding:
+                    if self.config.window:
                         seen = tirx.And(seen, T.Ramp(slot, 1, v.LANES) >= v.splat(self.start))
                     score = e.let(tirx.Select(seen, score, v.const(v.NEG_INF)), "score")
                     v.store(self.s, score, [head0 + g, j * self.page + panel * PANEL])
@@ -294,7 +313,7 @@ class Decode:
         page, slot = self._page(j)
         # Slots that hold no token may hold NaN, so the loop ends with the tokens.
         end = v.opaque(tirx.min(self.stop - slot, self.page), "end")
-        low = v.opaque(tirx.max(self.start - slot, 0), "low") if self.sliding else 0
+        low = v.opaque(tirx.max(self.start - slot, 0), "low") if self.config.window else 0
         with T.serial(0, self.config.num_kv_heads) as h:
             head0 = v.opaque(h * self.group, "head0")
             for tile in self._tiles(self.heads_tile, self.group):

@@ -1,9 +1,7 @@
 """``amx.attention`` on CPUs: calls of TVM's cache object, which hold this package's kernels.
 
 The object appends, attends and, where all layers rotate alike, rotates. Of a layer it hands its
-kernels one number, the scale. For sliding layers it has functions that get lists of pages cut to
-the window; but among the tokens of one pass it calls one function for all layers, which is told of
-a sliding one by a negative scale (`told_scale`).
+kernels one number, the scale; a negative one tells them that the layer slides (`told_scale`).
 """
 
 from __future__ import annotations

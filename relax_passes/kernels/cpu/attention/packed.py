@@ -43,7 +43,7 @@ class _Packed(Prefill):
     """Emits the kernel."""
 
     def __init__(self, config: KVCacheConfig, target: v.VectorTarget, causal: bool) -> None:
-        super().__init__(config, target, paged=False, sliding=False)
+        super().__init__(config, target, paged=False)
         self.causal_only = causal
 
     def build(self) -> tirx.PrimFunc:

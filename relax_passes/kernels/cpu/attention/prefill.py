@@ -44,21 +44,19 @@ def ragged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFu
     causal, rotary_mode (must be 0), two unused rope scalars, sm_scale.  A negative sm_scale says
     that the layer slides: its magnitude is the scale, and queries see ``config.window`` keys.
     """
-    return Prefill(config, target, paged=False, sliding=False).build()
+    return Prefill(config, target, paged=False).build()
 
 
-def paged_prefill(
-    config: KVCacheConfig, target: v.VectorTarget, sliding: bool = False
-) -> tirx.PrimFunc:
+def paged_prefill(config: KVCacheConfig, target: v.VectorTarget) -> tirx.PrimFunc:
     """Build the kernel, with the arguments of TVM's ``batch_prefill_paged_kv``.
 
     Arguments: q [n, heads, d], q_indptr int32 [b + 1], pages, page_indptr int32 [b + 1],
-    page_values int32 [pages], length_info (as in decode), two unused position arrays, output
-    [n, heads, d], lse float32 [n, heads], causal, rotary_mode (must be 0), two unused rope
-    scalars, sm_scale.  With sliding and causal, query i of a chunk sees the last window - i - 1
-    of the cached keys.
+    page_values int32 [pages], length_info and the positions int32 [b] of first keys (as in decode),
+    those of queries int32 [n], output [n, heads, d], lse float32 [n, heads], causal, rotary_mode
+    (must be 0), two unused rope scalars, sm_scale (as in decode).  Queries of several sequences may
+    be one entry's, which is then what these sequences share.
     """
-    return Prefill(config, target, paged=True, sliding=sliding).build()
+    return Prefill(config, target, paged=True).build()
 
 
 class Prefill:
@@ -67,10 +65,8 @@ class Prefill:
     lse: Any = None  # where log-sum-exps go, if anywhere
     size: Any = ROWS  # queries of a block
 
-    def __init__(
-        self, config: KVCacheConfig, target: v.VectorTarget, paged: bool, sliding: bool
-    ) -> None:
-        self.config, self.paged, self.sliding = config, paged, sliding
+    def __init__(self, config: KVCacheConfig, target: v.VectorTarget, paged: bool) -> None:
+        self.config, self.paged = config, paged
         self.d, self.page = config.head_dim, config.page_size
         self.columns = self.d // v.LANES
         # (rows, vectors) of the two register tiles; rows divide ROWS.
@@ -91,7 +87,7 @@ class Prefill:
         with IRBuilder() as builder:
             with T.prim_func():
                 kind = "paged" if self.paged else "ragged"
-                v.function(f"cpu_prefill_{kind}" + ("_sliding" if self.sliding else ""))
+                v.function(f"cpu_prefill_{kind}")
                 keys = ("pages", "page_indptr", "page_values", "length_info")
                 names = ("q", "q_indptr", *(keys if self.paged else ("k", "v", "kv_indptr")))
                 positions = ("q_rope_position", "k_rope_pos_offset")
@@ -110,15 +106,14 @@ class Prefill:
                     self.pages = match_pages(config, handles["pages"])
                     self.kv_indptr = index("page_indptr", batch + 1)
                     self.page_values = index("page_values", T.int32())
-                    info = (3, batch) if self.sliding else (batch,)
-                    self.length_info = index("length_info", *info)
+                    self.length_info = index("length_info", batch)
                 else:
                     m = T.int32()
                     self.k = T.match_buffer(handles["k"], (m, kv_heads, d), config.dtype)
                     self.v = T.match_buffer(handles["v"], (m, kv_heads, d), config.dtype)
                     self.kv_indptr = index("kv_indptr", batch + 1)
-                index("q_rope_position", n)
-                index("k_rope_pos_offset", batch)
+                self.q_position = index("q_rope_position", n)
+                self.k_position = index("k_rope_pos_offset", batch)
                 self.output = T.match_buffer(handles["output"], (n, heads, d), config.dtype)
                 self.lse = T.match_buffer(handles["lse"], (n, heads), "float32")
                 if self.paged:
@@ -142,14 +137,12 @@ class Prefill:
         self.q_len = e.let(self.q_indptr[b + 1] - self.q_begin, "q_len")
         self.kv_begin = e.let(self.kv_indptr[b], "kv_begin")
         count = e.let(self.kv_indptr[b + 1] - self.kv_begin, "count")
-        self.start: Expr | int = 0
         if self.paged:
             self.last_page = e.let(tirx.max(count - 1, 0), "last_page")
-            info = self.length_info[0, b] if self.sliding else self.length_info[b]
-            slots = (count - 1) * self.page + info
+            slots = (count - 1) * self.page + self.length_info[b]
             self.stop = v.opaque(tirx.Select(count > 0, slots, 0), "stop")
-            if self.sliding:
-                self.start = e.let(self.length_info[1, b], "start")
+            if self.config.window:
+                self.before = e.let(self.k_position[b] + self.config.window - 1, "before")
         else:
             self.stop = count
             panels = v.opaque(v.ceil_div(count, PANEL), "panels")
@@ -192,14 +185,24 @@ class Prefill:
 
     def _visible(self, row: Expr) -> tuple[Expr, Expr]:
         """First and one past the last slot that a query sees (an empty interval for none)."""
-        if self.paged and self.sliding:
-            past = tirx.max(self.config.window - row - 1, 0)
-            low = tirx.max(self.start, self.stop - past)
-            return tirx.Select(self.causal > 0, low, self.start), self.stop
         high = tirx.Select(self.causal > 0, self.stop - self.q_len + row + 1, self.stop)
-        if self.paged or not self.config.window:
+        if not self.config.window:
             return tirx.const(0, "int32"), high
+        if self.paged:
+            place = self.q_begin + tirx.min(row, self.q_len - 1)  # of rows that pad a tile, too
+            low = tirx.max(self.q_position[place] - self.before, 0)
+            return tirx.Select(self.slides, tirx.min(low, high), 0), high
         return tirx.Select(self.slides, tirx.max(high - self.config.window, 0), 0), high
+
+    def _lowest(self, rows: Expr) -> Expr:
+        """First slot that any query of the block sees."""
+        if not (self.paged and self.config.window):
+            return self._visible(self.row0)[0]
+        found = v.counter("lowest")
+        T.buffer_store(found, self.stop, [0])
+        with T.serial(0, rows) as r:
+            T.buffer_store(found, tirx.min(found[0], self._visible(self.row0 + r)[0]), [0])
+        return found[0]
 
     def _item(self, head: Expr, block: Expr) -> None:
         """Attend with one block of queries of one head."""
@@ -231,7 +234,7 @@ class Prefill:
                 value = v.load(self.q, [row, self.head, j]) * v.splat(self.scale)
                 v.store(self.qs, value, [r * d + j])
                 v.store(self.o, v.const(0.0), [r * d + j])
-        low, _ = self._visible(self.row0)
+        low = self._lowest(rows)
         _, high = self._visible(self.row0 + rows - 1)
         self.high = v.opaque(high, "high")
         first = v.opaque(v.div(low, KEYS), "first")

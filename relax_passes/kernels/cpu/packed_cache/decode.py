@@ -45,7 +45,7 @@ class PackedDecode(RecentTokens):
     """
 
     def __init__(self, layout: Layout, config: KVCacheConfig, target: Any) -> None:
-        super().__init__(config, v.VectorTarget.of(target), sliding=False)
+        super().__init__(config, v.VectorTarget.of(target))
         self.layout, self.codes = layout, Codes(layout, target)
         self.chunk = max(PAGE, self.slots)  # scores at once
 

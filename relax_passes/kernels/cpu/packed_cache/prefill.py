@@ -44,7 +44,7 @@ class PackedPrefill(Prefill):
     """
 
     def __init__(self, layout: Layout, config: KVCacheConfig, target: Any) -> None:
-        super().__init__(config, v.VectorTarget.of(target), paged=False, sliding=False)
+        super().__init__(config, v.VectorTarget.of(target), paged=False)
         self.layout, self.codes = layout, Codes(layout, target)
 
     def prepare(self, step: Step, sinks: bool) -> None:
