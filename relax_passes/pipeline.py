@@ -3,7 +3,7 @@
     find       functions of float32 become float16 on GPUs; ordinary products with a weight become
                amx.linear; biases fold in
     merge      linears of one input become one; residuals, silu(gate) * up and norms of heads
-               fold in
+               fold in; LoRA adapters that stay apart get a step of their own
     quantize   weights become packed parameters, activations are quantized in front
     legalize   buckets of rows; operators, attention first, become scheduled TensorIR kernels
     lower      Relax's own operators: legalization, fusion, schedules for what is left
@@ -26,7 +26,9 @@ from tvm import relax
 from tvm_ffi import register_error
 
 from amx_tvm.errors import AmxError
+from relax_passes.adapters import AdapterPlan
 from relax_passes.attention_spec import PLAIN, CacheStorage
+from relax_passes.passes.adapt import adapt
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
@@ -63,6 +65,7 @@ def phases(
     layout: str,
     records: Any = None,
     storage: CacheStorage = PLAIN,
+    adapters: AdapterPlan | None = None,
 ) -> list[tuple[str, list[tvm.transform.Pass]]]:
     """Return the phases up to memory planning, in order, each with its passes.
 
@@ -78,6 +81,8 @@ def phases(
         LinearSpec -> knobs from tuning records.
     storage : CacheStorage
         How keys and values are kept, where the model has attention.
+    adapters : AdapterPlan, optional
+        Which weights have LoRA adapters that rows choose among.
     """
     from tvm.relax import pipeline as stock
 
@@ -88,7 +93,12 @@ def phases(
         ),
         (
             "merge",
-            [merge_projections, fuse_residual_and_gate(target), fuse_head_norms(target, storage)],
+            [
+                merge_projections,
+                fuse_residual_and_gate(target),
+                fuse_head_norms(target, storage),
+                adapt(adapters),
+            ],
         ),
         ("quantize", [quantize_parameters(policy, layout), quantize_activations(target)]),
         (
@@ -129,12 +139,13 @@ def run(
     records: Any = None,
     dump: Dump | None = None,
     storage: CacheStorage = PLAIN,
+    adapters: AdapterPlan | None = None,
 ) -> tvm.IRModule:
     """Run all phases; the result is ready for :func:`build`."""
     if dump is not None:
         dump("input", module)
     with target:
-        for name, passes in phases(target, policy, layout, records, storage):
+        for name, passes in phases(target, policy, layout, records, storage, adapters):
             for one in passes:
                 module = one(module)
             if dump is not None:

@@ -38,6 +38,9 @@ class Recipe:
     format, layout, part : str
         For quantized weights: the number format, the packed layout and which of its arrays.
         An empty format is a float32 parameter.
+    adapter, rank : str, int
+        "down" or "up" for what LoRA adapters add to the sources, with so many rows of A each;
+        see ``relax_passes.adapters``.
     """
 
     sources: tuple[str, ...]
@@ -47,6 +50,8 @@ class Recipe:
     format: str = ""
     layout: str = ""
     part: str = ""
+    adapter: str = ""
+    rank: int = 0
 
     @property
     def origin(self) -> Recipe:

@@ -75,10 +75,10 @@ def weight_bytes(manifest: Manifest) -> int:
     """Return the bytes of parameters that one decode step reads.
 
     All of them, less the tables of which it reads a row: position tables, and the token embedding
-    unless the LM head is tied to it.
+    unless the LM head is tied to it. Adapters are read by rows that ask for one only.
     """
     tied = manifest.model["config"].get("tie_word_embeddings", False)
-    tables = ("wpe",) if tied else _ROW_TABLES
+    tables = ("adapters", *(("wpe",) if tied else _ROW_TABLES))
     return sum(
         tensor.bytes
         for name, tensor in manifest.parameters.tensors.items()

@@ -127,6 +127,12 @@ def compile(  # noqa: A001 - the verb that users know
     adapter: Annotated[
         Path | None, typer.Option(help="Directory of a LoRA adapter (PEFT) to merge first.")
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR", help="A LoRA adapter that requests choose by name; repeatable."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact at the output.")
     ] = False,
@@ -160,6 +166,7 @@ def compile(  # noqa: A001 - the verb that users know
         calibration=calibration,
         recipe=recipe,
         adapter=adapter,
+        adapters=compile_command.named(adapters),
         overwrite=overwrite,
         dump_ir=dump_ir,
         records=records,
@@ -187,6 +194,9 @@ def generate(
     image: Annotated[
         list[Path] | None,
         typer.Option(help="An image of the prompt, in the order of its <image>; repeatable."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Name of the artifact's LoRA adapter to answer with.")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")
@@ -216,6 +226,7 @@ def generate(
             "ignore_eos": ignore_eos,
         },
         images=image or [],
+        adapter=adapter,
     )
 
 

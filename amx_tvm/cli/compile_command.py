@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 from amx_tvm.cli import early
+from amx_tvm.errors import ModelError
 
 _STAGES = {
     "lower": "Passes and kernels",
@@ -69,6 +71,19 @@ class StageProgress:
                 _STAGES.get(stage, stage), total=total, detail=detail
             )
         self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)
+
+
+def named(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Return adapters given as NAME=DIR; ModelError for anything else, or a name given twice."""
+    if not given:
+        return None
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals or not place or name in found:
+            raise ModelError(f"--adapters {one!r}: expected NAME=DIR, each name once")
+        found[name] = place
+    return found
 
 
 def run(model: str, show: bool, as_json: bool, **options: Any) -> None:

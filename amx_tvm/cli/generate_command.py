@@ -23,6 +23,7 @@ def run(
     load: dict[str, Any],
     options: dict[str, Any],
     images: Sequence[Path] = (),
+    adapter: str | None = None,
 ) -> None:
     """Load the artifact and print the continuation of ``prompt``."""
     prompt = text("the prompt", sys.stdin.read() if prompt == "-" else prompt)
@@ -34,7 +35,7 @@ def run(
         parts = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
         content = parts if images else prompt
         prompt = load_chat_template(artifact).render([{"role": "user", "content": content}])
-    with engine.stream(prompt, images=images, **options) as pieces:
+    with engine.stream(prompt, images=images, adapter=adapter, **options) as pieces:
         for piece in pieces:
             if not as_json:
                 print(piece, end="", flush=True)

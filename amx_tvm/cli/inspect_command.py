@@ -132,6 +132,10 @@ def _facts(artifact: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
         context = model.get("context_length")
         text = f"{model.get('name', '?')} ({model.get('family', '?')})"
         yield "model", text + (f", context {context} tokens" if context else "")
+    if names := model.get("adapters"):
+        stored = manifest.parameters.tensors.items()
+        size = sum(record.bytes for name, record in stored if name.startswith("adapters."))
+        yield "adapters", f"{', '.join(names)}; {size / 1e6:.1f} MB together"
     yield "target", f"{' and '.join(manifest.targets)} on {target.device}"
     if target.features:
         yield "needs", " ".join(target.features)

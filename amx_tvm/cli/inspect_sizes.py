@@ -11,6 +11,7 @@ from relax_passes.chosen import ChosenKernel
 LAYER = re.compile(r"\.(\d+)\.")
 # The parts of a layer, by what their tensors' names hold; the first that fits.
 PARTS = {
+    "adapters": ("adapters.",),
     "attention": ("attn", "attention", "q_proj", "o_proj"),
     "MLP": ("mlp", "experts", "gate_proj", "down_proj", "fc"),
     "other": ("",),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from amx_tvm.artifact import ArtifactWriter, Manifest, Versions, signature
 from amx_tvm.artifact.manifest import LibraryRecord
 from amx_tvm.artifact.names import default_output
+from amx_tvm.compiler.adapters import Adapters
 from amx_tvm.compiler.exclusive import one_at_a_time
 from amx_tvm.compiler.footprint import footprint
 from amx_tvm.compiler.lowered import LoweredModel, check_cache, lower_source
@@ -31,9 +32,10 @@ from amx_tvm.compiler.weights import (
 )
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.documents import read_documents
-from amx_tvm.errors import CalibrationError
+from amx_tvm.errors import CalibrationError, ModelError
 from amx_tvm.extras import require
 from amx_tvm.frontends import ModelSource, open_model
+from amx_tvm.frontends.base import sample_digest
 from amx_tvm.frontends.hf.embedding import EmbeddingSource
 from amx_tvm.frontends.importers.torch_module import is_torch_module
 from amx_tvm.frontends.lora import MergedLora
@@ -83,6 +85,7 @@ def compile(  # noqa: A001 - the verb that users know
     calibration: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     recipe: Any = None,
     adapter: str | os.PathLike[str] | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     overwrite: bool = False,
     overrides: Overrides = NO_OVERRIDES,
     records: Any = None,
@@ -127,6 +130,9 @@ def compile(  # noqa: A001 - the verb that users know
     adapter : path, optional
         Directory of a LoRA adapter in PEFT's layout, merged into the weights before they are
         rounded.
+    adapters : mapping of str to path, optional
+        Directories of LoRA adapters that stay apart from the weights, by the names by which
+        ``engine.generate(adapter=...)`` and a server's requests (``model``) choose one.
     overwrite : bool
         Replace an existing artifact at ``output``.
     overrides : Overrides
@@ -172,6 +178,7 @@ def compile(  # noqa: A001 - the verb that users know
     source = open_model(model, example_inputs, dynamic_shapes)
     if adapter is not None:
         source = MergedLora(source, adapter)
+    apart = None if adapters is None else kept_apart(source, adapters, calibration)
     check_cache(source, config, resolved)
     tell = _told(progress)
     estimate = footprint(source, config, resolved)
@@ -201,7 +208,9 @@ def compile(  # noqa: A001 - the verb that users know
             config, overrides = made.config, made
         tell("lower", 0, 1, source.name)
         chosen = records_for(records, resolved)
-        lowered = lower_source(source, resolved, config, records=chosen, dump_ir=dump_ir)
+        lowered = lower_source(
+            source, resolved, config, records=chosen, dump_ir=dump_ir, adapters=apart
+        )
         tell("lower", 1, 1, "")
         write_parameters(lowered, writer, overrides, tell)
         tell("build", 0, 1, str(resolved.key))
@@ -214,6 +223,25 @@ def compile(  # noqa: A001 - the verb that users know
             manifest.quantization["recipe"] = {**overrides.describe(), "text": text}
         manifest = writer.finish(manifest)
     return Artifact(str(place), manifest)
+
+
+def kept_apart(source: ModelSource, given: Mapping[str, Any], calibration: Any) -> Adapters:
+    """Open the adapters that stay apart from a model's weights.
+
+    Raises
+    ------
+    ModelError, CalibrationError
+        For an adapter that does not fit, or weights that a recipe is to change: adapters were
+        trained beside those of the checkpoint.
+    """
+    if source.kind == "causal_lm" and calibration is None:
+        return Adapters(source, given)
+    if calibration is not None:
+        raise CalibrationError(
+            "adapters stay apart from weights that are rounded as they are; leave out the "
+            "calibration, or merge one adapter (adapter=, --adapter)"
+        )
+    raise ModelError(f"{source.name} is no language model, whose linears alone take adapters")
 
 
 def _told(progress: Progress | None) -> Progress:
@@ -322,7 +350,7 @@ def write_parameters(
     """Carry out the parameter plan of a lowered model, one weight at a time, into the shards."""
     writer.publication.require(bytes_of(lowered.module))
     dtypes = dtypes_of(lowered.module)
-    materializer = Materializer(lowered.source, overrides)
+    materializer = Materializer(lowered.source, overrides, lowered.adapters)
     for name, array in parameters(
         lowered.order, lowered.plan, materializer, lambda d, t, n: progress("weights", d, t, n)
     ):
@@ -339,22 +367,26 @@ def manifest_of(
 ) -> Manifest:
     """Describe an artifact whose parameters have been written."""
     kept = writer.parameters.finish(lowered.order)
-    weights = lowered.weight_count
+    weights, digest = lowered.weight_count, source.digest()
+    plan = {name: recipe_of(lowered.plan, name) for name in lowered.order}
+    own = sum(r.bytes for name, r in kept.tensors.items() if not plan[name].adapter)
+    if lowered.adapters is not None:
+        digest = sample_digest(digest.encode(), lowered.adapters.digest().encode())
     return Manifest(
         versions=Versions(**versions()),
         target=target.record(),
         library=library,
         parameters=kept,
-        model={**lowered.model, "source_digest": source.digest()},
+        model={**lowered.model, "source_digest": digest},
         quantization={
             **config.describe(),
             "weights": weights,
-            "bits_per_weight": 8 * kept.bytes / weights,
+            "bits_per_weight": 8 * own / weights,
             "bits_by_format": bits_by_format(lowered.plan, lowered.source.shape, kept.tensors),
         },
         kv_cache=lowered.kv_cache,
         linears=lowered.linears,
         functions=lowered.functions,
-        recipes=to_json({n: recipe_of(lowered.plan, n) for n in lowered.order}),
+        recipes=to_json(plan),
         kind=source.kind,
     )

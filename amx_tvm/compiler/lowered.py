@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from amx_tvm.cache_storage import cache_storage
+from amx_tvm.compiler.adapters import Adapters
 from amx_tvm.compiler.embedding import lower_embedding
 from amx_tvm.compiler.function import lower_function
 from amx_tvm.compiler.lowered_model import LoweredModel
@@ -39,8 +40,11 @@ def lower_source(
     *,
     records: Any = None,
     dump_ir: str | os.PathLike[str] | None = None,
+    adapters: Adapters | None = None,
 ) -> LoweredModel:
     """Build the Relax module of a model and run the passes on it.
+
+    ``adapters`` stay apart from its weights, for rows to choose among.
 
     Raises
     ------
@@ -79,11 +83,19 @@ def lower_source(
     named = open_weights(source, family, decoder, expected)
     if stacks:
         module = plans.write(module, {name: plans.Recipe(s) for name, s in stacks.items()})
-    module = pipeline.run(module, target.tvm, config, target.layout, records, dump, storage)
+    plan = None
+    if adapters is not None:
+        exact = config.format == "none" and on_cpu
+        plan = adapters.plan(named, shapes, "float32" if exact else "float16")
+    parts = (target.tvm, config, target.layout, records, dump, storage, plan)
+    module = pipeline.run(module, *parts)
+    if adapters is not None and plan is not None:
+        adapters.check_used(plan, plans.read(module))
     return LoweredModel(
         module=module,
         model={
             **describe(source, decoder, family),
+            **({} if adapters is None else {"adapters": adapters.names}),
             **longrope(decoder, target),
             **({} if seen is None else {"images": seen.settings.to_json()}),
         },
@@ -98,6 +110,7 @@ def lower_source(
         functions=[gvar.name_hint for gvar, _ in relax_functions(module)],
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
+        adapters=adapters,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from amx_tvm.compiler.adapters import Adapters
 from amx_tvm.frontends import ModelSource
 from relax_passes import recipes as plans
 from relax_passes.passes import bundle_parameters, legalize
@@ -21,6 +22,7 @@ class LoweredModel:
     functions: list[str]
     weight_count: int
     source: ModelSource
+    adapters: Adapters | None = None
 
     @cached_property
     def order(self) -> list[str]:

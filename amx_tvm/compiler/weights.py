@@ -16,6 +16,7 @@ import numpy as np
 
 from amx_tvm import formats
 from amx_tvm.artifact.manifest import TensorRecord
+from amx_tvm.compiler.adapters import Adapters
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Quantized, concatenate, packing
 from amx_tvm.frontends import ModelSource
@@ -48,10 +49,17 @@ class Materializer:
         Where the weights are, under the module's names.
     overrides : Overrides
         Weights from a calibration.
+    adapters : Adapters, optional
+        LoRA adapters that stay apart.
     """
 
-    def __init__(self, source: ModelSource, overrides: Overrides = NO_OVERRIDES) -> None:
-        self.source, self.overrides = source, overrides
+    def __init__(
+        self,
+        source: ModelSource,
+        overrides: Overrides = NO_OVERRIDES,
+        adapters: Adapters | None = None,
+    ) -> None:
+        self.source, self.overrides, self.adapters = source, overrides, adapters
 
     def load(self, name: str) -> np.ndarray:
         """Load one weight as float32 (C-contiguous)."""
@@ -77,6 +85,12 @@ class Materializer:
 
     def make(self, recipe: Recipe) -> dict[str, np.ndarray]:
         """Return the arrays of an origin by part; a plain float parameter has the part ""."""
+        if recipe.adapter:
+            if self.adapters is None:
+                raise ModelError(f"{recipe.sources[0]} has no adapters here; compile the model again")
+            rows = sum(self.source.shape(name)[0] for name in recipe.sources)
+            order = interleaved_rows(rows, recipe.interleave) if recipe.interleave else None
+            return {"": self.adapters.make(recipe, order)}
         if recipe.format:
             parts = [self.quantize(name, recipe) for name in recipe.sources]
             joined = parts[0] if len(parts) == 1 else concatenate(parts)

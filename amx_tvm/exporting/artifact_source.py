@@ -57,6 +57,11 @@ class ArtifactSource(ModelSource):
             )
         model = manifest.model
         self.name, self.config = str(model["name"]), dict(model["config"])
+        if "adapters" in model:
+            raise ModelError(
+                f"{self.path} keeps adapters apart, which no bundle runs; export a model with one "
+                "merged (compile --adapter)"
+            )
         self.generation_config = {
             "eos_token_id": list(model["eos_token_ids"]),
             "bos_token_id": model.get("bos_token_id"),

@@ -1,4 +1,6 @@
-"""A LoRA adapter in PEFT's layout, merged into its base model: W + scale * B A, before rounding.
+"""A LoRA adapter in PEFT's layout, and merged into its base model: W + scale * B A, before rounding.
+
+Several that stay apart are in adapters.py.
 
 The base may be any checkpoint (safetensors, GGUF, quantized). Tensors that the adapter does not
 change stay as they are, stored codes included; weights that it holds whole replace the base's. The
@@ -63,8 +65,8 @@ class AdapterConfig(TypedDict, total=False):
     alpha_pattern: dict[str, Alpha]
 
 
-class MergedLora(ModelSource):
-    """A checkpoint with an adapter merged into its weights, one at a time.
+class LoraAdapter:
+    """An adapter, read beside the base that it changes.
 
     Parameters
     ----------
@@ -72,6 +74,17 @@ class MergedLora(ModelSource):
         The base model.
     adapter : path-like
         Directory with adapter_config.json and adapter_model.safetensors.
+
+    Attributes
+    ----------
+    file : SafetensorsFile
+        Its weights.
+    pairs : dict of str to tuple of str
+        By the base's name of a weight: the adapter's names of A and B.
+    scales : dict of str to float
+        By the base's name: the factor of B A.
+    whole : dict of str to str
+        By the base's name: the adapter's name of a weight in its place.
 
     Raises
     ------
@@ -81,37 +94,28 @@ class MergedLora(ModelSource):
     """
 
     def __init__(self, source: ModelSource, adapter: str | os.PathLike[str]) -> None:
-        self.adapter = Path(adapter)
-        self.source, self.kind, self.module_names = source, source.kind, source.module_names
+        self.path, self.source = Path(adapter), source
         if source.kind != "causal_lm" or source.module_names:
             raise ModelError(
                 f"{source.name} takes no adapter; expected the checkpoint of a language model "
                 "(a Hugging Face directory or a GGUF file)"
             )
-        self._settings = _settings(self.adapter)
-        self.name = f"{source.name}-{self.adapter.resolve().name}"
-        self.config = source.config
-        self._file = SafetensorsFile(self.adapter / WEIGHTS)
-        # By the checkpoint's name: the names of A and B, their factor, the name of a whole weight.
-        self._pairs: dict[str, tuple[str, str]] = {}
-        self._scales: dict[str, float] = {}
-        self._whole: dict[str, str] = {}
-        for module, parts in _modules(self._file).items():
+        self._settings = _settings(self.path)
+        self.file = SafetensorsFile(self.path / WEIGHTS)
+        self.pairs: dict[str, tuple[str, str]] = {}
+        self.scales: dict[str, float] = {}
+        self.whole: dict[str, str] = {}
+        for module, parts in _modules(self.file).items():
             name = self._target(module)
             if "whole" in parts:
-                self._whole[name] = parts["whole"]
-                self._check_shape(name, module, self._file.tensors[parts["whole"]].shape)
+                self.whole[name] = parts["whole"]
+                self._check_shape(name, module, self.file.tensors[parts["whole"]].shape)
             if "A" in parts:
-                self._pairs[name] = a, b = parts["A"], parts["B"]
-                self._scales[name] = self._scale(module, a, b)
-                rows, columns = self._file.tensors[b].shape[0], self._file.tensors[a].shape[1]
-                swapped = self._swapped(name)
+                self.pairs[name] = a, b = parts["A"], parts["B"]
+                self.scales[name] = self._scale(module, a, b)
+                rows, columns = self.file.tensors[b].shape[0], self.file.tensors[a].shape[1]
+                swapped = self.swapped(name)
                 self._check_shape(name, module, (columns, rows) if swapped else (rows, columns))
-
-    @property
-    def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
-        """The base's generation configuration."""
-        return self.source.generation_config
 
     def _target(self, module: str) -> str:
         """Return the base's name of the weight that a module of the adapter changes."""
@@ -122,7 +126,7 @@ class MergedLora(ModelSource):
                 return f"{stem}.weight"
         tied = ": its head is its embedding" if module.endswith("lm_head") else ""
         raise ModelError(
-            f"{self.adapter} changes {module}, and {self.source.name} has no such weight{tied}; "
+            f"{self.path} changes {module}, and {self.source.name} has no such weight{tied}; "
             "use the base model that the adapter was trained on"
         )
 
@@ -131,10 +135,10 @@ class MergedLora(ModelSource):
         settings = self._settings
         rank = _matching(settings.get("rank_pattern", {}), module, settings.get("r", 8))
         alpha = _matching(settings.get("alpha_pattern", {}), module, settings.get("lora_alpha", 8))
-        shapes = [self._file.tensors[name].shape for name in (a, b)]
+        shapes = [self.file.tensors[name].shape for name in (a, b)]
         if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != rank != shapes[1][1]:
             raise ModelError(
-                f"{self._file.path}: {module} has A {list(shapes[0])} and B {list(shapes[1])}; "
+                f"{self.file.path}: {module} has A {list(shapes[0])} and B {list(shapes[1])}; "
                 f"expected [{rank}, in] and [out, {rank}], as {CONFIG} says r = {rank}"
             )
         return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
@@ -142,20 +146,55 @@ class MergedLora(ModelSource):
     def _check_shape(self, name: str, module: str, made: tuple[int, ...]) -> None:
         if made != tuple(self.source.shape(name)):
             raise ModelError(
-                f"{self.adapter} changes {module} by a matrix of {list(made)}, and "
+                f"{self.path} changes {module} by a matrix of {list(made)}, and "
                 f"{self.source.name} has it as {list(self.source.shape(name))}; use the base model "
                 "that the adapter was trained on"
             )
 
-    def _swapped(self, name: str) -> bool:
+    def swapped(self, name: str) -> bool:
         """Whether B A is stored the other way round: embeddings, and linears of GPT-2."""
-        embedding = "lora_embedding" in self._pairs[name][0]
-        return embedding or bool(self._settings.get("fan_in_fan_out"))
+        return self.embeds(name) or bool(self._settings.get("fan_in_fan_out"))
 
-    def _delta(self, name: str) -> np.ndarray:
-        a, b = (self._file.load(part) for part in self._pairs[name])
-        made = (b @ a) * np.float32(self._scales[name])
-        return made.T if self._swapped(name) else made
+    def embeds(self, name: str) -> bool:
+        """Whether it changes a weight as a table of embeddings."""
+        return "lora_embedding" in self.pairs[name][0]
+
+    def rank(self, name: str) -> int:
+        """Return r of a weight."""
+        return self.file.tensors[self.pairs[name][0]].shape[0]
+
+    def factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return A [r, in] and B [out, r] of a weight as float32, the factor in B."""
+        a, b = (self.file.load(part) for part in self.pairs[name])
+        return a, b * np.float32(self.scales[name])
+
+    def delta(self, name: str) -> np.ndarray:
+        """Return what is added to a weight, as the base stores it."""
+        a, b = self.factors(name)
+        return (b @ a).T if self.swapped(name) else b @ a
+
+    def digest(self) -> str:
+        """Return the identity of base and adapter together."""
+        settings = (self.path / CONFIG).read_bytes()
+        return sample_digest(self.source.digest().encode(), settings, self.file.file.buffer)
+
+
+class MergedLora(ModelSource):
+    """A checkpoint with an adapter merged into its weights, one at a time.
+
+    Parameters and errors are those of `LoraAdapter`.
+    """
+
+    def __init__(self, source: ModelSource, adapter: str | os.PathLike[str]) -> None:
+        self.adapter = LoraAdapter(source, adapter)
+        self.source, self.kind, self.module_names = source, source.kind, source.module_names
+        self.name = f"{source.name}-{self.adapter.path.resolve().name}"
+        self.config = source.config
+
+    @property
+    def generation_config(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base's generation configuration."""
+        return self.source.generation_config
 
     def names(self) -> list[str]:
         """Return the names of the base's tensors."""
@@ -170,16 +209,17 @@ class MergedLora(ModelSource):
         return "f32" if self._changes(name) else self.source.dtype(name)
 
     def _changes(self, name: str) -> bool:
-        return name in self._pairs or name in self._whole
+        return name in self.adapter.pairs or name in self.adapter.whole
 
     def check(self, name: str) -> None:
         """Refuse a tensor that is missing or of a type that is not read, in base and adapter."""
-        if name in self._whole:
-            self._file.check(self._whole[name])
+        own = self.adapter
+        if name in own.whole:
+            own.file.check(own.whole[name])
         else:
             self.source.check(name)
-        for part in self._pairs.get(name, ()):
-            self._file.check(part)
+        for part in own.pairs.get(name, ()):
+            own.file.check(part)
 
     def same(self, first: str, second: str) -> bool:
         """Return whether two tensors hold the same numbers in the same type."""
@@ -189,9 +229,10 @@ class MergedLora(ModelSource):
 
     def load(self, name: str) -> np.ndarray:
         """Read one tensor as float32, merged."""
-        whole = self._whole.get(name)
-        array = self._file.load(whole) if whole else self.source.load(name)
-        return array + self._delta(name) if name in self._pairs else array
+        own = self.adapter
+        whole = own.whole.get(name)
+        array = own.file.load(whole) if whole else self.source.load(name)
+        return array + own.delta(name) if name in own.pairs else array
 
     def load_entry(self, name: str, index: int) -> np.ndarray:
         """Read one entry along axis 0 of a stacked tensor."""
@@ -218,8 +259,7 @@ class MergedLora(ModelSource):
 
     def digest(self) -> str:
         """Return the identity of base and adapter together."""
-        settings = (self.adapter / CONFIG).read_bytes()
-        return sample_digest(self.source.digest().encode(), settings, self._file.file.buffer)
+        return self.adapter.digest()
 
 
 def _settings(adapter: Path) -> dict[str, Any]:

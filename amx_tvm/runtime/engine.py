@@ -72,6 +72,8 @@ class Engine(OwnThread):
         Most sequences at once.
     images : ImageSettings or None
         How images become rows of a prompt, where the model takes any.
+    adapters : tuple of str
+        Names of the LoRA adapters that requests may choose.
     speculation : Speculation or None
         What drafts of repeated text are made with, where `load` was asked for it.
     """
@@ -117,6 +119,7 @@ class Engine(OwnThread):
             int(manifest.model.get("long_after", 0)),
         )
         self.images = self._model.see(manifest)
+        self.adapters = tuple(manifest.model.get("adapters", ()))
         self._cache: KVCache | None = None
         self.speculation = Speculation() if flag("speculation", speculation) else None
 
@@ -173,6 +176,8 @@ class Engine(OwnThread):
         images : sequence of ImageInput, optional
             Files, their content, arrays or Pillow's images: one for each place that the prompt has,
             which is the model's token for images, such as ``<image>``.
+        adapter : str, optional
+            Name of one of `adapters` to answer with; by default none.
         sequence : session.Sequence, optional
             Work on this sequence and keep it: what it shares with the prompt is not computed
             again. A chat passes the same one every turn.
@@ -207,9 +212,12 @@ class Engine(OwnThread):
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int | None = DEFAULT_NEW_TOKENS,
+        adapter: str | Sequence[str | None] | None = None,
         **options: Unpack[OptionsBesides],
     ) -> list[GenerationResult]:
         """Continue several prompts together; options as in `generate`, the same for all.
+
+        ``adapter`` may also be a list with the name of each prompt's, or None.
 
         Every decode step serves all sequences under way; a prompt starts as soon as another has
         ended where there are more than ``max_sequences``. With a seed, each prompt draws from its
@@ -219,9 +227,15 @@ class Engine(OwnThread):
             raise GenerationError("generate_batch makes its own sequences; leave out `sequence`")
         if isinstance(prompts, str | bytes | dict) or not isinstance(prompts, Iterable):
             raise GenerationError(f"prompts are {prompts!r}, expected a list of texts or token ids")
+        prompts = list(prompts)
+        each = [adapter] * len(prompts) if isinstance(adapter, str | None) else list(adapter)
+        if len(each) != len(prompts):
+            raise GenerationError(
+                f"adapter lists {len(each)} names for {len(prompts)} prompts, expected one for each"
+            )
         requests = [
-            self.request(prompt, stream=stream, max_new_tokens=max_new_tokens, **options)
-            for stream, prompt in enumerate(prompts)
+            self.request(prompt, stream, max_new_tokens=max_new_tokens, adapter=own, **options)
+            for stream, (prompt, own) in enumerate(zip(prompts, each, strict=True))
         ]
         return complete(self._worker, self._scheduler(None), requests, self._start)
 
@@ -232,6 +246,7 @@ class Engine(OwnThread):
         sequence: Any = None,
         mask: Any = None,
         images: Any = None,
+        adapter: str | None = None,
         **options: Unpack[RequestOptions],
     ) -> Request:
         """Return a checked request for `Scheduler.add`; options as in `generate`.
@@ -242,7 +257,7 @@ class Engine(OwnThread):
             A text, or token ids.
         stream : int
             Requests with the same seed draw from different streams.
-        images
+        images, adapter
             As in `generate`.
         sequence, mask
             See `amx_tvm.runtime.request.Request`, whose callbacks `dataclasses.replace` sets.
@@ -252,6 +267,12 @@ class Engine(OwnThread):
         if sequence is not None and not isinstance(sequence, session.Sequence):
             raise GenerationError(
                 f"sequence is {sequence!r}, expected one that engine.sequence() made"
+            )
+        slot = self.adapter_slot(adapter)
+        if sequence is not None and sequence.open and sequence.adapter != slot:
+            raise GenerationError(
+                f"the sequence was begun with {self._adapter_name(sequence.adapter)} and the "
+                f"request asks for {self._adapter_name(slot)}; give engine.sequence() the same one"
             )
         if mask is not None and not callable(mask):
             raise GenerationError(f"mask is {mask!r}, expected a callable; see Request.mask")
@@ -269,7 +290,7 @@ class Engine(OwnThread):
             stops = stops | special_stops(self.tokenizer, limits.stop)
         tokenizer = self.tokenizer if has_text else None
         parts = (tokens, sampling, limits, stops, stream, tokenizer, sequence, pictures)
-        return Request(*parts, mask=mask)
+        return Request(*parts, mask=mask, adapter=slot)
 
     def scheduler(
         self,
@@ -296,18 +317,33 @@ class Engine(OwnThread):
             prefill_rows = count("prefill_rows", prefill_rows)
         return self._scheduler(max_sequences, prefill_rows, Prefixes(keep))
 
-    def logits(self, token_ids: Iterable[int]) -> np.ndarray:
+    def logits(self, token_ids: Iterable[int], adapter: str | None = None) -> np.ndarray:
         """Return float32 logits [len(token_ids), vocab]: row i follows tokens 0..i."""
 
         def score() -> np.ndarray:
-            with self.sequence() as sequence:
+            with self.sequence(adapter) as sequence:
                 return sequence.score(token_ids)
 
         return self._worker.call(score)
 
-    def sequence(self) -> session.Sequence:
-        """Start an empty sequence: append tokens, fork it, roll it back; close it at the end."""
-        return self._worker.call(self._sequence)
+    def sequence(self, adapter: str | None = None) -> session.Sequence:
+        """Start an empty sequence: append tokens, fork it, roll it back; close it at the end.
+
+        All of its tokens, and its forks', have the ``adapter``.
+        """
+        return self._worker.call(self._sequence, self.adapter_slot(adapter))
+
+    def adapter_slot(self, name: str | None) -> int:
+        """Return the number of an adapter, -1 for None; GenerationError for one there is not."""
+        if name is None:
+            return -1
+        if name not in self.adapters:
+            known = ", ".join(self.adapters) or "none; compile the model with adapters="
+            raise GenerationError(f"adapter is {name!r}, this artifact has {known}")
+        return self.adapters.index(name)
+
+    def _adapter_name(self, slot: int) -> str:
+        return "no adapter" if slot < 0 else f"adapter {self.adapters[slot]!r}"
 
     @property
     def worker(self) -> Worker:
@@ -321,9 +357,9 @@ class Engine(OwnThread):
         """
         return self._worker.call(function, *arguments)
 
-    def _sequence(self) -> session.Sequence:
+    def _sequence(self, adapter: int = -1) -> session.Sequence:
         cache = self._reserve(self._kv_tokens)
-        return session.Sequence(self._model, cache, cache.add(), [], self._worker)
+        return session.Sequence(self._model, cache, cache.add(adapter), [], self._worker)
 
     def _scheduler(
         self,

@@ -36,6 +36,8 @@ class KVCache:
     ----------
     pages : int
         How many pages there are.
+    adapters : dict of int to int
+        The LoRA adapter of each sequence that has one.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class KVCache:
             kind = PackedPages if machine.is_cpu else DevicePages
             self._pages = kind(machine, made, page_size, packed)
         self.pages = self.available_pages()
+        self.adapters: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._ahead: dict[int, None] = {}  # sequences of a step that may turn out not to be wanted
         self._finish: Callable[[], Any] | None = None
@@ -148,11 +151,13 @@ class KVCache:
         if sequence in self._ahead:
             self.settle()
 
-    def add(self) -> int:
-        """Start an empty sequence and return its id."""
+    def add(self, adapter: int = -1) -> int:
+        """Start an empty sequence, of an adapter or none (-1), and return its id."""
         sequence = self._take()
         self._pages.add(sequence)
         self._lengths[sequence] = 0
+        if adapter >= 0:
+            self.adapters[sequence] = adapter
         return sequence
 
     def fork(self, parent: int, position: int | None = None) -> int:
@@ -166,6 +171,8 @@ class KVCache:
         child = self._take()
         self._pages.fork(parent, child, position, length)
         self._lengths[child] = position
+        if parent in self.adapters:
+            self.adapters[child] = self.adapters[parent]
         return child
 
     def rollback(self, sequence: int, count: int) -> None:
@@ -188,6 +195,7 @@ class KVCache:
         self._settle(sequence)
         self._pages.remove(sequence)
         del self._lengths[sequence]
+        self.adapters.pop(sequence, None)
         self._free.append(sequence)
 
     def check_room(self, sequences: Sequence[int], counts: Sequence[int]) -> None:
@@ -228,6 +236,13 @@ class KVCache:
         self._pages.end()
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
+
+    def slots(self, sequences: Sequence[int], counts: Sequence[int]) -> list[int] | None:
+        """Return the adapter of each row of a step, -1 for none; None where no row has one."""
+        own = [self.adapters.get(sequence, -1) for sequence in sequences]
+        if max(own) < 0:
+            return None
+        return [slot for slot, count in zip(own, counts, strict=True) for _ in range(count)]
 
     def _take(self) -> int:
         if not self._free:

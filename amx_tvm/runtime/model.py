@@ -69,7 +69,7 @@ class Model:
         self._machine = machine
         self._parameters = parameters
         self._functions: dict[str, Any] = {}
-        self._ids, self._picks = Vector(machine), Vector(machine)
+        self._ids, self._picks, self._slots = Vector(machine), Vector(machine), Vector(machine)
         self._pooled: set[int] = set()  # rows of steps whose buffers TVM keeps
 
     def see(self, manifest: Manifest) -> ImageSettings | None:
@@ -123,7 +123,12 @@ class Model:
         each = count == len(sequences)
         picks: list[int] | None = None
         given: tuple[Any, ...] = ()
-        if self.pictures is not None and max(tokens) >= self.vocab_size:
+        slots = cache.slots(sequences, lengths) if cache.adapters else None
+        if slots is not None:
+            name = key = "forward_adapted"
+            given = (self._slots.put(slots),)
+            picks = self._picked(lengths, wanted)
+        elif self.pictures is not None and max(tokens) >= self.vocab_size:
             tokens, table = self.pictures.gather(tokens)
             given = (table,)
             name = key = "forward_given"

@@ -284,6 +284,7 @@ class GenerateOptions(OptionsBesides, total=False):
     """What `Engine.generate` and `Engine.stream` take beside the prompt and its length."""
 
     sequence: Sequence | None
+    adapter: str | None
     images: Iterable[ImageInput] | None
     mask: Callable[..., Any] | None
 

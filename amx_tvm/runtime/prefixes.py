@@ -2,8 +2,9 @@
 
 A conversation's next turn begins with all of the turns before, and many requests begin with one
 system prompt. What is kept is forked at the exact token; the least recently used goes first when
-pages or places run out. Sequences of different owners (``salt``) never meet: who shares a prefix
-with whom could be read from the time that an answer takes.
+pages or places run out. Sequences of different owners (`Request.owner`, the ``salt`` here) never
+meet: adapters make other keys and values, and who shares a prefix with whom could be read from the
+time that an answer takes.
 """
 
 from __future__ import annotations
@@ -105,11 +106,11 @@ class Prefixes:
         The number is -1 where another is about to compute more of them: that is worth waiting for.
         """
         wanted = handle.tokens[:-1]  # at least one is left to run: the logits after it are wanted
-        salt = handle.request.salt
+        salt = handle.request.owner
         parent, best = self.best(wanted, salt)
         coming = best
         for other in active:
-            if other.request.salt != salt:
+            if other.request.owner != salt:
                 continue
             common = common_prefix(wanted, other.tokens)
             coming = max(coming, common)

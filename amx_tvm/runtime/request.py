@@ -48,6 +48,8 @@ class Request:
         The prompt has the image's token for each of their rows.
     salt : str
         Requests of different salts share no pages.
+    adapter : int
+        The number of the LoRA adapter that it is answered with, -1 for none.
     mask : callable, optional
         Given the tokens that were chosen so far, returns bool [vocab], which tokens may come next,
         or None for all of them. It may have a method ``take``: given these tokens and one more,
@@ -69,11 +71,17 @@ class Request:
     sequence: Sequence | None = None
     images: tuple[PromptImage, ...] = ()
     salt: str = ""
+    adapter: int = -1
     mask: Mask | None = None
     on_tokens: Callable[[list[int]], object] | None = None
     on_text: Callable[[str], object] | None = None
     on_finish: Callable[[GenerationResult], object] | None = None
     on_error: Callable[[Exception], object] | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose keys and values may be shared: those of one salt and one adapter."""
+        return self.salt if self.adapter < 0 else f"{self.adapter}\0{self.salt}"
 
 
 class Run:

@@ -223,7 +223,9 @@ class Scheduler:
     def _on_device(self, handles: list[Handle]) -> bool:
         """Whether these lack a token each, behind which the device can choose the next ones."""
         return 0 < len(handles) <= self._model.chooses and all(
-            len(h.tokens) == len(h.sequence.tokens) + 1 and h.run.on_device(self._model.clusters)
+            len(h.tokens) == len(h.sequence.tokens) + 1
+            and h.request.adapter < 0
+            and h.run.on_device(self._model.clusters)
             for h in handles
         )
 
@@ -356,7 +358,8 @@ class Scheduler:
         elif parent is not None:
             handle.sequence = parent.fork(shared)
         else:
-            handle.sequence = Sequence(self._model, cache, cache.add(), [], self._worker)
+            adapter = handle.request.adapter
+            handle.sequence = Sequence(self._model, cache, cache.add(adapter), [], self._worker)
         self._active.append(self._waiting.popleft())
         return True
 
@@ -371,7 +374,7 @@ class Scheduler:
             return
         if handle.request.sequence is None:
             if handle.finished and handle.error is None:
-                self.prefixes.keep(sequence, handle.request.salt)
+                self.prefixes.keep(sequence, handle.request.owner)
             else:
                 sequence.close()
         else:

@@ -93,6 +93,11 @@ class Sequence:
         """Whether the sequence has not been closed."""
         return self._handle is not None
 
+    @property
+    def adapter(self) -> int:
+        """The number of the sequence's adapter, -1 for none."""
+        return self._cache.adapters.get(self.handle, -1)
+
     def reserve(self, cache: KVCache) -> None:
         """Let a generation that works in ``cache`` have the sequence to itself."""
         if cache is not self._cache:
@@ -125,8 +130,11 @@ class Sequence:
 
     @property
     def chooses(self) -> bool:
-        """Whether `choose` is there: the device can take the most likely token itself."""
-        return self._model.chooses > 0
+        """Whether `choose` is there: the device can take the most likely token itself.
+
+        It has no such steps for adapters.
+        """
+        return self._model.chooses > 0 and self.adapter < 0
 
     @property
     def is_ahead(self) -> bool:
@@ -187,8 +195,9 @@ class Sequence:
         self._long = long
         if not self.tokens:
             return False
+        adapter = self.adapter
         self._cache.remove(self.handle)
-        self._handle, self.tokens = self._cache.add(), []
+        self._handle, self.tokens = self._cache.add(adapter), []
         return True
 
     def given(self, ids: np.ndarray) -> np.ndarray:

@@ -153,7 +153,7 @@ class Speculation:
     def remember(self, handle: Handle) -> None:
         """Keep an ended request's answer for drafts of the same owner's next ones."""
         answer = handle.tokens[max(0, len(handle.request.prompt) - _BEFORE) :]
-        salt = handle.request.salt
+        salt = handle.request.owner
         if len(answer) >= _REMEMBERED // 2 or not handle.result.token_ids:
             return
         kept = self._past.setdefault(salt, [])
@@ -181,7 +181,7 @@ class Speculation:
         draft.own.update()
         match, behind = draft.own.repeated()
         source = draft.own
-        for past in self._past.get(handle.request.salt, ()):
+        for past in self._past.get(handle.request.owner, ()):
             length, place = past.match(tokens)
             if length > match:
                 match, behind, source = length, place, past

@@ -135,9 +135,9 @@ class Remote(asyncio.Protocol):
                 self._texts[number] = _Text(request)
         self._send(Keeper.add, {number: _stripped(one) for number, one in requests.items()})
 
-    def score(self, number: int, prompt: list[int], count: int) -> None:
+    def score(self, number: int, prompt: list[int], count: int, adapter: str | None) -> None:
         """Score a prompt soon."""
-        self._send(Keeper.score, number, prompt, count)
+        self._send(Keeper.score, number, prompt, count, adapter)
 
     def cancel(self, numbers: Sequence[int]) -> None:
         """End what has these numbers soon."""
@@ -249,9 +249,9 @@ class Keeper:
         mask = self._forms.matcher(form).mask() if form is not None else None
         return replace(request, tokenizer=tokenizer, mask=mask)
 
-    def score(self, number: int, prompt: list[int], count: int) -> None:
+    def score(self, number: int, prompt: list[int], count: int, adapter: str | None) -> None:
         """Score a prompt soon."""
-        self._crank.score(number, prompt, count)
+        self._crank.score(number, prompt, count, adapter)
 
     def cancel(self, numbers: list[int]) -> None:
         """End what has these numbers soon."""

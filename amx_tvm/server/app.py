@@ -86,8 +86,14 @@ class Server(Service):
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
         }
-        super().__init__(settings, posts, self._lifespan, Route("/", self._page))
         self._engine, self._died = engine, died
+        own = (settings.name, *settings.aliases)
+        if taken := sorted(set(own) & set(engine.adapters)):
+            raise ServerError(
+                f"{taken[0]!r} names the model and one of its adapters; serve the model by another "
+                "name (--name)"
+            )
+        super().__init__(settings, posts, self._lifespan, Route("/", self._page))
         self._drive = drive or beside(engine, settings.limits.kept)
         self._prompts = Prompts(engine, settings.images)
         self._forms = Forms(engine)
@@ -143,6 +149,11 @@ class Server(Service):
             self._core.end()
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """What requests may call the model: its names, and those of its adapters."""
+        return (*super().known, *self._engine.adapters)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer."""
         return self._engine.context_length
@@ -165,7 +176,7 @@ class Server(Service):
         body = parse(CompletionRequest, await self.body_of(request))
         self.check_model(body.model)
         ids = await self._prompts.of_completion(body.prompt)
-        made = Completion(body, ids, await self._asked(request, common_form(body)))
+        made = Completion(body, ids, await self._asked(request, body.model, common_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _chat(self, request: Request) -> Response:
@@ -178,7 +189,7 @@ class Server(Service):
         if body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)
         ids, images = await self._prompts.of_chat(body.messages, tools, variables=variables)
-        made = Chat(body, ids, await self._asked(request, form, images))
+        made = Chat(body, ids, await self._asked(request, body.model, form, images))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _responses(self, request: Request) -> Response:
@@ -192,15 +203,20 @@ class Server(Service):
         ids, _ = await self._prompts.of_chat(
             body.messages(), tools, variables=variables, param="input"
         )
-        made = Responding(body, ids, await self._asked(request, response_form(body)))
+        made = Responding(body, ids, await self._asked(request, body.model, response_form(body)))
         return await self._answered(request, made.answer, bool(body.stream), made)
 
     async def _asked(
-        self, request: Request, form: Form | None, images: tuple[PromptImage, ...] = ()
+        self,
+        request: Request,
+        model: str | None,
+        form: Form | None,
+        images: tuple[PromptImage, ...] = (),
     ) -> Asked:
         matcher = None if form is None else await self._forms.compile(form)
-        name, key = self.settings.name, request.state.key
-        return Asked(self._prompts, self.core, name, key, matcher, images)
+        adapter = model if model in self._engine.adapters else None
+        name, key = adapter or self.settings.name, request.state.key
+        return Asked(self._prompts, self.core, name, key, matcher, images, adapter)
 
     async def _answered(
         self, request: Request, answer: Answer, stream: bool, made: Chat | Completion | Responding

@@ -50,6 +50,8 @@ class Asked:
         The form that its answers are held to.
     images : tuple of PromptImage
         Of its prompt.
+    adapter : str or None
+        The LoRA adapter that it is answered with.
     """
 
     prompts: Prompts
@@ -58,6 +60,7 @@ class Asked:
     salt: str
     matcher: Matcher | None = None
     images: tuple[PromptImage, ...] = ()
+    adapter: str | None = None
 
     def answer(
         self, body: Generation, ids: list[list[int]], rooms: list[int], logprobs: int | None
@@ -92,7 +95,12 @@ class Asked:
         try:
             for prompt, room in zip(ids, rooms, strict=bool(rooms)):
                 first = make(
-                    prompt, images=self.images, max_new_tokens=room, logprobs=logprobs, **options
+                    prompt,
+                    images=self.images,
+                    adapter=self.adapter,
+                    max_new_tokens=room,
+                    logprobs=logprobs,
+                    **options,
                 )
                 for stream in range(body.n or 1):
                     mask = matcher.mask() if matcher is not None else None

@@ -45,7 +45,7 @@ class Completion:
         rooms = [
             prompts.room(p, "prompt", body.max_tokens, "max_tokens", _DEFAULT_TOKENS) for p in ids
         ]
-        self._body, self._ids, self._core = body, ids, asked.core
+        self._body, self._ids, self._core, self._adapter = body, ids, asked.core, asked.adapter
         self._spelling = prompts.spelling
         self._scores: list[list[TokenLogprobs]] | None = None
         self._envelope = Envelope("text_completion", asked.model, "cmpl")
@@ -106,7 +106,8 @@ class Completion:
         body = self._body
         if body.echo and body.logprobs is not None:
             top = body.logprobs
-            self._scores = await asyncio.gather(*(self._core.score(p, top) for p in self._ids))
+            asked = (self._core.score(p, top, self._adapter) for p in self._ids)
+            self._scores = await asyncio.gather(*asked)
         if body.max_tokens != 0:
             return []
         ended = Piece(finish_reason="length")

@@ -33,7 +33,7 @@ class Driver(Protocol):
     def add(self, requests: dict[int, Request]) -> None:
         """Start requests soon."""
 
-    def score(self, number: int, prompt: list[int], count: int) -> None:
+    def score(self, number: int, prompt: list[int], count: int, adapter: str | None) -> None:
         """Score a prompt soon."""
 
     def cancel(self, numbers: Sequence[int]) -> None:
@@ -156,7 +156,9 @@ class Core:
                 headers={"retry-after": "1"},
             )
 
-    def score(self, prompt: list[int], count: int) -> asyncio.Future[list[TokenLogprobs]]:
+    def score(
+        self, prompt: list[int], count: int, adapter: str | None = None
+    ) -> asyncio.Future[list[TokenLogprobs]]:
         """Return log-probabilities of a prompt's tokens from the second on, some time.
 
         Parameters
@@ -165,6 +167,8 @@ class Core:
             Token ids, checked.
         count : int
             How many most likely tokens are told beside each.
+        adapter : str, optional
+            By which LoRA adapter.
         """
         number = next(self._numbers)
         future = self._scores[number] = self._loop.create_future()
@@ -174,7 +178,7 @@ class Core:
                 self._crank.cancel([number])
 
         future.add_done_callback(done)
-        self._crank.score(number, prompt, count)
+        self._crank.score(number, prompt, count, adapter)
         return future
 
     def cancel(self, numbers: Sequence[int]) -> None:

@@ -75,9 +75,9 @@ class Crank:
         """End a request soon that could not be made."""
         self._worker.post(self._refuse, number, error)
 
-    def score(self, number: int, prompt: list[int], count: int) -> None:
+    def score(self, number: int, prompt: list[int], count: int, adapter: str | None) -> None:
         """Score a prompt soon, beside everything else; see `Core.score`."""
-        self._worker.post(self._score, number, prompt, count)
+        self._worker.post(self._score, number, prompt, count, adapter)
 
     def cancel(self, numbers: Sequence[int]) -> None:
         """End what has these numbers soon."""
@@ -126,13 +126,13 @@ class Crank:
         self._end(number, "error", _told(error))
         self._flush()
 
-    def _score(self, number: int, prompt: list[int], count: int) -> None:
+    def _score(self, number: int, prompt: list[int], count: int, adapter: str | None) -> None:
         def done(found: Scored) -> None:
             self._scores.discard(number)
             self._post(News(scores={number: found}))
 
         self._scores.add(number)
-        self._scoring.add(Score(prompt, count, done, lambda: number not in self._scores))
+        self._scoring.add(Score(prompt, count, done, lambda: number not in self._scores, adapter))
         self._worker.attach(self._scoring)
 
     def _cancel(self, numbers: Sequence[int]) -> None:

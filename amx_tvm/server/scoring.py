@@ -31,12 +31,15 @@ class Score:
         the exception that ended it.
     cancelled : callable
         Whether nobody waits for it any more.
+    adapter : str or None
+        By which LoRA adapter.
     """
 
     prompt: list[int]
     count: int
     done: Callable[[list[TokenLogprobs] | Exception], None]
     cancelled: Callable[[], bool]
+    adapter: str | None = None
     found: list[TokenLogprobs] = field(default_factory=list)
 
 
@@ -93,7 +96,7 @@ class Scoring:
 
     def _score(self, score: Score, tokens: list[int]) -> None:
         if self._sequence is None:
-            self._sequence = self._engine.sequence()
+            self._sequence = self._engine.sequence(score.adapter)
         rows = self._sequence.score(tokens)
         following = score.prompt[len(score.found) + 1 :]
         score.found += [

@@ -90,6 +90,11 @@ class Service(ABC):
         )
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """What requests may call the model."""
+        return (self.settings.name, *self.settings.aliases)
+
+    @property
     @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest input."""
@@ -118,18 +123,16 @@ class Service(ABC):
 
     def check_model(self, name: str | None) -> None:
         """Refuse a name that the model does not have; ApiError 404."""
-        known = (self.settings.name, *self.settings.aliases)
-        if name is not None and name not in known:
+        if name is not None and name not in self.known:
             raise ApiError(
                 404,
-                f"there is no model {name!r} here, expected {' or '.join(map(repr, known))}",
+                f"there is no model {name!r} here, expected {' or '.join(map(repr, self.known))}",
                 "model",
                 "model_not_found",
             )
 
     async def _models(self, _request: Request) -> Response:
-        names = (self.settings.name, *self.settings.aliases)
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
+        return JSONResponse({"object": "list", "data": [self._about(name) for name in self.known]})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["model"]

@@ -8,6 +8,8 @@
 ``amx.expert_group``        rows sorted by expert
 ``amx.expert_combine``      each row's products, added by their shares
 ``amx.clamped_gate``        (up + 1) * gate * sigmoid(alpha * gate), both bounded first
+``amx.adapter_down``        products of rows with their LoRA adapter's A
+``amx.adapter_up``          a linear's result and the products with B
 ``amx.kv_cache``            the paged cache of keys and values
 ``amx.attention``           appends a layer's keys and values to it and attends
 ``amx.packed_attention``    attention inside each of several texts, one behind the other, no cache
@@ -20,6 +22,7 @@ one frozen dataclass each; ``of(call)`` reads it back.
 
 from __future__ import annotations
 
+from .adapters import AdapterAttrs, adapter_attrs, adapter_down, adapter_up
 from .attending import (
     Attention,
     attention,
@@ -48,12 +51,16 @@ from .linear import (
 )
 
 __all__ = [
+    "AdapterAttrs",
     "Attention",
     "EmbeddingAttrs",
     "Linear",
     "LinearAttrs",
     "QuantizeAttrs",
     "activation_parts",
+    "adapter_attrs",
+    "adapter_down",
+    "adapter_up",
     "attention",
     "clamped_gate",
     "embedding",

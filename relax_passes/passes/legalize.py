@@ -19,7 +19,7 @@ from amx_tvm.errors import TargetError
 from relax_passes import ops
 from relax_passes.activation import FLOAT32
 from relax_passes.chosen import ChosenKernel
-from relax_passes.kernels import activations
+from relax_passes.kernels import activations, adapters
 from relax_passes.kernels.chain import MOST_ROWS, ChainSpec, Quantization, chains
 from relax_passes.kernels.cpu.attention.convert import convert
 from relax_passes.kernels.cpu.attention.vector import LANES
@@ -88,6 +88,8 @@ class _Lowering:
             return self.quantize(ctx, value)
         if is_op(value, "amx.embedding"):
             return self.embedding(ctx, value)
+        if is_op(value, "amx.adapter_down") or is_op(value, "amx.adapter_up"):
+            return self.adapter(ctx, value)
         if is_op(value, "relax.astype") and self.target.kind.name == "llvm":
             return self.convert(ctx, value)
         if is_op(value, "relax.nn.rms_norm") and self.target.kind.name in ("llvm", "cuda"):
@@ -224,6 +226,27 @@ class _Lowering:
             ids = ctx.emit(relax.op.reshape(ids, [count]))
         out = relax.TensorType([count, attrs.k], attrs.out_dtype)
         return shaped(ctx, relax.call_tir(gvar, [ids, *call.args[1:]], out), call.ty)
+
+    def adapter(self, ctx: Context, call: relax.Call) -> relax.Expr:
+        """Lower the products of rows with their LoRA adapters."""
+        attrs, target = ops.adapter_attrs(call), self.target
+        weights, k = call.args[-1].ty, int(call.args[0].ty.shape.values[-1])
+        count, dtype = int(weights.shape.values[0]), str(weights.dtype)
+        if is_op(call, "amx.adapter_down"):
+            gvar = self.function(
+                ctx,
+                ("adapter_down", attrs, k),
+                f"adapter_down_k{k}",
+                lambda: adapters.down(attrs.parts, k, count, dtype, target),
+            )
+        else:
+            gvar = self.function(
+                ctx,
+                ("adapter_up", attrs),
+                f"adapter_up_n{k}" + ("_silu_mul" if attrs.silu_mul else ""),
+                lambda: adapters.up(attrs.parts, count, dtype, attrs.silu_mul, target),
+            )
+        return relax.call_tir(gvar, list(call.args), call.ty)
 
     def convert(self, ctx: Context, call: relax.Call) -> relax.Expr | None:
         """Convert rows of heads, as attention takes and gives them, with the cache's kernel."""
