@@ -45,9 +45,7 @@ class Adapters:
         what can only be merged.
     """
 
-    def __init__(
-        self, source: ModelSource, given: Mapping[str, str | os.PathLike[str]]
-    ) -> None:
+    def __init__(self, source: ModelSource, given: Mapping[str, str | os.PathLike[str]]) -> None:
         if not isinstance(given, Mapping) or not 0 < len(given) <= MOST:
             raise ModelError(
                 f"adapters is {given!r}, expected 1 to {MOST} names with the directory of each"
@@ -64,7 +62,9 @@ class Adapters:
         self._each = [LoraAdapter(source, given[name]) for name in given]
         for one in self._each:
             if one.whole:
-                raise ModelError(f"{one.path} replaces {next(iter(one.whole))} as a whole; {_MERGE}")
+                raise ModelError(
+                    f"{one.path} replaces {next(iter(one.whole))} as a whole; {_MERGE}"
+                )
         self._named: FamilySource | None = None
 
     def digest(self) -> str:
@@ -151,11 +151,11 @@ class Adapters:
                 f"{one.path} has a value of {largest:g} for {weight.name}, which float16 does not "
                 f"hold; {_MERGE}"
             )
-        return a, Weight(weight.name, rows=weight.rows, step=weight.step, order=weight.order).take(b)
+        return a, Weight(weight.name, rows=weight.rows, step=weight.step, order=weight.order).take(
+            b
+        )
 
-    def _check(
-        self, one: LoraAdapter, name: str, weight: Weight, shape: tuple[int, ...]
-    ) -> None:
+    def _check(self, one: LoraAdapter, name: str, weight: Weight, shape: tuple[int, ...]) -> None:
         """Refuse what is no matrix of its own, as the module has it."""
         turned = weight.transpose == one.swapped(weight.name)
         plain = weight.index is None and not weight.flat and not weight.offset

@@ -32,7 +32,7 @@ from amx_tvm.compiler.weights import (
 )
 from amx_tvm.config import QuantizationConfig
 from amx_tvm.documents import read_documents
-from amx_tvm.errors import CalibrationError, ModelError
+from amx_tvm.errors import CalibrationError, ModelError, TargetError
 from amx_tvm.extras import require
 from amx_tvm.frontends import ModelSource, open_model
 from amx_tvm.frontends.base import sample_digest
@@ -178,7 +178,7 @@ def compile(  # noqa: A001 - the verb that users know
     source = open_model(model, example_inputs, dynamic_shapes)
     if adapter is not None:
         source = MergedLora(source, adapter)
-    apart = None if adapters is None else kept_apart(source, adapters, calibration)
+    apart = None if adapters is None else kept_apart(source, adapters, resolved, calibration)
     check_cache(source, config, resolved)
     tell = _told(progress)
     estimate = footprint(source, config, resolved)
@@ -225,15 +225,22 @@ def compile(  # noqa: A001 - the verb that users know
     return Artifact(str(place), manifest)
 
 
-def kept_apart(source: ModelSource, given: Mapping[str, Any], calibration: Any) -> Adapters:
+def kept_apart(
+    source: ModelSource, given: Mapping[str, Any], target: ResolvedTarget, calibration: Any
+) -> Adapters:
     """Open the adapters that stay apart from a model's weights.
 
     Raises
     ------
-    ModelError, CalibrationError
-        For an adapter that does not fit, or weights that a recipe is to change: adapters were
-        trained beside those of the checkpoint.
+    ModelError, TargetError, CalibrationError
+        For an adapter that does not fit, a target without kernels for them, or weights that a
+        recipe is to change: adapters were trained beside those of the checkpoint.
     """
+    if target.device != "cpu":
+        raise TargetError(
+            f"adapters stay apart on CPUs only, and the target is {target.key}; merge one "
+            "(adapter=, --adapter)"
+        )
     if source.kind == "causal_lm" and calibration is None:
         return Adapters(source, given)
     if calibration is not None:

@@ -87,7 +87,9 @@ class Materializer:
         """Return the arrays of an origin by part; a plain float parameter has the part ""."""
         if recipe.adapter:
             if self.adapters is None:
-                raise ModelError(f"{recipe.sources[0]} has no adapters here; compile the model again")
+                raise ModelError(
+                    f"{recipe.sources[0]} has no adapters here; compile the model again"
+                )
             rows = sum(self.source.shape(name)[0] for name in recipe.sources)
             order = interleaved_rows(rows, recipe.interleave) if recipe.interleave else None
             return {"": self.adapters.make(recipe, order)}

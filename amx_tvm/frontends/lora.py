@@ -1,6 +1,6 @@
-"""A LoRA adapter in PEFT's layout, and merged into its base model: W + scale * B A, before rounding.
+"""A LoRA adapter in PEFT's layout, and merged into its base: W + scale * B A, before rounding.
 
-Several that stay apart are in adapters.py.
+How several stay apart from the weights: ``amx_tvm.compiler.adapters``.
 
 The base may be any checkpoint (safetensors, GGUF, quantized). Tensors that the adapter does not
 change stay as they are, stored codes included; weights that it holds whole replace the base's. The

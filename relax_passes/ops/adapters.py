@@ -46,7 +46,9 @@ ADAPTER_DOWN = Operator("amx.adapter_down", _infer_down)
 ADAPTER_UP = Operator("amx.adapter_up", _infer_up)
 
 
-def adapter_down(x: relax.Expr, slots: relax.Expr, a: relax.Expr, attrs: AdapterAttrs) -> relax.Call:
+def adapter_down(
+    x: relax.Expr, slots: relax.Expr, a: relax.Expr, attrs: AdapterAttrs
+) -> relax.Call:
     """Build a call of ``amx.adapter_down``: x [M, K] -> each row's products with its adapter's A.
 
     ``slots`` int32 [M] says which adapter a row has, -1 none; the results of those are undefined.

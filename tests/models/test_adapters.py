@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import amx_tvm
-from amx_tvm.errors import CalibrationError, GenerationError, ModelError
+from amx_tvm.errors import CalibrationError, GenerationError, ModelError, TargetError
 from amx_tvm.runtime.session import decode_batch
 
 from . import tiny, tiny_adapters
 
 LENGTH, PREFILLED, FORKED = 36, 30, 20
 RANKS = {"all": 4, "some": 3}
-# What families do with their linears: fused ones, turned ones, biases, norms behind, experts beside.
+# What families do with linears: fused ones, turned ones, biases, norms behind, experts beside.
 USUAL = ("llama", "phi3", "gpt2", "gemma3", "cohere2", "mixtral", "deepseek_v3")
 OTHERS = sorted((tiny.CASES | tiny.VARIANTS).keys() - set(USUAL))
 FAMILIES = [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
@@ -39,9 +39,7 @@ def test_a_batch_of_adapters_equals_their_merged_models(family, tmp_path):
     directory = tiny.save(model, tmp_path / "model")
     given, places = adapters(model, tmp_path, turned=family == "gpt2")
     assert all(given.values())
-    made = amx_tvm.compile(
-        directory, quantization="none", adapters=places, output=tmp_path / "out"
-    )
+    made = amx_tvm.compile(directory, quantization="none", adapters=places, output=tmp_path / "out")
     engine = amx_tvm.load(made.path, kv_tokens=1024)
     assert engine.adapters == ("all", "some")
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB, LENGTH).tolist()
@@ -95,7 +93,9 @@ def test_text_of_floats_is_that_of_the_merged_model(small, tmp_path):
     for name, place in places.items():
         one = amx_tvm.compile(directory, adapter=place, output=tmp_path / name, **options)
         expected = amx_tvm.load(one.path).generate([5, 6, 7] * 4, 32, ignore_eos=True).token_ids
-        assert engine.generate([5, 6, 7] * 4, 32, adapter=name, ignore_eos=True).token_ids == expected
+        assert (
+            engine.generate([5, 6, 7] * 4, 32, adapter=name, ignore_eos=True).token_ids == expected
+        )
 
 
 def test_requests_of_a_batch_choose(small):
@@ -161,6 +161,7 @@ def test_names_that_are_none_are_told(small):
         ({"names": []}, "expected 1 to 256 names"),
         ({"base": "qwen3"}, "use the base model that the adapter was trained on"),
         ({"calibration": "some text"}, "leave out the calibration"),
+        ({"target": "cuda:sm_90a"}, "on CPUs only"),
         ({"huge": True}, "which float16 does not hold"),
     ],
 )
@@ -179,11 +180,12 @@ def test_what_does_not_fit_is_refused(small, change, word, tmp_path):
     if "calibration" in change:
         text = tmp_path / "text.txt"
         text.write_text(change["calibration"])
-    with pytest.raises((ModelError, CalibrationError), match=word):
+    with pytest.raises((ModelError, TargetError, CalibrationError), match=word):
         amx_tvm.compile(
             directory,
             adapters={name: place for name in change.get("names", ["a"])},
             calibration=text,
+            target=change.get("target", "llvm"),
             output=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()

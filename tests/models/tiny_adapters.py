@@ -11,7 +11,6 @@ import torch
 from safetensors.numpy import save_file
 
 
-
 def linears(model, ends=()):
     """Return the linears that PEFT's "all-linear" takes, by name; of some names only."""
     found = {}

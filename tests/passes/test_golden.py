@@ -21,7 +21,9 @@ from amx_tvm.config import QuantizationConfig
 from amx_tvm.targets import resolve
 from relax_passes import pipeline
 from relax_passes.activation import INT8
+from relax_passes.adapters import AdapterPlan
 from relax_passes.attention_spec import PLAIN, CacheStorage
+from relax_passes.passes.adapt import adapt
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
 from relax_passes.passes.bundle_parameters import bundle_parameters
@@ -65,6 +67,18 @@ MIXED = (annotate_linears(MIXTURE), fuse_residual_and_gate(CUDA))
 PACKED = quantize_parameters(MIXTURE, "cuda-fragment")
 BEGUN = (make_buckets(CUDA), lower_attention(CUDA, HALF))
 
+# Of one of three merged projections, and of a gate.
+LAYER = "model.layers.0"
+ADAPTERS = AdapterPlan(
+    count=2,
+    ranks={f"{LAYER}.self_attn.v_proj.weight": 4, f"{LAYER}.mlp.gate_proj.weight": 3},
+    rows={
+        f"{LAYER}.self_attn.{name}_proj.weight": size
+        for name, size in (("q", 64), ("k", 32), ("v", 32))
+    }
+    | {f"{LAYER}.mlp.{name}_proj.weight": 64 for name in ("gate", "up")},
+)
+
 # pass -> (module, what runs before, the pass)
 CASES = {
     "annotate_linears": (Gated, (), FOUND[0]),
@@ -78,6 +92,7 @@ CASES = {
         (*FOUND, merge_projections),
         fuse_head_norms(CUDA, PLAIN),
     ),
+    "adapt": (decoder(1, dtype="float32"), MERGED, adapt(ADAPTERS)),
     "buckets-cpu": (decoder(1), (), make_buckets(TARGET)),
     "buckets-cuda": (decoder(1), (), make_buckets(CUDA)),
     "lower_attention-cpu": (decoder(window=8), (), lower_attention(TARGET, HALF)),
@@ -150,7 +165,7 @@ def test_the_cases_follow_the_pipeline():
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
     tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
-    assert tested == {name for name in ours if name in tested} and len(tested) == 19
+    assert tested == {name for name in ours if name in tested} and len(tested) == 20
 
 
 def test_nothing_is_converted_around_attention_with_a_half_precision_cache():

@@ -1,4 +1,4 @@
-"""LoRA adapters on CPUs: each row's products with its own A and B (layout: ``relax_passes.adapters``).
+"""LoRA adapters on CPUs: each row's products with its A and B, as `relax_passes.adapters` has them.
 
 What is read of a step of few rows is the adapters themselves, once for each row: neighbouring
 lanes are rows of A or of W, and a value of x is repeated in all of them. Several sums run beside
@@ -20,6 +20,8 @@ from .math import silu
 SUMS = 8  # beside each other in a product with A
 CHAINS = 4  # and in one with B
 BLOCK = 16  # tiles of W's rows that a thread takes at a time
+AHEAD = 2048  # bytes of an adapter between what is read and what is asked for
+LINE = 64  # bytes
 
 
 def down(parts: Parts, k: int, count: int, dtype: str) -> Any:
@@ -45,6 +47,7 @@ def down(parts: Parts, k: int, count: int, dtype: str) -> Any:
                     register.set(e.fma(x, a, register.get(), LANES))
 
                 with e.serial(0, k // len(sums)) as i:
+                    _ask(b["w_down"], dtype, len(sums), slot, tile, i * len(sums))
                     for j, register in enumerate(sums):
                         add(register, i * len(sums) + j)
                 for column in range(k // len(sums) * len(sums), k):
@@ -104,6 +107,7 @@ class _Up:
         sums = [e.Register("float32", LANES, self._y(row, tile, columns))]
         with e.when(slot >= 0), e.then():
             first, width = self._first(tile), self.parts.width
+            _ask(self.buffers["w_up"], self.dtype, width, slot, tile, e.const(0))
             zero = e.const(0.0, "float32", LANES)
             own = [e.Register("float32", LANES, zero) for _ in range(min(CHAINS, width))]
 
@@ -140,6 +144,16 @@ class _Up:
         for start in parts.starts():
             first = first + tirx.Select(tile >= start, e.const(parts.rank), e.const(0))
         return e.let(first)
+
+
+def _ask(buffer: Any, dtype: str, rows: int, slot: Expr, tile: Expr, row: Expr) -> None:
+    """Ask for as many rows of lanes as are read now, further on.
+
+    A thread reads 64 KiB at one place, then at another: what the hardware foresees is too little.
+    """
+    each = LANES * (4 if dtype == "float32" else 2)
+    for line in range(-(-rows * each // LINE)):
+        e.prefetch(buffer, slot, tile, row + (AHEAD + line * LINE) // each, e.const(0))
 
 
 def _wide(value: Expr, dtype: str) -> Expr:
