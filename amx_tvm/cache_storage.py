@@ -41,6 +41,7 @@ def _packed(
     for what, found in (
         ("rotary embedding depends on the sequence's length", bool(decoder.long_after)),
         ("queries grow with their position", bool(decoder.query_growth)),
+        ("layers share keys and values", decoder.cached_layers < decoder.num_layers),
     ):
         if found:
             raise ModelError(

@@ -79,6 +79,7 @@ def open_decoder(source: ModelSource) -> tuple[FamilySource, DecoderConfig]:
     family, config = identify(source)
     differences = {
         "attention is latent": config.latent is not None,
+        "layers differ in size": config.layered is not None,
         "norms are not in front of attention and MLP": (
             config.norm_placement not in ("pre", "sandwich")
         ),

@@ -102,7 +102,7 @@ def lower_source(
         kv_cache={
             "page_size": PAGE_TOKENS if not on_cpu and storage.packed is None else PAGE_SIZE,
             "dtype": storage.dtype or dtype,
-            "layers": decoder.num_layers,
+            "layers": decoder.cached_layers,
             "kv_heads": decoder.num_kv_heads,
             "head_dim": (cpu if on_cpu else cuda).stored_channels(decoder.head_dim),
             **packed_cache(storage, decoder),
@@ -155,7 +155,7 @@ def packed_cache(storage: CacheStorage, decoder: DecoderConfig) -> dict[str, Any
     """Return what the manifest says of keys and values in few bits, beside the cache's shape."""
     if storage.packed is None:
         return {}
-    layout = Sizes(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)
+    layout = Sizes(storage.packed, decoder.cached_layers, decoder.num_kv_heads, decoder.head_dim)
     sizes = {"page_bytes": layout.page_bytes, "sequence_bytes": layout.sequence_bytes}
     return {"dtype": "float16", "packed": {**storage.packed.describe(), **sizes}}
 

@@ -48,6 +48,13 @@ class Scaling(TypedDict, total=False):
     rope_theta: Base
 
 
+class LayerFields(TypedDict, total=False):
+    """What ``per_layer_config`` says of one layer."""
+
+    head_dim: HeadSize
+    num_key_value_heads: Heads
+
+
 class VisionFields(TypedDict, total=False):
     """``vision_config``."""
 
@@ -99,6 +106,15 @@ class Configuration(TypedDict, total=False):
     n_head: Heads
     num_key_value_heads: Heads
     head_dim: HeadSize
+    global_head_dim: HeadSize
+    num_global_key_value_heads: Heads
+    per_layer_config: dict[str, LayerFields]
+    num_kv_shared_layers: Annotated[int, Range(0, 4096)]
+    attention_k_eq_v: bool
+    use_double_wide_mlp: bool
+    enable_moe_block: bool
+    hidden_size_per_layer_input: Annotated[int, Range(0, 1 << 16)]
+    vocab_size_per_layer_input: Vocabulary
     query_pre_attn_scalar: Positive
     max_position_embeddings: Count
     n_positions: Count
@@ -133,7 +149,7 @@ class Configuration(TypedDict, total=False):
     clip_qkv: Positive
     tie_word_embeddings: bool
     use_sliding_window: bool
-    use_bidirectional_attention: bool
+    use_bidirectional_attention: bool | str
     scale_attn_by_inverse_layer_idx: bool
     reorder_and_upcast_attn: bool
     scale_attn_weights: bool

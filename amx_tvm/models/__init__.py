@@ -8,6 +8,7 @@ from amx_tvm.models import (  # noqa: F401 - they register themselves
     ernie4_5,
     exaone4,
     gemma,
+    gemma4,
     glm,
     glm4_moe,
     gpt2,

@@ -79,6 +79,33 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Layered:
+    """What differs from layer to layer (Gemma 4); the cache has the largest of each.
+
+    Parameters
+    ----------
+    sizes, kv_heads : tuple of int
+        Channels of a head, and heads of keys and values.
+    sources : tuple of int
+        The layer whose keys and values one reads; its own number where it has some.
+    inner : tuple of int
+        Intermediate size of the MLP.
+    values_of_keys : tuple of bool
+        Whether values come from the projection of the keys.
+    input_size, input_vocab : int
+        Width of what every layer gets of the token itself (0: nothing), and rows of its table.
+    """
+
+    sizes: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    sources: tuple[int, ...]
+    inner: tuple[int, ...]
+    values_of_keys: tuple[bool, ...]
+    input_size: int = 0
+    input_vocab: int = 0
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Everything that the shared decoder needs; a family fills in what it does differently.
 
@@ -127,6 +154,8 @@ class DecoderConfig:
         Layers with one dense MLP in a model with experts.
     latent : Latent or None
         Queries, keys and values come from narrower vectors.
+    layered : Layered or None
+        Layers of different sizes, or that share keys and values.
     attention_sinks : bool
         Each head has a learned logit that takes part in the softmax and adds nothing.
     causal : bool
@@ -175,6 +204,7 @@ class DecoderConfig:
     gate_limit: float = 0.0
     dense_layers: tuple[int, ...] = ()
     latent: Latent | None = None
+    layered: Layered | None = None
     attention_sinks: bool = False
     causal: bool = True
 
@@ -182,6 +212,11 @@ class DecoderConfig:
     def attention_scale(self) -> float:
         """Factor on q k^T."""
         return self.head_dim**-0.5 if self.attention_factor is None else self.attention_factor
+
+    @property
+    def cached_layers(self) -> int:
+        """How many layers have keys and values of their own."""
+        return self.num_layers if self.layered is None else len(set(self.layered.sources))
 
     @property
     def long_after(self) -> int:

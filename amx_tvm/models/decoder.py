@@ -89,8 +89,9 @@ class Attention(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        hidden, inner = config.hidden_size, config.intermediate_size
+    def __init__(self, config: DecoderConfig, inner: int | None = None) -> None:
+        hidden = config.hidden_size
+        inner = config.intermediate_size if inner is None else inner
         self.activation = ACTIVATIONS[config.activation]
         self.gate_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
         self.up_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)

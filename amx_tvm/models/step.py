@@ -6,7 +6,7 @@ when it is lowered for a target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import relax
@@ -33,6 +33,9 @@ class Step:
     def __init__(self, cache: Any, rows: Any) -> None:
         self.cache, self.rows = cache, rows
         self.long: Tensor | None = None  # 1 for rows of long sequences, where longrope asks
+        # Of layers whose keys and values later ones read too, [rows, kv_heads, d] each.
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.inputs: Sequence[Tensor] = ()  # what each layer gets of the tokens themselves
         self._positions: Tensor | None = None
         self._factors: Tensor | None = None
 

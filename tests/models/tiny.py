@@ -65,6 +65,15 @@ LATENT = {
     "v_head_dim": 16,
 }
 
+GEMMA_4 = {
+    "sliding_window": WINDOW,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "final_logit_softcapping": 3.0,
+}
+
 # Family: the transformers configuration class and what differs from SHAPE.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"rope_parameters": LLAMA3, "attention_bias": True}),
@@ -144,6 +153,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Glm4MoeLiteConfig",
         {**LATENT, "v_head_dim": 32, "mlp_layer_types": ["dense", "sparse"]},
     ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {**GEMMA_4, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB}
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+    ),
     "granite4": (
         "GraniteMoeHybridConfig",
         {"num_local_experts": 0, "shared_intermediate_size": 80, "position_embedding_type": "rope"}
@@ -155,9 +169,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make(family: str, seed: int = 0) -> torch.nn.Module:
-    """Build the model of a family in float32, every parameter random (norms and biases too)."""
+def make(family: str, seed: int = 0, **more: Any) -> torch.nn.Module:
+    """Build the model of a family in float32, every parameter random (norms and biases too).
+
+    ``more`` are fields of its configuration beside the family's.
+    """
     class_name, differences = {**CASES, **VARIANTS}[family]
+    differences = {**differences, **more}
     fields = differences if family == "gpt2" else {**SHAPE, **differences}
     config = getattr(transformers, class_name)(**fields)
     config._attn_implementation = "eager"
@@ -172,6 +190,8 @@ def make(family: str, seed: int = 0) -> torch.nn.Module:
             else:
                 value.copy_(torch.randn_like(value) * 1.5 * value.shape[-1] ** -0.5)
         for name, value in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                value.copy_(torch.rand_like(value) + 0.5)
             if name.endswith("e_score_correction_bias"):
                 value.copy_(torch.randn_like(value) * 0.1)
     return model

@@ -41,7 +41,10 @@ def test_the_types_name_every_option():
     known = {entry.name for kind in (Sampling, Limits) for entry in fields(kind)}
     assert set(options.OptionsBesides.__annotations__) | {"max_new_tokens"} == known
     both = options.RequestOptions.__annotations__, options.GenerateOptions.__annotations__
-    assert [set(found) - known for found in both] == [set(), {"sequence", "adapter", "images", "mask"}]
+    assert [set(found) - known for found in both] == [
+        set(),
+        {"sequence", "adapter", "images", "mask"},
+    ]
 
 
 @pytest.mark.slow
