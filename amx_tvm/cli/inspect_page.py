@@ -8,7 +8,7 @@ from html import escape
 from amx_tvm.cli.inspect_charts import roofline_chart, tokens_chart
 from amx_tvm.cli.inspect_sizes import PARTS, Floor, LayerSize, Roof
 
-COLORS = {"attention": "#4269d0", "MLP": "#efb118", "other": "#97bbf5"}
+COLORS = {"adapters": "#ff725c", "attention": "#4269d0", "MLP": "#efb118", "other": "#97bbf5"}
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882}
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
@@ -106,7 +106,8 @@ def _layers(sizes: Sequence[LayerSize]) -> str:
         ]
         for size in sizes
     ]
-    key = "".join(f'<i style="background:{color}"></i>{part}' for part, color in COLORS.items())
+    seen = {part: color for part, color in COLORS.items() if any(part in s.parts for s in sizes)}
+    key = "".join(f'<i style="background:{color}"></i>{part}' for part, color in seen.items())
     return f'<p class="key">{key}</p>' + _table(
         ("", "MB", "bits a weight", ""), rows, numbers=(1, 2)
     )

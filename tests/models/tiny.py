@@ -155,7 +155,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma4": (
         "Gemma4TextConfig",
-        {**GEMMA_4, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB}
+        {**GEMMA_4, "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB}
         | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True},
     ),
     "granite4": (
