@@ -1,11 +1,13 @@
 """Opening images: files, bytes and Pillow's objects, within limits, as RGB.
 
-What is transparent lies on white, and a photograph stands as its camera was held.
+What is transparent lies on white, a photograph stands as its camera was held, of an animation the
+first picture is taken, and 16 bits a channel become the upper 8.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -40,7 +42,7 @@ def opened(given: Any) -> Image:
     """
     pillow = require("PIL.Image", "images", "an image in a prompt", GenerationError)
     if isinstance(given, pillow.Image):
-        return _in_rgb(_sized(given, "an image"), pillow)
+        return _decoded(lambda: given, "an image", pillow)
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
             raise GenerationError(
@@ -73,18 +75,24 @@ def _of_bytes(content: bytes, name: str, pillow: Any) -> Image:
         raise GenerationError(
             f"{name} has {len(content)} bytes, expected at most {MOST_BYTES}; make it smaller"
         )
+    return _decoded(lambda: pillow.open(BytesIO(content), formats=FORMATS), name, pillow)
+
+
+def _decoded(open_: Callable[[], Image], name: str, pillow: Any) -> Image:
+    """Return an image in RGB; what any of Pillow's decoders says of it is a GenerationError."""
     turn = require("PIL.ImageOps", "images", "an image in a prompt", GenerationError).exif_transpose
     try:
-        image = _sized(pillow.open(BytesIO(content), formats=FORMATS), name)
+        image = _sized(open_(), name)
         image.load()
-        return _in_rgb(turn(image), pillow)
+        return _in_rgb(turn(_in_eight_bits(image, name, pillow)), pillow)
     except GenerationError:
         raise
-    except Exception as error:  # of any of Pillow's decoders
+    except require("PIL", "images", "an image in a prompt").UnidentifiedImageError:
+        why = "is no image that is read"
+    except Exception as error:
         what = "is no image that is read" if isinstance(error, OSError) else "is damaged"
-        raise GenerationError(
-            f"{name} {what} ({error}); expected one of {', '.join(FORMATS)}"
-        ) from None
+        why = f"{what} ({error})"
+    raise GenerationError(f"{name} {why}; expected one of {', '.join(FORMATS)}")
 
 
 def _sized(image: Image, name: str) -> Image:
@@ -92,8 +100,18 @@ def _sized(image: Image, name: str) -> Image:
     width, height = image.size
     if not width or not height or width * height > MOST_PIXELS:
         raise GenerationError(
-            f"{name} has {width} x {height} pixels, expected from 1 to {MOST_PIXELS}; make it "
-            "smaller"
+            f"{name} has {width} x {height} pixels, expected from 1 to {MOST_PIXELS} in all"
+        )
+    return image
+
+
+def _in_eight_bits(image: Image, name: str, pillow: Any) -> Image:
+    """Return an image of 8 bits a channel; converting, Pillow would cut 16 bits off at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise GenerationError(
+            f"{name} has 32 bits a pixel, whose range is not known; save it with 8 or 16 bits"
         )
     return image
 

@@ -22,6 +22,11 @@ def encoded(image, kind="PNG", **options):
     return file.getvalue()
 
 
+def closed(image):
+    image.close()
+    return image
+
+
 def test_files_bytes_arrays_and_pillows_images_are_the_same(tmp_path):
     image = tiny_vision.picture(9, 7)
     (tmp_path / "a.png").write_bytes(encoded(image))
@@ -38,14 +43,37 @@ def test_what_is_transparent_lies_on_white():
 def test_photographs_stand_as_the_camera_was_held():
     image, turn = tiny_vision.picture(9, 7), Image.Exif()
     turn[0x0112] = 6
-    assert opened(encoded(image, exif=turn)).size == (7, 9)
+    content = encoded(image, exif=turn)
+    for given in (content, Image.open(BytesIO(content))):
+        assert opened(given).size == (7, 9)
+
+
+def test_sixteen_bits_become_eight():
+    """Pillow's own conversion cuts them off: whatever is above 255 would be white."""
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) << 8
+    graymap = b"P5\n16 16\n65535\n" + ramp.astype(">u2").tobytes()
+    image = Image.fromarray(ramp)
+    for given in (image, encoded(image), encoded(image, "TIFF"), graymap):
+        np.testing.assert_array_equal(np.asarray(opened(given))[..., 1], ramp >> 8)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_picture_of_an_animation(kind):
+    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    content = encoded(first, kind, save_all=True, append_images=[second])
+    red, _, blue = opened(content).getpixel((1, 1))
+    assert red > 200 and blue < 50
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (b"no image", r"an image is no image that is read .* expected one of PNG, JPEG"),
-        (encoded(tiny_vision.picture(90, 70))[:400], "an image is no image that is read"),
+        (b"no image", "an image is no image that is read; expected one of PNG, JPEG"),
+        (encoded(tiny_vision.picture(90, 70))[:400], r"an image is no image that is read \("),
+        (Image.open(BytesIO(encoded(tiny_vision.picture(90, 70))[:400])), "no image that is read"),
+        (closed(tiny_vision.picture(90, 70)), "an image is damaged"),
+        (Image.fromarray(np.ones((2, 2), np.float32)), "has 32 bits a pixel, whose range is not"),
+        (np.zeros((0, 5, 3), np.uint8), "an image has 5 x 0 pixels, expected from 1 to"),
         ("/nowhere/a.png", "the image /nowhere/a.png cannot be read"),
         (np.zeros((2, 2)), r"an image is an array float64 \[2, 2\], expected uint8"),
         (7, "an image is a int, expected a file's name"),
