@@ -103,7 +103,16 @@ class Forms:
                 grammar = make.grammar_from_lark(form.source)
         except ValueError as error:
             raise _refused(form, str(error)) from None
-        matcher = make(self._tokenizer, grammar, log_level=0)
+        try:
+            vocabulary = self._tokenizer
+        except ValueError as error:  # of what llguidance does not read
+            raise ApiError(
+                400,
+                f"no answer of this model can be held to {form.param}: its tokenizer does not say "
+                f"which bytes its tokens are ({error})",
+                form.param,
+            ) from None
+        matcher = make(vocabulary, grammar, log_level=0)
         made = Matcher(matcher, self._vocabulary, form, self._beside)
         if not matcher.is_error() and not made.mask()([]).any():
             raise ApiError(400, f"{form.param} allows no answer at all", form.param)

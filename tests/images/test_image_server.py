@@ -54,3 +54,13 @@ def test_what_is_refused(served):
     ]:
         answer = ask(served, *content)
         assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_a_form_that_the_tokenizer_does_not_allow(served):
+    """These models' tokens are words without a decoder, whose bytes nobody knows."""
+    body = {"messages": [{"role": "user", "content": "w5 w6"}], "max_tokens": 4}
+    answer = served.post("/v1/chat/completions", response_format={"type": "json_object"}, **body)
+    assert answer.status_code == 400
+    assert "its tokenizer does not say which bytes" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "response_format"
+    assert served.post("/v1/chat/completions", **body).status_code == 200
