@@ -164,6 +164,7 @@ class Configuration(TypedDict, total=False):
     num_experts: Annotated[int, Range(0, 1 << 16)]
     num_local_experts: Annotated[int, Range(0, 1 << 16)]
     num_experts_per_tok: Annotated[int, Range(0, 1 << 16)]
+    top_k_experts: Annotated[int, Range(0, 1 << 16)]
     decoder_sparse_step: Layers
     mlp_only_layers: list[int]
     n_routed_experts: Annotated[int, Range(0, 1 << 16)]

@@ -1,4 +1,4 @@
-"""Gemma 4 (text, dense): head sizes and key heads by layer, keys and values that layers share.
+"""Gemma 4 (text): head sizes and key heads by layer, keys and values that layers share.
 
 Differences from Gemma 3's block:
 
@@ -7,7 +7,9 @@ Differences from Gemma 3's block:
   projection; a quarter of their channels turns, at frequencies over all of them;
 * the last layers have no keys and values: they read those of the last layer of their kind that has;
 * scores have no factor; each layer's result is multiplied by a number;
-* "E" models add to each layer what a table and a projection say of the token.
+* "E" models add to each layer what a table and a projection say of the token;
+* mixtures have experts beside the dense MLP, which read the residual stream through another norm;
+  the router reads it through one of its own, and each expert's share has a factor.
 
 The cache has one size for all layers: smaller heads are filled up with zeros, fewer key heads are
 repeated. A layer that reads another's keys and values appends them once more, where they are.
@@ -24,6 +26,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
 from amx_tvm.errors import ModelError
+from amx_tvm.models import qwen3_moe
 from amx_tvm.models.config import FULL, SLIDING, DecoderConfig, Layered, Rope
 from amx_tvm.models.config_reader import ConfigReader, read_decoder
 from amx_tvm.models.decoder import (
@@ -34,16 +37,17 @@ from amx_tvm.models.decoder import (
     GatedMLP,
     rms_norm,
 )
+from amx_tvm.models.moe import MixtureMLP, best, read_experts
 from amx_tvm.models.registry import ModelFamily, register
 from amx_tvm.models.rope import frequencies
 from amx_tvm.models.step import Step
+from amx_tvm.models.weights import Weight
 from relax_passes.attention_spec import AttentionSpec, Rotation
 
 
 def configure(values: dict[str, Any]) -> DecoderConfig:
     """Read a Gemma 4 text configuration."""
     read = ConfigReader(values)
-    read.only("enable_moe_block", {False: None}, False)
     read.only("use_bidirectional_attention", {False: None, "vision": None}, False)
     count, kinds = read.require("num_hidden_layers"), read.sliding_pattern(6)
     kinds[-1] = FULL
@@ -71,6 +75,10 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
         input_size=int(read.get("hidden_size_per_layer_input", 256)),
         input_vocab=int(read.get("vocab_size_per_layer_input", 262144)),
     )
+    experts: dict[str, Any] = {}
+    if read.get("enable_moe_block", False):
+        sizes_of = ("moe_intermediate_size", ("num_experts",), "top_k_experts")
+        experts = read_experts(read, *sizes_of)
     far, near = _ropes(read)
     most = max(layered.kv_heads)
     if any(most % heads for heads in layered.kv_heads):
@@ -97,6 +105,7 @@ def configure(values: dict[str, Any]) -> DecoderConfig:
         embedding_scale=read.require("hidden_size") ** 0.5,
         layer_ropes=tuple(near if kind == SLIDING else far for kind in kinds),
         layered=layered,
+        **experts,
     )
 
 
@@ -182,8 +191,7 @@ class LayeredAttention(nn.Module):
         projected = op.reshape(self.k_proj(x), shape)
         values = projected if self.v_proj is None else op.reshape(self.v_proj(x), shape)
         ones = relax.const(np.ones(self.size, values.dtype))
-        normed = relax.op.nn.rms_norm(values._expr, ones, axes=[-1], epsilon=self.config.norm_eps)
-        values = Tensor(_expr=relax.BlockBuilder.current().emit(normed))
+        values = _normed(values, ones, self.config.norm_eps)
         k, v = (self._repeated(self._filled(part)) for part in (self.k_norm(projected), values))
         return k, v
 
@@ -206,6 +214,42 @@ class LayeredAttention(nn.Module):
         return op.reshape(wide, (tokens, heads * times, size))
 
 
+def _normed(x: Tensor, weight: relax.Expr, eps: float) -> Tensor:
+    """Return the RMSNorm of the last axis."""
+    normed = relax.op.nn.rms_norm(x._expr, weight, axes=[-1], epsilon=eps)
+    return Tensor(_expr=relax.BlockBuilder.current().emit(normed))
+
+
+class LayeredExperts(MixtureMLP):
+    """Experts that read one norm of the residual stream, and are chosen by another."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter((config.hidden_size,))
+        self.per_expert_scale = nn.Parameter((config.experts,), "float32")
+        self.pre_feedforward_layernorm_2 = rms_norm(config, config.hidden_size)
+
+    def to(self, dtype: str | None = None) -> None:
+        """Keep the type of the shares' factors."""
+        for part in (self.router, self.experts, self.pre_feedforward_layernorm_2):
+            part.to(dtype)
+        self.scale.to(dtype)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the residual stream to the experts of each token, best first, and their shares."""
+        config = self.config
+        size = config.hidden_size
+        normed = _normed(x, self.scale._expr, config.norm_eps) * size**-0.5
+        ids, shares = best(self.router(normed), config.experts_per_token)
+        flat = op.reshape(ids, (x.shape[0] * config.experts_per_token,))
+        factors = op.take(self.per_expert_scale, flat, axis=0)
+        return ids, shares * op.reshape(factors, shares.shape)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return what the experts read of the residual stream."""
+        return self.pre_feedforward_layernorm_2(x)
+
+
 class LayeredLayer(DecoderLayer):
     """Gemma's block, what the token's own input adds, and a factor on all."""
 
@@ -213,9 +257,13 @@ class LayeredLayer(DecoderLayer):
         super().__init__(config, layer)
         layered, hidden = config.layered, config.hidden_size
         assert layered is not None
-        self.layer, self.width = layer, layered.input_size
+        self.layer, self.width, self.experts = layer, layered.input_size, config.experts
         self.activation = ACTIVATIONS[config.activation]
         self.layer_scalar = nn.Parameter((1,))
+        if config.experts:
+            self.moe = LayeredExperts(config)
+            self.post_feedforward_layernorm_1 = rms_norm(config, hidden)
+            self.post_feedforward_layernorm_2 = rms_norm(config, hidden)
         if self.width:
             self.per_layer_input_gate = nn.Linear(hidden, self.width, bias=False)
             self.per_layer_projection = nn.Linear(self.width, hidden, bias=False)
@@ -232,7 +280,12 @@ class LayeredLayer(DecoderLayer):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Map the residual stream [tokens, hidden] to the next one."""
-        x = super().forward(x, step)
+        x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), step)) + x
+        inner = self.mlp(self.pre_feedforward_layernorm(x))
+        if self.experts:
+            inner = self.post_feedforward_layernorm_1(inner)
+            inner = inner + self.post_feedforward_layernorm_2(self.moe(x))
+        x = self.post_feedforward_layernorm(inner) + x
         if self.width:
             gate = self.activation(self.per_layer_input_gate(x)) * step.inputs[self.layer]
             x = self.post_per_layer_input_norm(self.per_layer_projection(gate)) + x
@@ -285,6 +338,18 @@ class LayeredLM(CausalLM):
         return LayeredModel(config)
 
 
+def weight(name: str, config: DecoderConfig) -> tuple[Weight, ...]:
+    """Find a weight: experts are stacked in checkpoints."""
+    if ".moe." not in name:
+        return (Weight(name),)
+    if ".experts." in name:
+        return qwen3_moe.weight(name.replace(".moe.", "."), config)
+    stem, _, part = name.partition(".moe.")
+    known = {"router.weight": "router.proj.weight", "scale": "router.scale"}
+    known["per_expert_scale"] = "router.per_expert_scale"
+    return (Weight(f"{stem}.{known.get(part, part)}"),)
+
+
 register(
     ModelFamily(
         name="gemma4",
@@ -292,5 +357,6 @@ register(
         model_types=("gemma4_text",),
         configure=configure,
         build=LayeredLM,
+        weight=weight,
     )
 )

@@ -126,13 +126,17 @@ class MixtureMLP(nn.Module):
         config = self.config
         return best(self.router(x), config.experts_per_token, config.shares_of_all)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """Return what the experts read of what the router reads, [tokens, hidden]: the same."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [tokens, hidden] to [tokens, hidden]."""
         config, tokens = self.config, x.shape[0]
         experts, chosen = config.experts, config.experts_per_token
         ids, shares = self.route(x)
         source, place, bounds = _emit(expert_group(ids._expr, experts))
-        sorted_rows = op.take(x, op.reshape(source, (tokens * chosen,)), axis=0)
+        sorted_rows = op.take(self.rows(x), op.reshape(source, (tokens * chosen,)), axis=0)
         products = self.experts(sorted_rows, bounds)
         combined = expert_combine(products._expr, shares._expr, place._expr)
         routed = Tensor(_expr=relax.BlockBuilder.current().emit(combined))
@@ -177,7 +181,9 @@ class MixtureLM(CausalLM):
         return MixtureModel(config)
 
 
-def read_experts(read: Any, size: str, names: tuple[str, ...]) -> dict[str, Any]:
+def read_experts(
+    read: Any, size: str, names: tuple[str, ...], taken: str = "num_experts_per_tok"
+) -> dict[str, Any]:
     """Return the DecoderConfig's fields about experts.
 
     Parameters
@@ -188,13 +194,15 @@ def read_experts(read: Any, size: str, names: tuple[str, ...]) -> dict[str, Any]
         Its field of the experts' intermediate size.
     names : tuple of str
         Its field of the number of experts, as versions of transformers have called it.
+    taken : str
+        Its field of how many a token takes.
     """
     known = [name for name in names if read.get(name, None) is not None]
     experts = read.require(known[0] if known else names[0])
-    chosen = read.require("num_experts_per_tok")
+    chosen = read.require(taken)
     if not 0 < chosen <= experts:
         raise ModelError(
-            f"the configuration field 'num_experts_per_tok' is {chosen}; expected 1 to the "
+            f"the configuration field {taken!r} is {chosen}; expected 1 to the "
             f"number of experts, {experts}"
         )
     return {"experts": experts, "experts_per_token": chosen, "expert_size": read.require(size)}

@@ -24,12 +24,19 @@ LENGTH, PREFILLED, FORKED = 40, 30, 20
 
 
 # transformers 5.23 cannot run layers that share without inputs of their own.
-@pytest.fixture(scope="module", params=[(0, 0), (2, 8)])
+FORMS = {
+    "alone": {"num_kv_shared_layers": 0},
+    "shared": {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8},
+    "experts": {"num_kv_shared_layers": 0, "enable_moe_block": True, "num_experts": 8}
+    | {"top_k_experts": 3, "moe_intermediate_size": 32},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FORMS))
 def made(request, tmp_path_factory):
-    """A dense model of whose layers none or some share keys and values, and its engine."""
+    """A model whose layers have keys alone or shared, or experts, and its engine."""
     place = tmp_path_factory.mktemp("gemma4")
-    shared, width = request.param
-    fields = {"num_kv_shared_layers": shared, "hidden_size_per_layer_input": width}
+    fields = FORMS[request.param]
     model = tiny.make("gemma4", seed=2, **{**DENSE, **fields})
     directory = tiny.save(model, place / "model")
     artifact = amx_tvm.compile(directory, quantization="none", output=place / "out")
@@ -80,7 +87,7 @@ def test_files_of_old_name_their_full_layers_size():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"enable_moe_block": True}, "enable_moe_block.*False"),
+        ({**FORMS["experts"], "top_k_experts": 9}, "'top_k_experts' is 9; expected 1"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
         ({"num_kv_shared_layers": 5}, "each kind needs a layer of its own"),
         ({"per_layer_config": {"1": {"num_key_value_heads": 3}}}, "no multiple"),
