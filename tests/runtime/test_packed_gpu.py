@@ -25,7 +25,7 @@ MODELS = {
 }
 IDS = np.random.default_rng(2).integers(3, tiny.VOCAB, COUNT).tolist()
 SAME = 5e-3  # what other kernels and other sums of float16 change
-MORE = 1.5  # times the largest error of plain decoding that any other way may have
+MORE = 1.5  # times the largest error of plain decoding, from the first token on, of other ways
 
 
 def error(got, expected) -> float:
@@ -42,7 +42,7 @@ def made(request, tmp_path_factory):
         model = tiny.make("packed")
     with torch.no_grad():
         for layer in model.model.layers:  # scores that the rounding of a key does not decide
-            layer.self_attn.q_proj.weight.mul_(0.3)
+            layer.self_attn.q_proj.weight.mul_(0.15)
     tiny.save(model, place / "model")
     engines = {}
     for kind in ("float16", "amxfp4"):
@@ -55,8 +55,7 @@ def made(request, tmp_path_factory):
 
 def decoding(engine, exact: np.ndarray) -> float:
     with engine.sequence() as story:
-        story.append(IDS[:FIRST])
-        return max(error(story.append([IDS[i]]), exact[i]) for i in range(FIRST, COUNT))
+        return max(error(story.append([IDS[i]]), exact[i]) for i in range(COUNT))
 
 
 def bound(plain: float) -> float:

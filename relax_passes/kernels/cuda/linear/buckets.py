@@ -165,9 +165,14 @@ def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     """Knobs of products of E4M3, for more than 64 rows of x.
 
     Up to 512 rows of x K is split over two blocks where half of the multiprocessors would idle;
-    otherwise blocks stay and walk over tiles. Values were measured on an H200.
+    otherwise blocks stay and walk over tiles. Blocks of 64 rows of W, up to 256 of x, where there
+    are no more of them than multiprocessors then. Values were measured on an H200
+    (benchmarks/results/2026-11-30-h200-fp8.md).
     """
     row_groups, depth = -(-spec.n // 64), spec.k // STAGE_BYTES
+    if rows <= WHOLE_ROWS and row_groups * 2 <= gpu.multiprocessors and depth >= 8:
+        stages = 6 if rows < WHOLE_ROWS and depth >= 64 else 4
+        return TileKnobs(rows, 1, stages, 2, producer=True, e4m3=True)
     blocks = -(-row_groups // 2) * -(-rows // WHOLE_ROWS)
     split = rows <= SPLIT_ROWS and blocks * 2 <= gpu.multiprocessors and depth >= 8
     if rows < WHOLE_ROWS:
