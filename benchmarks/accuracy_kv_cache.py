@@ -135,9 +135,11 @@ RECIPES = (
 
 
 def recipe_of(text: str) -> Recipe:
-    """Read FORMAT:NEWEST; a format of E2M1 elements may end in +46, four over six."""
+    """Read FORMAT:NEWEST or KEYS/VALUES:NEWEST, "none" being as they are; E2M1's may end in +46."""
     name, _, newest = text.partition(":")
-    return Recipe(name, name, int(newest or 48))
+    keys, _, values = name.partition("/")
+    keys, values = ("" if part == "none" else part for part in (keys, values or keys))
+    return Recipe(keys, values, int(newest or 48))
 
 
 def main() -> None:
