@@ -70,10 +70,14 @@ def _read(path: Path, field: str) -> Iterator[str]:
             value = row.get(field) if isinstance(row, dict) else row
             if not isinstance(value, str):
                 known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise EvaluationError(
-                    f"entry {number} of {path} has no text field {field!r}; it has: {known}"
-                )
+                what = f"no text field {field!r}; it has: {known}"
+                if isinstance(row, dict) and field in row:
+                    what = f"no text in its field {field!r}, but a {type(value).__name__}"
+                raise EvaluationError(f"entry {number} of {path} has {what}")
+            value.encode()  # JSON may escape half a character, which no tokenizer takes
             yield value
+    except RecursionError:
+        raise EvaluationError(f"{path} cannot be read: its JSON is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"{path} cannot be read as {path.suffix or 'text'}: {error}"

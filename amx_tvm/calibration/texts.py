@@ -55,7 +55,8 @@ def cut_windows(ids: Sequence[int], windows: int, window: int, vocab_size: int) 
     if len(ids) < need:
         raise CalibrationError(
             f"the calibration text has {len(ids)} tokens; the recipe needs {need} ({windows} "
-            f"windows of {window}). Give more text, or take fewer windows, such as recipe best:12"
+            f"windows of {window}). Give more text, or take fewer windows, with a number behind "
+            "the recipe's name: best:12, train:12"
         )
     tokens = torch.as_tensor(np.asarray(ids, np.int64))
     if len(tokens) and int(tokens.max()) >= vocab_size:
