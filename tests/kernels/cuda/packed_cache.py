@@ -1,9 +1,10 @@
 """What a cache of few bits on CUDA should hold and give, beside what its kernels make of it.
 
-`Cache` counts pages with the runtime's own class and compares every pass with attention over what
-the NumPy oracle makes of the float16 keys and values that kernels kept. Those must be NumPy's but
-for the last bit, which a GPU's sines and fused products may round otherwise, and in which now and
-then another code of four bits begins. It needs neither TVM nor a GPU: kernels are given to it.
+`Cache` counts pages with the runtime's own class and compares every pass with attention over the
+keys and values that kernels kept, in 16 bits and in pages. In 16 bits they must be NumPy's but for
+the last bit, which a GPU's sines and fused products may round otherwise; `check_bits` compares
+pages with what the NumPy oracle makes of the 16 bits. It needs neither TVM nor a GPU: kernels are
+given to it.
 """
 
 from __future__ import annotations
@@ -155,22 +156,46 @@ class Cache:
         k, v = (part.astype(np.float32) for part in kept)
         held = []
         exact = max(exact, length + 1 - self.cache.newest) if each else min(exact, length)
-        for store, new in ((self.keys, k), (self.values, v)):
+        stored = self.stored(s, layer, exact)
+        for store, new, read in zip((self.keys, self.values), (k, v), stored, strict=True):
             old = store[s][layer]
             store[s][layer] = np.concatenate([old, new])
-            read = self.rounded(old)
-            near = np.arange(length) >= exact
-            near[: self.cache.first] = True
-            read[near] = old[near]
-            held.append(np.concatenate([read, new]))
+            first = min(self.cache.first, length)
+            held.append(np.concatenate([old[:first], read[first:], old[max(exact, first) :], new]))
         return self.turn(self.attend(q, *held, at))
 
-    def rounded(self, x: np.ndarray) -> np.ndarray:
-        """What a format makes of rows [n, kv, d]."""
-        fmt, flat = self.layout.format, np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
-        if not len(flat):
-            return x.copy()
-        return decoded(fmt, quantized(fmt, flat)).reshape(x.shape)
+    def stored(self, s: int, layer: int, tokens: int) -> list[np.ndarray]:
+        """What pages hold of the first tokens' keys and values, [tokens, kv, d]."""
+        fmt, d = self.layout.format, self.spec.head_dim
+        found = np.zeros((2, tokens, self.spec.kv_heads, d), np.float32)
+        for head in range(self.spec.kv_heads if tokens > 0 else 0):
+            for part, bits in zip(found, self.held(s, layer, head, tokens), strict=True):
+                part[:, head] = decoded(fmt, *bits)
+        return list(found)
+
+    def check_bits(self, s: int) -> int:
+        """Compare all pages of a sequence with the oracle; the number of groups that differ.
+
+        Codes are the oracle's under the stored scales, and so are scales, but where two of them
+        have squared errors that are one number in float32: kernels add these in another order.
+        """
+        fmt, tokens, different = self.layout.format, self.counted._exact[s], 0
+        for layer in range(self.layout.layers):
+            for head in range(self.spec.kv_heads):
+                both = self.held(s, layer, head, tokens)
+                for bits, kept in zip(both, (self.keys, self.values), strict=True):
+                    x = np.ascontiguousarray(kept[s][layer][:tokens, head])
+                    groups = x.reshape(tokens, -1, fmt.group_size)
+                    under = fmt.encode(groups, stored_scales(fmt, bits[1]), row_scale(fmt, tokens))
+                    np.testing.assert_array_equal(bits[0], under.reshape(bits[0].shape))
+                    oracle = quantized(fmt, x)
+                    expected = fmt.dequantize(oracle).reshape(groups.shape)
+                    found = decoded(fmt, *bits).reshape(groups.shape)
+                    other = (found != expected).any(-1)
+                    errors = [np.square(np.float64(v) - groups).sum(-1) for v in (found, expected)]
+                    np.testing.assert_allclose(errors[0][other], errors[1][other], rtol=1e-6)
+                    different += int(other.sum())
+        return different
 
     def rotate(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
         half = self.spec.rotation.pairs
@@ -217,9 +242,24 @@ def quantized(fmt, flat: np.ndarray):  # noqa: ANN001, ANN201
     return fmt.quantize(flat, tensor_scale=np.float32(1) if fmt.row_scaled else None)
 
 
-def decoded(fmt, rows) -> np.ndarray:  # noqa: ANN001
-    """Values of quantized rows."""
-    return fmt.dequantize(rows).astype(np.float32)
+def stored_scales(fmt, raw: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ANN001
+    """Scales [tokens, groups] by name of the bytes that pages have of them."""
+    tensors, tokens = fmt.scale_tensors, len(raw)
+    apart = raw.reshape(tokens, -1, len(tensors))
+    kind = np.float16 if fmt.code_bits == 8 else np.uint8
+    return {t.name: np.ascontiguousarray(apart[..., i]).view(kind) for i, t in enumerate(tensors)}
+
+
+def row_scale(fmt, tokens: int) -> np.ndarray | None:  # noqa: ANN001
+    """The float32 scale of rows, which a cache does not have."""
+    return np.ones((tokens, 1), np.float32) if fmt.row_scaled else None
+
+
+def decoded(fmt, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:  # noqa: ANN001
+    """Values [tokens, d] of codes [tokens, d] and of the bytes of their scales."""
+    groups = codes.reshape(len(codes), -1, fmt.group_size)
+    values = fmt.decode(groups, stored_scales(fmt, scales), row_scale(fmt, len(codes)))
+    return values.astype(np.float32).reshape(codes.shape)
 
 
 def part(layout, panels: np.ndarray, value: bool, tokens: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN001

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
 
 from cuda_compiled import compile_functions, needs_nvcc  # noqa: E402
 from packed_blocks import functions, library  # noqa: E402
-from packed_cache import Cache, attention, quantized  # noqa: E402
+from packed_cache import Cache, attention  # noqa: E402
 
 from amx_tvm.errors import ModelError  # noqa: E402
 from relax_passes.cache_spec import FORMATS, CacheSpec  # noqa: E402
@@ -35,20 +34,8 @@ def test_attention_reads_what_the_oracle_says(name, tmp_path):
     errors += [cache.forward({FORK: 1, ONE: 1, TWO: 1}), cache.forward({FORK: 2, TWO: 60})]
     errors.append(cache.forward({TWO: 1, FORK: 1}))
     assert max(errors) < 1e-3, errors
-    fmt, tokens = cache.layout.format, cache.counted._exact[ONE]
-    assert tokens > 40
-    for layer in range(2):
-        for found, kept in zip(
-            cache.held(ONE, layer, 0, tokens), (cache.keys, cache.values), strict=True
-        ):
-            codes, scales = found
-            expected = quantized(fmt, np.ascontiguousarray(kept[ONE][layer][:tokens, 0]))
-            stored = [expected.scales[t.name] for t in fmt.scale_tensors]
-            raw = np.stack(
-                [np.ascontiguousarray(s).view(np.uint8).reshape(tokens, -1) for s in stored], -1
-            )
-            np.testing.assert_array_equal(codes, expected.codes)
-            np.testing.assert_array_equal(scales, raw.reshape(tokens, -1))
+    assert cache.counted._exact[ONE] > 40
+    assert cache.check_bits(ONE) == 0
 
 
 @needs_nvcc
