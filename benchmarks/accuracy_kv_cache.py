@@ -121,7 +121,7 @@ class Recipe:
             attend = partial(self.attend, window=window)
             rope = Rope(wide, layer, len(tokens), network.device)
             x = run(stages(x, weights, decoder, rope, stage, attend))
-        hidden = rms_norm(x[0], network.norm, decoder.norm_eps)
+        hidden = rms_norm(x[0], network.norm, decoder.stream_eps)
         return (hidden @ network.head.T).log_softmax(-1)
 
 

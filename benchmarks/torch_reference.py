@@ -87,7 +87,7 @@ class Reference:
         for layer, (weights, fake) in enumerate(zip(self.layers, self.fakes, strict=True)):
             rope = Rope(self.decoder, layer, len(ids), self.device)
             x = run(stages(x, weights, self.decoder, rope, fake, self.attend))
-        hidden = rms_norm(x[0], self.norm, self.decoder.norm_eps)
+        hidden = rms_norm(x[0], self.norm, self.decoder.stream_eps)
         return hidden @ self.head.T
 
     def _layer(

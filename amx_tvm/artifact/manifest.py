@@ -28,7 +28,7 @@ from amx_tvm.images import ImageSettings
 from amx_tvm.schema import Count, FileName, Mismatch, OneOf, Range, Size, TokenId, conform
 from amx_tvm.strict_json import read_json
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "manifest.json"
 KINDS = ("causal_lm", "function", "embedding")
 

@@ -196,7 +196,7 @@ def stages(
             return value
         return rms_norm(value, weights[f"{norm}.weight"], config.norm_eps)
 
-    hidden = rms_norm(x, weights["input_layernorm.weight"], config.norm_eps)
+    hidden = rms_norm(x, weights["input_layernorm.weight"], config.stream_eps)
     hidden = fake("attention_input", hidden)
     yield "attention_input", hidden
     q = rope(heads(project(hidden, "self_attn.q_proj"), config.num_heads, "q_norm"))
@@ -207,7 +207,7 @@ def stages(
     yield "attention_output", attended
     attended = project(attended, "self_attn.o_proj")
     x = x + behind(attended, "post_attention_layernorm")
-    hidden = rms_norm(x, weights[f"{mlp_norm(config)}.weight"], config.norm_eps)
+    hidden = rms_norm(x, weights[f"{mlp_norm(config)}.weight"], config.stream_eps)
     hidden = fake("mlp_input", hidden)
     yield "mlp_input", hidden
     gate = ACTIVATIONS[config.activation](project(hidden, "mlp.gate_proj"))

@@ -96,7 +96,7 @@ class Network:
                 x = checkpoint(layer, number, x, use_reentrant=False)
             else:
                 x = layer(number, x)
-        return rms_norm(x, self.norm, self.decoder.norm_eps) @ self.head.T
+        return rms_norm(x, self.norm, self.decoder.stream_eps) @ self.head.T
 
 
 class Training:

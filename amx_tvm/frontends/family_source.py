@@ -91,12 +91,13 @@ class FamilySource(ModelSource):
             array = weight.take(self.source.load(weight.name))
         else:
             array = weight.take(self.source.load_entry(weight.name, weight.index))
-        return array + np.float32(weight.offset) if weight.offset else array
+        array = array + np.float32(weight.offset) if weight.offset else array
+        return array * np.float32(weight.factor) if weight.factor != 1.0 else array
 
     def load_raw(self, name: str) -> Quantized | None:
-        """Return stored codes and scales; None for weights that are transposed or shifted."""
+        """Return stored codes and scales; None for transposed, shifted or scaled weights."""
         weight = self.weight(name)
-        if weight is None or weight.transpose or weight.offset:
+        if weight is None or weight.transpose or weight.offset or weight.factor != 1.0:
             return None
         if weight.index is None:
             raw = self.source.load_raw(weight.name)

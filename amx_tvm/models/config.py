@@ -138,6 +138,9 @@ class DecoderConfig:
     embedding_scale, residual_scale, logit_scale : float
         Factors on the embeddings, on what attention and MLP add to the residual stream, and on the
         logits.
+    stream_scale : float
+        A power of two by which the whole residual stream is smaller than the checkpoint's, so that
+        float16 holds it. Norms in front of blocks undo it, exactly: their epsilon shrinks with it.
     experts, experts_per_token, expert_size : int
         Experts of an MLP (0: none), how many of them a token takes, and their intermediate size.
     shares_of_all : bool
@@ -192,6 +195,7 @@ class DecoderConfig:
     query_growth: tuple[float, int] | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
+    stream_scale: float = 1.0
     logit_scale: float = 1.0
     experts: int = 0
     experts_per_token: int = 0
@@ -207,6 +211,11 @@ class DecoderConfig:
     layered: Layered | None = None
     attention_sinks: bool = False
     causal: bool = True
+
+    @property
+    def stream_eps(self) -> float:
+        """Epsilon of norms of the residual stream."""
+        return self.norm_eps * self.stream_scale**2
 
     @property
     def attention_scale(self) -> float:

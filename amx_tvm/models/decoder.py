@@ -42,14 +42,14 @@ class WeightedLayerNorm(nn.Module):
         return op.layer_norm(x, self.size, self.weight, eps=self.eps)
 
 
-def block_norm(config: DecoderConfig) -> nn.Module:
-    """Build the norm of a residual stream, of the kind that the configuration asks for."""
-    size = config.hidden_size
+def block_norm(config: DecoderConfig, behind: bool = False) -> nn.Module:
+    """Build the norm of a residual stream, or of what a block in front adds to it."""
+    size, eps = config.hidden_size, config.norm_eps if behind else config.stream_eps
     if config.norm == "layer":
-        return nn.LayerNorm(size, config.norm_eps)
+        return nn.LayerNorm(size, eps)
     if config.norm == "layer_weight":
-        return WeightedLayerNorm(size, config.norm_eps)
-    return rms_norm(config, size)
+        return WeightedLayerNorm(size, eps)
+    return nn.RMSNorm(size, -1, eps, bias=False)
 
 
 class Attention(nn.Module):
@@ -114,11 +114,12 @@ class DecoderLayer(nn.Module):
         self.self_attn = self.make_attention(config, layer)
         self.mlp = self.make_mlp(config, layer)
         if self.placement != "parallel":
-            self.post_attention_layernorm = block_norm(config)
+            behind = self.placement in ("post", "sandwich")
+            self.post_attention_layernorm = block_norm(config, behind)
         if self.placement != "post":
             self.input_layernorm = block_norm(config)
         if self.placement in ("post", "sandwich"):
-            self.post_feedforward_layernorm = block_norm(config)
+            self.post_feedforward_layernorm = block_norm(config, behind=True)
         if self.placement == "sandwich":
             self.pre_feedforward_layernorm = block_norm(config)
 

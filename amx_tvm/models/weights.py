@@ -33,8 +33,8 @@ class Weight:
         First row and one past the last of a fused weight; ``step`` apart.
     step : int
         Distance of the rows, for weights that interleave two projections.
-    offset : float
-        Added to every value.
+    offset, factor : float
+        Added to every value, and what the sum is multiplied by.
     order : tuple of int or None
         Channels of every head in the order in which they are read. Here channel i turns with i +
         half; where neighbouring channels turn together, the order is another.
@@ -48,6 +48,7 @@ class Weight:
     rows: tuple[int, int] | None = None
     step: int = 1
     offset: float = 0.0
+    factor: float = 1.0
     order: tuple[int, ...] | None = None
     flat: bool = False
 
@@ -62,7 +63,7 @@ class Weight:
         return shape
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """Return what this weight is of the stored array (or entry), without offset."""
+        """Return what this weight is of the stored array (or entry), without offset and factor."""
         array = array.reshape(len(array), -1) if self.flat else array
         array = array.T if self.transpose else array
         array = array if self.rows is None else array[slice(*self.rows, self.step)]

@@ -44,7 +44,7 @@ std::string completed(const std::string& text) {
   }
   if (!json.is_object()) return text;
   json.erase("digest");
-  json["schema"] = 3;
+  json["schema"] = 4;
   json["versions"] = {{"tvm", amx::kTvmVersion}, {"tvm_ffi", amx::kFfiVersion}};
   std::string plain = json.dump(-1, ' ', true);
   json["digest"] = amx::sha256(plain.data(), plain.size());

@@ -18,7 +18,7 @@ namespace amx {
 namespace {
 
 using Json = nlohmann::json;
-constexpr int kSchema = 3;
+constexpr int kSchema = 4;
 constexpr int64_t kMostWidth = 1 << 20, kMostLayers = 1 << 12;
 const std::string kAgain = "; copy the artifact anew or compile the model again";
 

@@ -41,3 +41,23 @@ def test_generates_sensible_text(model, tmp_path):
     # A small base model whose Q4_K weights are rounded again: a city, though it names none.
     result = engine.generate("The capital of France is", max_new_tokens=10)
     assert "city" in result.text or "Paris" in result.text, result.text
+
+
+def test_the_residual_stream_fits_float16(model):
+    """In the checkpoint's own size it passes 65504 at the first token."""
+    torch = pytest.importorskip("torch")
+    from amx_tvm.calibration.block import Rope, run, stages
+    from amx_tvm.frontends import open_model
+    from benchmarks.torch_reference import Reference
+
+    network = Reference(open_model(model), "none")
+    ids = [2, *range(1000, 1063)]
+    highest = 0.0
+    with torch.no_grad():
+        x = network.embedding[torch.tensor([ids])] * network.decoder.embedding_scale
+        for layer, (weights, fake) in enumerate(zip(network.layers, network.fakes, strict=True)):
+            rope = Rope(network.decoder, layer, len(ids), "cpu")
+            x = run(stages(x, weights, network.decoder, rope, fake, network.attend))
+            highest = max(highest, float(x.abs().max()))
+    assert highest < 65504 / 16, highest
+    assert highest / network.decoder.stream_scale > 65504
