@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from relax_passes.kernels.cuda.linear import function  # noqa: E402
 from relax_passes.kernels.cuda.linear.buckets import Bucket, default_buckets  # noqa: E402
 from relax_passes.kernels.cuda.linear.buffers import format_of  # noqa: E402
 from relax_passes.kernels.cuda.linear.gemv import GemvKnobs  # noqa: E402
+from relax_passes.kernels.cuda.linear.gemv_plan import plan_of  # noqa: E402
 from relax_passes.kernels.cuda.linear.tile import TileKnobs  # noqa: E402
 from relax_passes.kernels.registry import linear_kernel  # noqa: E402
 from relax_passes.spec import LinearSpec  # noqa: E402
@@ -129,6 +131,17 @@ def test_first_weights_are_requested_before_the_wait(n, k):
         assert LOAD_GLOBAL in codes
         before = codes[: codes.index(WAIT_FOR_KERNEL_BEFORE)]
         assert before.count(LOAD_GLOBAL) >= 2, "codes and scales of the first batch"
+
+
+@pytest.mark.parametrize("n,k", [(5120, 2880), (201088, 2880), (960, 576), (4096, 4096)])
+def test_warps_of_one_row_share_k_evenly(n, k):
+    """Also where K is no multiple of 256: at most a tenth of the loads have no columns."""
+    spec = LinearSpec("mxfp4", n, k, FLOAT16, out_dtype="float16")
+    shape = shape_of(format_of(spec))
+    knobs = default_buckets(spec, shape, gpu("sm_90a"))[0].knobs
+    linear = SimpleNamespace(decode=SimpleNamespace(shape=shape), units=shape.units(k))
+    plan = plan_of(linear, 1, knobs)
+    assert plan.rounds * knobs.warps * plan.batch <= 1.1 * plan.chunks
 
 
 # Shapes of Llama-3-8B whose defaults differ: many row tiles, few and a long K, few.
