@@ -5,8 +5,8 @@
 The transformer is ViT-B/16 with random weights, 16 images; torch runs it in float16, as it is and
 through torch.compile. The encoder embeds 64 texts of 64 tokens, from ids on the host to vectors on
 the host; torch runs it in float16 with its own attention. Artifacts that are there already are not
-compiled again. Also prints how far results are from torch's in float32, and for the transformer from
-those with the rounded weights, which is float16's part.
+compiled again. Also prints how far results are from torch's in float32, and for the transformer
+from those with the rounded weights, which is float16's part.
 """
 
 from __future__ import annotations
