@@ -25,7 +25,7 @@ from amx_tvm.runtime.pictures import Pictures
 from amx_tvm.runtime.vm import VirtualMachine
 from amx_tvm.schema import conform
 
-FEW = 24  # rows that an artifact's function ``forward_some`` takes at most
+FEW = 15  # rows that an artifact's function ``forward_some`` takes at most
 
 
 class Model:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from amx_tvm.runtime.lookup import LONGEST, Lookup
 from amx_tvm.runtime.request import Handle
 
-ROWS = 16  # most rows of a step with drafts: `forward_some` takes no fewer
+ROWS = 15  # most rows of a step with drafts: `forward_some` takes no more
 _PRIOR = (0.0, 0.1, 0.15, 0.3, 0.5, 0.8, 0.95)  # acceptance by the match's length in bits
 _OWN, _ALL = 0.2, 0.02  # weight of the newest observation for its request, and for those to come
 _GAIN = 1.1  # times of plain decoding's speed that a draft has to promise

@@ -13,7 +13,7 @@ from functools import cached_property
 from relax_passes.activation import Activation
 from relax_passes.spec import LinearSpec
 
-MOST_ROWS = 24  # of x; more of them run linear by linear
+MOST_ROWS = 15  # of x; more of them run linear by linear
 
 
 @dataclass(frozen=True)

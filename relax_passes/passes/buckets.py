@@ -5,7 +5,7 @@
 runs any mix of sequences and picks the rows whose logits are wanted. Its buckets:
 
     forward_one    one row
-    forward_some   at most 24 rows, of any sequences     CPUs: chains of linears are one kernel
+    forward_some   at most 15 rows, of any sequences     CPUs: chains of linears are one kernel
     forward_each   the next token of each of at most     GPUs: one attention kernel a layer
                    256 sequences
 

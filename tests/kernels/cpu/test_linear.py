@@ -20,7 +20,7 @@ from relax_passes.kernels.registry import linear_kernel
 from relax_passes.spec import LinearSpec
 
 ROWS = (1, 2, 3, 7, 8, 9, 33)
-FEW = 16  # rows at most, where a test has no more: panels are not compiled then
+FEW = 15  # rows at most, where a test has no more: panels are not compiled then
 TOLERANCE = 2e-6  # float32 sums in another order
 MERGED = 4e-3  # panels merge two scales that lie far apart with a rounding, see panel.py
 EPILOGUES = {

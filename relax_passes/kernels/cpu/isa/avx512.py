@@ -23,6 +23,7 @@ class Avx512(Isa):
     name = "avx512"
     rows = 16
     block: Sequence[int] = (8, 4, 2, 1)
+    decoded_panel_rows = 16
     doc = "AVX-512 VNNI+VBMI: vpermb tables, vpdpbusd"
 
     def __init__(self, bf16: bool = False):

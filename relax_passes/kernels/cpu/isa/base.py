@@ -59,6 +59,7 @@ class Isa:
     rows = 16
     block: Sequence[int] = (4, 1)
     panel_rows = 32  # rows of x from which on panels pay, where no knob says otherwise
+    decoded_panel_rows = 32  # the same for int8 x where W has to be decoded
     bf16 = False  # whether bf16 dot products exist
     pairs: PairSums | None = None
     joined_signs = False  # whether four-bit x of two signs is read as integers (fp4_integers.py)

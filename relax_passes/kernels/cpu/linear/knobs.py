@@ -63,7 +63,10 @@ class CpuKnobs:
         """
         bytes_ = spec.format != "none" and spec.fmt.terms[0].table is None
         fetch = 0 if bytes_ and spec.m == 1 else CpuKnobs.prefetch
-        return CpuKnobs(prefetch=fetch, panel_rows=isa.panel_rows)
+        panels = isa.panel_rows
+        if spec.activation.integer and not bytes_ and spec.format != "none":
+            panels = min(panels, isa.decoded_panel_rows)
+        return CpuKnobs(prefetch=fetch, panel_rows=panels)
 
     def prefetch_tile(
         self,
