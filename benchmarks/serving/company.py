@@ -22,7 +22,8 @@ def arrival(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     print(
         f"{LONG} tokens arrive beside 8 streams: between tokens p99 "
         f"{middle(row['p99_over_quiet'])} and p50 {middle(row['p50_over_quiet'])} of the quiet "
-        f"median ({1000 * statistics.median(row['quiet_s']):.1f} ms); its first token "
+        f"median ({1000 * statistics.median(row['quiet_s']):.1f} ms), whose own p99 is "
+        f"{middle(row['quiet_p99_over_quiet'])}; its first token "
         f"{middle(row['first_over_alone'])} of alone ({statistics.median(row['alone_s']):.2f} s)",
         flush=True,
     )
@@ -39,10 +40,12 @@ def _arrived(server: Served, load: Load, prompts: Prompts) -> dict[str, float]:
     *streams, late = turn["answers"]
     begun = max(s["start"] + s["arrivals"][16] for s in streams)
     arrived, first = late["start"], late["start"] + late["arrivals"][0]
-    quiet = statistics.median(gap for s in streams for gap in gaps(s, begun, arrived))
+    before = [gap for s in streams for gap in gaps(s, begun, arrived)]
+    quiet = statistics.median(before)
     busy = [gap for s in streams for gap in gaps(s, arrived, first)]
     return {
         "quiet_s": quiet,
+        "quiet_p99_over_quiet": float(np.percentile(before, 99)) / quiet,
         "p99_over_quiet": float(np.percentile(busy, 99)) / quiet,
         "p50_over_quiet": statistics.median(busy) / quiet,
         "first_over_alone": late["arrivals"][0] / solo,
