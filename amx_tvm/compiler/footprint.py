@@ -173,4 +173,4 @@ def _token_bytes(decoder: DecoderConfig, config: QuantizationConfig, target: Res
         sizes = Sizes(storage.packed, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim)
         return -(-sizes.page_bytes // PAGE_SIZE)
     element = 2 if storage.dtype == "float16" or target.device != "cpu" else 4
-    return 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * element
+    return 2 * decoder.cached_layers * decoder.num_kv_heads * decoder.head_dim * element
