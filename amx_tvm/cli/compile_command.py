@@ -64,7 +64,9 @@ class StageProgress:
         """Show that ``done`` of ``total`` steps of a stage are finished."""
         if stage == "fit":
             if not self._quiet:
-                self._progress.console.print(detail, style="dim", highlight=False, markup=False)
+                self._progress.console.print(
+                    detail, style="dim", highlight=False, markup=False, soft_wrap=True
+                )
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(

@@ -80,7 +80,7 @@ def test_a_gpu_that_does_not_hold_it(model, tmp_path, monkeypatch):
 def test_run_says_it_before_it_compiles(model, tmp_path, quiet, lines):
     done = subprocess.run(
         [sys.executable, "-m", "amx_tvm", "run", model, "hello", "-n", "2", *quiet],
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "40"},  # it stays a line
         capture_output=True,
         text=True,
     )
