@@ -181,14 +181,14 @@ def compile(  # noqa: A001 - the verb that users know
     apart = None if adapters is None else kept_apart(source, adapters, resolved, calibration)
     check_cache(source, config, resolved)
     tell = _told(progress)
-    estimate = footprint(source, config, resolved)
     log.info("%s for %s, %s", source.name, resolved.key, config.describe())
     label = config.format + ("-strict" if strict else "")
     place = Path(output) if output is not None else default_output(source.name, label)
-    if estimate is not None:
-        estimate.require(place)
     with ArtifactWriter(place, overwrite=overwrite, key=key) as writer:
         # What cannot work is found here, before anything is calibrated or quantized.
+        estimate = footprint(source, config, resolved)
+        if estimate is not None:
+            estimate.require(place)
         if resolved.device == "cuda":
             require_compiler()
         if linking is not None:
