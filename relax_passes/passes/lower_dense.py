@@ -131,7 +131,9 @@ def _bias(view: View) -> dense.Place | None:
     """Return where a bias is, [example, head, query, key] of which all but the last may be one."""
     if len(view.shape) != 4 or _number(view.steps[3]) != 1:
         return None
-    example, head, row = view.steps[:3]  # an axis of one has the step 0
+    # an axis of one is the same for all
+    steps = (0 if _number(n) == 1 else step for n, step in zip(view.shape, view.steps, strict=True))
+    example, head, row, _ = steps
     return dense.Place(*(_number(x) for x in (view.offset, example, row, head)))
 
 
