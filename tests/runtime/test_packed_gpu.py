@@ -23,7 +23,8 @@ MODELS = {
     "llama": ("LlamaConfig", {}),
     "gemma2": ("Gemma2Config", {**WINDOW, "attn_logit_softcapping": 5.0}),
 }
-IDS = np.random.default_rng(2).integers(3, tiny.VOCAB, COUNT).tolist()
+IDS, OTHERS = np.random.default_rng(2).integers(3, tiny.VOCAB, (2, COUNT)).tolist()
+PUSHED = 60  # tokens behind which none in front of them are among the newest
 SAME = 5e-3  # what other kernels and other sums of float16 change
 MORE = 1.5  # times the largest error of plain decoding, from the first token on, of other ways
 
@@ -70,26 +71,48 @@ def test_rounding_is_seen_and_small(made):
 
 @pytest.mark.parametrize("kind", ["float16", "amxfp4"])
 def test_forks_at_any_token(made, kind):
-    engine, exact, plain = made[0][kind], made[1], made[2][kind]
-    worst = {"one": 0.0, "several": 0.0, "child and parent": 0.0}
+    """A fork is what a sequence is that had other tokens and lost them: it reads its own alone.
+
+    Neither has a token among the newest, where plain decoding has 48 in 16 bits: from float16's
+    logits both differ by more than that, on CPUs up to 1.6 times.
+    """
+    engine, exact = made[0][kind], made[1]
+    worst = dict.fromkeys(("one", "several", "child and parent", "of float16"), 0.0)
     with engine.sequence() as story:
         story.append(IDS[:FIRST])
         for i in range(FIRST, COUNT - 8):
             story.append([IDS[i]])
-        for position in (*range(1, 70), *range(70, len(story), 7)):
-            with story.fork(position) as one, story.fork(position) as several:
-                worst["one"] = max(
-                    worst["one"], error(one.append([IDS[position]]), exact[position])
-                )
-                got = several.append(IDS[position : position + 5])
-                worst["several"] = max(worst["several"], error(got, exact[position + 4]))
+        grown = engine.sequence()
+        grown.append(IDS[:FIRST])
+        for position in (*range(1, 70), *range(70, len(story) - PUSHED, 7)):
+            if position < FIRST:  # of as many rows as the story's prompt, so with its kernels
+                twin = engine.sequence()
+                twin.append(IDS[:position] + OTHERS[position:FIRST])
+            else:
+                for token in IDS[len(grown) : position]:
+                    grown.append([token])
+                twin = grown.fork()
+            twin.append(OTHERS[:PUSHED])
+            twin.rollback(len(twin) - position)
+            several = IDS[position : position + 5]
+            with twin, twin.fork() as twins, story.fork(position) as one:
+                with story.fork(position) as more:
+                    found, expected = (s.append(several[:1]) for s in (one, twin))
+                    worst["one"] = max(worst["one"], error(found, expected))
+                    away = error(found, exact[position])
+                    worst["of float16"] = max(worst["of float16"], away)
+                    found, expected = (s.append(several) for s in (more, twins))
+                    worst["several"] = max(worst["several"], error(found, expected))
+        grown.close()
         with story.fork() as child:
             ids = IDS[len(story) :]
             for token in ids:
                 both = np.asarray(child.append([token])), np.asarray(story.append([token]))
                 worst["child and parent"] = max(worst["child and parent"], error(*both))
     print(kind, worst)
-    assert worst["child and parent"] < SAME and max(worst.values()) < bound(plain), worst
+    away = worst.pop("of float16")
+    assert max(worst.values()) < SAME, worst
+    assert kind != "float16" or away < SAME
 
 
 @pytest.mark.parametrize("kind", ["float16", "amxfp4"])

@@ -180,12 +180,14 @@ class Cache:
         have squared errors that are one number in float32: kernels add these in another order.
         """
         fmt, tokens, different = self.layout.format, self.counted._exact[s], 0
+        if tokens == 0:  # all are in 16 bits, and formats round no empty arrays
+            return 0
         for layer in range(self.layout.layers):
             for head in range(self.spec.kv_heads):
                 both = self.held(s, layer, head, tokens)
                 for bits, kept in zip(both, (self.keys, self.values), strict=True):
                     x = np.ascontiguousarray(kept[s][layer][:tokens, head])
-                    groups = x.reshape(tokens, -1, fmt.group_size)
+                    groups = x.reshape(tokens, x.shape[1] // fmt.group_size, fmt.group_size)
                     under = fmt.encode(groups, stored_scales(fmt, bits[1]), row_scale(fmt, tokens))
                     np.testing.assert_array_equal(bits[0], under.reshape(bits[0].shape))
                     oracle = quantized(fmt, x)
@@ -245,7 +247,7 @@ def quantized(fmt, flat: np.ndarray):  # noqa: ANN001, ANN201
 def stored_scales(fmt, raw: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ANN001
     """Scales [tokens, groups] by name of the bytes that pages have of them."""
     tensors, tokens = fmt.scale_tensors, len(raw)
-    apart = raw.reshape(tokens, -1, len(tensors))
+    apart = raw.reshape(tokens, raw.shape[1] // len(tensors), len(tensors))
     kind = np.float16 if fmt.code_bits == 8 else np.uint8
     return {t.name: np.ascontiguousarray(apart[..., i]).view(kind) for i, t in enumerate(tensors)}
 
@@ -257,8 +259,9 @@ def row_scale(fmt, tokens: int) -> np.ndarray | None:  # noqa: ANN001
 
 def decoded(fmt, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:  # noqa: ANN001
     """Values [tokens, d] of codes [tokens, d] and of the bytes of their scales."""
-    groups = codes.reshape(len(codes), -1, fmt.group_size)
-    values = fmt.decode(groups, stored_scales(fmt, scales), row_scale(fmt, len(codes)))
+    tokens, d = codes.shape
+    groups = codes.reshape(tokens, d // fmt.group_size, fmt.group_size)
+    values = fmt.decode(groups, stored_scales(fmt, scales), row_scale(fmt, tokens))
     return values.astype(np.float32).reshape(codes.shape)
 
 
@@ -277,9 +280,9 @@ def part(layout, panels: np.ndarray, value: bool, tokens: int) -> tuple[np.ndarr
     )
     codes = np.ascontiguousarray(codes.swapaxes(1, 2))  # in the order of channels
     if eight:
-        found = codes.view(np.uint8).reshape(tokens, -1, 2, 4)[..., [0, 2, 1, 3]]
+        found = codes.view(np.uint8).reshape(tokens, d // 8, 2, 4)[..., [0, 2, 1, 3]]
         return found.reshape(tokens, d), scales
-    halves = codes.reshape(tokens, -1)[..., None] >> np.array([0, 16], np.uint32) & 0xFFFF
+    halves = codes.reshape(tokens, d // 8, 1) >> np.array([0, 16], np.uint32) & 0xFFFF
     sizes = [halves >> s & 7 for s in (9, 1, 12, 4)]
     signs = [halves >> s & 1 for s in (15, 7, 8, 0)]
     found = np.stack([m | s << 3 for m, s in zip(sizes, signs, strict=True)], -2)

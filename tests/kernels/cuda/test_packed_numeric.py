@@ -90,7 +90,7 @@ NAMES = ("setup", "begin", "batch", "store", "prefill")
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_attention(name, tmp_path):
-    """Chunks, steps of one, of few and of many sequences; errors and stored bits."""
+    """Chunks, steps of one, few and many sequences, a rollback, forks; errors and stored bits."""
     path = Path(PREBUILT or tmp_path) / f"packed_{name}.so"
     if PREBUILT:
         harness.load_runtime(os.environ.get("AMX_TVM_RUNTIME"))
@@ -98,7 +98,7 @@ def test_attention(name, tmp_path):
         pytest.importorskip("tvm")
         major, minor = torch.cuda.get_device_capability()
         build(name, path, f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))
-    cache = Cache(spec(), CacheSpec(name), Device(path), LAYERS, pages=400, places=40)
+    cache = Cache(spec(), CacheSpec(name), Device(path), LAYERS, pages=400, places=44)
     every = range(40)
     for sequence in every:
         cache.add(sequence)
@@ -110,6 +110,13 @@ def test_attention(name, tmp_path):
     cache.rollback(19, 60)
     errors["chunks"] = cache.forward({19: 80, 3: 2, 11: 130})
     errors["again"] = cache.forward(dict.fromkeys(every, 1))
+    # at a page's end, inside a page, among the newest tokens, and a fork's fork
+    for parent, child, position in ((19, 40, 640), (19, 41, 700), (19, 42, 900), (41, 43, 3)):
+        cache.fork(parent, child, position)
+    every = range(44)
+    errors["forks"] = cache.forward(dict.fromkeys(every, 1))
+    errors["chunks of forks"] = cache.forward({41: 5, 19: 3, 42: 70, 43: 2})
+    errors["forks again"] = cache.forward(dict.fromkeys(every, 1))
     print(name, {k: f"{v:.1e}" for k, v in errors.items()})
     assert max(errors.values()) < 1e-3, errors
     different = [cache.check_bits(sequence) for sequence in every]
