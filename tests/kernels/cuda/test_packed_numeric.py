@@ -58,7 +58,8 @@ class Device:
         self._functions["setup"](*tensors, state)
 
     def begin(self, m: int) -> None:
-        self._held[3].copy_(torch.from_numpy(self._arrays[3]))  # told
+        for array, tensor in zip(self._arrays[1:4], self._held[1:4], strict=True):
+            tensor.copy_(torch.from_numpy(array))  # what forks copied, and what is told
         token = torch.zeros((m, 1, 4), dtype=torch.float16, device="cuda")
         self._functions["begin"](token, self._held[0], self._held[3], token.clone())
         self.fetch()
@@ -72,7 +73,7 @@ class Device:
         token = torch.zeros((m, 1, 4), dtype=torch.float16, device="cuda")
         self._functions["batch"](given, token, self._held[0], layer, result)
         out[...] = result.cpu().numpy()
-        self._arrays[2][...] = self._held[2].cpu().numpy()  # what is in 16 bits
+        self.fetch()
 
     def prefill(self, qkv, q, k, v, sinks, out, layer, m) -> None:
         given, result = (torch.from_numpy(a).cuda() for a in (qkv[:m], out[:m]))
@@ -83,6 +84,7 @@ class Device:
         out[:m] = result.cpu().numpy()
         for array, part in zip((q, k, v), parts, strict=True):
             array[...] = part.cpu().numpy()
+        self.fetch()
 
 
 NAMES = ("setup", "begin", "batch", "store", "prefill")
