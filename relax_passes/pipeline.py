@@ -48,6 +48,7 @@ from relax_passes.passes.patches import patches
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
+from relax_passes.passes.share_tensors import share_tensors
 from relax_passes.policy import Policy
 from relax_passes.take import take
 from relax_passes.tir_pipeline import PIPELINE
@@ -176,9 +177,13 @@ def final_passes(target: Any) -> list[tvm.transform.Pass]:
 
 
 def _finalize(passes: list[tvm.transform.Pass]) -> list[tvm.transform.Pass]:
-    """Return the stock passes with shape functions put into order as soon as they exist."""
-    end = next(i for i, one in enumerate(passes, 1) if one.info.name == "VMShapeLower")
-    return [*passes[:end], order_shape_functions, *passes[end:]]
+    """Return the stock passes with tensors shared once they have storages, shapes in order."""
+    planned, shapes = (
+        next(i for i, one in enumerate(passes) if one.info.name == name)
+        for name in ("KillAfterLastUse", "VMShapeLower")
+    )
+    before, between, after = passes[:planned], passes[planned : shapes + 1], passes[shapes + 1 :]
+    return [*before, share_tensors, *between, order_shape_functions, *after]
 
 
 def dump_to(directory: str | os.PathLike[str]) -> Dump:

@@ -43,8 +43,20 @@ from relax_passes.passes.patches import patches
 from relax_passes.passes.quantize_activations import quantize_activations
 from relax_passes.passes.quantize_parameters import quantize_parameters
 from relax_passes.passes.schedule_rest import schedule_rest
+from relax_passes.passes.share_tensors import share_tensors
 
-from .modules import Attending, Gated, Images, Loops, Policy, decoder, embedder, mixture, routed
+from .modules import (
+    Attending,
+    Gated,
+    Images,
+    Loops,
+    Planned,
+    Policy,
+    decoder,
+    embedder,
+    mixture,
+    routed,
+)
 from .test_chains import network
 from .test_order_shape_functions import dependent, module_of, same
 
@@ -78,6 +90,13 @@ ADAPTERS = AdapterPlan(
     }
     | {f"{LAYER}.mlp.{name}_proj.weight": 64 for name in ("gate", "up")},
 )
+
+
+def planned(target):
+    """What plans memory, up to the pass that shares tensors."""
+    passes = pipeline.final_passes(target)
+    return tuple(passes[: passes.index(share_tensors)])
+
 
 # pass -> (module, what runs before, the pass)
 CASES = {
@@ -115,6 +134,7 @@ CASES = {
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),
     "schedule_rest": (Loops, (), schedule_rest(TARGET)),
     "bundle_parameters": (Gated, QUANTIZED, bundle_parameters),
+    "share_tensors": (Planned, planned(TARGET), share_tensors),
     "order_shape_functions": (module_of(z=dependent, a=same), (), order_shape_functions),
 }
 # Whose result is TensorIR; of the others' kernels the head says enough.
@@ -164,7 +184,8 @@ def test_the_cases_follow_the_pipeline():
     ours = [
         one.info.name for _, passes in pipeline.phases(TARGET, EIGHT_BITS, LAYOUT) for one in passes
     ]
-    tested = {one.info.name for _, _, one in CASES.values()} - {order_shape_functions.info.name}
+    last = {one.info.name for one in pipeline.final_passes(TARGET)}
+    tested = {one.info.name for _, _, one in CASES.values()} - last
     assert tested == {name for name in ours if name in tested} and len(tested) == 20
 
 
