@@ -37,6 +37,7 @@ from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.fuse_head_norms import fuse_head_norms
 from relax_passes.passes.half_precision import half_precision
+from relax_passes.passes.keep_parameters import keep_parameters
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_dense import lower_dense
@@ -177,13 +178,14 @@ def final_passes(target: Any) -> list[tvm.transform.Pass]:
 
 
 def _finalize(passes: list[tvm.transform.Pass]) -> list[tvm.transform.Pass]:
-    """Return the stock passes with tensors shared once they have storages, shapes in order."""
-    planned, shapes = (
-        next(i for i, one in enumerate(passes) if one.info.name == name)
-        for name in ("KillAfterLastUse", "VMShapeLower")
-    )
-    before, between, after = passes[:planned], passes[planned : shapes + 1], passes[shapes + 1 :]
-    return [*before, share_tensors, *between, order_shape_functions, *after]
+    """Return the stock passes with ours where what they change has just been made."""
+    made: list[tvm.transform.Pass] = []
+    for one in passes:
+        if one.info.name == "KillAfterLastUse":
+            made += [share_tensors, one, keep_parameters]
+        else:
+            made += [one, order_shape_functions] if one.info.name == "VMShapeLower" else [one]
+    return made
 
 
 def dump_to(directory: str | os.PathLike[str]) -> Dump:

@@ -113,33 +113,34 @@ class Loops:
 
 @I.ir_module
 class Planned:
-    """Two layers of one kernel and a view, for any number of rows."""
+    """Layers of one kernel with a weight, and views between, for any number of rows."""
 
     @T.prim_func(private=True, s_tir=True)
-    def half(var_x: T.handle, var_y: T.handle):
+    def scale(var_x: T.handle, w: T.Buffer((64,), "float32"), var_y: T.handle):
         n = T.int64()
         x = T.match_buffer(var_x, (n, 64), "float32")
         y = T.match_buffer(var_y, (n, 64), "float32")
         for i, j in T.grid(n, 64):
-            with T.sblock("half"):
+            with T.sblock("scale"):
                 v_i, v_j = T.axis.remap("SS", [i, j])
-                y[v_i, v_j] = x[v_i, v_j] * T.float32(0.5)
+                y[v_i, v_j] = x[v_i, v_j] * w[v_j]
 
     @R.function
-    def main(x: R.Tensor(("n", 64), "float32")):
+    def main(x: R.Tensor(("n", 64), "float32"), w: R.Tensor((64,), "float32")):
+        R.func_attr({"num_input": 1})
         n = T.int64()
         cls = Planned
         with R.dataflow():
-            a = R.call_tir(cls.half, (x,), out_ty=R.Tensor((n, 64), "float32"))
+            a = R.call_tir(cls.scale, (x, w), out_ty=R.Tensor((n, 64), "float32"))
             b: R.Tensor((n * 2, 32), "float32") = R.reshape(a, (n * 2, 32))
             c: R.Tensor((n, 64), "float32") = R.reshape(b, (n, 64))
-            d = R.call_tir(cls.half, (c,), out_ty=R.Tensor((n, 64), "float32"))
+            d = R.call_tir(cls.scale, (c, w), out_ty=R.Tensor((n, 64), "float32"))
             e: R.Tensor((n * 2, 32), "float32") = R.reshape(d, (n * 2, 32))
             f: R.Tensor((n, 64), "float32") = R.reshape(e, (n, 64))
-            g = R.call_tir(cls.half, (f,), out_ty=R.Tensor((n, 64), "float32"))
+            g = R.call_tir(cls.scale, (f, w), out_ty=R.Tensor((n, 64), "float32"))
             h: R.Tensor((n * 2, 32), "float32") = R.reshape(g, (n * 2, 32))
             i: R.Tensor((n, 64), "float32") = R.reshape(h, (n, 64))
-            out = R.call_tir(cls.half, (i,), out_ty=R.Tensor((n, 64), "float32"))
+            out = R.call_tir(cls.scale, (i, w), out_ty=R.Tensor((n, 64), "float32"))
             R.output(out)
         return out
 

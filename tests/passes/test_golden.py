@@ -32,6 +32,7 @@ from relax_passes.passes.fuse_conversions import fuse_conversions
 from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.fuse_head_norms import fuse_head_norms
 from relax_passes.passes.half_precision import half_precision
+from relax_passes.passes.keep_parameters import keep_parameters
 from relax_passes.passes.legalize import legalize
 from relax_passes.passes.lower_attention import lower_attention
 from relax_passes.passes.lower_dense import lower_dense
@@ -92,10 +93,10 @@ ADAPTERS = AdapterPlan(
 )
 
 
-def planned(target):
-    """What plans memory, up to the pass that shares tensors."""
-    passes = pipeline.final_passes(target)
-    return tuple(passes[: passes.index(share_tensors)])
+def planned(until):
+    """What plans memory, up to a pass."""
+    passes = pipeline.final_passes(TARGET)
+    return (bundle_parameters, *passes[: passes.index(until)])
 
 
 # pass -> (module, what runs before, the pass)
@@ -134,7 +135,8 @@ CASES = {
     "chains": (network({"forward_one": 1}), QUANTIZED, legalize(TARGET)),
     "schedule_rest": (Loops, (), schedule_rest(TARGET)),
     "bundle_parameters": (Gated, QUANTIZED, bundle_parameters),
-    "share_tensors": (Planned, planned(TARGET), share_tensors),
+    "share_tensors": (Planned, planned(share_tensors), share_tensors),
+    "keep_parameters": (Planned, planned(keep_parameters), keep_parameters),
     "order_shape_functions": (module_of(z=dependent, a=same), (), order_shape_functions),
 }
 # Whose result is TensorIR; of the others' kernels the head says enough.
