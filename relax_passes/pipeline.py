@@ -28,6 +28,7 @@ from tvm_ffi import register_error
 from amx_tvm.errors import AmxError
 from relax_passes.adapters import AdapterPlan
 from relax_passes.attention_spec import PLAIN, CacheStorage
+from relax_passes.machine_code import compiled
 from relax_passes.passes.adapt import adapt
 from relax_passes.passes.annotate_linears import annotate_linears
 from relax_passes.passes.buckets import make_buckets
@@ -157,9 +158,10 @@ def run(
 
 def build(module: tvm.IRModule, target: Any) -> Any:
     """Plan memory and compile to a Relax VM executable."""
-    graphs = {"relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     final = tvm.transform.Sequential(final_passes(target))
-    with tvm.transform.PassContext(config=graphs):
+    if target.kind.name != "cuda":
+        return compiled(module, target, final)
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
         return tvm.compile(module, target=target, relax_pipeline=final, tir_pipeline=PIPELINE)
 
 

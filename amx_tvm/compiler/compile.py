@@ -22,7 +22,7 @@ from amx_tvm.compiler.adapters import Adapters
 from amx_tvm.compiler.exclusive import one_at_a_time
 from amx_tvm.compiler.footprint import footprint
 from amx_tvm.compiler.lowered import LoweredModel, check_cache, lower_source
-from amx_tvm.compiler.objects import object_folder
+from amx_tvm.compiler.objects import export
 from amx_tvm.compiler.weights import (
     NO_OVERRIDES,
     Materializer,
@@ -343,9 +343,7 @@ def write_library(
 ) -> None:
     """Compile the lowered module to machine code: a shared library, or a folder of objects."""
     executable = pipeline.build(lowered.module, target.tvm)
-    build = linker(target.triple) if link else collector(path)
-    with object_folder(path.parent) as workspace:
-        executable.export_library(str(path), fcompile=build, workspace_dir=workspace)
+    export(executable, path, linker(target.triple) if link else collector(path))
 
 
 def write_parameters(

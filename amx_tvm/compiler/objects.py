@@ -1,19 +1,38 @@
-"""Object files in memory, because LLVM ends the process where it cannot write one to its end.
+"""Object files of an executable: written by threads, and in memory.
 
-TVM's ``export_library`` writes ``lib0.o``, ``lib1.o``, ... and ``devc.o`` into its workspace. Here
-those names are links to files in memory (memfd_create), which a linker reads through this process's
-entry in /proc; a full or read-only disk is then met by the linker alone, which says so.
+As TVM's ``export_library`` does, ``lib0.o``, ``lib1.o``, ... hold the kernels and ``devc.o`` all
+else, but LLVM makes the machine code of several at once. LLVM ends the process where it cannot
+write a file to its end: the names are links to files in memory (memfd_create), which a linker reads
+through this process's entry in /proc; a full or read-only disk is then met by the linker alone,
+which says so.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-_NAMES = (*(f"lib{index}.o" for index in range(4)), "devc.o")
+from relax_passes.machine_code import PARTS, in_threads
+
+_NAMES = (*(f"lib{index}.o" for index in range(PARTS)), "devc.o")
+
+
+def export(executable: Any, path: Path, build: Callable[..., Any]) -> None:
+    """Write an executable's object files and call ``build`` (path, files)."""
+    from tvm.runtime import _ffi_api
+
+    kernels = executable.mod._collect_dso_modules()
+    with object_folder(path.parent) as folder:
+        files = [f"{folder}/lib{i}.o" for i in range(len(kernels))]
+        in_threads(lambda one: one[0].write_to_file(one[1]), zip(kernels, files, strict=True))
+        target = kernels[0].get_function("_get_target_string")()
+        files.append(f"{folder}/devc.o")
+        _ffi_api.ModulePackImportsToLLVM(executable.mod, False, target, "").write_to_file(files[-1])
+        build(str(path), files)
 
 
 @contextmanager
