@@ -33,13 +33,30 @@ def adapters(model, tmp_path, turned=False):
     return given, places
 
 
+@pytest.fixture(scope="module")
+def of_floats(tmp_path_factory):
+    """Make a family's model, its adapters and an artifact with both in float32; once each."""
+    made = {}
+
+    def make(family):
+        if family not in made:
+            place = tmp_path_factory.mktemp(family)
+            model = tiny.make(family)
+            directory = tiny.save(model, place / "model")
+            given, places = adapters(model, place, turned=family == "gpt2")
+            artifact = amx_tvm.compile(
+                directory, quantization="none", adapters=places, output=place / "out"
+            )
+            made[family] = model, directory, given, places, artifact
+        return made[family]
+
+    return make
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_adapters_equals_their_merged_models(family, tmp_path):
-    model = tiny.make(family)
-    directory = tiny.save(model, tmp_path / "model")
-    given, places = adapters(model, tmp_path, turned=family == "gpt2")
+def test_a_batch_of_adapters_equals_their_merged_models(family, of_floats):
+    model, _, given, _, made = of_floats(family)
     assert all(given.values())
-    made = amx_tvm.compile(directory, quantization="none", adapters=places, output=tmp_path / "out")
     engine = amx_tvm.load(made.path, kv_tokens=1024)
     assert engine.adapters == ("all", "some")
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB, LENGTH).tolist()
@@ -64,14 +81,12 @@ def test_a_batch_of_adapters_equals_their_merged_models(family, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(of_floats, tmp_path_factory):
     """A Llama, its adapters, and an artifact with both in AMXFP4."""
-    place = tmp_path_factory.mktemp("adapters")
-    model = tiny.make("llama")
-    directory = tiny.save(model, place / "model")
-    given, places = adapters(model, place)
+    model, directory, given, places, _ = of_floats("llama")
+    output = tmp_path_factory.mktemp("amxfp4") / "out"
     made = amx_tvm.compile(
-        directory, quantization="amxfp4", strict=True, adapters=places, output=place / "out"
+        directory, quantization="amxfp4", strict=True, adapters=places, output=output
     )
     return model, directory, given, places, made
 
@@ -85,13 +100,11 @@ def test_only_weights_are_rounded(small):
     assert tiny.relative_error(got, expected) < 1e-4
 
 
-def test_text_of_floats_is_that_of_the_merged_model(small, tmp_path):
-    _, directory, _, places, _ = small
-    options = {"quantization": "none"}
-    apart = amx_tvm.compile(directory, adapters=places, output=tmp_path / "apart", **options)
+def test_text_of_floats_is_that_of_the_merged_model(of_floats, tmp_path):
+    _, directory, _, places, apart = of_floats("llama")
     engine = amx_tvm.load(apart.path)
     for name, place in places.items():
-        one = amx_tvm.compile(directory, adapter=place, output=tmp_path / name, **options)
+        one = amx_tvm.compile(directory, adapter=place, quantization="none", output=tmp_path / name)
         expected = amx_tvm.load(one.path).generate([5, 6, 7] * 4, 32, ignore_eos=True).token_ids
         assert (
             engine.generate([5, 6, 7] * 4, 32, adapter=name, ignore_eos=True).token_ids == expected
