@@ -171,7 +171,7 @@ def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     """
     row_groups, depth = -(-spec.n // 64), spec.k // STAGE_BYTES
     if rows <= WHOLE_ROWS and row_groups * 2 <= gpu.multiprocessors and depth >= 8:
-        stages = 6 if rows < WHOLE_ROWS and depth >= 64 else 4
+        stages = 6 if rows < WHOLE_ROWS and depth >= 32 else 4
         return TileKnobs(rows, 1, stages, 2, producer=True, e4m3=True)
     blocks = -(-row_groups // 2) * -(-rows // WHOLE_ROWS)
     split = rows <= SPLIT_ROWS and blocks * 2 <= gpu.multiprocessors and depth >= 8
