@@ -21,6 +21,8 @@ from amx_tvm.formats.scale_rules import TENSOR_RANGE, Power, ScaleRule
 from amx_tvm.formats.scales import HALF, Minifloat
 
 TIE = float(HALF)  # trunc(x + TIE) rounds x >= 0 to nearest, ties away from zero
+# A Python number: NumPy's would bind what torch.compile makes to gradient or to inference mode.
+RANGE = float(TENSOR_RANGE)
 
 
 def round_magnitude(ratio: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def tensor_scale(x: Tensor, rule: ScaleRule) -> Tensor | None:
     """The rule's float32 scale of every row [..., 1]; None for formats without one."""
     if not rule.tensor_scaled:
         return None
-    return x.abs().amax(-1, keepdim=True) / float(TENSOR_RANGE)
+    return x.abs().amax(-1, keepdim=True) / RANGE
 
 
 def group_scale(largest: Tensor, rule: ScaleRule, row: Tensor | None) -> Tensor:

@@ -68,6 +68,17 @@ def test_activations_round_as_the_format_does(name, better, columns):
     np.testing.assert_array_equal(got, fmt.quantize_dequantize(x, activation=True))
 
 
+def test_compiled_rounding_serves_training_and_inference():
+    """As in one process that trains a network and then judges it."""
+    fmt = four_over_six(formats.get("amxfp4-e4m3-tensor"))
+    compiled = torch.compile(rounded, backend="eager")
+    for rows, mode in ((64, torch.no_grad), (96, torch.inference_mode)):
+        with mode():
+            x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            assert torch.equal(compiled(x, fmt), rounded(x, fmt))
+
+
 def test_gradient_of_an_activation_passes_straight_through():
     x = torch.randn(3, 64, requires_grad=True)
     fake_round(x, formats.get("amxfp4")).backward(torch.ones(3, 64))
