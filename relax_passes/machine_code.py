@@ -13,7 +13,6 @@ kernels stay together, whose compiler is a process of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.relax import vm_build
 
+from amx_tvm.runtime.library import usable_cores
 from relax_passes.tir_pipeline import PIPELINE
 
 PARTS = 4
@@ -39,12 +39,12 @@ def compiled(module: tvm.IRModule, target: Any, pipeline: tvm.transform.Pass) ->
     left = vm_build._filter_tir(vm_build._vmcodegen(builder, module))
     library = None
     if left is not None:
-        first, *others = in_threads(lambda part: _built(part, target), parts(left))
-        for other in others:
-            first.import_module(other)
-        library = first
-    constants = dict((module.attrs or {}).get("const_name_to_constant", {}))
-    linked = vm_build._ffi_api.VMLink(builder, target, library, [], constants)
+        library, *rest = in_threads(lambda part: _built(part, target), parts(left))
+        for other in rest:
+            library.import_module(other)
+    attrs = dict(module.attrs or {})
+    constants, foreign = attrs.get("const_name_to_constant", {}), attrs.get("external_mods", [])
+    linked = vm_build._ffi_api.VMLink(builder, target, library, foreign, dict(constants))
     return vm_build.VMExecutable(linked)
 
 
@@ -68,7 +68,7 @@ def in_threads(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
         with context:
             return work(item)
 
-    with ThreadPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(items), usable_cores())) as pool:
         begun = [pool.submit(one, item) for item in items]
         try:
             return [work.result() for work in begun]

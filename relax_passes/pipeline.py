@@ -7,7 +7,8 @@
     quantize   weights become packed parameters, activations are quantized in front
     legalize   buckets of rows; operators, attention first, become scheduled TensorIR kernels
     lower      Relax's own operators: legalization, fusion, schedules for what is left
-    plan       weights as one tuple, memory planning, lowering to the virtual machine
+    plan       weights as one tuple, memory planning, tensors that layers share, lowering to the
+               virtual machine
 
 Merging comes after annotation, not before: one rule then covers every orientation of the weight
 and linears with and without bias. ``dump`` sees the module after each phase.

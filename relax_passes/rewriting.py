@@ -148,18 +148,49 @@ class Context:
                 var = self._replaced[var]
             return var
 
-        if isinstance(expr, relax.Var):
-            return final(expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self._substitute(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(self._substitute(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            args = [self._substitute(a) for a in expr.args]
-            if all(a.same_as(b) for a, b in zip(args, expr.args, strict=True)):
-                return expr
-            return self._builder.normalize(relax.Call(expr.op, args, expr.attrs, expr.ty_args))
-        return expr
+        def remade(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+            return self._builder.normalize(relax.Call(call.op, args, call.attrs, call.ty_args))
+
+        return substituted(expr, final, remade)
+
+
+def substituted(
+    expr: relax.Expr,
+    final: Callable[[relax.Var], relax.Expr],
+    remade: Callable[[relax.Call, list[relax.Expr]], relax.Expr],
+) -> relax.Expr:
+    """Return a bound expression with other variables; ``remade`` makes a call of new arguments."""
+
+    def inner(part: relax.Expr) -> relax.Expr:
+        return substituted(part, final, remade)
+
+    if isinstance(expr, relax.Var):
+        return final(expr)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([inner(field) for field in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(inner(expr.tuple_value), expr.index)
+    if isinstance(expr, relax.Call):
+        args = [inner(argument) for argument in expr.args]
+        if any(not a.same_as(b) for a, b in zip(args, expr.args, strict=True)):
+            return remade(expr, args)
+    return expr
+
+
+def with_bindings(
+    function: relax.Function,
+    change: Callable[[relax.Binding], relax.Binding | None],
+    result: Callable[[relax.Expr], relax.Expr] = lambda expr: expr,
+) -> relax.Function:
+    """Return a function with every binding changed, None dropping it, and then its result."""
+    blocks = []
+    for block in function.body.blocks:
+        changed = [change(binding) for binding in block.bindings]
+        blocks.append(type(block)([binding for binding in changed if binding is not None]))
+    body = relax.SeqExpr(blocks, result(function.body.body))
+    return relax.Function(
+        function.params, body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
+    )
 
 
 def num_inputs(function: relax.Function) -> int:

@@ -27,6 +27,9 @@ def export(executable: Any, path: Path, build: Callable[..., Any]) -> None:
 
     kernels = executable.mod._collect_dso_modules()
     with object_folder(path.parent) as folder:
+        if any(one.kind != "llvm" for one in kernels):  # TVM's stand-in where there are none, in C
+            executable.export_library(str(path), fcompile=build, workspace_dir=folder)
+            return
         files = [f"{folder}/lib{i}.o" for i in range(len(kernels))]
         in_threads(lambda one: one[0].write_to_file(one[1]), zip(kernels, files, strict=True))
         target = kernels[0].get_function("_get_target_string")()

@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from relax_passes.ops import is_op
-from relax_passes.rewriting import identity, relax_functions
+from relax_passes.rewriting import identity, relax_functions, with_bindings
 
 
 @tvm.transform.module_pass(opt_level=0, name="KeepParameters")
@@ -31,21 +31,16 @@ def keep_parameters(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tv
 
 def _kept(function: relax.Function) -> relax.Function:
     held = {identity(param) for param in function.params}
-    blocks = []
-    for block in function.body.blocks:
-        bindings = []
-        for binding in block.bindings:
-            value = binding.value
-            if isinstance(value, relax.TupleGetItem) and identity(value.tuple_value) in held:
-                held.add(identity(binding.var))
-            elif is_op(value, "relax.memory.kill_tensor") and identity(value.args[0]) in held:
-                continue
-            bindings.append(binding)
-        blocks.append(type(block)(bindings))
-    body = relax.SeqExpr(blocks, function.body.body)
-    return relax.Function(
-        function.params, body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
-    )
+
+    def change(binding: relax.Binding) -> relax.Binding | None:
+        value = binding.value
+        if isinstance(value, relax.TupleGetItem) and identity(value.tuple_value) in held:
+            held.add(identity(binding.var))
+        elif is_op(value, "relax.memory.kill_tensor") and identity(value.args[0]) in held:
+            return None
+        return binding
+
+    return with_bindings(function, change)
 
 
 __all__ = ["keep_parameters"]

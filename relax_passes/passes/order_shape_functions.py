@@ -22,7 +22,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.tirx.buffer import BufferType
 
-from relax_passes.rewriting import relax_functions
+from relax_passes.rewriting import relax_functions, with_bindings
 
 _ATTRIBUTE = "tirx.is_host_func"
 
@@ -37,19 +37,21 @@ def order_shape_functions(module: tvm.IRModule, _ctx: tvm.transform.PassContext)
         bodies[gvar] = _sorted(functions.pop(gvar))
     kept: list[tirx.PrimFunc] = []
 
-    def rename(value: relax.Expr) -> relax.Expr:
+    def rename(binding: relax.Binding) -> relax.Binding:
+        value = binding.value
         if not isinstance(value, relax.Call) or value.op not in bodies:
-            return value
+            return binding
         body = bodies[value.op]
         index = next((i for i, k in enumerate(kept) if tvm_ffi.structural_equal(k, body)), None)
         if index is None:
             index = len(kept)
             kept.append(body)
         ty = value.ty
-        return relax.Call(names[index], value.args, value.attrs, value.ty_args, ret_ty=ty)
+        call = relax.Call(names[index], value.args, value.attrs, value.ty_args, ret_ty=ty)
+        return relax.VarBinding(binding.var, call)
 
     for gvar, function in relax_functions(module):
-        functions[gvar] = _with_values(function, rename)
+        functions[gvar] = with_bindings(function, rename)
     functions.update(zip(names, kept, strict=False))
     return tvm.IRModule(functions, attrs=module.attrs)
 
@@ -59,21 +61,6 @@ def _is_shape_function(function: tvm.ir.BaseFunc) -> bool:
     if not isinstance(function, tirx.PrimFunc) or _ATTRIBUTE not in (function.attrs or {}):
         return False
     return len(function.params) == 1 and isinstance(function.params[0].ty, BufferType)
-
-
-def _with_values(function: relax.Function, change) -> relax.Function:  # noqa: ANN001
-    """Return the function with every bound value changed; the variables stay."""
-    blocks = []
-    for block in function.body.blocks:
-        bindings = [
-            relax.VarBinding(b.var, change(b.value)) if isinstance(b, relax.VarBinding) else b
-            for b in block.bindings
-        ]
-        blocks.append(type(block)(bindings))
-    body = relax.SeqExpr(blocks, function.body.body)
-    return relax.Function(
-        function.params, body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
-    )
 
 
 def _sorted(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -26,7 +26,7 @@ import tvm_ffi
 from tvm import relax
 
 from relax_passes.ops import is_op
-from relax_passes.rewriting import identity, relax_functions
+from relax_passes.rewriting import identity, relax_functions, substituted, with_bindings
 
 _SHARED = ("relax.memory.alloc_tensor", "relax.reshape")
 
@@ -36,7 +36,8 @@ def share_tensors(module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.
     """Share tensors of one storage, offset, shape and type; see the module's docstring."""
     functions = dict(module.functions_items())
     for gvar, function in relax_functions(module):
-        functions[gvar] = _Sharing().function(function)
+        sharing = _Sharing()
+        functions[gvar] = with_bindings(function, sharing.binding, sharing.renamed)
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
@@ -47,27 +48,24 @@ class _Sharing:
         self._made: dict[tuple[str, int], list[tuple[Sequence, relax.Var]]] = {}
         self._instead: dict[int, relax.Var] = {}
 
-    def function(self, function: relax.Function) -> relax.Function:
-        """Return the function with its bindings, one by one, less those that are shared."""
-        blocks = []
-        for block in function.body.blocks:
-            bindings = []
-            for binding in block.bindings:
-                if not isinstance(binding, relax.VarBinding):
-                    match = binding  # a MatchCast
-                    bindings.append(relax.MatchCast(match.var, self._new(match.value), match.ty))
-                    continue
-                value = self._new(binding.value)
-                found = self._found(binding.var, value)
-                if found is None:
-                    bindings.append(relax.VarBinding(binding.var, value))
-                else:
-                    self._instead[identity(binding.var)] = found
-            blocks.append(type(block)(bindings))
-        body = relax.SeqExpr(blocks, self._new(function.body.body))
-        return relax.Function(
-            function.params, body, function.ret_ty, is_pure=function.is_pure, attrs=function.attrs
-        )
+    def binding(self, binding: relax.Binding) -> relax.Binding | None:
+        """Return the next binding of the function, or None where what it makes is there."""
+        value = self.renamed(binding.value)
+        if isinstance(binding, relax.MatchCast):
+            return relax.MatchCast(binding.var, value, binding.ty)
+        found = self._found(binding.var, value)
+        if found is None:
+            return relax.VarBinding(binding.var, value)
+        self._instead[identity(binding.var)] = found
+        return None
+
+    def renamed(self, expr: relax.Expr) -> relax.Expr:
+        """Return an expression with shared variables in it."""
+
+        def remade(call: relax.Call, args: list[relax.Expr]) -> relax.Expr:
+            return relax.Call(call.op, args, call.attrs, call.ty_args, ret_ty=call.ty)
+
+        return substituted(expr, lambda var: self._instead.get(identity(var), var), remade)
 
     def _found(self, var: relax.Var, value: relax.Expr) -> relax.Var | None:
         """Return the variable that holds this already; note a new tensor otherwise."""
@@ -84,20 +82,6 @@ class _Sharing:
                 return one
         known.append((rest, var))
         return None
-
-    def _new(self, expr: relax.Expr) -> relax.Expr:
-        """Return an expression with shared variables in it."""
-        if isinstance(expr, relax.Var):
-            return self._instead.get(identity(expr), expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self._new(field) for field in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(self._new(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            args = [self._new(argument) for argument in expr.args]
-            if any(not a.same_as(b) for a, b in zip(args, expr.args, strict=True)):
-                return relax.Call(expr.op, args, expr.attrs, expr.ty_args, ret_ty=expr.ty)
-        return expr
 
 
 __all__ = ["share_tensors"]

@@ -150,6 +150,19 @@ def test_masks_of_booleans_are_added(tmp_path):
     np.testing.assert_allclose(np.asarray(engine(x, mask)), expected, atol=1e-5)
 
 
+class Turned(nn.Module):
+    """Nothing but another shape."""
+
+    def forward(self, x):
+        return x.reshape(4, 2)
+
+
+def test_a_function_without_kernels(tmp_path):
+    x = torch.randn(2, 4)
+    amx_tvm.compile(Turned().eval(), output=tmp_path / "out", example_inputs=(x,))
+    np.testing.assert_array_equal(amx_tvm.load(tmp_path / "out")(x.numpy()), x.reshape(4, 2))
+
+
 def test_llama_object_gets_the_kv_cache(tmp_path):
     model = tiny.make("llama")
     artifact = amx_tvm.compile(model, quantization="none", output=tmp_path / "out")

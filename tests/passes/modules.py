@@ -125,6 +125,16 @@ class Planned:
                 v_i, v_j = T.axis.remap("SS", [i, j])
                 y[v_i, v_j] = x[v_i, v_j] * w[v_j]
 
+    @T.prim_func(private=True, s_tir=True)
+    def twice(var_x: T.handle, var_y: T.handle):
+        m = T.int64()
+        x = T.match_buffer(var_x, (m, 32), "float32")
+        y = T.match_buffer(var_y, (m, 32), "float32")
+        for i, j in T.grid(m, 32):
+            with T.sblock("twice"):
+                v_i, v_j = T.axis.remap("SS", [i, j])
+                y[v_i, v_j] = x[v_i, v_j] * T.float32(2)
+
     @R.function
     def main(x: R.Tensor(("n", 64), "float32"), w: R.Tensor((64,), "float32")):
         R.func_attr({"num_input": 1})
@@ -133,14 +143,15 @@ class Planned:
         with R.dataflow():
             a = R.call_tir(cls.scale, (x, w), out_ty=R.Tensor((n, 64), "float32"))
             b: R.Tensor((n * 2, 32), "float32") = R.reshape(a, (n * 2, 32))
-            c: R.Tensor((n, 64), "float32") = R.reshape(b, (n, 64))
-            d = R.call_tir(cls.scale, (c, w), out_ty=R.Tensor((n, 64), "float32"))
-            e: R.Tensor((n * 2, 32), "float32") = R.reshape(d, (n * 2, 32))
-            f: R.Tensor((n, 64), "float32") = R.reshape(e, (n, 64))
-            g = R.call_tir(cls.scale, (f, w), out_ty=R.Tensor((n, 64), "float32"))
-            h: R.Tensor((n * 2, 32), "float32") = R.reshape(g, (n * 2, 32))
-            i: R.Tensor((n, 64), "float32") = R.reshape(h, (n, 64))
-            out = R.call_tir(cls.scale, (i, w), out_ty=R.Tensor((n, 64), "float32"))
+            c = R.call_tir(cls.twice, (b,), out_ty=R.Tensor((n * 2, 32), "float32"))
+            d: R.Tensor((n, 64), "float32") = R.reshape(c, (n, 64))
+            e = R.call_tir(cls.scale, (d, w), out_ty=R.Tensor((n, 64), "float32"))
+            f: R.Tensor((n * 2, 32), "float32") = R.reshape(e, (n * 2, 32))
+            g = R.call_tir(cls.twice, (f,), out_ty=R.Tensor((n * 2, 32), "float32"))
+            h: R.Tensor((n, 64), "float32") = R.reshape(g, (n, 64))
+            i = R.call_tir(cls.scale, (h, w), out_ty=R.Tensor((n, 64), "float32"))
+            k = R.call_tir(cls.scale, (i, w), out_ty=R.Tensor((n, 64), "float32"))
+            out = R.call_tir(cls.scale, (k, w), out_ty=R.Tensor((n, 64), "float32"))
             R.output(out)
         return out
 

@@ -21,7 +21,7 @@ from relax_passes.passes.fuse_epilogue import fuse_bias, fuse_residual_and_gate
 from relax_passes.passes.merge_projections import merge_projections
 from relax_passes.policy import LinearPolicy
 
-from .modules import Gated, Policy, Ragged, Weights
+from .modules import Gated, Planned, Policy, Ragged, Weights
 
 
 def linears(module):
@@ -164,3 +164,16 @@ def test_dump_writes_every_phase(tmp_path):
     assert names == [f"{i:02d}-{name}.py" for i, name in enumerate(expected)]
     assert "amx.linear" in (tmp_path / "03-quantize.py").read_text()
     assert "amx.linear" not in (tmp_path / "04-legalize.py").read_text()
+
+
+def test_layers_that_share_tensors_compute_what_they_say():
+    """Storages in turns, of two shapes; for several numbers of rows, as views depend on them."""
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 2})
+    module = bundle_parameters.bundle_parameters(Planned)
+    vm = tvm.relax.VirtualMachine(pipeline.build(module, target), tvm.cpu())
+    rng = np.random.default_rng(5)
+    w = (1 + rng.random(64)).astype(np.float32)
+    for rows in (1, 7, 3):
+        x = rng.standard_normal((rows, 64)).astype(np.float32)
+        got = vm["main"](tvm.runtime.tensor(x), (tvm.runtime.tensor(w),)).numpy()
+        np.testing.assert_allclose(got, 4 * x * w**5, rtol=1e-5)
