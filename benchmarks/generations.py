@@ -50,7 +50,7 @@ def look(engine: Any, generations: int) -> Look:
     sequences, free = engine.call(
         lambda: (engine._cache.sequences, engine._cache.available_tokens())
     )
-    threads = min(map(_threads, range(20)))
+    threads = min(_threads() for _ in range(20))
     return Look(generations, pages * os.sysconf("SC_PAGE_SIZE"), threads, sequences, free)
 
 
@@ -112,7 +112,7 @@ def run(
     return looks, len(wrong)
 
 
-def _threads(_look: int) -> int:
+def _threads() -> int:
     """Count the process's threads, a moment later: one that was joined takes that long to leave."""
     time.sleep(0.005)
     return len(os.listdir("/proc/self/task"))
