@@ -2,7 +2,8 @@
 
 What is stored is rounded in groups of 32 channels of a head, after the rotary embedding. The newest
 tokens of a sequence and its first ones stay in 16 bits: near keys and the first are what a model
-looks at most. A Hadamard matrix over a head's channels, in front of the rounding, spreads outliers.
+looks at most. A Hadamard matrix over a head's channels, in front of the rounding, spreads outliers,
+and factors in the weights make keys as loud as queries (``amx_tvm.compiler.balance``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class CacheSpec:
         Tokens at a sequence's beginning that are.
     turned : bool
         Whether a Hadamard matrix turns queries, keys and values.
+    balanced : bool
+        Whether keys are made as loud as their queries, channel by channel.
     four_over_six : bool
         Whether a scale of E2M1 elements is the better of two (``amx_tvm.formats.four_over_six``).
     """
@@ -38,6 +41,7 @@ class CacheSpec:
     newest: int = 48
     first: int = 4
     turned: bool = True
+    balanced: bool = True
     four_over_six: bool = True
 
     @property

@@ -83,7 +83,11 @@ class _NeededOfCache(TypedDict):
     head_dim: Annotated[int, Range(1, 1 << 16)]
 
 
-class _Packed(TypedDict):
+class _Balanced(TypedDict, total=False):
+    balanced: bool
+
+
+class _Packed(_Balanced):
     """Keys and values in few bits: what they are rounded to, and bytes of a page and a sequence."""
 
     format: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -116,7 +116,12 @@ class Adapters:
             one = next(one for one in self._each if weight.name in one.pairs)
             raise self._refused(one, weight.name)
 
-    def make(self, recipe: Recipe, order: np.ndarray | None) -> np.ndarray:
+    def make(
+        self,
+        recipe: Recipe,
+        order: np.ndarray | None,
+        balance: Callable[[str], np.ndarray | None] = lambda _: None,
+    ) -> np.ndarray:
         """Return what is kept of all adapters for a linear: ``relax_passes.adapters``.
 
         Parameters
@@ -125,20 +130,24 @@ class Adapters:
             Of "down" or "up".
         order : ndarray or None
             Of the weight's rows, where they are interleaved.
+        balance : callable
+            Factors on the rows of a weight by its name, or None.
         """
         assert self._named is not None
         shapes = [self._named.shape(name) for name in recipe.sources]
         parts = Parts(tuple(s[0] for s in shapes), recipe.rank, recipe.interleave > 0)
         made = []
         for one in self._each:
-            factors = [self._factors(one, name) for name in recipe.sources]
+            factors = [self._factors(one, name, balance(name)) for name in recipe.sources]
             if recipe.adapter == "down":
                 made.append(parts.down([f and f[0] for f in factors], shapes[0][1]))
             else:
                 made.append(parts.up([f and f[1] for f in factors], order))
         return np.stack(made)
 
-    def _factors(self, one: LoraAdapter, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def _factors(
+        self, one: LoraAdapter, name: str, balance: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return A [r, K] and B [n, r] of a module's weight, None where it has none."""
         assert self._named is not None
         weight = self._named.weight(name)
@@ -151,9 +160,8 @@ class Adapters:
                 f"{one.path} has a value of {largest:g} for {weight.name}, which float16 does not "
                 f"hold; {_MERGE}"
             )
-        return a, Weight(weight.name, rows=weight.rows, step=weight.step, order=weight.order).take(
-            b
-        )
+        taken = Weight(weight.name, rows=weight.rows, step=weight.step, order=weight.order).take(b)
+        return a, taken if balance is None else taken * balance[:, None]
 
     def _check(self, one: LoraAdapter, name: str, weight: Weight, shape: tuple[int, ...]) -> None:
         """Refuse what is no matrix of its own, as the module has it."""

@@ -355,7 +355,7 @@ def write_parameters(
     """Carry out the parameter plan of a lowered model, one weight at a time, into the shards."""
     writer.publication.require(bytes_of(lowered.module))
     dtypes = dtypes_of(lowered.module)
-    materializer = Materializer(lowered.source, overrides, lowered.adapters)
+    materializer = Materializer(lowered.source, overrides, lowered.adapters, lowered.balance)
     for name, array in parameters(
         lowered.order, lowered.plan, materializer, lambda d, t, n: progress("weights", d, t, n)
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 from amx_tvm.cache_storage import cache_storage
 from amx_tvm.compiler.adapters import Adapters
+from amx_tvm.compiler.balance import Balance
 from amx_tvm.compiler.embedding import lower_embedding
 from amx_tvm.compiler.function import lower_function
 from amx_tvm.compiler.lowered_model import LoweredModel
@@ -111,6 +112,10 @@ def lower_source(
         weight_count=sum(prod(shape) for shape in expected.values()),
         source=named,
         adapters=adapters,
+        # A model that was compiled before is balanced already.
+        balance=Balance(named, decoder)
+        if storage.packed is not None and storage.packed.balanced and not source.module_names
+        else None,
     )
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from amx_tvm.compiler.adapters import Adapters
+from amx_tvm.compiler.balance import Balance
 from amx_tvm.frontends import ModelSource
 from relax_passes import recipes as plans
 from relax_passes.passes import bundle_parameters, legalize
@@ -23,6 +24,7 @@ class LoweredModel:
     weight_count: int
     source: ModelSource
     adapters: Adapters | None = None
+    balance: Balance | None = None
 
     @cached_property
     def order(self) -> list[str]:

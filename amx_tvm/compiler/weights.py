@@ -17,6 +17,7 @@ import numpy as np
 from amx_tvm import formats
 from amx_tvm.artifact.manifest import TensorRecord
 from amx_tvm.compiler.adapters import Adapters
+from amx_tvm.compiler.balance import Balance, scaled
 from amx_tvm.errors import ModelError
 from amx_tvm.formats import Quantized, concatenate, packing
 from amx_tvm.frontends import ModelSource
@@ -51,6 +52,8 @@ class Materializer:
         Weights from a calibration.
     adapters : Adapters, optional
         LoRA adapters that stay apart.
+    balance : Balance, optional
+        Factors on the rows of weights.
     """
 
     def __init__(
@@ -58,17 +61,33 @@ class Materializer:
         source: ModelSource,
         overrides: Overrides = NO_OVERRIDES,
         adapters: Adapters | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.source, self.overrides, self.adapters = source, overrides, adapters
+        self.balance = balance
 
     def load(self, name: str) -> np.ndarray:
         """Load one weight as float32 (C-contiguous)."""
-        if name in self.overrides.floats:
-            return np.ascontiguousarray(self.overrides.floats[name], np.float32)
-        return np.ascontiguousarray(self.source.load(name), np.float32)
+        array, factors = self._floats(name), self.factors(name)
+        return array if factors is None else array * factors.reshape(-1, *[1] * (array.ndim - 1))
+
+    def _floats(self, name: str) -> np.ndarray:
+        """Return a weight as float32 without factors."""
+        given = self.overrides.floats.get(name)
+        return np.ascontiguousarray(self.source.load(name) if given is None else given, np.float32)
+
+    def factors(self, name: str) -> np.ndarray | None:
+        """Return the factors on a weight's rows, None where it stays."""
+        return None if self.balance is None else self.balance.of(name)
 
     def quantize(self, name: str, recipe: Recipe) -> Quantized:
         """Quantize one weight, or take its codes as they are stored where formats agree."""
+        factors = self.factors(name)
+        made = self._quantized(name, recipe)
+        return made if factors is None else scaled(made, factors)
+
+    def _quantized(self, name: str, recipe: Recipe) -> Quantized:
+        """Return a weight's codes without factors."""
         fmt = formats.get(recipe.format)
         if name in self.overrides.quantized:
             given = self.overrides.quantized[name]
@@ -80,7 +99,7 @@ class Materializer:
         raw = None if recipe.transpose else self.source.load_raw(name)
         if raw is not None and raw.format.name == fmt.name:
             return raw
-        array = self.load(name)
+        array = self._floats(name)
         return fmt.quantize(array.T if recipe.transpose else array, name=name)
 
     def make(self, recipe: Recipe) -> dict[str, np.ndarray]:
@@ -92,7 +111,7 @@ class Materializer:
                 )
             rows = sum(self.source.shape(name)[0] for name in recipe.sources)
             order = interleaved_rows(rows, recipe.interleave) if recipe.interleave else None
-            return {"": self.adapters.make(recipe, order)}
+            return {"": self.adapters.make(recipe, order, self.factors)}
         if recipe.format:
             parts = [self.quantize(name, recipe) for name in recipe.sources]
             joined = parts[0] if len(parts) == 1 else concatenate(parts)

@@ -60,6 +60,10 @@ class ScaleType(ABC):
     def decode_tir(self, expr: Any) -> Any:
         """TIR twin of `decode`: `uint8` or `uint8xL` in, `float32` or `float32xL` out."""
 
+    def times(self, stored: np.ndarray, powers: np.ndarray) -> np.ndarray:
+        """Stored scales times 2^powers (int32), rounded to where the type's numbers end."""
+        raise FormatError(f"a {self.name} is no scale that can be multiplied")
+
     def check(self, stored: np.ndarray, label: str) -> None:
         """Raise FormatError when a stored scale is one that is never written."""
         bits = stored.view(np.uint16) if stored.dtype == np.float16 else stored
@@ -105,6 +109,10 @@ class Minifloat(ScaleType):
         rounded = np.where(values < least_normal, subnormal, normal)
         return np.minimum(rounded, self.largest).astype(np.uint8)
 
+    def times(self, stored: np.ndarray, powers: np.ndarray) -> np.ndarray:
+        """As the base says."""
+        return self.encode(np.ldexp(self.decode(stored), powers))
+
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Exact float32 values of stored scales."""
         return self.values[stored]
@@ -147,6 +155,10 @@ class E8M0(ScaleType):
             exponent = exponent + ((bits & 0x7FFFFF) >= 0x600000)
         return np.clip(exponent, 0, self._highest_written).astype(np.uint8)
 
+    def times(self, stored: np.ndarray, powers: np.ndarray) -> np.ndarray:
+        """As the base says."""
+        return np.clip(stored + powers, 0, self._highest_written).astype(np.uint8)
+
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Exact float32 values of stored scales."""
         bits = np.maximum(stored.astype(np.int32) << 23, np.int32(1 << 22))
@@ -172,6 +184,10 @@ class Float16(ScaleType):
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Round float32 values >= 0 to float16, ties to even, saturating at 65504."""
         return np.minimum(values, np.float32(65504)).astype(np.float16)
+
+    def times(self, stored: np.ndarray, powers: np.ndarray) -> np.ndarray:
+        """As the base says."""
+        return self.encode(np.ldexp(self.decode(stored), powers))
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Exact float32 values of stored scales."""
