@@ -30,13 +30,14 @@ def cache_storage(
 def _packed(
     config: QuantizationConfig, decoder: DecoderConfig, target: ResolvedTarget
 ) -> CacheSpec:
-    name, spec = config.kv_cache, CacheSpec(config.kv_cache)
+    name, on_cpu = config.kv_cache, target.device == "cpu"
+    spec = CacheSpec(name, centred=on_cpu and name != "int8")
     if config.attention:
         raise ModelError(
             f"quantized attention needs a float32 KV cache; leave out kv_cache {name!r}"
         )
     spec.check(decoder.head_dim)
-    if target.device != "cpu":
+    if not on_cpu:
         cuda.check(spec, decoder.head_dim)
     for what, found in (
         ("rotary embedding depends on the sequence's length", bool(decoder.long_after)),

@@ -33,6 +33,8 @@ class CacheSpec:
         Whether a Hadamard matrix turns queries, keys and values.
     balanced : bool
         Whether keys are made as loud as their queries, channel by channel.
+    centred : bool
+        Whether keys of a page are rounded less a mean of near ones; kernels of CPUs alone do that.
     four_over_six : bool
         Whether a scale of E2M1 elements is the better of two (``amx_tvm.formats.four_over_six``).
     """
@@ -42,6 +44,7 @@ class CacheSpec:
     first: int = 4
     turned: bool = True
     balanced: bool = True
+    centred: bool = False
     four_over_six: bool = True
 
     @property

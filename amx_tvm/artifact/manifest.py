@@ -83,11 +83,12 @@ class _NeededOfCache(TypedDict):
     head_dim: Annotated[int, Range(1, 1 << 16)]
 
 
-class _Balanced(TypedDict, total=False):
+class _KeysOfPacked(TypedDict, total=False):
     balanced: bool
+    centred: bool
 
 
-class _Packed(_Balanced):
+class _Packed(_KeysOfPacked):
     """Keys and values in few bits: what they are rounded to, and bytes of a page and a sequence."""
 
     format: str

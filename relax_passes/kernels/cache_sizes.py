@@ -79,9 +79,15 @@ class Sizes:
         return PAGE // PANEL * self.panel
 
     @property
+    def mean(self) -> int:
+        """Bytes of the mean that a block's keys are stored less, to a multiple of 64."""
+        size = self.groups * (self.codes + self.parts * self.scale_bytes)
+        return -(-size // 64) * 64 if self.spec.centred else 0
+
+    @property
     def block(self) -> int:
         """Bytes of a block."""
-        return 2 * self.keys
+        return 2 * self.keys + self.mean
 
     @property
     def recent(self) -> int:

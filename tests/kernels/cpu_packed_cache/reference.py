@@ -14,17 +14,16 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
+from amx_tvm.formats import Quantized
 from amx_tvm.formats.packing import get_layout
 from amx_tvm.models.step import Step, kv_cache
 from amx_tvm.runtime.kv_packed import PackedPages
 from amx_tvm.runtime.vm import VirtualMachine, aligned
 from amx_tvm.targets import host_options
-from relax_passes.attention_spec import AttentionSpec
-from relax_passes.kernels.cpu.attention import KVCacheConfig
 from relax_passes.kernels.cpu.packed_cache import Layout
 from relax_passes.kernels.cpu.packed_cache.layout import PAGE, PANEL
+from relax_passes.kernels.cpu.packed_cache.leave import leave
 from relax_passes.kernels.cpu.packed_cache.lowering import PackedAttention
-from relax_passes.kernels.cpu.packed_cache.store import store
 from relax_passes.passes.lower_attention import lowered
 from tests.kernels.cpu_attention.reference import rotate, tensor
 
@@ -162,7 +161,7 @@ class Cache:
     def held(self, sequence):
         """Keys and values [tokens, kv_heads, d] of every layer, as attention reads them now."""
         length, exact = self.length(sequence), self.pages._exact[sequence]
-        keys, values = self.rounded(self.pages._tables[sequence], length)
+        keys, values = self.rounded(self.pages._tables[sequence], length, exact)
         layout, spec = self.layout, self.spec
         recent = self.pages._recent[sequence].view(np.float16).astype(np.float64)
         recent = recent.reshape(layout.layers, layout.kv_heads, 2, -1)
@@ -175,8 +174,11 @@ class Cache:
                 keys[:, token], values[:, token] = near[:, slot], far[:, slot]
         return list(zip(keys, values, strict=True))
 
-    def rounded(self, table, length):
-        """Keys and values [layers, tokens, kv_heads, d] of pages, decoded by the NumPy oracle."""
+    def rounded(self, table, length, exact):
+        """Keys and values [layers, tokens, kv_heads, d] of pages, decoded by the NumPy oracle.
+
+        Those from `exact` on are in 16 bits alone: zeros.
+        """
         layout, fmt = self.layout, self.layout.format
         d, kv_heads = layout.head_dim, layout.kv_heads
         shape = (layout.layers, len(table) * PAGE, kv_heads, d)
@@ -186,27 +188,50 @@ class Cache:
             blocks = self.pages._pages[page].reshape(layout.layers, kv_heads, layout.block)
             for layer in range(layout.layers):
                 for h in range(kv_heads):
-                    at = slice(i * PAGE, min(i * PAGE + PAGE, length))
+                    at = slice(i * PAGE, min(i * PAGE + PAGE, exact))
+                    if at.stop <= at.start:
+                        continue
                     k, v = unpacked(layout, blocks[layer, h], tiles)
                     used = slice(0, at.stop - at.start)
                     keys[layer, at, h] = fmt.dequantize(part(k, used))
+                    if layout.spec.centred:
+                        keys[layer, at, h] += fmt.dequantize(mean(layout, blocks[layer, h]))
                     values[layer, at, h] = fmt.dequantize(part(v, used))
         return keys[:, :length], values[:, :length]
 
 
 def round_page(layout, x):
-    """Store a page of qkv [64, 3, d] of one head by the kernel alone; returns its block."""
-    spec = AttentionSpec(0, 1, 1, layout.head_dim, 1.0)
-    function = store(layout, KVCacheConfig((spec,))).with_attr("global_symbol", "store")
-    compiled = tvm.compile(tvm.IRModule({"store": function}), tvm.target.Target(host_options()))
+    """Round a page of keys and values [64, 2, d] in 16 bits by the kernel alone; its block."""
+    function = leave(layout, host_options()).with_attr("global_symbol", "leave")
+    compiled = tvm.compile(tvm.IRModule({"leave": function}), tvm.target.Target(host_options()))
     rows = np.stack([np.arange(PAGE), np.zeros(PAGE)]).astype(np.int32)
-    told = np.array([[0, PAGE, 0, 0, 0, 0, 0, 0]], np.int32)
+    told = np.array([[0, PAGE, PAGE, 0, 0, 0, 0, 0]], np.int32)
     pages = tensor(np.zeros((1, 1, 1, layout.block), np.uint8))
+    recent = np.zeros((1, 1, 1, layout.recent), np.float16)
+    near, far = recent[0, 0, 0].reshape(2, -1)
+    near.reshape(layout.head_dim, -1)[:, :PAGE] = x[:, 0].T
+    far.reshape(-1, layout.head_dim)[:PAGE] = x[:, 1]
     step = [tensor(a) for a in (rows, told, np.zeros((1, 1), np.int32))]
-    recent = tensor(np.zeros((1, 1, 1, layout.recent), np.float16))
-    outputs = [tensor(np.zeros((PAGE, 1, layout.head_dim), np.float32)) for _ in range(3)]
-    compiled["store"](tensor(x), *step, pages, recent, 0, *outputs)
+    output = tensor(np.zeros((2, PAGE), np.int32))
+    compiled["leave"](*step, pages, tensor(recent), output)
+    np.testing.assert_array_equal(output.numpy(), rows)
     return pages.numpy()[0, 0, 0]
+
+
+def mean(layout, block):
+    """Codes and scales of what a block's keys are stored less, one row."""
+    fmt, groups = layout.format, layout.groups
+    raw = block[2 * layout.keys :][: layout.mean]
+    codes = raw[: groups * layout.codes].reshape(1, groups, layout.codes)
+    codes = np.concatenate([codes & 15, codes >> 4], axis=2).reshape(1, -1)
+    size = groups * layout.parts * layout.scale_bytes
+    parts = raw[groups * layout.codes :][:size]
+    parts = parts.reshape(groups, len(fmt.scale_tensors), -1)
+    scales = {
+        tensor_.name: np.ascontiguousarray(parts[:, i].reshape(1, -1)).view(tensor_.dtype)
+        for i, tensor_ in enumerate(fmt.scale_tensors)
+    }
+    return Quantized(codes.copy(), scales, fmt, np.float32(1) if fmt.row_scaled else None)
 
 
 def part(quantized, rows):
@@ -228,7 +253,7 @@ def unpacked(layout, block, tiles):
     if fmt.row_scaled:
         arrays["tile_scale"] = np.ones(PAGE // PANEL, np.float32)
     k = tiles.unpack(fmt, arrays, PAGE, d)
-    rest = block[layout.keys :]
+    rest = block[layout.keys : 2 * layout.keys]
     end = PAGE * groups * layout.codes
     raw = rest[:end].reshape(PAGE, groups, layout.codes)
     if fmt.code_bits == 4:

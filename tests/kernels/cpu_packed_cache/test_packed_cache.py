@@ -13,16 +13,16 @@ from relax_passes.kernels.cpu.packed_cache import Layout
 from relax_passes.kernels.cpu.packed_cache.layout import PAGE
 from tests.kernels.cpu_attention.reference import layers, plain
 
-from .reference import Cache, round_page, unpacked
+from .reference import Cache, mean, round_page, unpacked
 
 MODELS = {
-    "window": (layers(1, 4, 2, 64, plain(64), windows=(70,)), CacheSpec("amxfp4")),
+    "window": (layers(1, 4, 2, 64, plain(64), windows=(70,)), CacheSpec("amxfp4", centred=True)),
     "capped, sinks": (
         layers(1, 2, 1, 32, soft_cap=2.0, sinks=True),
         CacheSpec("int8", turned=False),
     ),
-    "wide": (layers(1, 1, 1, 96, plain(64)), CacheSpec("nvfp4", newest=32, first=2)),
-    "small": (layers(1, 2, 2, 32), CacheSpec("amxfp4-e4m3")),
+    "wide": (layers(1, 1, 1, 96, plain(64)), CacheSpec("nvfp4", newest=32, first=2, centred=True)),
+    "small": (layers(1, 2, 2, 32), CacheSpec("amxfp4-e4m3", centred=True)),
 }
 PLAIN = {"kind": "llvm"}  # without a table instruction values are made by arithmetic
 AVX2 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"}
@@ -58,22 +58,37 @@ def test_attention_is_that_over_what_is_held(model, target):
 @pytest.mark.parametrize("better", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_rounding_is_the_oracles(name, better):
-    layout = Layout(CacheSpec(name, turned=False, four_over_six=better), 1, 1, 32)
+    centred = better and name != "int8"
+    more = {"newest": PAGE, "turned": False, "four_over_six": better, "centred": centred}
+    layout = Layout(CacheSpec(name, **more), 1, 1, 32)
     random = np.random.default_rng(3)
-    x = random.standard_normal((PAGE, 3, 32), np.float32)
-    x *= np.exp2(random.integers(-20, 12, (PAGE, 3, 1))).astype(np.float32)
-    x[5, 1:] = 0
-    x[6, 1:] = np.abs(x[6, 1:])  # one sign alone
-    x[7, 1:] = [0.25, -0.25] * 16  # ties
-    x[8, 1:] *= 1e30
+    x = random.standard_normal((PAGE, 2, 32), np.float32) + 0.5 * centred
+    x *= np.exp2(random.integers(-12, 12, (PAGE, 2, 1))).astype(np.float32)
+    x[5] = 0
+    x[6] = np.abs(x[6])  # one sign alone
+    x[7] = [0.25, -0.25] * 16  # ties
+    x[8] *= 6e4 / np.abs(x[8]).max()
+    x = x.astype(np.float16).astype(np.float32)
     block = round_page(layout, x)
     found = unpacked(layout, block, get_layout("tile16x32"))
-    for given, got in zip(x[:, 1:].transpose(1, 0, 2), found, strict=True):
-        scale = np.ones(PAGE, np.float32) if layout.format.row_scaled else None
-        expected = layout.format.quantize(given, activation=True, tensor_scale=scale)
-        np.testing.assert_array_equal(got.codes, expected.codes)
-        for tensor, stored in expected.scales.items():
-            np.testing.assert_array_equal(got.scales[tensor], stored)
+    keys, values = x.transpose(1, 0, 2)
+    if centred:
+        total = np.zeros((1, 32), np.float32)
+        for key in keys:
+            total += key
+        check(layout.format, total * np.float32(1 / PAGE), mean(layout, block))
+        keys = keys - layout.format.dequantize(mean(layout, block))
+    check(layout.format, keys, found[0])
+    check(layout.format, values, found[1])
+
+
+def check(fmt, given, got):
+    """Compare stored codes and scales with the oracle's."""
+    scale = np.ones(len(given), np.float32) if fmt.row_scaled else None
+    expected = fmt.quantize(given, activation=True, tensor_scale=scale)
+    np.testing.assert_array_equal(got.codes, expected.codes)
+    for tensor, stored in expected.scales.items():
+        np.testing.assert_array_equal(got.scales[tensor], stored)
 
 
 def test_sizes():

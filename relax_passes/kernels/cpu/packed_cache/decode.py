@@ -22,6 +22,7 @@ from relax_passes.kernels.cpu.attention.functions import exp2, soft_cap
 
 from .codes import Codes, scales_at
 from .layout import BEFORE, EXACT, PAGE, PANEL, Layout, Step
+from .pages import Pages
 from .recent import RecentTokens
 from .turn import turn_size, turned
 
@@ -96,6 +97,7 @@ class PackedDecode(RecentTokens):
         self._allocate_item()
         scales = self.layout.groups * self.layout.parts
         self.value_scales = v.scratch("value_scales", scales, PAGE)
+        self.shared = v.scratch("shared", self.group, v.LANES)
         self._start(b)
         # Pages that hold rounded tokens which the query sees, shared out to the parts.
         first = v.opaque(v.div(self.begin, PAGE), "first_page")
@@ -119,6 +121,8 @@ class PackedDecode(RecentTokens):
             at = [page, self.layer, h]
             head0 = v.opaque(h * self.group, "head0")
             self.used = v.opaque(v.ceil_div(high, v.LANES), "used")
+            if self.layout.spec.centred:
+                self._mean_scores(at, head0)
             with T.serial(0, self.used) as panel:
                 self._keys(at, head0, panel, low, high)
             with T.serial(0, self.group) as g:
@@ -129,12 +133,26 @@ class PackedDecode(RecentTokens):
                 for groups in self._tiles(most, self.layout.groups):
                     self._page_values(at, head0, tile, groups, low, high)
 
+    def _mean_scores(self, at: list, head0: Expr) -> None:
+        """What the mean that a page's keys are stored less adds to each head's scores."""
+        pages = Pages(self.layout, self.codes, self.step.pages)
+        groups = range(self.layout.groups)
+        mean = [v.hold(part, "mean") for g in groups for part in pages.mean_of(at, g)]
+        with T.serial(0, self.group) as g:
+            total = v.Register(v.const(0.0), "total")
+            for c, part in enumerate(mean):
+                total.set(v.load(self.qs, [head0 + g, c * v.LANES]) * part + total.get())
+            score = v.reduce_lanes(total.get(), lambda a, b: a + b)
+            v.store(self.shared, score, [g, 0])
+
     def _keys(self, at: list, head0: Expr, panel: Expr, low: Expr, high: Expr) -> None:
         """Scores of 16 tokens of a page."""
         layout, codes, pages = self.layout, self.codes, self.step.pages
         columns = codes.columns
         for tile in self._tiles(self.heads_tile, self.group):
             sums = {g: [v.Register(v.const(0.0), "acc") for _ in range(2)] for g in tile}
+            for g in tile if layout.spec.centred else ():
+                sums[g][0].set(v.load(self.shared, [e.const(g), 0]))
             for group in range(layout.groups):
                 halves = [self._key_scales(at, panel, group, half) for half in (0, 1)]
                 for half, scales in enumerate(halves if layout.subgroups == 2 else halves[:1]):

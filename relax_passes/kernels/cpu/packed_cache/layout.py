@@ -12,6 +12,9 @@ values of one head, contiguous: attention reads a page of a layer from front to 
                  codes   [64 tokens][groups][16 or 32 bytes]   four bits: byte i holds channel i
                                                (low) and 16 + i of a group; eight: channel i
                  scales  [groups][scale parts][64 tokens]
+             mean that keys are stored less, where the cache is centred:
+                 codes   [groups][16 bytes]                    as of a value
+                 scales  [groups][scale parts]
     recent   float16 [sequences][layers][kv_heads][2 recent d]: the tokens in 16 bits. Token t lies
              in slot t mod newest, one of the first also in slot newest + t
                  keys    [d][recent]           channels in front: 16 tokens are a vector
@@ -60,6 +63,15 @@ class Layout(Sizes):
         begin = self.keys + PAGE * self.groups * self.codes
         at = (group * self.parts + part) * (PAGE * self.scale_bytes)
         return begin + at + slot * self.scale_bytes
+
+    def mean_codes(self, group: Any) -> Any:
+        """Offset of the codes of the keys' mean."""
+        return 2 * self.keys + group * self.codes
+
+    def mean_scale(self, group: Any, part: int) -> Any:
+        """Offset of a scale of the keys' mean."""
+        begin = 2 * self.keys + self.groups * self.codes
+        return begin + (group * self.parts + part) * self.scale_bytes
 
 
 class Step:

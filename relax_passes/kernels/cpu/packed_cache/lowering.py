@@ -1,4 +1,4 @@
-"""``amx.attention`` on CPUs over a cache that stores few bits: two kernels a layer.
+"""``amx.attention`` on CPUs over a cache that stores few bits: two kernels a layer, one in front.
 
 The cache is no object of TVM's: pages and sequences are the runtime's to keep, and functions take
 one tuple of tensors, that of `layout.Step`'s names. They store into two of them.
@@ -19,6 +19,7 @@ from relax_passes.rewriting import Context
 
 from .kernels import attend
 from .layout import FIELDS, PAGE, Layout, Step
+from .leave import leave
 from .store import store
 
 _ITEM = "vm.builtin.tuple_getitem"
@@ -67,6 +68,9 @@ class PackedAttention:
                 _ITEM, cache, relax.prim_value(i), ty_args=relax.TensorType(*shapes[name])
             )
             self._step.append(ctx.emit(item, name))
+        first = self._function(ctx, "leave", None, lambda: leave(layout, self.target))
+        told = relax.TensorType((2, rows), "int32")
+        self._step[0] = ctx.emit(relax.call_tir(first, self._step, told), "rows")
 
     def cache(self, ctx: Context, sizes: relax.ShapeExpr) -> relax.Expr:
         """Return pages for so many tokens, and the place of sequences' tokens in 16 bits."""

@@ -25,6 +25,8 @@ from .codes import Codes, scale_at, scales_at
 from .decode import finish
 from .layout import BEFORE, EXACT, PAGE, PANEL, PLACE, ROW, Layout, Step
 from .layout import ROWS as COUNT
+from .leave import Rounding, halves
+from .pages import Pages
 from .store import remember
 
 HEADS = 2  # kv heads whose panels there are at once
@@ -58,7 +60,7 @@ class PackedPrefill(Prefill):
     def emit(
         self, step: Step, layer: Expr, inputs: tuple[Any, Any, Any], output: Any, sinks: Any
     ) -> None:
-        """Attend with the rows of a step, then keep the newest in 16 bits.
+        """Attend with the rows of a step, then round them, and keep the newest in 16 bits.
 
         Parameters
         ----------
@@ -73,6 +75,7 @@ class PackedPrefill(Prefill):
         with T.serial(0, step.count) as b:
             self._sequence(b)
         with T.serial(0, step.count) as b:
+            self._round(b)
             self._remember(b)
         with T.parallel(0, step.n) as t, T.serial(0, config.num_heads) as h:
             lse = self.lse[t, h] if sinks is not None else e.const(0.0, "float32")
@@ -105,6 +108,29 @@ class PackedPrefill(Prefill):
 
     def _packed_head(self, h: Expr) -> Expr:
         return v.mod(h, HEADS)
+
+    def _round(self, b: Expr) -> None:
+        """Round those of a sequence's rows that are no longer among the newest into their pages."""
+        step, newest = self.step, self.layout.spec.newest
+        row0 = e.let(step.sequences[b, ROW], "row0")
+        before = e.let(step.sequences[b, BEFORE], "before")
+        end = v.opaque(before + step.sequences[b, COUNT] - newest, "end")
+        first = v.opaque(v.div(before, PAGE), "first_page")
+        pages = v.opaque(tirx.max(v.ceil_div(end, PAGE) - first, 0), "pages")
+        with T.If(before < end), T.Then(), T.parallel(0, self.config.num_kv_heads * pages) as item:
+            h = e.let(v.div(item, pages), "h")
+            self.codes.begin()
+            start = v.opaque((first + v.mod(item, pages)) * PAGE, "start")
+
+            def take(token: Expr, key: Any, value: Any) -> None:
+                row = [e.let(row0 + token - before, "row"), h]
+                halves(self.k, row, key, self.d)
+                if value is not None:
+                    halves(self.v, row, value, self.d)
+
+            rounding = Rounding(self.layout, self.codes, step, take)
+            low = v.opaque(tirx.max(start, before), "low")
+            rounding.run(b, self.layer, h, low, v.opaque(tirx.min(start + PAGE, end), "high"), None)
 
     def _remember(self, b: Expr) -> None:
         """Keep the newest of a sequence's rows, and the first, in 16 bits."""
@@ -167,11 +193,16 @@ class PackedPrefill(Prefill):
         """Decode 16 tokens of a page."""
         layout, codes, pages = self.layout, self.codes, self.step.pages
         codes.begin()
+        centred = layout.spec.centred
         number = v.div(first, PAGE)
         page = e.let(self.step.tables[self.b, number].astype("int64"), "page")
         slot0 = e.let(first - number * PAGE, "slot0")
         at = [page, self.layer, h]
         inside = e.let(v.div(slot0, PANEL), "inside")
+        mean = v.scratch("mean", self.d)
+        for group in range(layout.groups if centred else 0):
+            for i, part in enumerate(Pages(layout, codes, pages).mean_of(at, group)):
+                v.store(mean, part, [group * GROUP + i * v.LANES])
         for group in range(layout.groups):
             for half in range(layout.subgroups):
 
@@ -188,6 +219,7 @@ class PackedPrefill(Prefill):
                     for c, shift in enumerate(codes.shifts):
                         channel = group * GROUP + vector * codes.columns + c
                         key = codes.scaled(codes.number(words, shift), scales)
+                        key = key + v.splat(mean[channel]) if centred else key
                         v.store(self.packed_k, key, [place, panel, channel * PANEL])
         with T.serial(0, PANEL) as t:
             for group in range(layout.groups):

@@ -1,4 +1,4 @@
-"""The first kernel of a layer: rotate, turn, round and store what a step brings."""
+"""The first kernel of a layer: rotate and turn what a step brings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from relax_passes.cache_spec import GROUP
 from relax_passes.kernels.cpu import emit as e
 from relax_passes.kernels.cpu.attention import vector as v
 from relax_passes.kernels.cpu.attention.config import KVCacheConfig
 from relax_passes.kernels.cpu.attention.rotary import Split
 
-from .encode import Encoded, encoded
-from .layout import PAGE, PANEL, PLACE, Layout, Step
+from .layout import PLACE, Layout, Step
 from .turn import turn_size, turned
 
 
@@ -24,9 +22,9 @@ def store(layout: Layout, config: KVCacheConfig) -> tirx.PrimFunc:
     """Build the kernel.
 
     Arguments: qkv float32 [n, heads + 2 kv_heads, d], those of a step (`layout.Step`), layer
-    (int64); outputs q [n, heads, d], k and v [n, kv_heads, d], float32: rotated and turned, not
-    rounded. A step in which each sequence has one row also stores it among the tokens in 16 bits;
-    others do that behind their attention, which reads those that were there.
+    (int64); outputs q [n, heads, d], k and v [n, kv_heads, d], float32: rotated and turned. A step
+    in which each sequence has one row also stores it among the tokens in 16 bits; others do that
+    behind their attention, which reads those that were there.
 
     Parameters
     ----------
@@ -77,17 +75,9 @@ class _Store:
             self._turn(q, t, h)
         position = e.let(step.rows[0, t], "position")
         sequence = e.let(step.rows[1, t], "sequence")
-        page = e.let(step.tables[sequence, v.div(position, PAGE)].astype("int64"), "page")
-        slot = v.opaque(v.mod(position, PAGE), "slot")
         with T.serial(0, self.config.num_kv_heads) as h:
-            at = [page, self.layer, h]
-            panel, lane = e.let(v.div(slot, PANEL), "panel"), e.let(v.mod(slot, PANEL), "lane")
             self._turn(k, t, h)
-            with T.serial(0, layout.groups) as group:
-                self._keys(self._rounded(k, t, h, group), at, panel, lane, group)
             self._turn(value, t, h)
-            with T.serial(0, layout.groups) as group:
-                self._values(self._rounded(value, t, h, group), at, slot, group)
             with T.If(step.n == step.count), T.Then():
                 place = e.let(step.sequences[sequence, PLACE].astype("int64"), "place")
                 remember(layout, step, [place, self.layer, h], position, (k, value), [t, h])
@@ -99,51 +89,6 @@ class _Store:
         row = [v.hold(v.load(buffer, [t, h, j]), "row") for j in self.columns]
         for j, part in zip(self.columns, turned(row, turn_size(self.d)), strict=True):
             v.store(buffer, part, [t, h, j])
-
-    def _rounded(self, buffer: Any, t: Expr, h: Expr, group: Expr) -> Encoded:
-        at = [group * GROUP, group * GROUP + v.LANES]
-        return encoded(self.layout, [v.hold(v.load(buffer, [t, h, j]), "value") for j in at])
-
-    def _keys(self, group: Encoded, at: list, panel: Expr, lane: Expr, number: Expr) -> None:
-        """Write a token's row of a tile."""
-        layout, pages = self.layout, self.step.pages
-        codes = e.scratch(GROUP, "int32", "codes")
-        for i, code in enumerate(group.codes):
-            e.store(codes, code, i * v.LANES, lanes=v.LANES)
-        base = e.let(layout.key_codes(panel, number) + lane * 4, "base")
-        if layout.format.code_bits == 8:
-            for i in range(GROUP):
-                byte = codes[i].astype("uint8")
-                T.buffer_store(pages, byte, [*at, base + (i // 4 * 64 + i % 4)])
-        else:
-            for i in range(GROUP // 2):
-                low = i // 4 * 8 + i % 4
-                byte = (codes[low] | (codes[low + 4] << e.const(4))).astype("uint8")
-                T.buffer_store(pages, byte, [*at, base + (i // 4 * 64 + i % 4)])
-        for part, scale in enumerate(group.scales):
-            place = layout.key_scales(panel, number, part) + lane * layout.scale_bytes
-            self._scale(scale, at, place)
-
-    def _values(self, group: Encoded, at: list, slot: Expr, number: Expr) -> None:
-        layout, pages = self.layout, self.step.pages
-        base = e.let(layout.value_codes(slot, number), "base")
-        low, high = group.codes
-        if layout.format.code_bits == 8:
-            e.store(pages, e.cast(low, "uint8", 16), *at, base, lanes=16)
-            e.store(pages, e.cast(high, "uint8", 16), *at, base + 16, lanes=16)
-        else:
-            both = low | (high << v.const(4, dtype="int32"))
-            e.store(pages, e.cast(both, "uint8", 16), *at, base, lanes=16)
-        for part, scale in enumerate(group.scales):
-            self._scale(scale, at, layout.value_scales(number, part, slot))
-
-    def _scale(self, scale: Expr, at: list, place: Expr) -> None:
-        """Store a scale of one byte or two."""
-        place = e.let(place, "place")
-        if self.layout.scale_bytes == 1:
-            T.buffer_store(self.step.pages, scale, [*at, place])
-            return
-        e.store(self.step.pages, e.bits(scale, "uint8x2"), *at, place, lanes=2)
 
 
 class _Positions:
