@@ -5,7 +5,9 @@
 The network is computed in torch with float weights, on any device. Each query sees the newest
 keys and values, and the first ones, as they are. The others are rounded by the oracle of a format
 (on a GPU by its twin, `amx_tvm.calibration.fake`), as in an engine that decodes token by token. A
-Hadamard matrix over a head's channels turns queries, keys and values before. Printed is, for each
+Hadamard matrix over a head's channels turns queries, keys and values before, factors make keys as
+loud as queries (`amx_tvm.compiler.balance`), and keys of a page of 64 tokens are rounded less the
+mean of its first ones, as many as the newest, which is rounded too. Printed is, for each
 text and recipe, the change of perplexity against unrounded keys and values, over all tokens and
 by position, the mean divergence (KL, nats) and the share of equal first choices.
 
@@ -33,15 +35,16 @@ from torch_reference import Reference
 from amx_tvm import formats
 from amx_tvm.calibration import fake
 from amx_tvm.calibration.api import tokenizer_of
-from amx_tvm.calibration.block import Rope, rms_norm, run, stages
+from amx_tvm.calibration.block import Rope, layer_name, open_decoder, rms_norm, run, stages
 from amx_tvm.calibration.fake import quotient, round_scale
 from amx_tvm.calibration.transforms import hadamard
+from amx_tvm.compiler.balance import Balance
 from amx_tvm.evaluation import Window
 from amx_tvm.formats import scales
 from amx_tvm.formats.four_over_six import SUFFIX, four_over_six
-from amx_tvm.frontends import open_model
+from amx_tvm.frontends import ModelSource, open_model
 
-GROUP = 32
+GROUP, PAGE = 32, 64
 PARTS = (0, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -70,6 +73,22 @@ def rounded(x: Tensor, name: str) -> Tensor:
     return torch.from_numpy(fmt.dequantize(made)).to(x.device)
 
 
+class Network(Reference):
+    """The float network, and its layers with factors on queries and keys."""
+
+    def __init__(self, source: ModelSource, device: str) -> None:
+        super().__init__(source, device=device)
+        view, decoder = open_decoder(source)
+        balance = Balance(view, decoder)
+        self.balanced = [dict(weights) for weights in self.layers]
+        for layer, weights in enumerate(self.balanced):
+            for name, weight in weights.items():
+                factors = balance.of(layer_name(layer, name))
+                if factors is not None:
+                    column = torch.from_numpy(factors).to(device)
+                    weights[name] = weight * column.view(-1, *[1] * (weight.dim() - 1))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How keys and values are kept; without formats as they are."""
@@ -79,19 +98,33 @@ class Recipe:
     newest: int = 48
     first: int = 4
     turned: bool = True
+    balanced: bool = True
+    centred: bool = True
 
     def __str__(self) -> str:
         names = (
             self.keys if self.keys == self.values else f"{self.keys or '-'}/{self.values or '-'}"
         )
-        return f"{names} newest {self.newest} first {self.first}{' H' if self.turned else ''}"
+        marks = {" H": self.turned, " B": self.balanced, " C": self.centred}
+        kept = "".join(mark for mark, used in marks.items() if used)
+        return f"{names} newest {self.newest} first {self.first}{kept}"
+
+    def stored(self, keys: Tensor) -> Tensor:
+        """Round keys [1, kv_heads, tokens, d] as pages hold them."""
+        if not self.centred:
+            return rounded(keys, self.keys)
+        pages = keys.split(PAGE, dim=2)
+        means = [page[:, :, : self.newest].mean(2, keepdim=True) for page in pages]
+        held = [rounded(mean, self.keys).expand_as(p) for mean, p in zip(means, pages, strict=True)]
+        mean = torch.cat(held, dim=2)
+        return rounded(keys - mean, self.keys) + mean
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0) -> Tensor:
         """Causal attention: q [1, heads, tokens, d], k and v [1, kv_heads, tokens, d]."""
         matrix = hadamard(q.shape[-1]).to(q.device)
         if self.turned:
             q, k, v = (x @ matrix for x in (q, k, v))
-        old_k = rounded(k, self.keys) if self.keys else k
+        old_k = self.stored(k) if self.keys else k
         old_v = rounded(v, self.values) if self.values else v
         repeat, tokens = q.shape[1] // k.shape[1], q.shape[2]
         place = torch.arange(tokens, device=q.device)
@@ -111,12 +144,13 @@ class Recipe:
         return out @ matrix if self.turned else out
 
     @torch.inference_mode()
-    def logs(self, network: Reference, tokens: list[int]) -> Tensor:
+    def logs(self, network: Network, tokens: list[int]) -> Tensor:
         """Log-probabilities [n, vocab] of a network that keeps keys and values so."""
         decoder = network.decoder
         x = network.embedding[torch.tensor([tokens])] * decoder.embedding_scale
         wide = replace(decoder, sliding_window=len(tokens))  # the rotation looks at it
-        for layer, (weights, stage) in enumerate(zip(network.layers, network.fakes, strict=True)):
+        layers = network.balanced if self.balanced and self.keys else network.layers
+        for layer, (weights, stage) in enumerate(zip(layers, network.fakes, strict=True)):
             window = decoder.sliding_window if decoder.slides(layer) else 0
             attend = partial(self.attend, window=window)
             rope = Rope(wide, layer, len(tokens), network.device)
@@ -128,18 +162,23 @@ class Recipe:
 RECIPES = (
     *(Recipe(name, name) for name in ("amxfp4", "amxfp4-e4m3", "nvfp4", "int4")),
     Recipe("amxfp4", "amxfp4", newest=64),
-    Recipe("amxfp4", "amxfp4", turned=False),
+    *(Recipe("amxfp4", "amxfp4", **{left: False}) for left in ("turned", "balanced", "centred")),
+    Recipe("amxfp4", "amxfp4", balanced=False, centred=False),
     Recipe("amxfp4", "amxfp4", newest=1, first=0),
-    Recipe("int8", "int8"),
+    Recipe("int8", "int8", centred=False),
 )
 
 
 def recipe_of(text: str) -> Recipe:
-    """Read FORMAT:NEWEST or KEYS/VALUES:NEWEST, "none" being as they are; E2M1's may end in +46."""
-    name, _, newest = text.partition(":")
+    """Read FORMAT:NEWEST:LEFT_OUT, of which the last may be letters of H, B and C.
+
+    FORMAT may be KEYS/VALUES, "none" being as they are; E2M1's may end in +46.
+    """
+    name, newest, left = (*text.split(":"), "", "")[:3]
     keys, _, values = name.partition("/")
     keys, values = ("" if part == "none" else part for part in (keys, values or keys))
-    return Recipe(keys, values, int(newest or 48))
+    used = [letter not in left for letter in "HBC"]
+    return Recipe(keys, values, int(newest or 48), 4, *used)
 
 
 def main() -> None:
@@ -152,14 +191,14 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="of more texts, see accuracy_texts.py")
     parser.add_argument("--written", type=Path, help="where accuracy_texts.py wrote all texts")
     parser.add_argument(
-        "--recipes", nargs="+", type=recipe_of, default=RECIPES, help="FORMAT:NEWEST, H and 4 first"
+        "--recipes", nargs="+", type=recipe_of, default=RECIPES, help="FORMAT:NEWEST:LEFT_OUT"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     source = open_model(arguments.model)
-    tokenizer, network = tokenizer_of(source), Reference(source, device=arguments.device)
+    tokenizer, network = tokenizer_of(source), Network(source, arguments.device)
     written, count = arguments.written, arguments.tokens
     read = accuracy_texts.written(written) if written else accuracy_texts.judged(arguments.packages)
     windows = {
@@ -170,7 +209,7 @@ def main() -> None:
 
 
 def measure(
-    network: Reference, texts: dict[str, list[Window]], count: int, recipes: Sequence[Recipe]
+    network: Network, texts: dict[str, list[Window]], count: int, recipes: Sequence[Recipe]
 ) -> None:
     """Print what recipes cost on windows of `count` tokens of texts, by name."""
     parts = [p for p in PARTS if p < count] + [count]
