@@ -1,8 +1,8 @@
 """The server's bars: against the engine that it stands on, against llama.cpp's server, under load.
 
-    python -m benchmarks.serving ARTIFACT [PART ...] [--json FILE] [--plot FILE]
+    python -m benchmarks.serving ARTIFACT [PART ...] [--json FILE] [--plot FILE] ...
 
-Parts (all of them by default):
+Parts that measure (all of them by default):
 
 speed        chats of PROMPT tokens and TOKENS new ones, streamed, as many as there are streams and
              all at once; the engine generates as many in turns with the server, so that what else
@@ -22,6 +22,18 @@ rest         time to /health, processor time when idle, memory over 2000 request
 load         1000 requests, 32 at once: failures, and usages that are wrong.
 leave        200 clients that leave at random moments: pages behind.
 queue        time to a 429 where the queue is full.
+
+Parts that judge (asked for by name):
+
+schemas      an answer held to each of many schemas, `--schemas` files and folders beside written
+             ones: it is refused with a 400, or valid where it ends by "stop".
+openapi      every kind of response, and each event of streams, against OpenAI's published
+             description (`--openapi FILE`, of the public repository openai/openai-openapi).
+same         of a --strict artifact: texts, cold and warm, alone and among 16, with speculation and
+             without.
+draws        10 000 draws at 16 streams against the softmax, by chi-squared; of a --strict artifact.
+judges       programs of others, from the environments whose bin folders ``--judges`` names: the
+             clients of `clients.py`, lm-eval, schemathesis and aiperf (``--only`` chooses).
 
 Who asks is a process of its own (`asks`); its processor time is told beside.
 """

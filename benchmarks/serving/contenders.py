@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,14 +130,22 @@ class Served(Process):
             return response.read().decode()
 
     def post(self, route: str, body: dict[str, Any]) -> Any:
-        """Return the JSON that a route answers."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{route}",
-            json.dumps(body).encode(),
-            {"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(request) as response:
-            return json.loads(response.read())
+        """Return the JSON that a route answers; SystemExit where it is an error."""
+        status, text = self.answer(route, body)
+        if status != 200:
+            raise SystemExit(f"{route} answered {status}: {text}")
+        return json.loads(text)
+
+    def answer(self, route: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Return the status and the text that a route answers, to a GET without a body."""
+        content = None if body is None else json.dumps(body).encode()
+        head = {"content-type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{route}", content, head)
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def metrics(self) -> dict[str, float]:
         """Return the gauges and counters without labels."""
