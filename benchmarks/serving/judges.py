@@ -23,6 +23,7 @@ _CLAUSES = (
     "the miller went to the river|he saw a heron|it rained for three days|nobody was at home",
     "so he waited|and the lamp went out|because the bridge was old|while the bells rang",
 )
+_OPTIONS = {"schemathesis": ("--context-length", "512")}  # most bodies say nothing of a length
 _EXAMPLES = 490  # of an operation: more than 5000 cases over all of them
 _LONGEST = 540  # seconds of a judge
 
@@ -37,7 +38,8 @@ def judges(args: argparse.Namespace, _: Prompts) -> dict[str, Any]:
     }
     found = {}
     for name in args.only or known:
-        with ours(args.artifact, 16, args.threads, "--name", NAME) as server:
+        options = ("--name", NAME, *_OPTIONS.get(name, ()))
+        with ours(args.artifact, 16, args.threads, *options) as server:
             started = time.perf_counter()
             found[name] = known[name](args, server)
             found[name]["seconds"] = time.perf_counter() - started
@@ -86,6 +88,7 @@ def _schemathesis(args: argparse.Namespace, server: Served) -> dict[str, Any]:
     command = [_program(args, "schemathesis"), "run"]
     command += [f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
     command += ["--phases", "examples,coverage,fuzzing", "--mode", "all", "--seed", "12"]
+    command += ["--request-timeout", "120"]
     return _run([*command, "-n", str(_EXAMPLES), "--no-color"])
 
 
