@@ -237,6 +237,26 @@ class KVCache:
         for sequence, count in zip(sequences, counts, strict=True):
             self._lengths[sequence] += count
 
+    @property
+    def pauses(self) -> bool:
+        """Whether other passes may run within one: see `paused`."""
+        return isinstance(self._pages, ObjectPages)
+
+    @contextmanager
+    def paused(self, sequences: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
+        """Let other passes run within the one under way, which is of these sequences.
+
+        TVM's object knows one pass at a time: its positions are taken back and reserved again.
+        They come in the pages that they had, where earlier layers' keys are: what became free last
+        is taken first.
+        """
+        try:
+            yield
+        finally:
+            for sequence, count in zip(reversed(sequences), reversed(counts), strict=True):
+                self._pages.pop(sequence, count)
+            self._pages.begin(sequences, counts)
+
     def slots(self, sequences: Sequence[int], counts: Sequence[int]) -> list[int] | None:
         """Return the adapter of each row of a step, -1 for none; None where no row has one."""
         own = [self.adapters.get(sequence, -1) for sequence in sequences]

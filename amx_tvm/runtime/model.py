@@ -7,8 +7,8 @@ It alone knows which functions an artifact has and which of them serves a step b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from amx_tvm.runtime.choices import ROWS
 from amx_tvm.runtime.device_steps import DeviceSteps, padded
 from amx_tvm.runtime.inputs import Vector
 from amx_tvm.runtime.kv import KVCache
+from amx_tvm.runtime.pauses import Pausing
 from amx_tvm.runtime.pictures import Pictures
 from amx_tvm.runtime.vm import VirtualMachine
 from amx_tvm.schema import conform
@@ -88,6 +89,7 @@ class Model:
         lengths: Sequence[int],
         tokens: Sequence[int] | np.ndarray,
         wanted: Sequence[int],
+        look: Callable[[], None] | None = None,
     ) -> np.ndarray:
         """Add tokens to sequences in one step, and return the logits that are wanted.
 
@@ -104,6 +106,9 @@ class Model:
             The token ids, checked, those of a sequence in a row.
         wanted : sequence of int
             For each sequence, of how many of its last rows the logits are wanted.
+        look : callable, optional
+            Called between kernels, where the model `pauses` and the step is more than `FEW` rows of
+            plain prompts; other steps may run in it, within ``cache.paused``.
 
         Returns
         -------
@@ -153,9 +158,12 @@ class Model:
         if function is None:
             function = self._functions[key] = self._machine.function(name)
         rows = count if picks is None else len(picks)
-        given = (self._ids.put(tokens), *given)
+        ids, picked = self._ids, self._picks
+        if look is not None and name == "forward":
+            function, ids, picked = partial(self._pausing, look), *self._held
+        given = (ids.put(tokens), *given)
         if picks is not None:
-            given += (self._picks.put(picks),)
+            given += (picked.put(picks),)
         with cache.forward(sequences, lengths) as arguments:
             logits = function(*given, *arguments, self._parameters)
             found = self._machine.to_host(logits, rows)
@@ -185,6 +193,20 @@ class Model:
     def steps(self) -> DeviceSteps:
         """Steps whose tokens the device chooses."""
         return DeviceSteps(self._machine, self._parameters, self.vocab_size)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether steps of others may run between the kernels of a chunk."""
+        return self._machine.is_cpu and self.pictures is None and not self.long_after
+
+    @cached_property
+    def _pausing(self) -> Pausing:
+        return Pausing(self._machine, "forward")
+
+    @cached_property
+    def _held(self) -> tuple[Vector, Vector]:
+        """Ids and picks of a call within which others run."""
+        return Vector(self._machine), Vector(self._machine)
 
     @property
     def mixes(self) -> bool:

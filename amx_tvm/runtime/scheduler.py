@@ -186,7 +186,8 @@ class Scheduler:
             if not handle.result.token_ids:
                 start = start or time.perf_counter()
         given = self._given(parts, tokens) if self._model.long_after else tokens
-        logits = self._model.forward(self._cache, sequences, lengths, given, wanted)
+        look = self._look(sequences, lengths) if self.turns.between is not None else None
+        logits = self._model.forward(self._cache, sequences, lengths, given, wanted, look)
         first, asked = 0, list[tuple[Handle, np.ndarray]]()
         for (handle, count), wants in zip(parts, wanted, strict=True):
             handle.sequence.tokens += tokens[first : first + count]
@@ -202,6 +203,31 @@ class Scheduler:
         for handle, own in sorted(asked, key=lambda one: one[0].run.waits):
             if handle.sequence is not None:  # no callback of this step has cancelled it
                 self._take(handle, own)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether a chunk of prompts lets steps of others run between its kernels."""
+        cache = self._cache
+        return self._model.pauses and cache is not None and cache.pauses and not cache.adapters
+
+    def _look(self, sequences: list[int], lengths: list[int]) -> Callable[[], None] | None:
+        """Return what a chunk of prompts is to call between its kernels."""
+        between = self.turns.between
+        if between is None or len(sequences) == sum(lengths) or not self.pauses:
+            return None
+
+        def step() -> int:
+            parts = self.turns.decoding(self._active)
+            if not parts or self._lacking(parts):  # nobody gives way: the chunk's pages stay
+                return 0
+            with self._cache.paused(sequences, lengths):
+                try:
+                    self._forward(parts)
+                except Exception as error:
+                    self._recover(parts, error)
+            return len(parts)
+
+        return lambda: between(step)
 
     @staticmethod
     def _given(parts: list[tuple[Handle, int]], tokens: list[int]) -> list[int]:

@@ -29,6 +29,10 @@ class Turns:
     ----------
     limit : callable
         Given the parts of those that decode, returns ``prefill_rows``: it may be another's.
+    between : callable or None
+        Called between the kernels of a chunk of prompts that holds others up, with a function that
+        runs their step and returns how many they were; where the scheduler `pauses`. Nothing may
+        be cancelled within it.
     most : int
         Rows of a step.
     last : tuple of int
@@ -38,6 +42,7 @@ class Turns:
     def __init__(self, model: Model, prefill_rows: int | None):
         rows = model.chunk if prefill_rows is None else prefill_rows
         self.limit: Callable[[Parts], int] = lambda _: rows
+        self.between: Callable[[Callable[[], int]], None] | None = None
         self.last = (0, 0)
         self.most = model.chunk
         self._model = model
@@ -66,6 +71,11 @@ class Turns:
         filled = self._filled(filling, min(room, self.limit(decoding)) if decoding else room)
         self.last = (len(mixed), sum(count for _, count in filled))
         return mixed + filled
+
+    @staticmethod
+    def decoding(active: list[Handle]) -> Parts:
+        """Return the part of each request that lacks its last token only."""
+        return [(h, 1) for h in active if len(h.tokens) - len(h.sequence.tokens) == 1]
 
     @staticmethod
     def _filled(filling: list[Handle], room: int) -> Parts:

@@ -73,11 +73,7 @@ class VirtualMachine:
             )
         try:
             self._executable = _opened(_name_of(Path(library).resolve()), ffi)
-            self._machine = self._executable.module["vm_load_executable"]()
-            arguments = [_DLPACK_DEVICES[name], int(index or 0), POOLED_ALLOCATOR]
-            if not self.is_cpu:  # shape functions run on the host
-                arguments += [_DLPACK_DEVICES["cpu"], 0, POOLED_ALLOCATOR]
-            self._machine["vm_initialization"](*arguments)
+            self._machine = self._started()
         except (RuntimeError, OSError, AttributeError) as error:
             reason = (str(error).splitlines() or [""])[-1]
             raise ArtifactError(
@@ -87,6 +83,21 @@ class VirtualMachine:
         self._view = self.builtin("runtime.TVMTensorCreateView")
         self._from_bytes = self.builtin("runtime.TVMTensorCopyFromBytes")
         self._to_bytes = self.builtin("runtime.TVMTensorCopyToBytes")
+
+    def _started(self) -> Any:
+        """Return a machine of TVM for the executable."""
+        machine = self._executable.module["vm_load_executable"]()
+        arguments = [*self.dlpack_device, POOLED_ALLOCATOR]
+        if not self.is_cpu:  # shape functions run on the host
+            arguments += [_DLPACK_DEVICES["cpu"], 0, POOLED_ALLOCATOR]
+        machine["vm_initialization"](*arguments)
+        return machine
+
+    def instrumented(self, instrument: Callable[..., int]) -> Any:
+        """Return another machine of the executable that tells ``instrument`` of all its calls."""
+        machine = self._started()
+        machine["set_instrument"](self._ffi.convert(instrument))
+        return machine
 
     def function(self, name: str) -> Any:
         """Return a compiled function; ArtifactError if the library has none of that name."""

@@ -48,7 +48,7 @@ class Crank:
         self._scheduler: Scheduler = engine.scheduler(places, keep=engine.max_sequences - places)
         self._scheduler.driver = self
         self._scoring = Scoring(engine, self._scheduler)
-        self._pace = Pace(self._scheduler)
+        self._pace = Pace(self._scheduler, self._tell)
         self._handles: dict[int, Handle] = {}
         self._scores: set[int] = set()  # numbers of prompts that are to be scored
         self._pieces: dict[int, Piece] = {}
@@ -90,11 +90,15 @@ class Crank:
         """
         self._part = max(_PART, (self._scheduler.active + 1) // 2)
         more = self._pace.step()
+        self._tell()
+        return more
+
+    def _tell(self) -> None:
+        """Post what a step made, and begin with the masks of the next one."""
         if self._masked:
             self._ahead.begin(self._masked.values())
             self._masked.clear()
         self._flush()
-        return more
 
     def fail(self, error: Exception) -> None:
         """End everything: a step broke the scheduler itself."""

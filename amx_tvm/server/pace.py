@@ -1,9 +1,12 @@
-"""How much of a prompt runs for each step of those that decode: as much as keeps their pace.
+"""How much of a prompt runs between two tokens of those that decode: as much as keeps their pace.
 
-Between two of their tokens there is a step of their own and a chunk of prompts. The chunk is the
-largest that, by what the last ones took, keeps both within a few times the step alone: what a row
-costs depends on how long the prompt is already, and a chunk is much like the one before it. Sizes
-are rungs of a ladder: kernels compute rows in blocks, so that not every size has a time of its own.
+Where chunks of prompts can pause, they are large, since a row of a large chunk costs least, and
+between their kernels run the others' steps: as soon as the next kernel could end too late.
+
+Elsewhere a chunk runs for each step of theirs, the largest that, by what the last ones took, keeps
+both within a few times the step alone: what a row costs depends on how long the prompt is already,
+and a chunk is much like the one before it. Sizes are rungs of a ladder: kernels compute rows in
+blocks, so that not every size has a time of its own.
 
 Those that decode at their start make way: answers that were asked for together get their first
 tokens soonest, and all of them their last, where all prompts come first.
@@ -12,11 +15,14 @@ tokens soonest, and all of them their last, where all prompts come first.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from amx_tvm.runtime.scheduler import Scheduler
 from amx_tvm.runtime.turns import Parts
 
 _SLOWER = 3.2  # times of a quiet step that come between two tokens while there are prompts
+_APART = 2.4  # the same where chunks pause: what holds a step up has room beside it
+_PAUSING = 64  # rows of a chunk that pauses: more cost no less each, fewer up to a third more
 _FIXED = 4  # rows whose time a chunk takes beside that of its own
 # Rows of a chunk, at most a step's: kernels compute eight rows at once.
 _LADDER = (8, 16, 24, 32, 40, *(n << i for i in range(9) for n in (48, 64)))
@@ -26,11 +32,19 @@ _SLOW = 1.25  # times what is known that a measurement counts at most
 
 
 class Pace:
-    """Steps a scheduler and sizes its chunks by what steps were seen to take."""
+    """Steps a scheduler and sizes its chunks by what steps were seen to take.
 
-    def __init__(self, scheduler: Scheduler):
-        self._scheduler, self._turns = scheduler, scheduler.turns
-        self._turns.limit = self._limit
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Nobody else steps it.
+    told : callable
+        Called behind a step of those that decode within a chunk, as its caller does behind others.
+    """
+
+    def __init__(self, scheduler: Scheduler, told: Callable[[], None]):
+        self._scheduler, self._turns, self._told = scheduler, scheduler.turns, told
+        self._turns.limit, self._turns.between = self._limit, self._between
         self._ladder = [n for n in _LADDER if n <= self._turns.most] or [self._turns.most]
         self._quiet: dict[int, float] = {}  # seconds of a step behind its like, by its requests
         self._behind: dict[int, float] = {}  # and of one behind a chunk, which finds cold caches
@@ -38,6 +52,8 @@ class Pace:
         self._row: float | None = None  # seconds of a row of a chunk
         self._decoding = 0  # requests that a chunk holds up, while it is sized
         self._chunk = False  # whether the last step computed any of a prompt
+        self._looked = self._due = 0.0  # when a chunk was between kernels, and when to pause it
+        self._longest = 0.0  # seconds of its kernels
 
     def step(self) -> bool:
         """Run one step; return whether anything is left to do."""
@@ -47,20 +63,46 @@ class Pace:
         seconds = time.perf_counter() - start
         decoding, rows = self._turns.last
         if decoding and not rows:
-            times = self._behind if self._chunk else self._quiet
-            known = times.get(decoding, seconds)
-            times[decoding] = _nearer(known, seconds, _WEIGHT)
-        elif rows >= self._ladder[self._rung] and self._decoding:
+            self._note(self._behind if self._chunk else self._quiet, decoding, seconds)
+        elif self._decoding and not self._due and rows >= self._ladder[self._rung]:
             self._learn(rows, seconds, 0 if decoding else self._decoding)
         self._chunk = rows > 0
         return more
 
     def _limit(self, decoding: Parts) -> int:
         """Return how many rows of prompts may run for a step of these."""
+        self._due = 0.0
         if all(len(handle.result.token_ids) <= _START for handle, _ in decoding):
             return self._ladder[-1]
         self._decoding = len(decoding)
-        return self._ladder[self._rung]
+        if not self._scheduler.pauses:
+            return self._ladder[self._rung]
+        self._longest, self._looked = 0.0, time.perf_counter()
+        self._due = self._looked + self._apart()
+        return min(_PAUSING, self._turns.most)
+
+    def _apart(self) -> float:
+        """Return how many seconds of a chunk may run between two steps of those that decode."""
+        behind = self._behind.get(self._decoding, self._quiet.get(self._decoding, 0.0))
+        return max(_APART * self._quiet.get(self._decoding, behind) - behind, 0.0)
+
+    def _between(self, step: Callable[[], int]) -> None:
+        """Run a step of those that decode where the chunk's next kernel could end too late."""
+        now = time.perf_counter()
+        self._longest, self._looked = max(self._longest, now - self._looked), now
+        if not self._due or now + self._longest <= self._due:
+            return
+        decoding = step()
+        self._told()
+        self._looked = time.perf_counter()
+        if decoding:
+            self._decoding = decoding
+            self._note(self._behind, decoding, self._looked - now)
+        self._due = self._looked + self._apart()
+
+    @staticmethod
+    def _note(times: dict[int, float], decoding: int, seconds: float) -> None:
+        times[decoding] = _nearer(times.get(decoding, seconds), seconds, _WEIGHT)
 
     def _learn(self, rows: int, seconds: float, apart: int) -> None:
         """Choose the next chunk's rung by one of ``rows`` that took so long.

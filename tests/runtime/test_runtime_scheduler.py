@@ -100,6 +100,46 @@ def test_a_long_prompt_does_not_stop_those_that_decode(engine):
     assert second.result.token_ids == engine.generate(long, 3, ignore_eos=True).token_ids
 
 
+def test_steps_of_others_run_within_a_chunk(engine):
+    """Between all of its kernels; whose pages are whose shows where some of the others end."""
+    lengths, few = (40, 3, 7, 30), prompts(4, seed=8)
+    long, steps = [list(range(1 + i, 121 + i)) for i in range(2)], []
+    before = free_pages(engine)
+    with engine.scheduler() as scheduler:
+        handles = [
+            scheduler.add(engine.request(p, max_new_tokens=n, ignore_eos=True))
+            for p, n in zip(few, lengths, strict=True)
+        ]
+        while not all(handle.result.token_ids for handle in handles):
+            scheduler.step()
+        scheduler.turns.between = lambda step: steps.append(step())
+        late = [scheduler.add(engine.request(p, max_new_tokens=5)) for p in long]
+        while not late[1].result.token_ids:
+            scheduler.step()
+        turn(scheduler)
+    assert steps[0] == 4 and steps[-1] < 4 and len(steps) > 10
+    for handle, prompt in zip([*handles, *late], [*few, *long], strict=True):
+        expected = engine.generate(prompt, len(handle.result.token_ids), ignore_eos=True)
+        assert handle.result.token_ids == expected.token_ids
+    assert free_pages(engine) == before
+
+
+def test_a_chunk_keeps_its_pages_where_others_lack_some(artifact):
+    """Nobody gives way within it: its own request would be the first."""
+    engine = amx_tvm.runtime.load(artifact, kv_tokens=10 * PAGE)
+    steps = []
+    with engine.scheduler() as scheduler:
+        first = scheduler.add(engine.request([5, 6], max_new_tokens=40, ignore_eos=True))
+        while len(first.result.token_ids) < PAGE - 3:
+            scheduler.step()
+        scheduler.turns.between = lambda step: steps.append(step())
+        late = scheduler.add(engine.request(list(range(1, 9 * PAGE)), max_new_tokens=2))
+        turn(scheduler)
+    assert 0 in steps
+    assert first.result.token_ids == engine.generate([5, 6], 40, ignore_eos=True).token_ids
+    assert late.result.token_ids == engine.generate(list(range(1, 9 * PAGE)), 2).token_ids
+
+
 def test_a_common_beginning_is_computed_and_stored_once(engine):
     common = list(range(1, 97))  # six pages
     with engine.scheduler() as scheduler:

@@ -22,12 +22,21 @@ class Steps:
         self.decoding = [(handle, 1)] * 8
         self.seconds, self.filling = QUIET, False
         self.fixed = 0  # rows whose time a chunk takes beside its own
+        self.pauses, self.within = False, []  # when steps ran within a chunk
 
     def step(self):
         rows = self.turns.limit(self.decoding) if self.filling else 0
         self.turns.last = (0 if rows else 8, rows)
-        self.now += self.seconds * (rows + self.fixed) if rows else self.seconds
+        parts = 30 if self.pauses and rows else 1
+        for _ in range(parts):
+            self.turns.between(self.one) if parts > 1 else None
+            self.now += self.seconds * ((rows + self.fixed) if rows else 1) / parts
         return True
+
+    def one(self):
+        self.now += QUIET
+        self.within.append(self.now)
+        return 8
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def steps(monkeypatch):
 @pytest.mark.parametrize("held_up", [False, True])
 def test_a_chunk_keeps_the_pace(steps, held_up):
     """Also behind a step that the machine held up."""
-    paced = pace.Pace(steps)
+    paced = pace.Pace(steps, lambda: None)
     for _ in range(50):
         paced.step()
     if held_up:
@@ -58,9 +67,27 @@ def test_a_chunk_keeps_the_pace(steps, held_up):
     assert sizes[-1] * QUIET / 16 + QUIET < 3.3 * QUIET
 
 
+def test_large_chunks_pause_for_others(steps):
+    """The rows of a chunk that takes five quiet steps; each of its 30 kernels a sixth of one."""
+    told = []
+    paced = pace.Pace(steps, lambda: told.append(steps.now))
+    for _ in range(50):
+        paced.step()
+    steps.pauses = steps.filling = True
+    steps.seconds = 5 * QUIET / 64
+    begun = steps.now
+    paced.step()
+    assert steps.turns.last == (0, 64) and told == steps.within and len(told) == 3
+    gaps = [b - a for a, b in zip([begun, *told], told, strict=False)]
+    assert max(gaps) < 2.5 * QUIET and min(gaps) > 2 * QUIET
+    steps.filling, steps.pauses, steps.seconds = False, False, QUIET
+    paced.step()  # as ever without a prompt
+    assert steps.turns.last == (8, 0)
+
+
 def test_chunks_follow_what_a_row_takes(steps):
     """Rows cost more and more behind a prompt that grows: chunks shrink, the pace stays."""
-    paced = pace.Pace(steps)
+    paced = pace.Pace(steps, lambda: None)
     for _ in range(20):
         paced.step()
     seconds, sizes, steps.fixed = [], [], 4
