@@ -102,7 +102,7 @@ def test_a_long_prompt_does_not_stop_those_that_decode(engine):
 
 def test_steps_of_others_run_within_a_chunk(engine):
     """Between all of its kernels; whose pages are whose shows where some of the others end."""
-    lengths, few = (40, 3, 7, 30), prompts(4, seed=8)
+    lengths, few = (60, 9, 12, 30), prompts(4, seed=8)
     long, steps = [list(range(1 + i, 121 + i)) for i in range(2)], []
     before = free_pages(engine)
     with engine.scheduler() as scheduler:
