@@ -52,10 +52,10 @@ def device(artifact, monkeypatch):
         monkeypatch.setitem(model.__dict__, name, value)
     forward, calls = model.forward, []
 
-    def noted(cache, sequences, lengths, tokens, wanted):
+    def noted(cache, sequences, lengths, tokens, wanted, look):
         steps.log.append(("forward", sum(wanted)))
         calls.append(list(lengths))
-        return forward(cache, sequences, lengths, tokens, wanted)
+        return forward(cache, sequences, lengths, tokens, wanted, look)
 
     monkeypatch.setattr(model, "forward", noted)
     return engine, steps, calls, expected

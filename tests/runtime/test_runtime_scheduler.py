@@ -260,10 +260,10 @@ def test_a_fault_fails_the_request_that_caused_it(engine, monkeypatch):
     expected = [engine.generate(p, 8, ignore_eos=True).token_ids for p in asked]
     forward, bad = engine._model.forward, 299
 
-    def broken(cache, sequences, lengths, tokens, wanted):
+    def broken(cache, sequences, lengths, tokens, *wanted):
         if bad in tokens:
             raise ValueError("an illegal step")
-        return forward(cache, sequences, lengths, tokens, wanted)
+        return forward(cache, sequences, lengths, tokens, *wanted)
 
     def complain(tokens):
         raise KeyError("a callback")
