@@ -72,6 +72,10 @@ class Turns:
         self.last = (len(mixed), sum(count for _, count in filled))
         return mixed + filled
 
+    def go_on(self) -> None:
+        """Let prompts have the next step too."""
+        self._decoded = True
+
     @staticmethod
     def decoding(active: list[Handle]) -> Parts:
         """Return the part of each request that lacks its last token only."""

@@ -67,19 +67,25 @@ class Pace:
         elif self._decoding and not self._due and rows >= self._ladder[self._rung]:
             self._learn(rows, seconds, 0 if decoding else self._decoding)
         self._chunk = rows > 0
+        if self._chunk and self._has_time(time.perf_counter()):
+            self._turns.go_on()
         return more
 
     def _limit(self, decoding: Parts) -> int:
         """Return how many rows of prompts may run for a step of these."""
-        self._due = 0.0
+        going, self._due = self._due if self._chunk else 0.0, 0.0
         if all(len(handle.result.token_ids) <= _START for handle, _ in decoding):
             return self._ladder[-1]
         self._decoding = len(decoding)
         if not self._scheduler.pauses:
             return self._ladder[self._rung]
         self._longest, self._looked = 0.0, time.perf_counter()
-        self._due = self._looked + self._apart()
+        self._due = going or self._looked + self._apart()
         return min(_PAUSING, self._turns.most)
+
+    def _has_time(self, now: float) -> bool:
+        """Whether a kernel of a chunk that pauses may follow before those that decode are due."""
+        return bool(self._due) and now + self._longest <= self._due
 
     def _apart(self) -> float:
         """Return how many seconds of a chunk may run between two steps of those that decode."""
@@ -90,14 +96,16 @@ class Pace:
         """Run a step of those that decode where the chunk's next kernel could end too late."""
         now = time.perf_counter()
         self._longest, self._looked = max(self._longest, now - self._looked), now
-        if not self._due or now + self._longest <= self._due:
+        if not self._due or self._has_time(now):
             return
         decoding = step()
         self._told()
         self._looked = time.perf_counter()
-        if decoding:
-            self._decoding = decoding
-            self._note(self._behind, decoding, self._looked - now)
+        if not decoding:  # nobody is left, or has pages: a step of its own sees to that
+            self._due = 0.0
+            return
+        self._decoding = decoding
+        self._note(self._behind, decoding, self._looked - now)
         self._due = self._looked + self._apart()
 
     @staticmethod

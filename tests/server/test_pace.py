@@ -15,7 +15,8 @@ class Steps:
     """What `Pace` steps: a prompt's rows, or the next tokens of eight, in so many seconds."""
 
     def __init__(self):
-        self.turns = SimpleNamespace(most=512, last=(0, 0), limit=None)
+        self.turns = SimpleNamespace(most=512, last=(0, 0), limit=None, go_on=self.went_on)
+        self.again = 0
         self.now = 0.0
         token_ids = [0] * 20
         handle = SimpleNamespace(result=SimpleNamespace(token_ids=token_ids))
@@ -32,6 +33,9 @@ class Steps:
             self.turns.between(self.one) if parts > 1 else None
             self.now += self.seconds * ((rows + self.fixed) if rows else 1) / parts
         return True
+
+    def went_on(self):
+        self.again += 1
 
     def one(self):
         self.now += QUIET
@@ -78,7 +82,10 @@ def test_large_chunks_pause_for_others(steps):
     begun = steps.now
     paced.step()
     assert steps.turns.last == (0, 64) and told == steps.within and len(told) == 3
+    assert steps.again == 1  # the next chunk follows: there is time left
+    paced.step()
     gaps = [b - a for a, b in zip([begun, *told], told, strict=False)]
+    assert len(gaps) == 7
     assert max(gaps) < 2.5 * QUIET and min(gaps) > 2 * QUIET
     steps.filling, steps.pauses, steps.seconds = False, False, QUIET
     paced.step()  # as ever without a prompt
