@@ -22,6 +22,7 @@ from amx_tvm.runtime.turns import Parts
 
 _SLOWER = 3.2  # times of a quiet step that come between two tokens while there are prompts
 _APART = 2.4  # the same where chunks pause: what holds a step up has room beside it
+_LEAST = 0.6  # of a step's time that a chunk has at least between two of them
 _PAUSING = 64  # rows of a chunk that pauses: more cost no less each, fewer up to a third more
 _FIXED = 4  # rows whose time a chunk takes beside that of its own
 # Rows of a chunk, at most a step's: kernels compute eight rows at once.
@@ -88,9 +89,13 @@ class Pace:
         return bool(self._due) and now + self._longest <= self._due
 
     def _apart(self) -> float:
-        """Return how many seconds of a chunk may run between two steps of those that decode."""
+        """Return how many seconds of a chunk may run between two steps of those that decode.
+
+        A machine that has become slower since the last quiet step does not stop the prompts.
+        """
         behind = self._behind.get(self._decoding, self._quiet.get(self._decoding, 0.0))
-        return max(_APART * self._quiet.get(self._decoding, behind) - behind, 0.0)
+        wanted = _APART * self._quiet.get(self._decoding, behind) - behind
+        return max(wanted, _LEAST * behind)
 
     def _between(self, step: Callable[[], int]) -> None:
         """Run a step of those that decode where the chunk's next kernel could end too late."""

@@ -16,7 +16,7 @@ class Steps:
 
     def __init__(self):
         self.turns = SimpleNamespace(most=512, last=(0, 0), limit=None, go_on=self.went_on)
-        self.again = 0
+        self.again, self.slow = 0, 1
         self.now = 0.0
         token_ids = [0] * 20
         handle = SimpleNamespace(result=SimpleNamespace(token_ids=token_ids))
@@ -38,7 +38,7 @@ class Steps:
         self.again += 1
 
     def one(self):
-        self.now += QUIET
+        self.now += self.slow * QUIET
         self.within.append(self.now)
         return 8
 
@@ -87,6 +87,11 @@ def test_large_chunks_pause_for_others(steps):
     gaps = [b - a for a, b in zip([begun, *told], told, strict=False)]
     assert len(gaps) == 7
     assert max(gaps) < 2.5 * QUIET and min(gaps) > 2 * QUIET
+    steps.slow = 3  # the machine: what was quiet is no measure
+    for _ in range(20):
+        paced.step()
+    gaps = [b - a for a, b in zip(told[-4:], told[-3:], strict=False)]
+    assert min(gaps) > 1.4 * 3 * QUIET
     steps.filling, steps.pauses, steps.seconds = False, False, QUIET
     paced.step()  # as ever without a prompt
     assert steps.turns.last == (8, 0)
