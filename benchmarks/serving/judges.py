@@ -25,7 +25,7 @@ _CLAUSES = (
 )
 _OPTIONS = {"schemathesis": ("--context-length", "512")}  # most bodies say nothing of a length
 _EXAMPLES = 490  # of an operation: more than 5000 cases over all of them
-_LONGEST = 540  # seconds of a judge
+_LONGEST = 1800  # seconds of a judge
 
 
 def judges(args: argparse.Namespace, _: Prompts) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _schemathesis(args: argparse.Namespace, server: Served) -> dict[str, Any]:
     command = [_program(args, "schemathesis"), "run"]
     command += [f"http://127.0.0.1:{server.port}/openapi.json", "--checks", "not_a_server_error"]
     command += ["--phases", "examples,coverage,fuzzing", "--mode", "all", "--seed", "12"]
-    command += ["--request-timeout", "120"]
+    command += ["--request-timeout", "120", "--workers", "4"]
     return _run([*command, "-n", str(_EXAMPLES), "--no-color"])
 
 
