@@ -165,10 +165,10 @@ def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
     """Knobs of products of E4M3, for more than 32 rows of x.
 
     Up to 64 rows blocks have 64 rows of W and half of K where that makes no more than two of them a
-    multiprocessor. Up to 512 rows of x K is split over two blocks where half of the multiprocessors would idle;
-    otherwise blocks stay and walk over tiles. Blocks of 64 rows of W, up to 256 of x, where there
-    are no more of them than multiprocessors then. Values were measured on an H200
-    (benchmarks/results/2026-11-30-h200-fp8.md).
+    multiprocessor. Up to 512 rows of x K is split over two blocks where half of the multiprocessors
+    would idle; otherwise blocks stay and walk over tiles. Blocks of 64 rows of W, up to 256 of x,
+    where there are no more of them than multiprocessors then. Values were measured on an H200
+    (benchmarks/results/2026-11-30-h200-fp8.md, 2026-12-01-h200.md).
     """
     row_groups, depth = -(-spec.n // 64), spec.k // STAGE_BYTES
     if rows <= 64 and row_groups <= gpu.multiprocessors and depth >= 8:
