@@ -1,10 +1,11 @@
-"""TVM's passes from scheduled loops to what LLVM reads, without two that a kernel here needs not.
+"""TVM's passes from scheduled loops to what LLVM reads, without those that kernels here need not.
 
     tvm.compile(module, target, tir_pipeline=PIPELINE)
 
 Kernels of this project are written as loops: their conditions stand where they belong and their
 buffers have the sizes that they need. To look for conditions to hoist and for buffers to shrink
-takes TVM 0.27 a third of the time of a build on CPUs and finds none. Functions that TVM
+takes TVM 0.27 a third of the time of a build on CPUs and finds none. On CPUs it need not look for
+what GPUs' threads share either: libraries are the same without, byte for byte. Functions that TVM
 schedules, which begin with a root block, get all of its passes.
 """
 
@@ -19,6 +20,13 @@ from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 PIPELINE = "amx_tvm"
 SKIPPED = ["s_tir.HoistIfThenElse", "s_tir.CompactBufferAllocation"]
+OF_GPUS = [
+    "s_tir.InjectVirtualThread",
+    "s_tir.InjectPermutedLayout",
+    "s_tir.InjectSoftwarePipeline",
+    "s_tir.InferFragment",
+    "s_tir.ThreadSync",
+]
 
 
 def _pipeline() -> tuple:
@@ -27,16 +35,20 @@ def _pipeline() -> tuple:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLoops")
     def run(module: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:
-        written: dict[tvm.ir.GlobalVar, Any] = {}
-        scheduled: dict[tvm.ir.GlobalVar, Any] = {}
+        kinds: dict[str, dict[tvm.ir.GlobalVar, Any]] = {"scheduled": {}, "cpu": {}, "gpu": {}}
         for gvar, function in module.functions_items():
-            kind = scheduled if isinstance(function.body, s_tir.stmt.SBlockRealize) else written
-            kind[gvar] = function
-        lowered = stock(tvm.IRModule(scheduled, attrs=module.attrs))
-        with tvm.transform.PassContext(
-            opt_level=context.opt_level, disabled_pass=SKIPPED, config=context.config
-        ):
-            lowered.update(stock(tvm.IRModule(written, attrs=module.attrs)))
+            on_cpu = function.attrs["target"].kind.name == "llvm"
+            kind = "cpu" if on_cpu else "gpu"
+            if isinstance(function.body, s_tir.stmt.SBlockRealize):
+                kind = "scheduled"
+            kinds[kind][gvar] = function
+        lowered = stock(tvm.IRModule(kinds.pop("scheduled"), attrs=module.attrs))
+        for kind, functions in kinds.items():
+            skipped = SKIPPED + OF_GPUS if kind == "cpu" else SKIPPED
+            with tvm.transform.PassContext(
+                opt_level=context.opt_level, disabled_pass=skipped, config=context.config
+            ):
+                lowered.update(stock(tvm.IRModule(functions, attrs=module.attrs)))
         return lowered
 
     return run, *ends
