@@ -59,6 +59,9 @@ def remove_kept(names: Sequence[str]) -> list[Kept]:
         chosen += [one for one in found if one not in chosen]
     for one in chosen:
         shutil.rmtree(one.path)
+    for link in kept_folder().glob(".asked-*"):  # of amx_tvm.cli.asked
+        if not link.exists():
+            link.unlink(missing_ok=True)
     return chosen
 
 

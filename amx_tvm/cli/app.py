@@ -331,9 +331,11 @@ def doctor(
 
 def _show_versions(asked: bool) -> None:
     if asked:
+        from amx_tvm.artifact.manifest import SCHEMA
         from amx_tvm.version import versions
 
-        print(", ".join(f"{name} {found or 'missing'}" for name, found in versions().items()))
+        packages = [f"{name} {found or 'missing'}" for name, found in versions().items()]
+        print(", ".join([*packages, f"artifacts of schema {SCHEMA}"]))
         raise typer.Exit()
 
 
@@ -345,7 +347,7 @@ def common(
             "--version",
             callback=_show_versions,
             is_eager=True,
-            help="Show the versions of this package and of TVM.",
+            help="Show the versions of this package, of TVM and of artifacts.",
         ),
     ] = False,
     verbose: Annotated[

@@ -91,14 +91,20 @@ def _artifact(model: str, target: str, quantization: str, quiet: bool) -> Path:
 
     if is_artifact(model):
         return Path(model)
+    from amx_tvm.cli import early
+    from amx_tvm.cli.asked import Question
+
+    question = Question(model, target, quantization)
+    if (folder := question.answer()) is not None:
+        return folder
+    early.check(target, quantization)
     from rich.console import Console
 
-    from amx_tvm.cli import early
     from amx_tvm.cli.compile_command import StageProgress
-
-    early.check(target, quantization)
     from amx_tvm.compiler.kept import kept_artifact
 
     console = Console(stderr=True)
     with StageProgress(console, not quiet and console.is_terminal, quiet) as progress:
-        return kept_artifact(model, target, quantization, progress)
+        folder = kept_artifact(model, target, quantization, progress)
+    question.remember(folder)
+    return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from amx_tvm.artifact.kept import kept_artifacts, remove_kept
+from amx_tvm.cli import asked
 from amx_tvm.compiler import kept
 from amx_tvm.errors import ArtifactError
 
@@ -37,8 +38,12 @@ def here(cache, monkeypatch):
 
 
 def command(place, *arguments, given=""):
+    return python(place, "-m", "amx_tvm", *arguments, given=given)
+
+
+def python(place, *arguments, given=""):
     return subprocess.run(
-        [sys.executable, "-m", "amx_tvm", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env={**os.environ, "XDG_CACHE_HOME": str(place)},
         input=given,
         capture_output=True,
@@ -69,6 +74,25 @@ def test_weights_and_quantization_decide(here, monkeypatch):
     assert len(asked) == 2
 
 
+def test_the_same_question_again_imports_no_compiler(here, monkeypatch):
+    """Another quantization, fewer CPU features or cores are another question."""
+    place, model, path = here
+    question = asked.Question(str(model), "llvm", "none")
+    assert question.answer() is None
+    question.remember(path)
+    assert asked.Question(str(model), "llvm", "none").answer() == path
+    assert asked.Question(str(model), "llvm", "amxfp4").answer() is None
+    program = (
+        "import sys; from amx_tvm.cli.run_command import _artifact;"
+        f"print(_artifact({str(model)!r}, 'llvm', 'none', True), 'tvm' in sys.modules)"
+    )
+    assert python(place, "-c", program).stdout == f"{path} False\n"
+    for name, other in (("cpu_features", frozenset), ("limit", lambda: "x86-64-v2")):
+        monkeypatch.setattr(asked, name, other)
+        assert asked.Question(str(model), "llvm", "none").answer() is None
+        monkeypatch.undo()
+
+
 def test_the_commands(here):
     place, model, path = here
     (listed,) = json.loads(command(place, "list", "--json").stdout)
@@ -91,9 +115,13 @@ def test_rm(cache, tmp_path):
     for name in ("a-one", "a-two", "b"):
         (place / name).mkdir(parents=True)
         (place / name / "manifest.json").write_bytes((path / "manifest.json").read_bytes())
+        (place / f".asked-{name}").symlink_to(name)
     assert "several" in command(tmp_path, "rm", "a-").stderr
     assert command(tmp_path, "rm").returncode == 2
     assert str(place / "a-one") in command(tmp_path, "rm", "a-o").stdout
-    assert sorted(folder.name for folder in place.iterdir()) == ["a-two", "b"]
+    assert sorted(folder.name for folder in place.iterdir()) == [
+        *(".asked-a-two", ".asked-b"),
+        *("a-two", "b"),
+    ]
     assert command(tmp_path, "rm", "--all").returncode == 0 and not list(place.iterdir())
     assert "nothing is kept" in command(tmp_path, "list").stderr

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_vision
@@ -17,6 +21,7 @@ from amx_tvm.frontends import open_model
 from amx_tvm.models import families
 from amx_tvm.targets import resolve
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = [(100, 60), (33, 97), (7, 31), (64, 64), (301, 17), (129, 128)]
 PROMPTS = {
     "none": ("w5 w6 w7", []),
@@ -125,6 +130,17 @@ def test_the_same_image_is_seen_once_and_its_keys_are_shared(made):
     assert different.timings.image_s > 0
     with_text = made.engine.generate("w5<image>w6 w7", 4, images=[one])
     assert again.token_ids == with_text.token_ids
+
+
+def test_the_example_asks_about_a_file(made, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "picture.png"
+    tiny_vision.picture(33, 97).save(picture)
+    monkeypatch.setattr(sys, "argv", ["image_question", str(made.artifact), str(picture), "w5"])
+    runpy.run_path(str(EXAMPLES / "image_question.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    engine, prompt = made.engine, "User:<image>w5\nAssistant:"
+    expected = engine.generate(prompt, max_new_tokens=48, images=[picture]).text.strip()
+    assert said.startswith(f"{expected}\nseen in ") and said.endswith(" s\n")
 
 
 def test_a_gpu_is_refused_before_any_work(made):
