@@ -58,7 +58,8 @@ class StageProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # it would print an empty line
+            self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Show that ``done`` of ``total`` steps of a stage are finished."""

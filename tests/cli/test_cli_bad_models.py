@@ -69,3 +69,10 @@ def test_one_line_and_nothing_left(run, model, tmp_path, case):
     for word in words:
         assert word in err
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_empty_line_in_front(run, tmp_path):
+    """Of progress that a pipe does not show."""
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    code, _, err = run("compile", tmp_path / "x.gguf", "-o", tmp_path / "out")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

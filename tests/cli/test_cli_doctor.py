@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from amx_tvm.artifact.manifest import SCHEMA
 from amx_tvm.version import TVM, TVM_FFI, __version__
 
 ROOT = Path(__file__).parents[2]
@@ -69,4 +70,5 @@ def test_what_is_missing_comes_with_its_use_in_text():
 
 def test_versions():
     ended = run("--version")
-    assert ended.stdout == f"amx_tvm {__version__}, tvm {TVM}, tvm_ffi {TVM_FFI}\n"
+    packages = f"amx_tvm {__version__}, tvm {TVM}, tvm_ffi {TVM_FFI}"
+    assert ended.stdout == f"{packages}, artifacts of schema {SCHEMA}\n"
