@@ -58,8 +58,10 @@ class StageProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._progress.disable:  # it would print an empty line
-            self._progress.stop()
+        if self._tasks:
+            self._progress.stop()  # with an empty line, where nobody looks
+        else:
+            self._progress.live.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Show that ``done`` of ``total`` steps of a stage are finished."""
