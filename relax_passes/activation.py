@@ -23,7 +23,7 @@ from amx_tvm.errors import FormatError
 if TYPE_CHECKING:
     from amx_tvm.formats.base import Format
 
-E4M3_ROWS = 65  # rows of x from which on E4M3 is multiplied, where a linear is for it
+E4M3_ROWS = 33  # rows of x from which on E4M3 is multiplied, where a linear is for it
 GROUP = 32  # columns of x under one scale, and columns of W in one packed tile
 Buffers = tuple[tuple[str, tuple, str], ...]  # (name, shape after M, dtype) each
 

@@ -9,7 +9,7 @@
              rows blocks are made for as many multiprocessors as there are (`_whole_knobs`)
     513..    tile with blocks of 256 rows of x
 
-A linear whose activations are E4M3 multiplies that from 65 rows on (`e4m3_knobs`).
+A linear whose activations are E4M3 multiplies that from 33 rows on (`e4m3_knobs`).
 
 Choices depend on N, K and the GPU through one number: how many blocks there are for its
 multiprocessors. Values were measured on an H100 (docs/performance-gpu.md); other GPUs take the same
@@ -162,14 +162,22 @@ def _whole_knobs(spec: LinearSpec, gpu: Gpu, row_groups: int, depth: int) -> Til
 
 
 def e4m3_knobs(spec: LinearSpec, gpu: Gpu, rows: int) -> TileKnobs:
-    """Knobs of products of E4M3, for more than 64 rows of x.
+    """Knobs of products of E4M3, for more than 32 rows of x.
 
-    Up to 512 rows of x K is split over two blocks where half of the multiprocessors would idle;
-    otherwise blocks stay and walk over tiles. Blocks of 64 rows of W, up to 256 of x, where there
-    are no more of them than multiprocessors then. Values were measured on an H200
-    (benchmarks/results/2026-11-30-h200-fp8.md).
+    Up to 64 rows blocks have 64 rows of W and half of K where that makes no more than two of them a
+    multiprocessor. Where it makes no more than one, rings are so deep that two do not fit: launched
+    behind their rounding kernel, blocks would else share some multiprocessors and leave others
+    idle. Up to 512 rows of x K is split over two blocks where half of the multiprocessors would
+    idle; otherwise blocks stay and walk over tiles. Blocks of 64 rows of W, up to 256 of x, where
+    there are no more of them than multiprocessors then. Values were measured on an H200
+    (benchmarks/results/2026-11-30-h200-fp8.md, 2026-12-01-h200.md).
     """
     row_groups, depth = -(-spec.n // 64), spec.k // STAGE_BYTES
+    if rows <= 64 and row_groups <= gpu.multiprocessors and depth >= 8:
+        alone = row_groups * 2 <= gpu.multiprocessors
+        return TileKnobs(64, 1, 10 if alone else 4, 2, producer=True, e4m3=True)
+    if rows <= 64:
+        return TileKnobs(64, 2, 4, producer=True, e4m3=True)
     if rows <= WHOLE_ROWS and row_groups * 2 <= gpu.multiprocessors and depth >= 8:
         stages = 6 if rows < WHOLE_ROWS and depth >= 32 else 4
         return TileKnobs(rows, 1, stages, 2, producer=True, e4m3=True)

@@ -121,9 +121,9 @@ def round_rows(k: int, m: int | None, *, least: int = 1, dependent: bool = False
                     with T.sblock("rows"):
                         T.reads()
                         T.writes()
-                        if dependent:
-                            LAUNCH_DEPENDENTS()
+                        if dependent:  # products launched sooner would take others' place
                             WAIT_PREREQUISITES()
+                            LAUNCH_DEPENDENTS()
                         zero = tirx.const(0, "int32")
                         places = at(x, row, zero), at(codes, row, zero), at(scales, row)
                         ROUND_ROW[k, warps](*places, tid)
